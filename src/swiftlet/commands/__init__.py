@@ -1,0 +1,1 @@
+"""Assembly: one file a command, straight down, no algorithms."""

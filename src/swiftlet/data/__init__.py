@@ -1,0 +1,1 @@
+"""Rows to token batches: text and token ids on the CPU."""

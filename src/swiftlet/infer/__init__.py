@@ -1,0 +1,1 @@
+"""Generation, chat and inference over a dataset."""

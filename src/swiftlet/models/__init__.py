@@ -1,0 +1,1 @@
+"""A name to a model ready to train: transformers and peft calls, the family table."""

@@ -1,0 +1,1 @@
+"""One model on many devices: process groups, sharding, gradient reduction."""
