@@ -1,0 +1,131 @@
+"""The command table and the way in and out: the only place that prints an error and returns an exit code.
+
+A command's module is imported when it is asked for, so that help and mistakes cost no more than they must. Such a
+module has `ARGS` (its arguments), `EXAMPLE`, `check(parsed, environ)` (every mistake, without torch) and
+`run(parsed) -> int`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+from swiftlet import __version__
+from swiftlet.errors import SwiftletError, UsageError, raise_all, suggest
+
+INTERRUPTED = 130
+
+
+class Command(NamedTuple):
+    """A row of the command table."""
+
+    module: str
+    summary: str
+    is_distributed: bool = False
+
+
+COMMANDS: dict[str, Command] = {
+    "sft": Command("sft", "fine-tune a model: LoRA or full, one device or many", is_distributed=True),
+    "infer": Command("infer", "chat with a model or a checkpoint, or answer a dataset", is_distributed=True),
+    "export": Command("export", "merge an adapter into its model, with a proof"),
+    "plan": Command("plan", "memory and time of an sft command line, before it runs"),
+    "npu": Command("npu", "devices, their links, and which process sits where"),
+    "doctor": Command("doctor", "find what is wrong with this machine, or in a log"),
+    "completion": Command("completion", "print the completion script of bash, zsh or fish"),
+}
+COMMAND_ALIASES: dict[str, list[str]] = {"merge-lora": ["export", "--merge_lora", "true"]}
+HELP_WORDS = ("-h", "--help", "help")
+
+
+def overview() -> str:
+    """Return the text of `swift --help`."""
+    lines = ["swift: fine-tune and run large language models on NPUs, GPUs and CPUs", ""]
+    lines += ["usage: swift COMMAND [FILE.yaml] [--flag value ...]", "", "commands:"]
+    lines += [f"  {name:<11} {command.summary}" for name, command in COMMANDS.items()]
+    lines += ["", "swift COMMAND --help lists its flags.", ""]
+    lines += ["example:", "  swift sft --model_type tiny-math-chat --dataset demo-math-zh --output_dir output"]
+    return "\n".join(lines)
+
+
+def find_command(word: str) -> tuple[str, list[str]]:
+    """Return the command of a word and the arguments that its alias stands for.
+
+    Raises:
+        UsageError: there is no such command.
+    """
+    if word in COMMAND_ALIASES:
+        name, *rest = COMMAND_ALIASES[word]
+        return name, rest
+    if word not in COMMANDS:
+        raise UsageError(f"unknown command {word!r}", suggest(word, [*COMMANDS, *COMMAND_ALIASES]))
+    return word, []
+
+
+def run_command(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code.
+
+    Raises:
+        SwiftletError: a mistake, or several of them together.
+    """
+    if not argv:
+        raise UsageError("no command is given", "type swift --help, or swift sft --help")
+    if argv[0] in HELP_WORDS:
+        print(overview())
+        return 0
+    if argv[0] in ("-V", "--version", "version"):
+        print(f"swiftlet {__version__}")
+        return 0
+    name, extra = find_command(argv[0])
+    words = [*extra, *argv[1:]]
+    module = importlib.import_module(f"swiftlet.commands.{COMMANDS[name].module}")
+    if any(word in HELP_WORDS[:2] for word in words):
+        from swiftlet.config.help import command_help
+
+        print(command_help(name, module.ARGS, module.EXAMPLE))
+        return 0
+    return _checked_run(name, module, words)
+
+
+def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
+    from swiftlet.config.parse import parse
+
+    parsed = parse(module.ARGS, words)
+    raise_all(module.check(parsed, os.environ))
+    if COMMANDS[name].is_distributed:
+        from swiftlet import launch
+
+        shape = launch.read_shape(os.environ)
+        if shape.needs_launcher:
+            return launch.launch(name, words, parsed, shape)
+    return int(module.run(parsed))
+
+
+def show_error(error: SwiftletError) -> str:
+    """Return the text of a mistake as it is printed, without secrets."""
+    from swiftlet.log import redact
+
+    mistakes = getattr(error, "mistakes", (error,))
+    return redact("\n".join(f"error: {mistake}" for mistake in mistakes))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; every mistake becomes a message and an exit code."""
+    try:
+        return run_command(sys.argv[1:] if argv is None else argv)
+    except SwiftletError as error:
+        print(show_error(error), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

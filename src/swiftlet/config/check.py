@@ -1,0 +1,253 @@
+"""Rules over the arguments of one command: each finds at most one mistake, and all are asked.
+
+Only facts of the command line and of files it names are read here; no model, no data and no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from swiftlet.config.args import DEEPSPEED_NAMES
+from swiftlet.config.parse import Parsed
+from swiftlet.errors import SwiftletError, UsageError, describe
+
+Rule = Callable[[Any, frozenset[str]], "UsageError | None"]
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
+
+
+def check_sft(parsed: Parsed) -> list[SwiftletError]:
+    """Return every mistake of an sft command line, those of parsing first."""
+    return [*parsed.mistakes, *_found(SFT_RULES, parsed)]
+
+
+def check_infer(parsed: Parsed) -> list[SwiftletError]:
+    """Return every mistake of an infer command line."""
+    return [*parsed.mistakes, *_found(INFER_RULES, parsed)]
+
+
+def check_export(parsed: Parsed) -> list[SwiftletError]:
+    """Return every mistake of an export command line."""
+    return [*parsed.mistakes, *_found(EXPORT_RULES, parsed)]
+
+
+def _found(rules: tuple[Rule, ...], parsed: Parsed) -> Iterator[UsageError]:
+    for rule in rules:
+        mistake = rule(parsed.args, parsed.given)
+        if mistake is not None:
+            yield mistake
+
+
+def _model_named(args: Any, given: frozenset[str]) -> UsageError | None:
+    if args.model.model_type or args.model.model_id_or_path:
+        return None
+    return UsageError("no model is named", "add --model_type NAME, or --model_id_or_path HUB_ID_OR_FOLDER")
+
+
+def _model_folder(args: Any, given: frozenset[str]) -> UsageError | None:
+    return _model_folder_mistake(args.model.model_id_or_path)
+
+
+def _model_folder_mistake(path: str | None) -> UsageError | None:
+    if path is None:
+        return None
+    looks_local = path.startswith((".", "/", "~")) or os.path.isdir(path) or path.count("/") > 1
+    if not looks_local:
+        return None
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return UsageError(f"no such folder: {path}", "give a folder with config.json, or a hub id such as Qwen/Qwen2.5-7B")
+    if not (folder / "config.json").is_file():
+        found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
+        hint = "for an adapter use swift infer --ckpt_dir" if "adapter_config.json" in found else "give the model's folder"
+        return UsageError(f"{path} has no config.json; it holds {found}", hint)
+    return None
+
+
+def _dataset_named(args: Any, given: frozenset[str]) -> UsageError | None:
+    if args.data.dataset:
+        return None
+    return UsageError("no dataset is named", "add --dataset NAME, HUB_ID or FILE, such as --dataset blossom-math-zh")
+
+
+def _dataset_files(args: Any, given: frozenset[str]) -> UsageError | None:
+    for spec in (*args.data.dataset, *args.data.val_dataset):
+        if os.path.exists(spec):
+            continue
+        path = spec.partition("#")[0]
+        looks_local = path.startswith((".", "/", "~")) or path.lower().endswith(DATA_SUFFIXES)
+        if looks_local and not os.path.exists(os.path.expanduser(path)):
+            return UsageError(f"no such data file or folder: {path}", "check the path given to --dataset")
+    return None
+
+
+def _flags_without_effect(args: Any, given: frozenset[str]) -> UsageError | None:
+    lora_only = {name for name in given if name.startswith("lora_")} | (given & {"use_dora", "use_rslora", "init_lora_weights"})
+    full_only = given & {"freeze_parameters", "freeze_parameters_ratio"}
+    useless = lora_only if args.tuner.sft_type == "full" else full_only
+    if not useless:
+        return None
+    names = ", ".join(f"--{name}" for name in sorted(useless))
+    return UsageError(f"{names} has no effect with --sft_type {args.tuner.sft_type}", "remove it, or change --sft_type")
+
+
+def _pairs_that_exclude(args: Any, given: frozenset[str]) -> UsageError | None:
+    pairs = (
+        ("val_dataset", "dataset_test_ratio"),
+        ("warmup_ratio", "warmup_steps"),
+        ("deepspeed", "fsdp"),
+    )
+    for one, other in pairs:
+        if one in given and other in given:
+            return UsageError(f"--{one} and --{other} exclude each other", "keep one of them")
+    return None
+
+
+def _no_evaluation(args: Any, given: frozenset[str]) -> UsageError | None:
+    if args.output.evaluation_strategy != "no":
+        return None
+    for name in ("predict_with_generate", "early_stopping_patience", "eval_steps", "eval_batch_size"):
+        if name in given and not (name == "eval_steps" and args.output.save_steps is None):
+            return UsageError(f"--{name} has no effect with --evaluation_strategy no", "remove one of them")
+    return None
+
+
+def _sampling(args: Any, given: frozenset[str]) -> UsageError | None:
+    if args.generation.do_sample:
+        return None
+    useless = given & {"temperature", "top_k", "top_p"}
+    if not useless:
+        return None
+    names = ", ".join(f"--{name}" for name in sorted(useless))
+    return UsageError(f"{names} has no effect with --do_sample false", "remove it, or type --do_sample true")
+
+
+def _init_weights(args: Any, given: frozenset[str]) -> UsageError | None:
+    name = args.tuner.init_lora_weights
+    known = {"true", "false", "gaussian", "pissa", "olora", "orthogonal"}
+    if name in known or (name.startswith("pissa_niter_") and name[12:].isdigit()):
+        return None
+    return UsageError(f"--init_lora_weights {describe(name)} is not known", "choose one of " + ", ".join(sorted(known)))
+
+
+def _deepspeed_settings(args: Any, given: frozenset[str]) -> UsageError | None:
+    settings = args.parallel.deepspeed
+    if settings is None or settings in DEEPSPEED_NAMES:
+        return None
+    hint = "choose one of " + ", ".join(DEEPSPEED_NAMES) + ", or give a JSON file"
+    text = settings
+    if not settings.lstrip().startswith("{"):
+        if not Path(settings).is_file():
+            return UsageError(f"--deepspeed {describe(settings)} is neither a name nor a file", hint)
+        text = Path(settings).read_text(encoding="utf-8", errors="replace")
+    try:
+        content = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        return UsageError(f"--deepspeed is not JSON: {error}", hint)
+    return None if isinstance(content, dict) else UsageError("--deepspeed holds no JSON object", hint)
+
+
+def _writable(args: Any, given: frozenset[str]) -> UsageError | None:
+    return _writable_mistake("output_dir", args.output.output_dir)
+
+
+def _writable_mistake(flag: str, path: str) -> UsageError | None:
+    if "\0" in path:
+        return UsageError(f"--{flag} holds a NUL character", "give a plain path")
+    folder = Path(path).absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        return UsageError(f"--{flag} {path}: {folder} is a file", "give a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return UsageError(f"--{flag} {path}: no permission to write in {folder}", f"give another --{flag}, or change its owner")
+    return None
+
+
+def _resume(args: Any, given: frozenset[str]) -> UsageError | None:
+    path = args.output.resume_from_checkpoint
+    if path in (None, "auto") or Path(path).is_dir():
+        return None
+    return UsageError(f"no such checkpoint folder: {path}", "give checkpoint-N's folder, or --resume_from_checkpoint auto")
+
+
+def _max_length(args: Any, given: frozenset[str]) -> UsageError | None:
+    if args.data.max_length != 0:
+        return None
+    return UsageError("--max_length must be above 0, or -1 for the model's own limit, found 0", "type --max_length 2048")
+
+
+def _source_of_answers(args: Any, given: frozenset[str]) -> UsageError | None:
+    if args.answer.ckpt_dir or args.model.model_type or args.model.model_id_or_path:
+        return None
+    return UsageError("neither a checkpoint nor a model is named", "add --ckpt_dir FOLDER or --model_type NAME")
+
+
+def _checkpoint_folder(args: Any, given: frozenset[str]) -> UsageError | None:
+    return _checkpoint_mistake(args.answer.ckpt_dir)
+
+
+def _checkpoint_mistake(path: str | None) -> UsageError | None:
+    if path is None:
+        return None
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return UsageError(f"no such checkpoint folder: {path}", "the folder is printed at the end of swift sft")
+    if (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
+        return None
+    inside = sorted(entry.name for entry in folder.glob("**/checkpoint-*") if entry.is_dir())
+    hint = f"give one of the checkpoints inside: {', '.join(inside[:4])}" if inside else "give a checkpoint-N folder"
+    return UsageError(f"{path} has neither adapter_config.json nor config.json", hint)
+
+
+def _needs_checkpoint(args: Any, given: frozenset[str]) -> UsageError | None:
+    for name in ("load_dataset_config", "merge_lora"):
+        if getattr(args.answer, name) and not args.answer.ckpt_dir:
+            return UsageError(f"--{name} needs a checkpoint", "add --ckpt_dir FOLDER")
+    return None
+
+
+def _export_checkpoint(args: Any, given: frozenset[str]) -> UsageError | None:
+    if not args.checkpoint.ckpt_dir:
+        return UsageError("no checkpoint is named", "add --ckpt_dir FOLDER")
+    return _checkpoint_mistake(args.checkpoint.ckpt_dir)
+
+
+def _export_work(args: Any, given: frozenset[str]) -> UsageError | None:
+    if args.merge.merge_lora:
+        return None
+    return UsageError("nothing to export", "add --merge_lora true")
+
+
+def _export_folder(args: Any, given: frozenset[str]) -> UsageError | None:
+    return _writable_mistake("export_dir", args.merge.export_dir) if args.merge.export_dir else None
+
+
+SFT_RULES: tuple[Rule, ...] = (
+    _model_named,
+    _model_folder,
+    _dataset_named,
+    _dataset_files,
+    _max_length,
+    _flags_without_effect,
+    _pairs_that_exclude,
+    _no_evaluation,
+    _sampling,
+    _init_weights,
+    _deepspeed_settings,
+    _writable,
+    _resume,
+)
+INFER_RULES: tuple[Rule, ...] = (
+    _source_of_answers,
+    _checkpoint_folder,
+    _model_folder,
+    _dataset_files,
+    _max_length,
+    _needs_checkpoint,
+    _sampling,
+)
+EXPORT_RULES: tuple[Rule, ...] = (_export_checkpoint, _export_work, _export_folder)

@@ -1,0 +1,58 @@
+"""Arguments in a YAML or JSON file: plain keys and values, nothing that builds objects or grows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from swiftlet.errors import UsageError
+
+SUFFIXES = (".yaml", ".yml", ".json")
+LARGEST_BYTES = 1 << 20
+
+
+def is_config_file(word: str) -> bool:
+    """Return whether the first word of a command line names a file of arguments."""
+    return not word.startswith("-") and word.lower().endswith(SUFFIXES)
+
+
+def read_config(path: str) -> dict[str, Any]:
+    """Return the mapping in a YAML or JSON file.
+
+    Raises:
+        UsageError: the file is missing, too large, not UTF-8, not a mapping, or uses YAML tags or anchors.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"no such file: {path}", "give the path of a YAML or JSON file of arguments")
+    if file.stat().st_size > LARGEST_BYTES:
+        raise UsageError(f"{path} has {file.stat().st_size} bytes: not a file of arguments", "keep it below 1 MB")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8") from None
+    content = _json(path, text) if file.suffix.lower() == ".json" else _yaml(path, text)
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds no arguments", "write one argument a line, such as learning_rate: 1e-4")
+    return content
+
+
+def _json(path: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON: {error}", "mend the file, or use YAML") from None
+
+
+def _yaml(path: str, text: str) -> Any:
+    import yaml
+
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise UsageError(f"{path} uses YAML anchors", "write the values out")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path} is not plain YAML: {reason}", "write one argument a line: name: value") from None
