@@ -12,32 +12,12 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
 
 from swiftlet import __version__
+from swiftlet.config.commands import COMMAND_ALIASES, COMMANDS
 from swiftlet.errors import SwiftletError, UsageError, raise_all, suggest
 
 INTERRUPTED = 130
-
-
-class Command(NamedTuple):
-    """A row of the command table."""
-
-    module: str
-    summary: str
-    is_distributed: bool = False
-
-
-COMMANDS: dict[str, Command] = {
-    "sft": Command("sft", "fine-tune a model: LoRA or full, one device or many", is_distributed=True),
-    "infer": Command("infer", "chat with a model or a checkpoint, or answer a dataset", is_distributed=True),
-    "export": Command("export", "merge an adapter into its model, with a proof"),
-    "plan": Command("plan", "memory and time of an sft command line, before it runs"),
-    "npu": Command("npu", "devices, their links, and which process sits where"),
-    "doctor": Command("doctor", "find what is wrong with this machine, or in a log"),
-    "completion": Command("completion", "print the completion script of bash, zsh or fish"),
-}
-COMMAND_ALIASES: dict[str, list[str]] = {"merge-lora": ["export", "--merge_lora", "true"]}
 HELP_WORDS = ("-h", "--help", "help")
 
 

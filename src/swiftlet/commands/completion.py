@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
+from swiftlet.config.commands import COMMANDS
 from swiftlet.config.fields import arg, flags_of
 from swiftlet.config.parse import Parsed
 from swiftlet.errors import SwiftletError
@@ -69,7 +70,5 @@ complete -F _swift swift"""
 
 def run(parsed: Parsed) -> int:
     """Print the script."""
-    from swiftlet.cli import COMMANDS
-
     print(script(parsed.args.shell.shell, list(COMMANDS)))
     return 0

@@ -1,0 +1,37 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo demo-smollm2 test check format npu-test bench bench-peers clean
+
+$(STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.txt)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[llm,deepspeed,dev]'
+	touch $@
+
+demo: $(STAMP)
+	bash tools/demo.sh $(BIN)
+
+demo-smollm2: $(STAMP)
+	bash tools/demo_smollm2.sh $(BIN)
+
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov=swiftlet --cov-report=term --cov-fail-under=90
+
+check: $(STAMP)
+	$(BIN)/ruff format --check src tests tools benchmarks
+	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/mypy src/swiftlet/errors.py src/swiftlet/log.py src/swiftlet/config src/swiftlet/device \
+	  src/swiftlet/data src/swiftlet/train src/swiftlet/parallel src/swiftlet/cli.py src/swiftlet/launch.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/structure
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix src tests tools benchmarks
+	$(BIN)/ruff format src tests tools benchmarks
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -1,0 +1,158 @@
+"""argv to arguments: every form of a value, and every mistake with its hint."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
+from swiftlet.config.fields import flags_of, to_flat
+from swiftlet.config.parse import parse, parse_mapping
+
+
+def errors(*words):
+    return [str(mistake) for mistake in parse(SftArgs, words).mistakes]
+
+
+def test_values_of_every_type():
+    words = "--lora_rank 4 --learning_rate=2e-5 --use_dora --packing false --dataset a b,c#20 --system".split()
+    parsed = parse(SftArgs, [*words, ""])
+    assert parsed.mistakes == ()
+    assert parsed.args.tuner.lora_rank == 4
+    assert parsed.args.train.learning_rate == 2e-5
+    assert parsed.args.tuner.use_dora is True
+    assert parsed.args.data.packing is False
+    assert parsed.args.data.dataset == ("a", "b", "c#20")
+    assert parsed.args.model.system == ""
+    assert parsed.given == {"lora_rank", "learning_rate", "use_dora", "packing", "dataset", "system"}
+
+
+def test_a_comma_inside_the_name_of_a_file_does_not_split_it(tmp_path):
+    file = tmp_path / "a,b.jsonl"
+    file.touch()
+    assert parse(SftArgs, ["--dataset", str(file)]).args.data.dataset == (str(file),)
+
+
+def test_columns_repeat_and_take_json():
+    words = ["--columns", "question=query", "--columns", '{"answer": "response"}']
+    assert parse(SftArgs, words).args.data.columns == {"question": "query", "answer": "response"}
+
+
+def test_a_negative_number_is_a_value():
+    assert parse(SftArgs, ["--max_steps", "-1"]).args.train.max_steps == -1
+
+
+def test_switches_of_three_states():
+    def value(*words):
+        return parse(SftArgs, words).args.train.gradient_checkpointing
+
+    assert value("--gradient_checkpointing") == "true"
+    assert value("--gradient_checkpointing", "False") == "false"
+    assert value("--gradient_checkpointing", "auto") == "AUTO"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--learnin_rate 1", "unknown flag --learnin_rate\nhint: did you mean --learning_rate?"),
+        ("--zzzzzz 1", "unknown flag --zzzzzz\nhint: see --help"),
+        ("--bf16 true", "there is no flag --bf16 here\nhint: use --dtype bf16"),
+        ("--lora_rank", "--lora_rank has no value\nhint: type --lora_rank 8"),
+        ("--lora_rank x", "--lora_rank is a whole number, found 'x'\nhint: type --lora_rank 8"),
+        ("--lora_rank 1.5", "--lora_rank is a whole number, found '1.5'\nhint: type --lora_rank 8"),
+        ("--lora_rank 0", "--lora_rank must be at least 1, found 0\nhint: type --lora_rank 8"),
+        ("--lora_dropout_p 1", "--lora_dropout_p must be below 1, found 1\nhint: type --lora_dropout_p 0.05"),
+        ("--learning_rate 0", "--learning_rate must be above 0, found 0\nhint: type --learning_rate 0.1"),
+        ("--warmup_ratio 2", "--warmup_ratio must be at most 1, found 2\nhint: type --warmup_ratio 0.05"),
+        ("--learning_rate nan", "--learning_rate is a number, found 'nan'\nhint: type --learning_rate 0.1"),
+        ("--sft_type lor", "--sft_type 'lor' is not known\nhint: did you mean lora?"),
+        ("--use_dora maybe", "--use_dora is true or false, found 'maybe'\nhint: type --use_dora true"),
+        ("word", "unexpected word 'word'\nhint: flags start with two dashes: --name value"),
+        ("--columns a", "--columns takes theirs=ours, found 'a'\nhint: type --columns question=query"),
+        ("--config", "--config has no value\nhint: type --config FILE.yaml"),
+        ("--lora_rank 1 --lora_rank 2", "--lora_rank is given twice: 1 and 2\nhint: keep one of them"),
+        ("--batch_size none", "--batch_size is a whole number, found 'none'\nhint: type --batch_size 1"),
+    ],
+)
+def test_each_mistake_says_what_to_type(words, expected):
+    assert errors(*words.split()) == [expected]
+
+
+def test_columns_that_are_not_json():
+    (message,) = errors("--columns", "{nonsense")
+    assert message.startswith("--columns is not JSON: ")
+    assert message.endswith("hint: type --columns theirs=ours")
+
+
+def test_a_list_without_a_value():
+    assert parse_mapping(SftArgs, {"dataset": None}).args.data.dataset == ()
+    assert errors("--dataset=,") == []
+
+
+def test_all_mistakes_at_once():
+    assert len(errors("--learnin_rate", "1", "--lora_rank", "0", "--sft_type", "x")) == 3
+
+
+def test_a_file_gives_defaults_and_flags_win(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lr: 1e-3\ndataset: [a, b]\nmax_length: 128\ncolumns: {q: query}\n")
+    parsed = parse(SftArgs, [str(file), "--max_length", "64"])
+    assert parsed.mistakes == ()
+    assert parsed.args.train.learning_rate == 1e-3
+    assert parsed.args.data.dataset == ("a", "b")
+    assert parsed.args.data.max_length == 64
+    assert parsed.args.data.columns == {"q": "query"}
+
+
+def test_a_json_file_through_config(tmp_path):
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"deepspeed": {"zero_optimization": {"stage": 2}}, "lora_rank": 4}))
+    parsed = parse(SftArgs, ["--config", str(file)])
+    assert json.loads(parsed.args.parallel.deepspeed) == {"zero_optimization": {"stage": 2}}
+    assert parsed.args.tuner.lora_rank == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.yaml", b"lora_rnk: 4", "unknown flag --lora_rnk in "),
+        ("a.yaml", b"- a\n- b", "holds no arguments"),
+        ("a.yaml", b"a: !!python/object/apply:os.system ['touch canary']", "is not plain YAML"),
+        ("a.yaml", b"a: &x [1]\nb: *x", "uses YAML anchors"),
+        ("a.yaml", b"\xff\xfe", "is not UTF-8"),
+        ("a.json", b"{", "is not JSON"),
+        ("missing.yaml", None, "no such file"),
+        ("large.yaml", b" " * (1 << 21), "not a file of arguments"),
+    ],
+)
+def test_a_broken_file_is_a_mistake_and_runs_nothing(tmp_path, name, content, expected):
+    file = tmp_path / name
+    if content is not None:
+        file.write_bytes(content)
+    (message,) = errors(str(file))
+    assert expected in message
+    assert "hint: " in message
+    assert not (tmp_path / "canary").exists()
+
+
+@given(st.lists(st.text(max_size=12), max_size=8))
+def test_no_command_line_breaks_the_parser(words):
+    parsed = parse(SftArgs, words)
+    assert parsed.mistakes or parsed.given or not [word for word in words if word != "--config"]
+
+
+@pytest.mark.parametrize("command_args", [SftArgs, InferArgs, ExportArgs])
+def test_defaults_survive_the_way_through_a_flat_record(command_args):
+    first = parse(command_args, []).args
+    again = parse_mapping(command_args, to_flat(first))
+    assert again.mistakes == ()
+    assert again.args == first
+
+
+def test_every_flag_has_help_and_a_default_it_accepts():
+    for command_args in (SftArgs, InferArgs, ExportArgs):
+        for flag in flags_of(command_args).values():
+            assert flag.help[0].isupper() or flag.help[0].isdigit(), flag.name
+            if flag.choices and flag.default is not None:
+                assert flag.default in flag.choices, flag.name
