@@ -1,0 +1,179 @@
+"""Token ids in, text out: batched generation with left padding, and one answer at a time while it is written.
+
+Shapes: B prompts in a batch, T tokens of the longest prompt, N new tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from swiftlet.errors import DataError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an answer is chosen; temperature 0 is the same as do_sample false."""
+
+    max_new_tokens: int = 2048
+    do_sample: bool = True
+    temperature: float = 0.3
+    top_k: int = 20
+    top_p: float = 0.7
+    repetition_penalty: float = 1.0
+    stop_words: tuple[str, ...] = ()
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the likeliest token is always taken."""
+        return not self.do_sample or self.temperature == 0
+
+
+class _OnTokens:
+    """What `generate` calls with each new token; the first call holds the prompt and is skipped."""
+
+    def __init__(self, on_token: Callable[[int], None]) -> None:
+        self.on_token = on_token
+        self.is_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.is_prompt:
+            self.is_prompt = False
+            return
+        for token in value.flatten().tolist():
+            self.on_token(token)
+
+    def end(self) -> None:
+        self.is_prompt = True
+
+
+class Generator:
+    """A model with its tokenizer, its end tokens and the settings of generation.
+
+    Args:
+        model: a causal language model of transformers, with or without adapters.
+        stop_token_ids: ids that end an answer; they are cut from its text.
+        context_length: most tokens of prompt and answer together, None for no limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        tokenizer: Any,
+        stop_token_ids: Sequence[int],
+        settings: Settings,
+        context_length: int | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stop_token_ids = list(dict.fromkeys(stop_token_ids))
+        self.settings = settings
+        self.context_length = context_length
+
+    def _options(self, longest_prompt: int) -> dict[str, Any]:
+        settings = self.settings
+        room = settings.max_new_tokens
+        if self.context_length is not None:
+            room = min(room, self.context_length - longest_prompt)
+        if room < 1:
+            raise DataError(
+                f"a prompt of {longest_prompt} tokens leaves no room in a context of {self.context_length}",
+                "shorten it, type clear in a chat, or use a model with a longer context",
+            )
+        options: dict[str, Any] = {
+            "max_new_tokens": room,
+            "do_sample": not settings.is_greedy,
+            "repetition_penalty": settings.repetition_penalty,
+            "eos_token_id": self.stop_token_ids or None,
+            "pad_token_id": self._pad_id(),
+            "num_beams": 1,
+            "use_cache": True,
+        }
+        if not settings.is_greedy:
+            options |= {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
+        return options
+
+    def _pad_id(self) -> int:
+        if self.tokenizer.pad_token_id is not None:
+            return int(self.tokenizer.pad_token_id)
+        return self.stop_token_ids[0] if self.stop_token_ids else 0
+
+    @torch.inference_mode()
+    def _generate(self, prompts: Sequence[Sequence[int]], streamer: _OnTokens | None = None) -> list[list[int]]:
+        from transformers import GenerationConfig
+
+        longest = max(len(prompt) for prompt in prompts)
+        device = next(self.model.parameters()).device
+        padded = [[self._pad_id()] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        output_BT = self.model.generate(
+            input_ids=torch.tensor(padded, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            generation_config=GenerationConfig(**self._options(longest)),
+            streamer=streamer,
+            **self._stop_strings(),
+        )
+        return [self._until_stop(row) for row in output_BT[:, longest:].tolist()]
+
+    def _stop_strings(self) -> dict[str, Any]:
+        if not self.settings.stop_words:
+            return {}
+        return {"stop_strings": list(self.settings.stop_words), "tokenizer": self.tokenizer}
+
+    def _until_stop(self, ids_N: list[int]) -> list[int]:
+        stops = set(self.stop_token_ids)
+        for at, token in enumerate(ids_N):
+            if token in stops:
+                return ids_N[:at]
+        return ids_N
+
+    def text(self, ids_N: Sequence[int]) -> str:
+        """Return the text of an answer, cut at the first stop word."""
+        text = self.tokenizer.decode(list(ids_N), skip_special_tokens=True)
+        ends = [at for word in self.settings.stop_words if (at := text.find(word)) >= 0]
+        return text[: min(ends)] if ends else text
+
+    def answers(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        """Return one answer a prompt, in their order.
+
+        Raises:
+            DataError: a prompt leaves no room in the context.
+        """
+        return [self.text(ids) for ids in self._generate(prompts)]
+
+    def answer(self, prompt: Sequence[int], on_text: Callable[[str], None]) -> str:
+        """Return the answer to one prompt; `on_text` gets each piece as soon as its characters are whole."""
+        ids: list[int] = []
+        shown = ""
+
+        def on_token(token: int) -> None:
+            nonlocal shown
+            ids.append(token)
+            text = self.text(self._until_stop(ids))
+            if not text.endswith("\ufffd") and len(text) > len(shown):
+                on_text(text[len(shown) :])
+                shown = text
+
+        final = self.text(self._generate([prompt], _OnTokens(on_token))[0])
+        if len(final) > len(shown):
+            on_text(final[len(shown) :])
+        return final
+
+
+def batches_by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
+    """Yield the indices of batches, longest first, whose padded size stays below `most_tokens` (or holds one)."""
+    batch: list[int] = []
+    width = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch and width * (len(batch) + 1) > most_tokens:
+            yield batch
+            batch = []
+        if not batch:
+            width = lengths[index]
+        batch.append(index)
+    if batch:
+        yield batch

@@ -1,0 +1,102 @@
+"""Answers to the rows of a dataset: batched by length, spread over processes, written as they come.
+
+A row whose prompt leaves no room in the context is not dropped: its response is null and `error` says why.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swiftlet.errors import DataError
+from swiftlet.infer.generate import Generator, batches_by_length
+
+PROGRESS_BAR_ABOVE = 100
+
+
+class Row(NamedTuple):
+    """A question with its history and the answer that was expected."""
+
+    prompt_ids: list[int]
+    query: str
+    label: str
+    history: list[list[str]]
+    system: str | None
+
+
+def row_of(messages: Sequence[dict[str, Any]], encode_prompt: Callable[[list[dict[str, Any]]], list[int]]) -> Row:
+    """Return the last turn of a conversation as a question, and its answer as the label."""
+    label = ""
+    asked = list(messages)
+    if asked and asked[-1]["role"] == "assistant":
+        label = asked.pop()["content"] or ""
+    system = asked[0]["content"] if asked and asked[0]["role"] == "system" else None
+    turns = [message["content"] for message in asked if message["role"] in ("user", "assistant")]
+    history = [list(turns[at : at + 2]) for at in range(0, len(turns) - 1, 2)]
+    return Row(encode_prompt(asked), turns[-1] if turns else "", label, history, system)
+
+
+def answer_rows(
+    generator: Generator, rows: Sequence[Row], *, batch_tokens: int, rank: int = 0, world_size: int = 1
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (index of the row, its result) for the rows of this process, longest prompts first."""
+    mine = range(rank, len(rows), world_size)
+    room = generator.settings.max_new_tokens
+    sizes = [len(rows[index].prompt_ids) + min(room, 256) for index in mine]
+    for batch in batches_by_length(sizes, batch_tokens):
+        indices = [mine[at] for at in batch]
+        for index, answer, error in _answers(generator, rows, indices):
+            yield index, _result(rows[index], answer, error)
+
+
+def _answers(
+    generator: Generator, rows: Sequence[Row], indices: list[int]
+) -> Iterable[tuple[int, str | None, str | None]]:
+    try:
+        texts = generator.answers([rows[index].prompt_ids for index in indices])
+        return [(index, text, None) for index, text in zip(indices, texts, strict=True)]
+    except DataError as error:
+        if len(indices) == 1:
+            return [(indices[0], None, error.message)]
+    return [result for index in indices for result in _answers(generator, rows, [index])]
+
+
+def _result(row: Row, answer: str | None, error: str | None) -> dict[str, Any]:
+    result = {
+        "response": answer,
+        "query": row.query,
+        "label": row.label,
+        "history": row.history,
+        "system": row.system,
+    }
+    return result if error is None else {**result, "error": error}
+
+
+class ResultFile:
+    """A file of results, one object a line, in the order of the rows once it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results: dict[int, dict[str, Any]] = {}
+
+    def add(self, index: int, result: dict[str, Any]) -> None:
+        """Keep the result of a row and append it to the draft, so that nothing is lost when the run ends early."""
+        self.results[index] = result
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._draft().open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"row": index, **result}, ensure_ascii=False) + "\n")
+
+    def _draft(self) -> Path:
+        return self.path.with_suffix(".partial.jsonl")
+
+    def close(self) -> list[dict[str, Any]]:
+        """Write the results in the order of the rows, remove the draft, and return them."""
+        ordered = [self.results[index] for index in sorted(self.results)]
+        text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in ordered)
+        draft = self._draft()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.rename(self.path)
+        return ordered
