@@ -27,7 +27,10 @@ def overview() -> str:
     lines += ["usage: swift COMMAND [FILE.yaml] [--flag value ...]", "", "commands:"]
     lines += [f"  {name:<11} {command.summary}" for name, command in COMMANDS.items()]
     lines += ["", "swift COMMAND --help lists its flags.", ""]
-    lines += ["example:", "  swift sft --model_type tiny-math-chat --dataset demo-math-zh --output_dir output"]
+    lines += [
+        "example:",
+        "  swift sft --model_type tiny-math-chat --dataset demo-math-zh --output_dir output",
+    ]
     return "\n".join(lines)
 
 
@@ -80,7 +83,8 @@ def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
 
         shape = launch.read_shape(os.environ)
         if shape.needs_launcher:
-            return launch.launch(name, words, parsed, shape)
+            module.prepare(parsed)
+            return launch.launch(name, words, shape)
     return int(module.run(parsed))
 
 

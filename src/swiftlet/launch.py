@@ -12,7 +12,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from swiftlet.config.parse import Parsed
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 
 
@@ -37,7 +36,9 @@ class Shape(NamedTuple):
         return not self.is_worker and self.world_size > 1
 
 
-def _whole(environ: Mapping[str, str], name: str, default: int, least: int, mistakes: list[SwiftletError]) -> int:
+def _whole(
+    environ: Mapping[str, str], name: str, default: int, least: int, mistakes: list[SwiftletError]
+) -> int:
     text = environ.get(name, "").strip()
     if not text:
         return default
@@ -79,3 +80,40 @@ def _with_visible_devices(environ: Mapping[str, str], processes: int, mistakes: 
     found = visible.check_visible(environ)
     mistakes += found
     return processes or (1 if found else visible.processes_per_node(environ))
+
+
+def worker_command(name: str, words: Sequence[str], shape: Shape) -> list[str]:
+    """Return the torchrun command line of one node, as a list."""
+    meeting = ["--standalone"] if shape.num_nodes == 1 else _meeting(shape)
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *meeting,
+        f"--nproc_per_node={shape.processes_per_node}",
+        "--no-python",
+        sys.executable,
+        "-m",
+        "swiftlet.cli",
+        name,
+        *words,
+    ]
+
+
+def _meeting(shape: Shape) -> list[str]:
+    return [
+        f"--nnodes={shape.num_nodes}",
+        f"--node_rank={shape.node_rank}",
+        f"--master_addr={shape.master_addr}",
+        f"--master_port={shape.master_port}",
+    ]
+
+
+def launch(name: str, words: Sequence[str], shape: Shape) -> int:
+    """Run the command in `shape.processes_per_node` processes on this node and return the exit code of the group."""
+    environ = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", _threads(shape))}
+    return subprocess.run(worker_command(name, words, shape), env=environ, check=False).returncode
+
+
+def _threads(shape: Shape) -> str:
+    return str(max(1, len(os.sched_getaffinity(0)) // shape.processes_per_node))

@@ -18,7 +18,10 @@ def sft(words):
     [
         ("--sft_type full --lora_rank 4", "--lora_rank has no effect with --sft_type full"),
         ("--freeze_parameters_ratio 0.5", "--freeze_parameters_ratio has no effect with --sft_type lora"),
-        ("--val_dataset gsm8k --dataset_test_ratio 0.1", "--val_dataset and --dataset_test_ratio exclude each other"),
+        (
+            "--val_dataset gsm8k --dataset_test_ratio 0.1",
+            "--val_dataset and --dataset_test_ratio exclude each other",
+        ),
         ("--warmup_ratio 0.1 --warmup_steps 5", "--warmup_ratio and --warmup_steps exclude each other"),
         ("--deepspeed zero2 --fsdp full_shard", "--deepspeed and --fsdp exclude each other"),
         ("--evaluation_strategy no --predict_with_generate", "--predict_with_generate has no effect"),
@@ -88,7 +91,9 @@ def test_infer_needs_a_checkpoint_or_a_model(tmp_path):
     assert infer("--model_type tiny-math-chat --merge_lora")[0].startswith("--merge_lora needs a checkpoint")
     assert infer("--ckpt_dir nowhere")[0].startswith("no such checkpoint folder: nowhere")
     (tmp_path / "v0" / "checkpoint-50").mkdir(parents=True)
-    assert infer(f"--ckpt_dir {tmp_path}")[0].endswith("hint: give one of the checkpoints inside: checkpoint-50")
+    assert infer(f"--ckpt_dir {tmp_path}")[0].endswith(
+        "hint: give one of the checkpoints inside: checkpoint-50"
+    )
 
 
 def test_export_says_what_is_missing(tmp_path):

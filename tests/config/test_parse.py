@@ -16,7 +16,9 @@ def errors(*words):
 
 
 def test_values_of_every_type():
-    words = "--lora_rank 4 --learning_rate=2e-5 --use_dora --packing false --dataset a b,c#20 --system".split()
+    words = (
+        "--lora_rank 4 --learning_rate=2e-5 --use_dora --packing false --dataset a b,c#20 --system".split()
+    )
     parsed = parse(SftArgs, [*words, ""])
     assert parsed.mistakes == ()
     assert parsed.args.tuner.lora_rank == 4

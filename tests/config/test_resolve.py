@@ -8,7 +8,8 @@ from swiftlet.config.resolve import inherited, resolve_sft
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "world_size", "accumulation"), [(1, 1, 16), (1, 4, 4), (1, 8, 2), (8, 1, 2), (3, 4, 2), (1, 32, 1)]
+    ("batch_size", "world_size", "accumulation"),
+    [(1, 1, 16), (1, 4, 4), (1, 8, 2), (8, 1, 2), (3, 4, 2), (1, 32, 1)],
 )
 def test_sixteen_samples_make_a_step(batch_size, world_size, accumulation):
     args = parse(SftArgs, ["--batch_size", str(batch_size)]).args

@@ -59,10 +59,16 @@ def _model_folder_mistake(path: str | None) -> UsageError | None:
         return None
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return UsageError(f"no such folder: {path}", "give a folder with config.json, or a hub id such as Qwen/Qwen2.5-7B")
+        return UsageError(
+            f"no such folder: {path}", "give a folder with config.json, or a hub id such as Qwen/Qwen2.5-7B"
+        )
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
-        hint = "for an adapter use swift infer --ckpt_dir" if "adapter_config.json" in found else "give the model's folder"
+        hint = (
+            "for an adapter use swift infer --ckpt_dir"
+            if "adapter_config.json" in found
+            else "give the model's folder"
+        )
         return UsageError(f"{path} has no config.json; it holds {found}", hint)
     return None
 
@@ -70,7 +76,9 @@ def _model_folder_mistake(path: str | None) -> UsageError | None:
 def _dataset_named(args: Any, given: frozenset[str]) -> UsageError | None:
     if args.data.dataset:
         return None
-    return UsageError("no dataset is named", "add --dataset NAME, HUB_ID or FILE, such as --dataset blossom-math-zh")
+    return UsageError(
+        "no dataset is named", "add --dataset NAME, HUB_ID or FILE, such as --dataset blossom-math-zh"
+    )
 
 
 def _dataset_files(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -85,13 +93,17 @@ def _dataset_files(args: Any, given: frozenset[str]) -> UsageError | None:
 
 
 def _flags_without_effect(args: Any, given: frozenset[str]) -> UsageError | None:
-    lora_only = {name for name in given if name.startswith("lora_")} | (given & {"use_dora", "use_rslora", "init_lora_weights"})
+    lora_only = {name for name in given if name.startswith("lora_")} | (
+        given & {"use_dora", "use_rslora", "init_lora_weights"}
+    )
     full_only = given & {"freeze_parameters", "freeze_parameters_ratio"}
     useless = lora_only if args.tuner.sft_type == "full" else full_only
     if not useless:
         return None
     names = ", ".join(f"--{name}" for name in sorted(useless))
-    return UsageError(f"{names} has no effect with --sft_type {args.tuner.sft_type}", "remove it, or change --sft_type")
+    return UsageError(
+        f"{names} has no effect with --sft_type {args.tuner.sft_type}", "remove it, or change --sft_type"
+    )
 
 
 def _pairs_that_exclude(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -130,7 +142,9 @@ def _init_weights(args: Any, given: frozenset[str]) -> UsageError | None:
     known = {"true", "false", "gaussian", "pissa", "olora", "orthogonal"}
     if name in known or (name.startswith("pissa_niter_") and name[12:].isdigit()):
         return None
-    return UsageError(f"--init_lora_weights {describe(name)} is not known", "choose one of " + ", ".join(sorted(known)))
+    return UsageError(
+        f"--init_lora_weights {describe(name)} is not known", "choose one of " + ", ".join(sorted(known))
+    )
 
 
 def _deepspeed_settings(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -163,7 +177,10 @@ def _writable_mistake(flag: str, path: str) -> UsageError | None:
     if not folder.is_dir():
         return UsageError(f"--{flag} {path}: {folder} is a file", "give a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        return UsageError(f"--{flag} {path}: no permission to write in {folder}", f"give another --{flag}, or change its owner")
+        return UsageError(
+            f"--{flag} {path}: no permission to write in {folder}",
+            f"give another --{flag}, or change its owner",
+        )
     return None
 
 
@@ -171,19 +188,25 @@ def _resume(args: Any, given: frozenset[str]) -> UsageError | None:
     path = args.output.resume_from_checkpoint
     if path in (None, "auto") or Path(path).is_dir():
         return None
-    return UsageError(f"no such checkpoint folder: {path}", "give checkpoint-N's folder, or --resume_from_checkpoint auto")
+    return UsageError(
+        f"no such checkpoint folder: {path}", "give checkpoint-N's folder, or --resume_from_checkpoint auto"
+    )
 
 
 def _max_length(args: Any, given: frozenset[str]) -> UsageError | None:
     if args.data.max_length != 0:
         return None
-    return UsageError("--max_length must be above 0, or -1 for the model's own limit, found 0", "type --max_length 2048")
+    return UsageError(
+        "--max_length must be above 0, or -1 for the model's own limit, found 0", "type --max_length 2048"
+    )
 
 
 def _source_of_answers(args: Any, given: frozenset[str]) -> UsageError | None:
     if args.answer.ckpt_dir or args.model.model_type or args.model.model_id_or_path:
         return None
-    return UsageError("neither a checkpoint nor a model is named", "add --ckpt_dir FOLDER or --model_type NAME")
+    return UsageError(
+        "neither a checkpoint nor a model is named", "add --ckpt_dir FOLDER or --model_type NAME"
+    )
 
 
 def _checkpoint_folder(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -195,11 +218,17 @@ def _checkpoint_mistake(path: str | None) -> UsageError | None:
         return None
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        return UsageError(f"no such checkpoint folder: {path}", "the folder is printed at the end of swift sft")
+        return UsageError(
+            f"no such checkpoint folder: {path}", "the folder is printed at the end of swift sft"
+        )
     if (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
         return None
     inside = sorted(entry.name for entry in folder.glob("**/checkpoint-*") if entry.is_dir())
-    hint = f"give one of the checkpoints inside: {', '.join(inside[:4])}" if inside else "give a checkpoint-N folder"
+    hint = (
+        f"give one of the checkpoints inside: {', '.join(inside[:4])}"
+        if inside
+        else "give a checkpoint-N folder"
+    )
     return UsageError(f"{path} has neither adapter_config.json nor config.json", hint)
 
 

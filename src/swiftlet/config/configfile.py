@@ -27,14 +27,20 @@ def read_config(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise UsageError(f"no such file: {path}", "give the path of a YAML or JSON file of arguments")
     if file.stat().st_size > LARGEST_BYTES:
-        raise UsageError(f"{path} has {file.stat().st_size} bytes: not a file of arguments", "keep it below 1 MB")
+        raise UsageError(
+            f"{path} has {file.stat().st_size} bytes: not a file of arguments", "keep it below 1 MB"
+        )
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8") from None
+        raise UsageError(
+            f"{path} is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8"
+        ) from None
     content = _json(path, text) if file.suffix.lower() == ".json" else _yaml(path, text)
     if not isinstance(content, dict):
-        raise UsageError(f"{path} holds no arguments", "write one argument a line, such as learning_rate: 1e-4")
+        raise UsageError(
+            f"{path} holds no arguments", "write one argument a line, such as learning_rate: 1e-4"
+        )
     return content
 
 
@@ -55,4 +61,6 @@ def _yaml(path: str, text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise UsageError(f"{path} is not plain YAML: {reason}", "write one argument a line: name: value") from None
+        raise UsageError(
+            f"{path} is not plain YAML: {reason}", "write one argument a line: name: value"
+        ) from None

@@ -29,7 +29,8 @@ class Parsed(NamedTuple):
 def parse(command_args: type, argv: Sequence[str]) -> Parsed:
     """Return the arguments of `argv`; mistakes are returned, not raised."""
     flags = flags_of(command_args)
-    words, mistakes, values = list(argv), [], {}
+    words, values = list(argv), {}
+    mistakes: list[SwiftletError] = []
     for path in _config_paths(words, mistakes):
         try:
             values.update(_convert(read_config(path).items(), flags, mistakes, where=f" in {path}"))
@@ -130,7 +131,9 @@ def _value(flag: Flag, raw: Any) -> Any:
         return _several(flag, raw)
     if isinstance(raw, (list, tuple)):
         if len(raw) > 1:
-            raise UsageError(f"--{flag.name} takes one value, found {describe(list(raw))}", "keep one of them")
+            raise UsageError(
+                f"--{flag.name} takes one value, found {describe(list(raw))}", "keep one of them"
+            )
         if not raw:
             if flag.kind is bool or "true" in flag.choices:
                 return True if flag.kind is bool else "true"
@@ -147,7 +150,9 @@ def _scalar(flag: Flag, raw: Any) -> Any:
     if flag.kind is bool:
         word = str(raw).lower()
         if word not in YES | NO:
-            raise UsageError(f"--{flag.name} is true or false, found {describe(raw)}", f"type --{flag.name} true")
+            raise UsageError(
+                f"--{flag.name} is true or false, found {describe(raw)}", f"type --{flag.name} true"
+            )
         return word in YES
     if flag.kind is str:
         if isinstance(raw, (dict, list)) and flag.name == "deepspeed":
@@ -165,7 +170,9 @@ def _scalar(flag: Flag, raw: Any) -> Any:
         number = math.nan
     if isinstance(raw, bool) or not math.isfinite(number) or (flag.kind is int and number != int(number)):
         kind = "a whole number" if flag.kind is int else "a number"
-        raise UsageError(f"--{flag.name} is {kind}, found {describe(raw)}", f"type --{flag.name} {_example(flag)}")
+        raise UsageError(
+            f"--{flag.name} is {kind}, found {describe(raw)}", f"type --{flag.name} {_example(flag)}"
+        )
     return int(number) if flag.kind is int else number
 
 
@@ -208,11 +215,16 @@ def _mapping(flag: Flag, raw: Any) -> dict[str, str]:
             try:
                 pairs.update({str(key): str(value) for key, value in json.loads(word).items()})
             except json.JSONDecodeError as error:
-                raise UsageError(f"--{flag.name} is not JSON: {error}", f"type --{flag.name} theirs=ours") from None
+                raise UsageError(
+                    f"--{flag.name} is not JSON: {error}", f"type --{flag.name} theirs=ours"
+                ) from None
             continue
         key, equals, value = word.rpartition("=")
         if not (equals and key and value):
-            raise UsageError(f"--{flag.name} takes theirs=ours, found {describe(word)}", f"type --{flag.name} question=query")
+            raise UsageError(
+                f"--{flag.name} takes theirs=ours, found {describe(word)}",
+                f"type --{flag.name} question=query",
+            )
         pairs[key] = value
     return pairs
 

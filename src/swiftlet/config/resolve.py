@@ -27,4 +27,3 @@ def inherited(args: Any, world_size: int) -> dict[str, Any]:
 def resolve_sft(args: Any, world_size: int) -> Any:
     """Return the arguments of sft with every inherited number filled in."""
     return with_values(args, **inherited(args, world_size))
-

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from swiftlet.errors import DataError
 
-GREETING = "type a question; exit, clear, multi-line (end with #), single-line and reset-system steer the chat"
+GREETING = (
+    "type a question; exit, clear, multi-line (end with #), single-line and reset-system steer the chat"
+)
 END_OF_LINES = "#"
 
 

@@ -50,6 +50,23 @@ class _OnTokens:
         self.is_prompt = True
 
 
+class _SaysWord:
+    """Which rows of a batch have said a stop word. Decodes the last tokens that can hold one."""
+
+    def __init__(self, tokenizer: Any, words: Sequence[str], prompt_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.words = words
+        self.prompt_length = prompt_length
+        self.most_tokens = max(len(word.encode()) for word in words) + 1
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        said = []
+        for row in input_ids[:, self.prompt_length :][:, -self.most_tokens :].tolist():
+            text = self.tokenizer.decode(row, skip_special_tokens=True)
+            said.append(any(word in text for word in self.words))
+        return torch.tensor(said, device=input_ids.device)
+
+
 class Generator:
     """A model with its tokenizer, its end tokens and the settings of generation.
 
@@ -103,7 +120,9 @@ class Generator:
         return self.stop_token_ids[0] if self.stop_token_ids else 0
 
     @torch.inference_mode()
-    def _generate(self, prompts: Sequence[Sequence[int]], streamer: _OnTokens | None = None) -> list[list[int]]:
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], streamer: _OnTokens | None = None
+    ) -> list[list[int]]:
         from transformers import GenerationConfig
 
         longest = max(len(prompt) for prompt in prompts)
@@ -115,14 +134,15 @@ class Generator:
             attention_mask=torch.tensor(mask, device=device),
             generation_config=GenerationConfig(**self._options(longest)),
             streamer=streamer,
-            **self._stop_strings(),
+            stopping_criteria=self._stopping(longest),
         )
         return [self._until_stop(row) for row in output_BT[:, longest:].tolist()]
 
-    def _stop_strings(self) -> dict[str, Any]:
-        if not self.settings.stop_words:
-            return {}
-        return {"stop_strings": list(self.settings.stop_words), "tokenizer": self.tokenizer}
+    def _stopping(self, prompt_length: int) -> Any:
+        from transformers import StoppingCriteriaList
+
+        words = self.settings.stop_words
+        return StoppingCriteriaList([_SaysWord(self.tokenizer, words, prompt_length)] if words else [])
 
     def _until_stop(self, ids_N: list[int]) -> list[int]:
         stops = set(self.stop_token_ids)

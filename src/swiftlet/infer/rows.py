@@ -26,7 +26,9 @@ class Row(NamedTuple):
     system: str | None
 
 
-def row_of(messages: Sequence[dict[str, Any]], encode_prompt: Callable[[list[dict[str, Any]]], list[int]]) -> Row:
+def row_of(
+    messages: Sequence[dict[str, Any]], encode_prompt: Callable[[list[dict[str, Any]]], list[int]]
+) -> Row:
     """Return the last turn of a conversation as a question, and its answer as the label."""
     label = ""
     asked = list(messages)

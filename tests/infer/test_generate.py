@@ -1,0 +1,89 @@
+"""Generation: batches give what single prompts give, answers end where they should."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swiftlet.errors import DataError
+from swiftlet.infer.generate import Generator, Settings, batches_by_length
+
+PROMPTS = [[2, 5, 7, 8, 3], [2, 5, 9], [7], [2, 5, 9, 10, 11, 12, 3, 6]]
+
+
+def generator(model, tokenizer, stop=(), **settings):
+    return Generator(
+        model=model,
+        tokenizer=tokenizer,
+        stop_token_ids=stop,
+        settings=Settings(**{"max_new_tokens": 6, "do_sample": False, **settings}),
+        context_length=64,
+    )
+
+
+def greedy(model, prompt, num):
+    ids = list(prompt)
+    for _ in range(num):
+        ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_a_batch_with_padding_answers_as_each_prompt_alone(tiny_qwen2, tiny_tokenizer):
+    engine = generator(tiny_qwen2, tiny_tokenizer)
+    expected = [engine.text(greedy(tiny_qwen2, prompt, 6)) for prompt in PROMPTS]
+    assert engine.answers(PROMPTS) == expected
+
+
+def test_an_answer_ends_before_its_end_token(tiny_qwen2, tiny_tokenizer):
+    free = greedy(tiny_qwen2, PROMPTS[0], 6)
+    stop = free[2]
+    engine = generator(tiny_qwen2, tiny_tokenizer, stop=[stop])
+    assert engine.answers([PROMPTS[0]]) == [engine.text(free[: free.index(stop)])]
+
+
+def test_streamed_pieces_add_up_to_the_answer(tiny_qwen2, tiny_tokenizer):
+    engine = generator(tiny_qwen2, tiny_tokenizer)
+    pieces = []
+    answer = engine.answer(PROMPTS[0], pieces.append)
+    assert "".join(pieces) == answer == engine.answers([PROMPTS[0]])[0]
+    assert len(pieces) > 1
+
+
+def test_stop_words_cut_the_text(tiny_qwen2, tiny_tokenizer):
+    engine = generator(tiny_qwen2, tiny_tokenizer)
+    full = engine.answers([PROMPTS[0]])[0]
+    word = full.split()[-1] if full.split() else "x"
+    cut = generator(tiny_qwen2, tiny_tokenizer, stop_words=(word,)).answers([PROMPTS[0]])[0]
+    assert word not in cut
+    assert full.startswith(cut)
+
+
+def test_sampling_follows_the_seed(tiny_qwen2, tiny_tokenizer):
+    engine = generator(tiny_qwen2, tiny_tokenizer, do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
+
+    def run(seed):
+        torch.manual_seed(seed)
+        return engine.answers(PROMPTS)
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+def test_temperature_zero_is_greedy(tiny_qwen2, tiny_tokenizer):
+    cold = generator(tiny_qwen2, tiny_tokenizer, do_sample=True, temperature=0.0)
+    assert cold.answers(PROMPTS) == generator(tiny_qwen2, tiny_tokenizer).answers(PROMPTS)
+
+
+def test_the_context_bounds_the_answer_and_a_full_one_is_said(tiny_qwen2, tiny_tokenizer):
+    engine = generator(tiny_qwen2, tiny_tokenizer, max_new_tokens=1000)
+    assert engine._options(60)["max_new_tokens"] == 4
+    with pytest.raises(DataError, match="a prompt of 64 tokens leaves no room in a context of 64"):
+        engine.answers([[7] * 64])
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
+def test_batches_hold_every_row_once_within_their_size(lengths, most):
+    batches = list(batches_by_length(lengths, most))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= most

@@ -1,0 +1,67 @@
+"""Rows of a dataset: questions, histories, results in order, on one or more processes."""
+
+import json
+
+from swiftlet.infer.generate import Generator, Settings
+from swiftlet.infer.rows import ResultFile, answer_rows, row_of
+
+CONVERSATION = [
+    {"role": "system", "content": "s"},
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "world"},
+    {"role": "user", "content": "what is your name"},
+    {"role": "assistant", "content": "I am tiny"},
+]
+
+
+def rows(tokenizer):
+    def encode(messages):
+        return tokenizer(" ".join(message["content"] for message in messages))["input_ids"]
+
+    short = [{"role": "user", "content": "hello"}]
+    long = [{"role": "user", "content": "hello " * 70}]
+    return [row_of(messages, encode) for messages in (CONVERSATION, short, long)]
+
+
+def engine(model, tokenizer):
+    settings = Settings(max_new_tokens=4, do_sample=False)
+    return Generator(
+        model=model, tokenizer=tokenizer, stop_token_ids=[3], settings=settings, context_length=64
+    )
+
+
+def test_the_last_turn_is_the_question(tiny_tokenizer):
+    row = rows(tiny_tokenizer)[0]
+    assert (row.query, row.label, row.system) == ("what is your name", "I am tiny", "s")
+    assert row.history == [["hello", "world"]]
+    assert tiny_tokenizer.decode(row.prompt_ids).endswith("name")
+
+
+def test_a_prompt_without_room_is_reported_not_dropped(tiny_qwen2, tiny_tokenizer):
+    results = dict(answer_rows(engine(tiny_qwen2, tiny_tokenizer), rows(tiny_tokenizer), batch_tokens=1000))
+    assert sorted(results) == [0, 1, 2]
+    assert set(results[0]) == {"response", "query", "label", "history", "system"}
+    assert results[2]["response"] is None
+    assert "leaves no room" in results[2]["error"]
+
+
+def test_processes_share_the_rows(tiny_qwen2, tiny_tokenizer):
+    generator = engine(tiny_qwen2, tiny_tokenizer)
+    alone = dict(answer_rows(generator, rows(tiny_tokenizer), batch_tokens=64))
+    shared = {}
+    for rank in range(2):
+        part = dict(answer_rows(generator, rows(tiny_tokenizer), batch_tokens=64, rank=rank, world_size=2))
+        assert not shared.keys() & part.keys()
+        shared |= part
+    assert shared == alone
+
+
+def test_results_are_kept_as_they_come_and_ordered_at_the_end(tmp_path):
+    file = ResultFile(tmp_path / "infer_result" / "now.jsonl")
+    file.add(1, {"response": "乙"})
+    file.add(0, {"response": "甲"})
+    draft = tmp_path / "infer_result" / "now.partial.jsonl"
+    assert [json.loads(line)["row"] for line in draft.read_text("utf-8").splitlines()] == [1, 0]
+    assert file.close() == [{"response": "甲"}, {"response": "乙"}]
+    assert not draft.exists()
+    assert file.path.read_text("utf-8") == '{"response": "甲"}\n{"response": "乙"}\n'
