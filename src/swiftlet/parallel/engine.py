@@ -1,0 +1,136 @@
+"""What the loop needs of one model on any number of devices.
+
+The contract: after the last `backward` of a step the gradient is the *sum* over ranks of what each rank's losses
+gave; `update(max_grad_norm)` clips, steps, clears and returns the norm before clipping. Every rank calls every
+method at the same point. A model's forward pass belongs to the loop; an engine may have wrapped its modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from swiftlet.parallel.gradients import Gradients, build_gradients
+
+NUMBER = "number:"
+
+
+class Engine(Protocol):
+    """Backward, reduction, clipping and update of one model on all ranks."""
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Add the gradient of `loss`; after the micro-batch with `is_last` the gradient is the sum over ranks."""
+
+    def grad_norm(self) -> torch.Tensor:
+        """Return the norm of the summed gradient, a float32 scalar, the same on all ranks; no host sync."""
+
+    def update(self, max_grad_norm: float) -> torch.Tensor:
+        """Clip (0: no clipping), step, clear; return the norm before clipping."""
+
+    def drop(self) -> None:
+        """Clear the gradient without an update."""
+
+    def bad_gradient(self) -> str | None:
+        """Return the name of the first parameter whose gradient is not finite, None when all are."""
+
+    def set_learning_rate(self, factor: float) -> float:
+        """Set each group's rate to `factor` times its own peak; return the first group's rate."""
+
+    def optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield (name, full tensor) of the optimizer state; every rank iterates, only rank 0's tensors count.
+
+        Names are `{key}/{parameter name}`, so a state can be loaded by another engine on another number of ranks.
+        """
+
+    def load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the optimizer state from `optimizer_tensors` of any engine; tensors are read as they are needed."""
+
+
+@dataclass
+class SingleEngine:
+    """One device; build it with `build_single_engine`."""
+
+    optimizer: torch.optim.Optimizer
+    gradients: Gradients
+    names: Mapping[nn.Parameter, str]
+    _norm: torch.Tensor | None = field(default=None, repr=False)
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Add the gradient of `loss`; one without a graph adds nothing."""
+        self._norm = None
+        if loss.requires_grad:
+            loss.backward()
+
+    def grad_norm(self) -> torch.Tensor:
+        """Return the norm of the gradient."""
+        if self._norm is None:
+            self._norm = self.gradients.norm()
+        return self._norm
+
+    def update(self, max_grad_norm: float) -> torch.Tensor:
+        """Clip, step and clear; return the norm before clipping."""
+        norm = self.grad_norm()
+        if max_grad_norm > 0:
+            self.gradients.clip(norm, max_grad_norm)
+        self.optimizer.step()
+        self.drop()
+        return norm
+
+    def drop(self) -> None:
+        """Clear the gradient without an update."""
+        self._norm = None
+        self.gradients.clear()
+
+    def bad_gradient(self) -> str | None:
+        """Return the name of the first parameter whose gradient is not finite."""
+        return self.gradients.first_bad()
+
+    def set_learning_rate(self, factor: float) -> float:
+        """Set each group's rate to `factor` times its peak; return the first group's rate."""
+        return set_learning_rate(self.optimizer, factor)
+
+    def optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the optimizer state by parameter name, in the order of the groups; plain numbers as 0-d tensors."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                for key, value in sorted(self.optimizer.state.get(parameter, {}).items()):
+                    if isinstance(value, torch.Tensor):
+                        yield f"{key}/{self.names[parameter]}", value
+                    elif value is not None:
+                        yield f"{NUMBER}{key}/{self.names[parameter]}", torch.tensor(value)
+
+    def load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the optimizer state; a parameter that `tensors` does not name starts afresh."""
+        keys: dict[str, list[tuple[str, str]]] = {}
+        for name in tensors:
+            key, _, parameter_name = name.partition("/")
+            keys.setdefault(parameter_name, []).append((key, name))
+        current = self.optimizer.state_dict()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {
+            number: {key.removeprefix(NUMBER): _value(key, tensors[name]) for key, name in keys[self.names[p]]}
+            for number, p in enumerate(parameters)
+            if self.names[p] in keys
+        }
+        self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+
+
+def _value(key: str, tensor: torch.Tensor) -> torch.Tensor | float | int:
+    return tensor.item() if key.startswith(NUMBER) else tensor
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set each group's rate to `factor` times its "initial_lr"; return the first group's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+    return optimizer.param_groups[0]["lr"]
+
+
+def build_single_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> SingleEngine:
+    """Return an engine for one device; every trained parameter gets its gradient buffer."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return SingleEngine(optimizer, build_gradients(model.named_parameters()), names)

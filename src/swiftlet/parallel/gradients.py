@@ -1,0 +1,89 @@
+"""The gradients of all trained parameters as a few flat tensors, of which each `.grad` is a view.
+
+One tensor instead of hundreds: clearing, the norm, clipping and reduction are a few kernels however many
+parameters there are. Buckets hold parameters of one dtype and device, in the order in which backward reaches them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+BUCKET_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Some parameters and their gradients: `flat` is one tensor, `views` are its parts in the parameters' shapes."""
+
+    names: list[str]
+    parameters: list[nn.Parameter]
+    views: list[torch.Tensor]
+    flat: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """All buckets of a model."""
+
+    buckets: list[Bucket]
+
+    def clear(self) -> None:
+        """Set every gradient to zero, in place."""
+        for bucket in self.buckets:
+            bucket.flat.zero_()
+            for parameter, view in zip(bucket.parameters, bucket.views, strict=True):
+                parameter.grad = view
+
+    def norm(self) -> torch.Tensor:
+        """Return the 2-norm over all gradients as a float32 scalar on their device, without a host sync."""
+        norms = [torch.linalg.vector_norm(bucket.flat, dtype=torch.float32) for bucket in self.buckets]
+        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+    def clip(self, norm: torch.Tensor, max_norm: float) -> None:
+        """Scale all gradients by min(1, max_norm / (norm + 1e-6)). Source: torch.nn.utils.clip_grad_norm_."""
+        coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        for bucket in self.buckets:
+            bucket.flat.mul_(coefficient.to(bucket.flat))
+
+    def first_bad(self) -> str | None:
+        """Return the name of the first parameter, in model order, whose gradient is not finite."""
+        bad = [
+            name
+            for bucket in self.buckets
+            if not bool(torch.isfinite(bucket.flat).all())
+            for name, view in zip(bucket.names, bucket.views, strict=True)
+            if not bool(torch.isfinite(view).all())
+        ]
+        return bad[-1] if bad else None
+
+
+def build_gradients(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], bucket_bytes: int = BUCKET_BYTES
+) -> Gradients:
+    """Give every trained parameter a zero gradient that is a view of a bucket."""
+    trained = [(name, p) for name, p in named_parameters if p.requires_grad]
+    groups: dict[tuple[torch.dtype, torch.device], list[list[tuple[str, nn.Parameter]]]] = {}
+    sizes: dict[tuple[torch.dtype, torch.device], int] = {}
+    for name, parameter in reversed(trained):
+        kind = (parameter.dtype, parameter.device)
+        size = parameter.numel() * parameter.element_size()
+        if kind not in groups or sizes[kind] + size > bucket_bytes:
+            groups.setdefault(kind, []).append([])
+            sizes[kind] = 0
+        groups[kind][-1].append((name, parameter))
+        sizes[kind] += size
+    gradients = Gradients([_bucket(members) for parts in groups.values() for members in parts])
+    gradients.clear()
+    return gradients
+
+
+def _bucket(members: list[tuple[str, nn.Parameter]]) -> Bucket:
+    names, parameters = [name for name, _ in members], [parameter for _, parameter in members]
+    first = parameters[0]
+    flat = torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
+    parts = flat.split([p.numel() for p in parameters])
+    return Bucket(names, parameters, [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)], flat)

@@ -1,0 +1,104 @@
+"""The processes of a run: who I am, and the few small things that all of them must agree on.
+
+Alone (world size 1) nothing is communicated. Small objects travel as JSON in byte tensors, never as pickles.
+The caller names the back end and the device on which collectives live.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all; `device` is where the tensors of collectives live."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and speaks for all."""
+        return self.rank == 0
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether there is nobody to communicate with."""
+        return self.world_size == 1
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if not self.is_alone:
+            dist.all_reduce(torch.zeros(1, device=self.device))
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum of `values` over ranks, in place."""
+        if not self.is_alone:
+            dist.all_reduce(values)
+        return values
+
+    def agree(self, flag: bool) -> bool:
+        """Return whether any rank raises `flag`; the same answer on every rank."""
+        if self.is_alone:
+            return flag
+        found = torch.tensor([int(flag)], device=self.device, dtype=torch.int32)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        return bool(found.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the JSON value of each rank, in rank order, on every rank."""
+        if self.is_alone:
+            return [value]
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(self.device)
+        size = torch.tensor([len(content)], device=self.device)
+        sizes = [torch.zeros_like(size) for _ in range(self.world_size)]
+        dist.all_gather(sizes, size)
+        counts = [int(one.item()) for one in sizes]
+        padded = torch.zeros(max(counts), dtype=torch.uint8, device=self.device)
+        padded[: len(content)] = content
+        parts = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(parts, padded)
+        return [json.loads(bytes(part[:n].tolist())) for part, n in zip(parts, counts, strict=True)]
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's JSON value on every rank."""
+        return self.gather(value if self.is_main else None)[0]
+
+
+def world_from_environment() -> tuple[int, int, int]:
+    """Return (rank, local_rank, world_size) as the launcher set them; (0, 0, 1) without a launcher."""
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return rank, int(os.environ.get("LOCAL_RANK", str(rank))), world_size
+
+
+def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, always: bool = False) -> World:
+    """Join the other processes of the run and return the world.
+
+    Args:
+        backend: the library of collectives, as torch.distributed names it.
+        always: make a process group for one process too; sharding engines need one.
+    """
+    rank, local_rank, world_size = world_from_environment()
+    if world_size > 1 or always:
+        if world_size == 1:
+            store = dist.HashStore()
+            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=timeout_s))
+        else:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    return World(rank, local_rank, world_size, device)
+
+
+def close_world(world: World) -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        world.barrier()
+        dist.destroy_process_group()

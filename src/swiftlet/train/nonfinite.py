@@ -1,0 +1,83 @@
+"""A loss or gradient that is not finite: nothing is updated, and the message says where it came from.
+
+Losses name their micro-batch. For a gradient the step is run again, micro-batch by micro-batch and without
+reduction, with the same random numbers, until the rank, the rows and the parameter are known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from swiftlet.data.loader import LoadedStep
+from swiftlet.errors import NonFiniteError
+from swiftlet.parallel.engine import Engine
+from swiftlet.parallel.world import World
+from swiftlet.train.objective import Gradient, LanguageModel, forward, seed_step
+
+NameRows = Callable[[Sequence[int]], list[str]]
+HINT = "look at these rows; a lower --learning_rate or --dtype bf16 or fp32 helps when the rows are fine"
+MOST_ROWS = 8
+
+
+def is_finite(gradient: Gradient) -> bool:
+    """Return whether both the loss and the norm of the gradient are finite."""
+    return math.isfinite(gradient.loss_sum) and math.isfinite(gradient.grad_norm)
+
+
+def explain(
+    gradient: Gradient,
+    loaded: LoadedStep,
+    *,
+    model: LanguageModel,
+    engine: Engine,
+    world: World,
+    device: torch.device,
+    seed: int,
+    step: int,
+    name_rows: NameRows,
+) -> NonFiniteError:
+    """Return the error that names step, rank and rows; drops the gradient. Every rank calls it."""
+    parameter = engine.bad_gradient()
+    engine.drop()
+    found = [
+        {"rank": world.rank, "rows": name_rows(batch.sample_ids)[:MOST_ROWS], "loss": str(float(loss))}
+        for loss, batch in zip(gradient.micro_losses, loaded.micro_batches, strict=True)
+        if not math.isfinite(float(loss))
+    ]
+    found = [entry for entries in world.gather(found) for entry in entries]
+    if found:
+        where = "; ".join(_place(entry) + f": loss {entry['loss']}" for entry in found)
+        return NonFiniteError(f"the loss of step {step} is not finite; nothing was updated. {where}", HINT)
+    seed_step(seed, step, world.rank)
+    found = _replay(loaded, model=model, engine=engine, world=world, device=device, name_rows=name_rows)
+    where = "; ".join(_place(entry) + f": parameter {entry['parameter']}" for entry in found)
+    where = where or f"parameter {parameter}, rows {', '.join(name_rows(loaded.step.samples)[:MOST_ROWS])}"
+    return NonFiniteError(f"the gradient of step {step} is not finite; nothing was updated. {where}", HINT)
+
+
+def _replay(
+    loaded: LoadedStep,
+    *,
+    model: LanguageModel,
+    engine: Engine,
+    world: World,
+    device: torch.device,
+    name_rows: NameRows,
+) -> list[dict[str, Any]]:
+    found = []
+    for batch in loaded.micro_batches:
+        engine.backward(forward(model, batch.to(device)).loss_sum / loaded.step.num_label_tokens, is_last=False)
+        parameter = engine.bad_gradient()
+        if parameter:
+            rows = name_rows(batch.sample_ids)[:MOST_ROWS]
+            found.append({"rank": world.rank, "rows": rows, "parameter": parameter})
+        engine.drop()
+    return [entry for entries in world.gather(found) for entry in entries]
+
+
+def _place(entry: dict[str, Any]) -> str:
+    return f"rank {entry['rank']}, rows {', '.join(entry['rows']) or 'none'}"

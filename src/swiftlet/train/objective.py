@@ -1,0 +1,119 @@
+"""One optimizer step: forward and backward over its micro-batches, one host sync, a check, the update.
+
+The gradient is that of the sum of token losses over all micro-batches and ranks, divided once by the number of
+trained tokens of the whole step. A step's random numbers (dropout, noise) follow from (seed, step, rank), so
+evaluation and restarts do not change them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from swiftlet.data.batching import MicroBatch, Step
+from swiftlet.data.loader import LoadedStep
+from swiftlet.errors import DataError
+from swiftlet.faults import fault
+from swiftlet.parallel.engine import Engine
+from swiftlet.parallel.world import World
+
+
+class TokenLosses(Protocol):
+    """What a model returns: sums over the trained tokens of a micro-batch, as scalars on the device."""
+
+    loss_sum: torch.Tensor
+    num_correct: torch.Tensor
+    num_tokens: torch.Tensor | int
+
+
+class LanguageModel(Protocol):
+    """A model over padding-free micro-batches; a token's label is the token itself, the model shifts."""
+
+    def __call__(
+        self,
+        input_ids_T: torch.Tensor,
+        position_ids_T: torch.Tensor,
+        cu_seqlens: list[int],
+        labels_T: torch.Tensor,
+    ) -> TokenLosses: ...
+
+    def train(self, mode: bool = True) -> object: ...
+
+
+class Gradient(NamedTuple):
+    """What the micro-batches of a step gave, before the update; floats are sums over ranks.
+
+    `micro_losses` are this rank's, still on the device: they are looked at only when something is wrong.
+    """
+
+    loss_sum: float
+    num_correct: int
+    grad_norm: float
+    is_stop_requested: bool
+    micro_losses: list[torch.Tensor]
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed torch on all devices of this process from (seed, step, rank)."""
+    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
+
+
+def forward(model: LanguageModel, batch: MicroBatch) -> TokenLosses:
+    """Return the token losses of one micro-batch."""
+    return model(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.labels_T)
+
+
+def check_labels(step: Step) -> None:
+    """Check that there is something to learn in a step.
+
+    Raises:
+        DataError: every label of the step is masked.
+    """
+    if step.num_label_tokens == 0:
+        raise DataError(
+            f"no token of step {step.index + 1} of epoch {step.epoch + 1} is trained on: every label is masked",
+            "check --template_type and --max_length",
+        )
+
+
+def compute_gradient(
+    model: LanguageModel,
+    engine: Engine,
+    world: World,
+    loaded: LoadedStep,
+    *,
+    device: torch.device,
+    step: int,
+    is_stop_requested: bool,
+) -> Gradient:
+    """Run forward and backward over the micro-batches of a step; one host sync at the end.
+
+    Args:
+        step: the number of this step, from 1.
+        is_stop_requested: on this rank; the answer is for all ranks.
+
+    Raises:
+        DataError: every label of the step is masked.
+    """
+    check_labels(loaded.step)
+    losses, counts = [], []
+    last = len(loaded.micro_batches) - 1
+    for number, batch in enumerate(loaded.micro_batches):
+        result = forward(model, batch.to(device))
+        loss = result.loss_sum * fault("fwd", step=step)
+        engine.backward(loss * (fault("bwd", step=step) / loaded.step.num_label_tokens), is_last=number == last)
+        losses.append(loss.detach())
+        counts.append(torch.as_tensor(result.num_correct, device=loss.device))
+    sums = torch.stack([_sum(losses), _sum(counts), losses[0].new_tensor(float(is_stop_requested)).float()])
+    norm = engine.grad_norm().reshape(1)
+    loss_sum, num_correct, stops, grad_norm = torch.cat([world.sum(sums), norm.to(sums)]).tolist()
+    correct = round(num_correct) if math.isfinite(num_correct) else 0
+    return Gradient(loss_sum, correct, grad_norm, stops > 0, losses)
+
+
+def _sum(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([value.float() for value in values]).sum()

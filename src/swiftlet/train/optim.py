@@ -1,0 +1,143 @@
+"""Optimizers by name, and which parameters decay.
+
+A group is a plain dict of torch ("params", "lr", "weight_decay"); its "lr" is the peak, which the schedule scales.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+from swiftlet.errors import UsageError, pick
+
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+NORM_NAMES = re.compile(r"layernorm|layer_norm|rmsnorm|rms_norm|(^|[._])(ln|norm)\d*([._]|$)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """The numbers of an optimizer; each one takes what it knows."""
+
+    learning_rate: float
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+Groups = list[dict[str, Any]]
+Build = Callable[[Groups, OptimizerSettings], torch.optim.Optimizer]
+
+
+def can_fuse(groups: Groups) -> bool:
+    """Return whether torch has fused kernels for all these parameters."""
+    devices = _get_fused_kernels_supported_devices()
+    parameters = [p for group in groups for p in group["params"]]
+    return all(p.device.type in devices and p.is_floating_point() for p in parameters)
+
+
+def _adamw(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
+    fused = True if can_fuse(groups) else None
+    return torch.optim.AdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon, fused=fused)
+
+
+def _adamw_fused(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
+    if not can_fuse(groups):
+        kinds = sorted({p.device.type for group in groups for p in group["params"]})
+        raise UsageError(f"torch has no fused AdamW for {', '.join(kinds)}", "use --optim adamw_torch")
+    return torch.optim.AdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon, fused=True)
+
+
+def _adam(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
+    fused = True if can_fuse(groups) else None
+    return torch.optim.Adam(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon, fused=fused)
+
+
+def _adafactor(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
+    return torch.optim.Adafactor(groups, lr=s.learning_rate)
+
+
+def _sgd(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=s.learning_rate)
+
+
+def _rmsprop(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(groups, lr=s.learning_rate, eps=s.epsilon)
+
+
+def _adagrad(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
+    return torch.optim.Adagrad(groups, lr=s.learning_rate)
+
+
+OPTIMIZERS: dict[str, Build] = {
+    "adamw_torch": _adamw,
+    "adamw_hf": _adamw,
+    "adamw_torch_fused": _adamw_fused,
+    "adam": _adam,
+    "adafactor": _adafactor,
+    "sgd": _sgd,
+    "rmsprop": _rmsprop,
+    "adagrad": _adagrad,
+}
+ELSEWHERE = {
+    "adamw_torch_npu_fused": "it belongs to a device that this machine does not have; use --optim adamw_torch",
+    "adamw_8bit": "quantised states are not built in; use --optim adafactor to save memory",
+    "paged_adamw_8bit": "quantised states are not built in; use --optim adafactor to save memory",
+    "adamw_bnb_8bit": "quantised states are not built in; use --optim adafactor to save memory",
+    "adamw_apex_fused": "torch has the same kernels: use --optim adamw_torch_fused",
+}
+
+
+def no_decay_names(model: nn.Module) -> set[str]:
+    """Return the parameters that do not decay: biases, and weights of norms by type or by name.
+
+    Source: transformers.Trainer.get_decay_parameter_names.
+    """
+    names = set()
+    for module_name, module in model.named_modules():
+        is_norm = isinstance(module, NORMS) or NORM_NAMES.search(type(module).__name__ + "." + module_name)
+        for name, _ in module.named_parameters(prefix=module_name, recurse=False):
+            if is_norm or name.endswith("bias"):
+                names.add(name)
+    return names
+
+
+def build_groups(model: nn.Module, settings: OptimizerSettings) -> Groups:
+    """Return the trained parameters as a group that decays and one that does not; an empty group is left out."""
+    excluded = no_decay_names(model)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for name, p in trained if name not in excluded], "weight_decay": settings.weight_decay},
+        {"params": [p for name, p in trained if name in excluded], "weight_decay": 0.0},
+    ]
+    return [{**group, "lr": settings.learning_rate} for group in groups if group["params"]]
+
+
+def build_optimizer(
+    name: str,
+    groups: Iterable[dict[str, Any]],
+    settings: OptimizerSettings,
+    extra: Mapping[str, Build] | None = None,
+) -> torch.optim.Optimizer:
+    """Return the optimizer of this name over ready groups.
+
+    Args:
+        extra: the device's own optimizers, which win over the built-in ones.
+
+    Raises:
+        UsageError: no optimizer has this name, or it cannot run here.
+    """
+    table = {**OPTIMIZERS, **(extra or {})}
+    if name not in table and name in ELSEWHERE:
+        raise UsageError(f"--optim {name} is not available", ELSEWHERE[name])
+    build = pick(table, name, "--optim")
+    optimizer = build(list(groups), settings)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer

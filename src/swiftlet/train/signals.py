@@ -1,0 +1,54 @@
+"""Ctrl-C and SIGTERM ask for a stop at the next step boundary; a second one stops at once.
+
+A handler only sets a flag: no collective and no file is touched inside it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+from swiftlet.errors import SwiftletError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(SwiftletError):
+    """The run was asked to stop and did so; the exit code is 128 + the signal's number."""
+
+    def __init__(self, number: int, message: str, hint: str = "") -> None:
+        super().__init__(message, hint)
+        self.exit_code = 128 + number
+
+
+@dataclass
+class StopRequest:
+    """The signal that asked for a stop, 0 while there is none."""
+
+    number: int = 0
+
+    def __bool__(self) -> bool:
+        return self.number != 0
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the signal; the second one ends the process as if there were no handler."""
+        if self.number:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.number = number
+
+
+@contextmanager
+def listening() -> Iterator[StopRequest]:
+    """Turn signals into a `StopRequest` while the block runs, then put the former handlers back."""
+    request = StopRequest()
+    former = {number: signal.signal(number, request.handle) for number in SIGNALS}
+    try:
+        yield request
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
