@@ -1,0 +1,139 @@
+"""The program from outside: messages, exit codes, and that a mistake costs no import of torch."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import swiftlet
+from swiftlet import cli
+from swiftlet.errors import Mistakes, UsageError, describe, pick, raise_all, suggest
+
+
+def swift(*words, **environ):
+    env = {name: value for name, value in os.environ.items() if name not in ("NPROC_PER_NODE", "NNODES")}
+    command = [sys.executable, "-X", "importtime", "-m", "swiftlet.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**env, **environ})
+    lines = done.stderr.splitlines()
+    modules = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}
+    errors = "\n".join(line for line in lines if not line.startswith("import time:"))
+    return done.returncode, done.stdout, errors, modules
+
+
+def test_help_lists_the_commands_and_imports_nothing_heavy():
+    code, out, _, modules = swift("--help")
+    assert code == 0
+    assert all(f"  {name}" in out for name in ("sft", "infer", "export", "plan", "doctor"))
+    assert not {"torch", "yaml", "numpy", "dataclasses"} & modules
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["sftt"], "unknown command 'sftt'", "did you mean sft?"),
+        ([], "no command is given", "type swift --help, or swift sft --help"),
+        (
+            ["sft", "--learnin_rate", "1", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh"],
+            "unknown flag --learnin_rate",
+            "did you mean --learning_rate?",
+        ),
+        (["sft", "nowhere.yaml"], "no such file: nowhere.yaml", "give the path of a YAML or JSON file of arguments"),
+    ],
+)
+def test_a_mistake_is_a_message_a_hint_and_exit_code_2_without_torch(words, message, hint):
+    code, out, errors, modules = swift(*words)
+    assert code == 2
+    assert out == ""
+    assert f"error: {message}" in errors
+    assert f"hint: {hint}" in errors
+    assert "Traceback" not in errors
+    assert not {"torch", "transformers"} & modules
+
+
+def test_no_arguments_at_all_names_everything_that_is_missing():
+    code, _, errors, _ = swift("sft")
+    assert code == 2
+    assert errors.count("error: ") == 2
+
+
+@pytest.mark.parametrize("command", ["sft", "infer", "export", "completion"])
+def test_help_of_a_command_is_grouped(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"usage: swift {command}" in out
+    if command == "sft":
+        for group in ("Model:", "Tuner:", "Data:", "Training:", "Output:", "Devices:", "Generation:"):
+            assert f"\n{group}" in out
+        assert "--learning_rate" in out
+        assert "[0.05]" in out
+
+
+def test_version(capsys):
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"swiftlet {swiftlet.__version__}\n"
+
+
+def test_an_alias_of_a_command(capsys):
+    assert cli.main(["merge-lora"]) == 2
+    assert "no checkpoint is named" in capsys.readouterr().err
+
+
+def test_secrets_in_a_message_are_hidden(capsys, monkeypatch):
+    monkeypatch.setenv("MY_API_TOKEN", "abcdefgh12345678")
+    cli.main(["sft", "--model_type", "abcdefgh12345678", "--hub_token=hf_abcdefghijkl", "Bearer abc"])
+    shown = capsys.readouterr().err
+    assert "abcdefgh12345678" not in shown
+    assert "Bearer abc" not in shown
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_and_flags(shell, capsys):
+    assert cli.main(["completion", "--shell", shell]) == 0
+    script = capsys.readouterr().out
+    assert "sft" in script
+    assert "learning_rate" in script
+
+
+def test_the_bash_script_completes(tmp_path, capsys):
+    cli.main(["completion", "--shell", "bash"])
+    file = tmp_path / "swift.bash"
+    file.write_text(capsys.readouterr().out)
+    lines = f"source {file}; COMP_WORDS=(swift sft --learning); COMP_CWORD=2; _swift; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=True)
+    assert done.stdout == "--learning_rate\n"
+
+
+def test_ctrl_c_exits_130(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_command", interrupted)
+    assert cli.main(["sft"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_pick_says_what_is_possible():
+    table = {"linear": 1, "cosine": 2}
+    assert pick(table, "linear", "schedule") == 1
+    with pytest.raises(UsageError, match="unknown schedule 'liner'\nhint: did you mean linear"):
+        pick(table, "liner", "schedule")
+    assert suggest("zzz", table) == "choose one of cosine, linear"
+
+
+def test_one_mistake_or_all_of_them():
+    raise_all([])
+    with pytest.raises(UsageError, match="^one$"):
+        raise_all([UsageError("one")])
+    with pytest.raises(Mistakes) as caught:
+        raise_all([UsageError("one", "a"), UsageError("two", "b")])
+    assert str(caught.value) == "one\nhint: a\ntwo\nhint: b"
+    assert len(describe("x" * 200)) == 80
+
+
+def test_the_package_imports_without_torch():
+    code = "import sys, swiftlet; assert 'torch' not in sys.modules; print(swiftlet.sft.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "sft\n"
+    assert Path(swiftlet.__file__).name == "__init__.py"
