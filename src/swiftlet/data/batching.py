@@ -35,12 +35,13 @@ class Samples(Protocol):
 class Step(NamedTuple):
     """One optimizer step as one rank sees it.
 
-    `samples`, `num_tokens` and `num_label_tokens` are of all ranks; `micro_batches` are this rank's samples, as many
-    micro-batches as every other rank has (an empty one contributes 0).
+    `epoch` and `step_in_epoch` count from 0. `samples`, `num_tokens` and `num_label_tokens` are of all ranks;
+    `micro_batches` are this rank's samples, as many micro-batches as every other rank has (an empty one
+    contributes 0).
     """
 
     epoch: int
-    index: int
+    step_in_epoch: int
     samples: list[int]
     num_tokens: int
     num_label_tokens: int
@@ -62,8 +63,8 @@ class MicroBatch(NamedTuple):
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return the micro-batch with its tensors on `device`."""
-        tensors = (tensor.to(device, non_blocking=True) for tensor in self[:3])
-        return MicroBatch(*tensors, self.cu_seqlens, self.sample_ids)
+        ids, labels, positions = (t.to(device, non_blocking=True) for t in self[:3])
+        return MicroBatch(ids, labels, positions, self.cu_seqlens, self.sample_ids)
 
 
 def num_steps_per_epoch(num_samples: int, *, batch_size: int, accumulation: int, world_size: int) -> int:
@@ -150,30 +151,31 @@ class Batches:
     rank: int = 0
     world_size: int = 1
 
-    def step(self, epoch: int, index: int, order: np.ndarray | None = None) -> Step:
-        """Return step `index` of an epoch; both count from 0."""
+    def step(self, epoch: int, step_in_epoch: int, order: np.ndarray | None = None) -> Step:
+        """Return one step of an epoch; both count from 0."""
         order = epoch_order(len(self.store), self.seed, epoch) if order is None else order
-        is_last = index == self.steps_per_epoch - 1
-        rows = order[index * self.step_size : None if is_last else (index + 1) * self.step_size]
+        is_last = step_in_epoch == self.steps_per_epoch - 1
+        start = step_in_epoch * self.step_size
+        rows = order[start : None if is_last else start + self.step_size]
         samples = [int(row) for row in rows]
         lengths, num_labels = self.store.lengths, self.store.num_labels
         cuts = [cut(part, lengths, self.token_budget) for part in share(samples, lengths, self.world_size)]
         return Step(
             epoch=epoch,
-            index=index,
+            step_in_epoch=step_in_epoch,
             samples=samples,
             num_tokens=int(lengths[rows].sum()),
             num_label_tokens=int(num_labels[rows].sum()),
             micro_batches=pad_cuts(cuts)[self.rank],
         )
 
-    def steps(self, epoch: int = 0, index: int = 0) -> Iterator[Step]:
-        """Yield steps without end, from step `index` of `epoch`."""
+    def steps(self, epoch: int = 0, step_in_epoch: int = 0) -> Iterator[Step]:
+        """Yield steps without end, from step `step_in_epoch` of `epoch` on."""
         while True:
             order = epoch_order(len(self.store), self.seed, epoch)
-            for number in range(index, self.steps_per_epoch):
+            for number in range(step_in_epoch, self.steps_per_epoch):
                 yield self.step(epoch, number, order)
-            epoch, index = epoch + 1, 0
+            epoch, step_in_epoch = epoch + 1, 0
 
 
 def collate(store: Samples, sample_ids: Sequence[int]) -> MicroBatch:

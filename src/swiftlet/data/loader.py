@@ -9,10 +9,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
-from swiftlet.data.batching import Batches, MicroBatch, Samples, Step, collate
+from swiftlet.data.batching import Batches, MicroBatch, Step, collate
 from swiftlet.errors import SwiftletError
 from swiftlet.faults import fault
 
@@ -32,24 +32,25 @@ class _Task(NamedTuple):
     answer: queue.SimpleQueue[LoadedStep | BaseException]
 
 
-def load(store: Samples, step: Step, steps_per_epoch: int = 0) -> LoadedStep:
+def load(batches: Batches, step: Step) -> LoadedStep:
     """Return the tensors of one step."""
-    fault("data.next", step=step.epoch * steps_per_epoch + step.index + 1)
-    return LoadedStep(step, [collate(store, samples) for samples in step.micro_batches])
+    fault("data.next", step=step.epoch * batches.steps_per_epoch + step.step_in_epoch + 1)
+    return LoadedStep(step, [collate(batches.store, samples) for samples in step.micro_batches])
 
 
 def load_steps(
-    batches: Batches, *, epoch: int = 0, index: int = 0, num_workers: int = 1, timeout_s: float = TIMEOUT_S
-) -> Iterator[LoadedStep]:
-    """Yield loaded steps without end, from step `index` of `epoch`, in the same order for any `num_workers`.
+    batches: Batches, *, epoch: int = 0, step_in_epoch: int = 0, num_workers: int = 1, timeout_s: float = TIMEOUT_S
+) -> Generator[LoadedStep, None, None]:
+    """Yield loaded steps without end, from `step_in_epoch` of `epoch` on, in the same order for any
+    `num_workers`.
 
     Raises:
         SwiftletError: a thread delivered nothing for `timeout_s`.
     """
-    steps = batches.steps(epoch, index)
+    steps = batches.steps(epoch, step_in_epoch)
     if num_workers == 0:
         for step in steps:
-            yield load(batches.store, step, batches.steps_per_epoch)
+            yield load(batches, step)
     tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
     for number in range(num_workers):
         threading.Thread(target=_work, args=(batches, tasks), name=f"loader-{number}", daemon=True).start()
@@ -68,7 +69,7 @@ def load_steps(
 def _work(batches: Batches, tasks: queue.SimpleQueue[_Task | None]) -> None:
     while (task := tasks.get()) is not None:
         try:
-            task.answer.put(load(batches.store, task.step, batches.steps_per_epoch))
+            task.answer.put(load(batches, task.step))
         except BaseException as error:
             task.answer.put(error)
 
@@ -78,7 +79,7 @@ def _receive(task: _Task, timeout_s: float) -> LoadedStep:
         answer = task.answer.get(timeout=timeout_s)
     except queue.Empty:
         raise SwiftletError(
-            f"the loader delivered nothing for {timeout_s:.0f} s: step {task.step.index} of epoch {task.step.epoch}",
+            f"the loader delivered nothing for {timeout_s:.0f} s: step {task.step.step_in_epoch} of epoch {task.step.epoch}",
             "is the disk of the token cache reachable? --dataloader_num_workers 0 shows where it waits",
         ) from None
     if isinstance(answer, BaseException):

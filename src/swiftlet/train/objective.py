@@ -75,7 +75,7 @@ def check_labels(step: Step) -> None:
     """
     if step.num_label_tokens == 0:
         raise DataError(
-            f"no token of step {step.index + 1} of epoch {step.epoch + 1} is trained on: every label is masked",
+            f"no token of step {step.step_in_epoch + 1} of epoch {step.epoch + 1} is trained on: every label is masked",
             "check --template_type and --max_length",
         )
 

@@ -24,8 +24,9 @@ class Totals:
 
 @dataclass
 class TrainState:
-    """Where a run stands: the next step is step `index` of `epoch`, both counted from 0.
+    """Where a run stands: the next step is `step_in_epoch` of `epoch`, both counted from 0.
 
+    `best_*` are of the best evaluated checkpoint, `best_seen` is the best evaluation whether saved or not.
     `num_steps`, `step_size` and `steps_per_epoch` are fixed at the start, so a run resumed on another number of
     devices keeps its order of samples and its learning rates.
     """
@@ -36,16 +37,17 @@ class TrainState:
     seed: int = 42
     global_step: int = 0
     epoch: int = 0
-    index: int = 0
+    step_in_epoch: int = 0
     num_tokens: int = 0
     num_label_tokens: int = 0
     num_skipped: int = 0
     num_skipped_in_a_row: int = 0
+    metric: float | None = None
+    metric_step: int = 0
     best_metric: float | None = None
     best_step: int = 0
+    best_seen: float | None = None
     num_evaluations_without_gain: int = 0
-    evaluation: dict[str, float] = field(default_factory=dict)
-    evaluated_step: int = 0
     recent_norms: list[float] = field(default_factory=list)
     since_log: Totals = field(default_factory=Totals)
 
@@ -57,21 +59,21 @@ class TrainState:
     @property
     def is_epoch_end(self) -> bool:
         """Whether the last step made was the last one of an epoch."""
-        return self.global_step > 0 and self.index == 0
+        return self.global_step > 0 and self.step_in_epoch == 0
 
     @property
     def epochs_done(self) -> float:
         """The epochs made so far, with a fraction."""
-        return self.epoch + self.index / self.steps_per_epoch
+        return self.epoch + self.step_in_epoch / self.steps_per_epoch
 
     def advance(self, num_tokens: int, num_label_tokens: int) -> None:
         """Count one step."""
         self.global_step += 1
         self.num_tokens += num_tokens
         self.num_label_tokens += num_label_tokens
-        self.index += 1
-        if self.index == self.steps_per_epoch:
-            self.epoch, self.index = self.epoch + 1, 0
+        self.step_in_epoch += 1
+        if self.step_in_epoch == self.steps_per_epoch:
+            self.epoch, self.step_in_epoch = self.epoch + 1, 0
 
     def to_json(self) -> str:
         """Return the state as text; equal states give equal texts."""

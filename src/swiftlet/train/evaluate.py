@@ -1,0 +1,106 @@
+"""Loss and token accuracy over a validation set, in padding-free micro-batches spread over the ranks.
+
+Sums are added as Python floats in one fixed order, so the figures do not depend on the number of ranks beyond
+rounding. Which evaluation is the better one, and when there has been no gain for too long, is decided here too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from swiftlet.data.batching import Samples, collate, cut
+from swiftlet.errors import DataError, UsageError
+from swiftlet.faults import fault
+from swiftlet.parallel.world import World
+from swiftlet.train.objective import LanguageModel, forward
+from swiftlet.train.state import TrainState
+
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates a model on `store`.
+
+    Args:
+        token_budget: most tokens in one micro-batch.
+        more_scores: further figures, such as those of generated answers; called on every rank.
+    """
+
+    model: LanguageModel
+    store: Samples
+    token_budget: int
+    world: World
+    device: torch.device
+    more_scores: Callable[[], Scores] | None = None
+
+    def __call__(self) -> Scores:
+        """Return eval_loss, eval_acc and the further figures.
+
+        Raises:
+            DataError: no token of the validation set has a label.
+        """
+        fault("eval")
+        self.model.train(False)
+        try:
+            with torch.no_grad():
+                scores = self._token_scores()
+            if self.more_scores is not None:
+                scores |= {f"eval_{name}": value for name, value in self.more_scores().items()}
+        finally:
+            self.model.train(True)
+        return scores
+
+    def _token_scores(self) -> Scores:
+        sums = torch.zeros(3, dtype=torch.float64)
+        for samples in self._micro_batches():
+            batch = collate(self.store, samples).to(self.device)
+            losses = forward(self.model, batch)
+            row = [losses.loss_sum, losses.num_correct, losses.num_tokens]
+            sums += torch.tensor([float(value) for value in row], dtype=torch.float64)
+        loss, correct, tokens = (math.fsum(column) for column in zip(*self.world.gather(sums.tolist()), strict=True))
+        if tokens == 0:
+            raise DataError("no token of the validation set has a label", "check --val_dataset and --max_length")
+        return {"eval_loss": loss / tokens, "eval_acc": correct / tokens}
+
+    def _micro_batches(self) -> list[list[int]]:
+        every = cut(range(len(self.store)), self.store.lengths, self.token_budget)
+        rank, size = self.world.rank, self.world.world_size
+        return [every[i] if i < len(every) else [] for i in range(rank, len(every) + -len(every) % size, size)]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The figure that tells the better checkpoint; `patience` evaluations without a gain end the run (None: never)."""
+
+    metric: str = "eval_loss"
+    is_greater_better: bool = False
+    patience: int | None = None
+
+    def is_better(self, new: float | None, old: float | None) -> bool:
+        """Return whether `new` beats `old`; anything beats None, and a value that is not finite beats nothing."""
+        if new is None or not math.isfinite(new):
+            return False
+        return old is None or (new > old if self.is_greater_better else new < old)
+
+    def note(self, state: TrainState, scores: Scores) -> None:
+        """Write an evaluation into `state`.
+
+        Raises:
+            UsageError: the evaluation has no figure of this name.
+        """
+        if self.metric not in scores:
+            raise UsageError(f"the evaluation has no {self.metric}", "choose one of " + ", ".join(sorted(scores)))
+        state.metric, state.metric_step = scores[self.metric], state.global_step
+        if self.is_better(state.metric, state.best_seen):
+            state.best_seen, state.num_evaluations_without_gain = state.metric, 0
+        else:
+            state.num_evaluations_without_gain += 1
+
+    def is_over(self, state: TrainState) -> bool:
+        """Return whether there has been no gain for `patience` evaluations."""
+        return self.patience is not None and state.num_evaluations_without_gain >= self.patience

@@ -1,0 +1,81 @@
+"""One run a folder: the kernel's lock on a file that names its owner.
+
+The kernel frees the lock when the process ends, however it ends, so a lock that was left behind is never in the way.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from swiftlet import log
+from swiftlet.errors import UsageError
+from swiftlet.train.checkpoint import DRAFT
+
+NAME = ".lock"
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Own `folder` while the block runs; drafts that a killed run left in it are removed.
+
+    Raises:
+        UsageError: the folder cannot be written, or another run owns it.
+    """
+    path = folder / NAME
+    descriptor = _take(folder, path)
+    try:
+        for draft in folder.glob(DRAFT + "*"):
+            shutil.rmtree(draft, ignore_errors=True)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _take(folder: Path, path: Path) -> int:
+    while True:
+        descriptor = _open(folder, path)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                os.close(descriptor)
+                raise _refusal(folder, path) from error
+            log.warning(f"the file system of {folder} has no locks: a second run in it would not be noticed")
+        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(_owner()).encode())
+            return descriptor
+        os.close(descriptor)
+
+
+def _open(folder: Path, path: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be written: {error.strerror}", "choose another --output_dir") from error
+
+
+def _owner() -> dict[str, str | int]:
+    boot = BOOT_ID.read_text(encoding="utf-8").strip() if BOOT_ID.exists() else ""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": boot}
+
+
+def _refusal(folder: Path, path: Path) -> UsageError:
+    try:
+        owner = json.loads(path.read_text(encoding="utf-8"))
+        who = f"process {owner['pid']} on {owner['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        who = "another process"
+    return UsageError(f"{who} is already running in {folder}", "wait for it, or choose another --output_dir")

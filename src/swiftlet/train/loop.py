@@ -1,0 +1,227 @@
+"""The training loop. It gets finished objects and names no device, back end or setting.
+
+A step: compute the gradient, check it, update, report, evaluate, save. All ranks take the same decisions at the
+same step. A run that stops early, for whatever reason, leaves a checkpoint of the last step boundary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from swiftlet import log
+from swiftlet.data.loader import LoadedStep
+from swiftlet.errors import OutOfMemoryError
+from swiftlet.faults import fault
+from swiftlet.parallel.engine import Engine
+from swiftlet.parallel.world import World
+from swiftlet.train.checkpoint import Saver
+from swiftlet.train.evaluate import Goal, Scores
+from swiftlet.train.nonfinite import NameRows, explain, is_finite
+from swiftlet.train.objective import Gradient, LanguageModel, compute_gradient, seed_step
+from swiftlet.train.signals import Interrupted, StopRequest
+from swiftlet.train.spikes import SpikeRule, is_spike
+from swiftlet.train.state import Totals, TrainState
+
+
+class Reporting(Protocol):
+    """Where figures go; `report.Report` on rank 0, and on other ranks one that writes nothing."""
+
+    def step(self, state: TrainState, num_tokens: int) -> None:
+        """Count a step for the speed and move the progress bar."""
+
+    def log(self, state: TrainState, figures: Scores) -> None:
+        """Write one training line."""
+
+    def evaluation(self, state: TrainState, scores: Scores) -> None:
+        """Write one evaluation line."""
+
+    def resume_clock(self) -> None:
+        """Do not count the time since the last step as training time."""
+
+
+@dataclass(frozen=True)
+class Every:
+    """When something is due: after every `steps` steps (0: never), at the end of an epoch, or on the last step."""
+
+    steps: int = 0
+    at_epoch_end: bool = False
+    at_first: bool = False
+
+    def __call__(self, state: TrainState) -> bool:
+        """Return whether it is due after the step just made."""
+        if not self.steps and not self.at_epoch_end:
+            return False
+        step = state.global_step
+        on_count = bool(self.steps) and step % self.steps == 0
+        on_epoch = self.at_epoch_end and state.is_epoch_end
+        return on_count or on_epoch or state.is_done or (self.at_first and step == 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that training holds in its hands.
+
+    Args:
+        load_steps: (epoch, step in epoch) to the loaded steps from there on.
+        learning_rate: step, counted from 0, to the share of the peak rate.
+        evaluate, saver: None for no evaluation and no checkpoints.
+        name_rows: sample ids to the names of their rows, for messages.
+    """
+
+    model: LanguageModel
+    engine: Engine
+    world: World
+    device: torch.device
+    load_steps: Callable[[int, int], Generator[LoadedStep, None, None]]
+    learning_rate: Callable[[int], float]
+    report: Reporting
+    stop: StopRequest
+    evaluate: Callable[[], Scores] | None = None
+    saver: Saver | None = None
+    goal: Goal = Goal()
+    log_when: Every = Every(5, at_first=True)
+    evaluate_when: Every = Every()
+    save_when: Every = Every()
+    max_grad_norm: float = 0.5
+    spikes: SpikeRule = SpikeRule(False, 0)
+    name_rows: NameRows = lambda ids: [str(i) for i in ids]
+
+
+def train(run: Run, state: TrainState) -> TrainState:
+    """Make all remaining steps; return the state, which is changed in place.
+
+    Raises:
+        Interrupted: a signal asked for a stop; the run was saved.
+        NonFiniteError: a loss or gradient is not finite, or there were too many spikes; nothing was updated.
+        DataError: a step has nothing to learn from.
+        SaveError: a checkpoint could not be written, and that is fatal.
+        OutOfMemoryError: the device has too little memory.
+    """
+    run.model.train(True)
+    steps = run.load_steps(state.epoch, state.step_in_epoch)
+    try:
+        while not state.is_done:
+            is_stop_requested = make_step(run, next(steps), state)
+            if run.evaluate is not None and run.evaluate_when(state) and not is_stop_requested:
+                evaluate(run, state)
+                is_stop_requested = run.world.agree(bool(run.stop))
+            if is_stop_requested and not state.is_done:
+                leave(run, state)
+            is_over = run.goal.is_over(state)
+            if is_over or run.save_when(state) or (run.saver is not None and run.saver.is_retry_due(state)):
+                save(run, state, is_final=is_over or state.is_done)
+            if is_over:
+                log.info(f"early stop at step {state.global_step}: no better {run.goal.metric} than {state.best_seen}")
+                break
+    finally:
+        steps.close()
+    return state
+
+
+def make_step(run: Run, loaded: LoadedStep, state: TrainState) -> bool:
+    """Make one optimizer step; return whether any rank was asked to stop."""
+    step = state.global_step + 1
+    rate = run.engine.set_learning_rate(run.learning_rate(state.global_step))
+    seed_step(state.seed, step, run.world.rank)
+    try:
+        gradient = compute_gradient(
+            run.model,
+            run.engine,
+            run.world,
+            loaded,
+            device=run.device,
+            step=step,
+            is_stop_requested=bool(run.stop),
+        )
+        update(run, gradient, loaded, state)
+    except torch.OutOfMemoryError as error:
+        largest = max(len(batch.input_ids_T) for batch in loaded.micro_batches)
+        raise OutOfMemoryError(
+            f"out of memory at step {step}: its largest micro-batch has {largest} tokens",
+            "lower --micro_batch_tokens or --max_length, or add --gradient_checkpointing true",
+        ) from error
+    state.advance(loaded.step.num_tokens, loaded.step.num_label_tokens)
+    run.report.step(state, loaded.step.num_tokens)
+    report(run, gradient, loaded, state, rate)
+    return gradient.is_stop_requested
+
+
+def update(run: Run, gradient: Gradient, loaded: LoadedStep, state: TrainState) -> None:
+    """Update the parameters, unless the gradient is not finite (an error) or a spike that is skipped."""
+    step = state.global_step + 1
+    if not is_finite(gradient):
+        raise explain(
+            gradient,
+            loaded,
+            model=run.model,
+            engine=run.engine,
+            world=run.world,
+            device=run.device,
+            seed=state.seed,
+            step=step,
+            name_rows=run.name_rows,
+        )
+    fault("opt", step=step)
+    if is_spike(run.spikes, state, gradient.grad_norm):
+        log.info(f"step {step} was skipped: gradient norm {gradient.grad_norm:.3g}")
+        run.engine.drop()
+    else:
+        run.engine.update(run.max_grad_norm)
+
+
+def report(run: Run, gradient: Gradient, loaded: LoadedStep, state: TrainState, rate: float) -> None:
+    """Add a step to the running totals, and log them when it is time."""
+    totals = state.since_log
+    totals.loss += gradient.loss_sum
+    totals.num_correct += gradient.num_correct
+    totals.num_label_tokens += loaded.step.num_label_tokens
+    if run.log_when(state):
+        figures = {
+            "loss": totals.loss / totals.num_label_tokens,
+            "acc": totals.num_correct / totals.num_label_tokens,
+            "grad_norm": gradient.grad_norm,
+            "learning_rate": rate,
+        }
+        run.report.log(state, figures)
+        state.since_log = Totals()
+
+
+def evaluate(run: Run, state: TrainState) -> None:
+    """Evaluate, report, and note the outcome in the state."""
+    if run.evaluate is None:
+        return
+    scores = run.evaluate()
+    run.goal.note(state, scores)
+    run.report.evaluation(state, scores)
+    run.report.resume_clock()
+
+
+def save(run: Run, state: TrainState, *, is_final: bool = False) -> bool:
+    """Save, as the best checkpoint where this step was evaluated and is; return whether there is a checkpoint."""
+    if run.saver is None:
+        return False
+    former = state.best_metric, state.best_step
+    is_evaluated = state.metric_step == state.global_step
+    if is_evaluated and run.goal.is_better(state.metric, state.best_metric):
+        state.best_metric, state.best_step = state.metric, state.global_step
+    path = run.saver.save(state, is_final=is_final)
+    if path is None:
+        state.best_metric, state.best_step = former
+    run.report.resume_clock()
+    return path is not None
+
+
+def leave(run: Run, state: TrainState) -> None:
+    """Save and raise `Interrupted` for the signal that any rank received."""
+    is_saved = save(run, state, is_final=True)
+    number = max(run.world.gather(run.stop.number))
+    where = f"checkpoint-{state.global_step} is saved" if is_saved else "nothing was saved"
+    raise Interrupted(
+        number,
+        f"stopped by signal {number} after step {state.global_step} of {state.num_steps}; {where}",
+        "continue with the same command and --resume_from_checkpoint auto",
+    )

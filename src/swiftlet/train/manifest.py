@@ -1,0 +1,147 @@
+"""A checkpoint is whole or absent: MANIFEST.json names every file with its size and sha256, and is written last.
+
+A folder is written under a draft name, every file is flushed to the disk, then the manifest, then the folder is
+renamed. So a folder `checkpoint-N` without a valid manifest is not a checkpoint, whatever else it holds. Files
+that the manifest does not name, such as results of inference, are nobody's business here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swiftlet.faults import fault
+
+NAME = "MANIFEST.json"
+FORMAT = 1
+CHUNK_BYTES = 2**22
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a checkpoint belongs to; a run with another identity does not continue it unasked.
+
+    `settings` are the arguments that shape the trajectory, as JSON values. World size and engine are not among them.
+    """
+
+    data_hash: str = ""
+    base_model: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def differences(self, other: Identity) -> list[str]:
+        """Return one line for each thing in which `other` differs from this one."""
+        mine = {"dataset": self.data_hash, "base model": self.base_model, **self.settings}
+        theirs = {"dataset": other.data_hash, "base model": other.base_model, **other.settings}
+        return [
+            f"{name}: {mine.get(name)!r} in the checkpoint, {theirs.get(name)!r} now"
+            for name in sorted(mine.keys() | theirs.keys())
+            if json.dumps(mine.get(name), sort_keys=True) != json.dumps(theirs.get(name), sort_keys=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What MANIFEST.json says; it holds no time, so equal checkpoints have equal manifests."""
+
+    step: int
+    world_size: int
+    identity: Identity
+    version: str
+    files: dict[str, dict[str, Any]]
+
+    def to_json(self) -> str:
+        """Return the text of the file."""
+        content = {
+            "format": FORMAT,
+            "step": self.step,
+            "world_size": self.world_size,
+            "data_hash": self.identity.data_hash,
+            "base_model": self.identity.base_model,
+            "settings": self.identity.settings,
+            "version": self.version,
+            "files": self.files,
+        }
+        return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(folder: Path, *, step: int, world_size: int, identity: Identity, version: str) -> Manifest:
+    """Flush and hash every file of a draft and write its manifest."""
+    files: dict[str, dict[str, Any]] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        sync(path)
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        fault(f"ckpt.file.{name}", step=step, path=path)
+    fault("ckpt.fsync", step=step)
+    manifest = Manifest(step, world_size, identity, version, files)
+    path = folder / NAME
+    path.write_text(manifest.to_json(), encoding="utf-8")
+    sync(path)
+    fault("ckpt.manifest", step=step, path=path)
+    for inner in sorted({p.parent for p in folder.rglob("*")} | {folder}):
+        sync(inner)
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest | str:
+    """Return the manifest, or why there is no usable one."""
+    try:
+        content = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            return f"{NAME} has format {content['format']!r}, this version reads {FORMAT}"
+        identity = Identity(content["data_hash"], content["base_model"], dict(content["settings"]))
+        files = {
+            str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+            for name, entry in content["files"].items()
+        }
+        return Manifest(int(content["step"]), int(content["world_size"]), identity, str(content["version"]), files)
+    except FileNotFoundError:
+        return f"{NAME} is missing: the checkpoint was not finished"
+    except OSError as error:
+        return f"{NAME} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{NAME} is damaged"
+
+
+def find_damage(folder: Path, manifest: Manifest) -> str | None:
+    """Return the first file that differs from the manifest and how, None when all are whole."""
+    root = folder.resolve()
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.resolve().is_relative_to(root):
+            return f"{name} leads out of the checkpoint"
+        if not path.is_file():
+            return f"{name} is missing"
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"{name} has {size} bytes, expected {entry['bytes']}"
+    for name, entry in manifest.files.items():
+        try:
+            found = sha256(folder / name)
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if found != entry["sha256"]:
+            return f"{name} has sha256 {found[:12]}..., expected {entry['sha256'][:12]}..."
+    return None

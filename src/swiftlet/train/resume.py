@@ -1,0 +1,134 @@
+"""Finding the checkpoint to continue: the newest valid one; every one passed over is named with its reason.
+
+When there are checkpoints and none is valid, the run stops: it never starts afresh unasked.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from swiftlet import log
+from swiftlet.errors import CheckpointError
+from swiftlet.faults import fault
+from swiftlet.parallel.engine import Engine
+from swiftlet.train.checkpoint import PREFIX, STATE_FILE
+from swiftlet.train.manifest import Identity, Manifest, find_damage, read_manifest
+from swiftlet.train.state import TrainState, parse_state
+from swiftlet.train.statefile import open_optimizer
+
+AUTO = "auto"
+NUMBERED = re.compile(rf"^{PREFIX}(\d+)$")
+RUN = re.compile(r"^v(\d+)-")
+MOST_LEVELS = 3
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder whose files are all what its manifest says."""
+
+    path: Path
+    manifest: Manifest
+
+    def read_state(self) -> TrainState:
+        """Return where the run stood.
+
+        Raises:
+            CheckpointError: the checkpoint was saved without what a resumed run needs.
+        """
+        fault("resume.read", step=self.manifest.step, path=self.path)
+        if STATE_FILE not in self.manifest.files or not any(n.startswith("optimizer-") for n in self.manifest.files):
+            raise CheckpointError(
+                f"{self.path} holds only the model (--save_only_model true)",
+                "continue from another checkpoint, or start a new run from this model",
+            )
+        return parse_state((self.path / STATE_FILE).read_text(encoding="utf-8"))
+
+    def load_optimizer(self, engine: Engine) -> None:
+        """Set the optimizer state of `engine`."""
+        engine.load_optimizer(open_optimizer(self.path))
+
+
+def open_checkpoint(path: Path) -> Checkpoint | str:
+    """Return the checkpoint in this folder, or what is wrong with it."""
+    manifest = read_manifest(path)
+    if isinstance(manifest, str):
+        return manifest
+    return find_damage(path, manifest) or Checkpoint(path, manifest)
+
+
+def list_checkpoints(root: Path) -> list[Path]:
+    """Return the checkpoint folders in and below `root`, the newest first: by number of the run, then by step."""
+    found = [p for level in range(MOST_LEVELS) for p in root.glob("*/" * level + PREFIX + "*")]
+    numbered = [(p, match) for p in found if p.is_dir() and (match := NUMBERED.match(p.name))]
+    return [p for p, match in sorted(numbered, key=lambda item: (_run(item[0].parent), int(item[1][1])), reverse=True)]
+
+
+def _run(folder: Path) -> tuple[int, str]:
+    match = RUN.match(folder.name)
+    return (int(match[1]) if match else -1, str(folder))
+
+
+def find_checkpoint(root: Path) -> Checkpoint | None:
+    """Return the newest valid checkpoint in or below `root`, None when there is no checkpoint folder at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none of them is valid.
+    """
+    reasons = []
+    for path in list_checkpoints(root):
+        checkpoint = open_checkpoint(path)
+        if isinstance(checkpoint, Checkpoint):
+            return checkpoint
+        reasons.append(f"{path}: {checkpoint}")
+        log.warning(f"checkpoint passed over: {reasons[-1]}")
+    if reasons:
+        raise CheckpointError(
+            "no checkpoint is valid:\n" + "\n".join(reasons),
+            "restore one of these folders from a copy, or leave out --resume_from_checkpoint to start a new run",
+        )
+    return None
+
+
+def choose_checkpoint(asked: str, output_dir: Path) -> Checkpoint | None:
+    """Return the checkpoint that `--resume_from_checkpoint` asks for, None when `auto` finds no checkpoint folder.
+
+    Args:
+        asked: `auto` for the newest valid one of `output_dir`, a checkpoint folder, or the folder of a run.
+
+    Raises:
+        CheckpointError: the folder does not exist, holds no checkpoint, or none that is valid.
+    """
+    if asked == AUTO:
+        return find_checkpoint(output_dir)
+    path = Path(asked)
+    if not path.is_dir():
+        raise CheckpointError(f"no checkpoint at {asked}: no such folder", "a checkpoint-N folder, or auto")
+    if NUMBERED.match(path.name) or (path / STATE_FILE).exists():
+        checkpoint = open_checkpoint(path)
+        if isinstance(checkpoint, str):
+            raise CheckpointError(f"{path}: {checkpoint}", "use auto to take the newest valid checkpoint")
+        return checkpoint
+    found = find_checkpoint(path)
+    if found is None:
+        raise CheckpointError(f"no checkpoint in {asked}", "a checkpoint-N folder, the folder of a run, or auto")
+    return found
+
+
+def check_identity(checkpoint: Checkpoint, identity: Identity, *, is_override: bool) -> None:
+    """Check that a checkpoint belongs to this run.
+
+    Raises:
+        CheckpointError: dataset, base model or settings differ and no override was asked for.
+    """
+    differences = checkpoint.manifest.identity.differences(identity)
+    if not differences:
+        return
+    lines = "\n".join(f"  {line}" for line in differences)
+    if not is_override:
+        raise CheckpointError(
+            f"{checkpoint.path} belongs to another run:\n{lines}",
+            "repeat the first command with --resume_from_checkpoint, or add --resume_override true",
+        )
+    log.warning(f"continuing {checkpoint.path} although these differ:\n{lines}")
