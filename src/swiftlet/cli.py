@@ -84,7 +84,7 @@ def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
         shape = launch.read_shape(os.environ)
         if shape.needs_launcher:
             module.prepare(parsed)
-            return launch.launch(name, words, shape)
+            return launch.launch(name, words, shape, parsed.args)
     return int(module.run(parsed))
 
 
@@ -102,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_command(sys.argv[1:] if argv is None else argv)
     except SwiftletError as error:
         print(show_error(error), file=sys.stderr)
+        from swiftlet import heartbeat
+
+        heartbeat.end(error.exit_code, error.message)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -7,12 +7,18 @@ ever waits in a collective for a tokeniser.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from swiftlet.errors import SwiftletError, UsageError, raise_all
+from swiftlet.log import warning
+from swiftlet.watchdog import watch
+
+# Exit codes that a new start cannot mend: done, a wrong command line, no checkpoint, bad data, a signal.
+FINAL_CODES = frozenset({0, 2, 3, 4, 130, 143})
 
 
 class Shape(NamedTuple):
@@ -109,10 +115,32 @@ def _meeting(shape: Shape) -> list[str]:
     ]
 
 
-def launch(name: str, words: Sequence[str], shape: Shape) -> int:
-    """Run the command in `shape.processes_per_node` processes on this node and return the exit code of the group."""
-    environ = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", _threads(shape))}
-    return subprocess.run(worker_command(name, words, shape), env=environ, check=False).returncode
+def launch(name: str, words: Sequence[str], shape: Shape, args: Any) -> int:
+    """Run the command in all processes of this node under watch and return the exit code of the run.
+
+    A failed run starts again from its last valid checkpoint, `--max_restarts` times; a mistake of the user or a
+    signal ends it.
+    """
+    restarts = getattr(getattr(args, "parallel", None), "max_restarts", 0)
+    timeout_s = getattr(getattr(args, "parallel", None), "hang_timeout", None)
+    environ = {"OMP_NUM_THREADS": _threads(shape), **os.environ}
+    words = list(words)
+    while True:
+        with tempfile.TemporaryDirectory(prefix="swiftlet-") as folder:
+            command = worker_command(name, words, shape)
+            code = watch(command, folder=Path(folder), environ=environ, hang_timeout_s=timeout_s)
+        if code in FINAL_CODES or restarts < 1:
+            return code
+        restarts -= 1
+        warning(f"the run failed with exit code {code}; it starts again from its last valid checkpoint")
+        words = _resumed(words)
+
+
+def _resumed(words: list[str]) -> list[str]:
+    if "--resume_from_checkpoint" in words:
+        at = words.index("--resume_from_checkpoint")
+        words = [*words[:at], *words[at + 2 :]]
+    return [*words, "--resume_from_checkpoint", "auto"]
 
 
 def _threads(shape: Shape) -> str:

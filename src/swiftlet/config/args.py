@@ -226,6 +226,9 @@ class ParallelArgs:
     )
     ddp_timeout: int = arg(1800, "Longest wait in a collective [s]", above=0)
     bind_cpu: bool = arg(True, "Bind each process to the processors next to its device")
+    hang_timeout: float | None = arg(
+        None, "Longest step without a sign of life [s]; from the run's own pace when not given", above=0
+    )
     max_restarts: int = arg(0, "Restarts from the last valid checkpoint after a failed process", at_least=0)
     force: bool = arg(False, "Start although the plan says that memory is too small")
 
