@@ -1,13 +1,14 @@
 """The next steps prepared by threads while the device works, always in order.
 
 Threads are enough: reading a memory-mapped store and joining arrays releases the interpreter. A thread that fails
-passes its error on; one that delivers nothing for `timeout_s` stops the run with its name.
+passes its error on; one that dies, or delivers nothing for `timeout_s`, stops the run with its name.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Generator
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from swiftlet.faults import fault
 
 DEPTH = 2
 TIMEOUT_S = 300.0
+GLANCE_S = 0.5
+FAILURES = (SwiftletError, OSError, RuntimeError, ValueError, LookupError, TypeError, MemoryError)
 
 
 class LoadedStep(NamedTuple):
@@ -41,28 +44,31 @@ def load(batches: Batches, step: Step) -> LoadedStep:
 def load_steps(
     batches: Batches, *, epoch: int = 0, step_in_epoch: int = 0, num_workers: int = 1, timeout_s: float = TIMEOUT_S
 ) -> Generator[LoadedStep, None, None]:
-    """Yield loaded steps without end, from `step_in_epoch` of `epoch` on, in the same order for any
-    `num_workers`.
+    """Yield loaded steps without end, from `step_in_epoch` of `epoch` on, in the same order for any `num_workers`.
 
     Raises:
-        SwiftletError: a thread delivered nothing for `timeout_s`.
+        SwiftletError: a thread died, or delivered nothing for `timeout_s`.
     """
     steps = batches.steps(epoch, step_in_epoch)
     if num_workers == 0:
         for step in steps:
             yield load(batches, step)
     tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-    for number in range(num_workers):
-        threading.Thread(target=_work, args=(batches, tasks), name=f"loader-{number}", daemon=True).start()
+    threads = [
+        threading.Thread(target=_work, args=(batches, tasks), name=f"loader-{number}", daemon=True)
+        for number in range(num_workers)
+    ]
     pending: deque[_Task] = deque()
     try:
+        for thread in threads:
+            thread.start()
         while True:
             while len(pending) < DEPTH * num_workers:
                 pending.append(_Task(next(steps), queue.SimpleQueue()))
                 tasks.put(pending[-1])
-            yield _receive(pending.popleft(), timeout_s)
+            yield _receive(pending.popleft(), threads, timeout_s)
     finally:
-        for _ in range(num_workers):
+        for _ in threads:
             tasks.put(None)
 
 
@@ -70,18 +76,26 @@ def _work(batches: Batches, tasks: queue.SimpleQueue[_Task | None]) -> None:
     while (task := tasks.get()) is not None:
         try:
             task.answer.put(load(batches, task.step))
-        except BaseException as error:
+        except FAILURES as error:
             task.answer.put(error)
 
 
-def _receive(task: _Task, timeout_s: float) -> LoadedStep:
-    try:
-        answer = task.answer.get(timeout=timeout_s)
-    except queue.Empty:
-        raise SwiftletError(
-            f"the loader delivered nothing for {timeout_s:.0f} s: step {task.step.step_in_epoch} of epoch {task.step.epoch}",
-            "is the disk of the token cache reachable? --dataloader_num_workers 0 shows where it waits",
-        ) from None
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+def _receive(task: _Task, threads: list[threading.Thread], timeout_s: float) -> LoadedStep:
+    deadline = time.monotonic() + timeout_s
+    place = f"step {task.step.step_in_epoch + 1} of epoch {task.step.epoch + 1}"
+    while True:
+        try:
+            answer = task.answer.get(timeout=min(GLANCE_S, timeout_s))
+        except queue.Empty:
+            dead = [thread.name for thread in threads if not thread.is_alive()]
+            if dead:
+                raise SwiftletError(f"{', '.join(dead)} died before {place}", "its traceback is above") from None
+            if time.monotonic() >= deadline:
+                raise SwiftletError(
+                    f"the loader delivered nothing for {timeout_s:.0f} s: {place}",
+                    "is the disk of the token cache reachable? --dataloader_num_workers 0 shows where it waits",
+                ) from None
+            continue
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer

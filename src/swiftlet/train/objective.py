@@ -104,10 +104,11 @@ def compute_gradient(
     last = len(loaded.micro_batches) - 1
     for number, batch in enumerate(loaded.micro_batches):
         result = forward(model, batch.to(device))
-        loss = result.loss_sum * fault("fwd", step=step)
-        engine.backward(loss * (fault("bwd", step=step) / loaded.step.num_label_tokens), is_last=number == last)
-        losses.append(loss.detach())
-        counts.append(torch.as_tensor(result.num_correct, device=loss.device))
+        forward_factor, backward_factor = fault("fwd", step=step), fault("bwd", step=step)
+        scale = forward_factor * backward_factor / loaded.step.num_label_tokens
+        engine.backward(result.loss_sum * scale, is_last=number == last)
+        losses.append(result.loss_sum.detach() * forward_factor)
+        counts.append(torch.as_tensor(result.num_correct, device=losses[-1].device))
     sums = torch.stack([_sum(losses), _sum(counts), losses[0].new_tensor(float(is_stop_requested)).float()])
     norm = engine.grad_norm().reshape(1)
     loss_sum, num_correct, stops, grad_norm = torch.cat([world.sum(sums), norm.to(sums)]).tolist()

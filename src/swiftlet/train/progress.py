@@ -1,0 +1,92 @@
+"""A progress bar on a terminal, plain lines elsewhere; both on standard error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+from swiftlet import log
+
+
+class Progress(Protocol):
+    """Shows how far a run is."""
+
+    def move(self, step: int, text: str) -> None:
+        """Show that `step` steps are made; `text` holds the figures."""
+
+    def line(self, step: int, text: str) -> None:
+        """Show a line that stays."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+@dataclass
+class Lines:
+    """Plain lines, one a log."""
+
+    num_steps: int
+
+    def move(self, step: int, text: str) -> None:
+        """Show nothing between lines."""
+
+    def line(self, step: int, text: str) -> None:
+        """Log a line."""
+        log.info(f"[{step}/{self.num_steps}] {text}")
+
+    def close(self) -> None:
+        """Nothing to leave."""
+
+
+@dataclass
+class Bar:
+    """A bar that stays at the bottom of the terminal; the log goes above it."""
+
+    num_steps: int
+    bar: Any
+    task: Any
+    streams: list[tuple[logging.StreamHandler, Any]] = field(default_factory=list)
+
+    def move(self, step: int, text: str) -> None:
+        """Move the bar."""
+        self.bar.update(self.task, completed=step, figures=text)
+
+    def line(self, step: int, text: str) -> None:
+        """Log a line above the bar."""
+        log.info(f"[{step}/{self.num_steps}] {text}")
+
+    def close(self) -> None:
+        """Stop the bar and give the log its stream back."""
+        self.bar.stop()
+        for handler, stream in self.streams:
+            handler.setStream(stream)
+
+
+def build_progress(num_steps: int, first_step: int) -> Progress:
+    """Return a bar when standard error is a terminal, plain lines otherwise."""
+    if not sys.stderr.isatty():
+        return Lines(num_steps)
+    from rich import progress
+    from rich.console import Console
+
+    columns = [
+        progress.TextColumn("step {task.completed}/{task.total}"),
+        progress.BarColumn(),
+        progress.TextColumn("{task.fields[figures]}"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+    ]
+    bar = progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
+    task = bar.add_task("train", total=num_steps, completed=first_step, figures="")
+    bar.start()
+    handlers = [h for h in log.logger().handlers if isinstance(h, logging.StreamHandler)]
+    return Bar(num_steps, bar, task, [(handler, handler.setStream(sys.stderr)) for handler in handlers])
+
+
+def short_time(seconds: float) -> str:
+    """Return a duration as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))

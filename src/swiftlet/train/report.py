@@ -1,0 +1,190 @@
+"""Where the figures of a run go: logging.jsonl, TensorBoard, the progress bar, and pictures at the end.
+
+A file that cannot be written costs one warning, never the run. Times come from a clock that never jumps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from swiftlet import log
+from swiftlet.faults import fault
+from swiftlet.train import plots
+from swiftlet.train.events import append_scalars, event_file
+from swiftlet.train.progress import Progress, build_progress, short_time
+from swiftlet.train.state import TrainState
+
+FILE = "logging.jsonl"
+IMAGES = "images"
+EVENTS = "runs"
+
+
+def significant(value: float, digits: int = 8) -> float:
+    """Return `value` rounded to so many significant digits."""
+    return float(f"{value:.{digits}g}")
+
+
+@dataclass
+class Clock:
+    """Seconds of training, without evaluation and saving, and tokens in them."""
+
+    mark: float = field(default_factory=time.perf_counter)
+    seconds: float = 0.0
+    num_tokens: int = 0
+
+    def count(self, num_tokens: int) -> None:
+        """Add the time since the mark and the tokens made in it."""
+        now = time.perf_counter()
+        self.seconds += now - self.mark
+        self.num_tokens += num_tokens
+        self.mark = now
+
+    @property
+    def tokens_per_second(self) -> float:
+        """The speed so far."""
+        return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass
+class Report:
+    """The report of rank 0; build it with `build_report`.
+
+    Args:
+        peak_memory_bytes: the most device memory that this process had in use; 0 when not known.
+        events: the TensorBoard file, None for no TensorBoard.
+    """
+
+    folder: Path
+    progress: Progress
+    peak_memory_bytes: Callable[[], int]
+    events: Path | None
+    first_step: int = 0
+    started: float = field(default_factory=time.perf_counter)
+    whole: Clock = field(default_factory=Clock)
+    recent: Clock = field(default_factory=Clock)
+    last_text: str = ""
+    warned: set[str] = field(default_factory=set)
+
+    def step(self, state: TrainState, num_tokens: int) -> None:
+        """Count a step for the speed and move the progress bar."""
+        self.whole.count(num_tokens)
+        self.recent.count(num_tokens)
+        self.progress.move(state.global_step, f"{self.last_text} {self.whole.tokens_per_second:.0f} tokens/s")
+
+    def log(self, state: TrainState, figures: Mapping[str, float]) -> None:
+        """Write one training line."""
+        speed = self.recent.tokens_per_second
+        self.recent = Clock(self.recent.mark)
+        memory = self.peak_memory_bytes() / 2**30
+        self._write(state, {**figures, "memory_gib": round(memory, 2), "tokens_per_second": round(speed, 1)}, "train/")
+        self.last_text = f"loss {figures['loss']:.4f}"
+        elapsed = time.perf_counter() - self.started
+        left = elapsed / max(1, state.global_step - self.first_step) * (state.num_steps - state.global_step)
+        text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        self.progress.line(state.global_step, f"{text} {speed:.0f} tokens/s, {short_time(left)} left")
+
+    def evaluation(self, state: TrainState, scores: Mapping[str, float]) -> None:
+        """Write one evaluation line."""
+        self._write(state, scores, "eval/")
+        self.progress.line(state.global_step, " ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+
+    def resume_clock(self) -> None:
+        """Do not count the time since the last step as training time."""
+        self.whole.mark = self.recent.mark = time.perf_counter()
+
+    def summary(self, state: TrainState, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the last line of logging.jsonl and draw the pictures; return the line."""
+        line = {
+            "train_runtime": round(time.perf_counter() - self.started, 2),
+            "train_tokens_per_second": round(self.whole.tokens_per_second, 1),
+            "num_tokens": state.num_tokens,
+            "num_label_tokens": state.num_label_tokens,
+            "num_skipped_steps": state.num_skipped,
+            "memory_gib": round(self.peak_memory_bytes() / 2**30, 2),
+            "epoch": significant(state.epochs_done),
+            "global_step": state.global_step,
+            **results,
+        }
+        self._append(line)
+        plots.draw(self.folder / FILE, self.folder / IMAGES)
+        return line
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.progress.close()
+
+    def _write(self, state: TrainState, figures: Mapping[str, float], group: str) -> None:
+        rounded = {name: significant(value) for name, value in figures.items()}
+        where = {"epoch": significant(state.epochs_done), "global_step": state.global_step}
+        self._append({**rounded, **where})
+        if self.events is not None:
+            tagged = {group + name.removeprefix("eval_"): value for name, value in rounded.items()}
+            self._survive(lambda path: append_scalars(path, state.global_step, tagged), self.events)
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        fault("log", path=self.folder / FILE)
+        text = json.dumps(line, ensure_ascii=False) + "\n"
+
+        def write(path: Path) -> None:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
+
+        self._survive(write, self.folder / FILE)
+
+    def _survive(self, write: Callable[[Path], None], path: Path) -> None:
+        try:
+            write(path)
+        except OSError as error:
+            if str(path) not in self.warned:
+                log.warning(f"{path} cannot be written: {error.strerror}; the run goes on without it")
+            self.warned.add(str(path))
+
+
+@dataclass(frozen=True)
+class Silence:
+    """The report of every other rank."""
+
+    def step(self, state: TrainState, num_tokens: int) -> None:
+        """Write nothing."""
+
+    def log(self, state: TrainState, figures: Mapping[str, float]) -> None:
+        """Write nothing."""
+
+    def evaluation(self, state: TrainState, scores: Mapping[str, float]) -> None:
+        """Write nothing."""
+
+    def resume_clock(self) -> None:
+        """Count nothing."""
+
+
+def forget_after(logging_file: Path, step: int) -> None:
+    """Drop the lines of later steps and a summary, which a resumed run writes again; one rename."""
+    if not logging_file.exists():
+        return
+    kept = []
+    for line in logging_file.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry.get("global_step", 0) <= step and "train_runtime" not in entry:
+            kept.append(line)
+    draft = logging_file.with_name(f".tmp-{logging_file.name}-{os.getpid()}")
+    draft.write_text("".join(kept), encoding="utf-8")
+    draft.rename(logging_file)
+
+
+def build_report(
+    folder: Path, state: TrainState, *, peak_memory_bytes: Callable[[], int], has_tensorboard: bool = True
+) -> Report:
+    """Return the report of a run that writes into `folder`."""
+    forget_after(folder / FILE, state.global_step)
+    events = event_file(folder / EVENTS) if has_tensorboard else None
+    progress = build_progress(state.num_steps, state.global_step)
+    return Report(folder, progress, peak_memory_bytes, events, first_step=state.global_step)

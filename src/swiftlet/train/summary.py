@@ -1,0 +1,36 @@
+"""The end of a run on one screen: where the checkpoints and pictures are, and what to type next."""
+
+from __future__ import annotations
+
+from swiftlet import log
+from swiftlet.train.checkpoint import Saver
+from swiftlet.train.progress import short_time
+from swiftlet.train.report import IMAGES, Report
+from swiftlet.train.state import TrainState
+
+
+def summarise(report: Report, state: TrainState, saver: Saver | None, next_command: str = "") -> list[str]:
+    """Write the summary into the log files and return its lines; they are logged too.
+
+    Args:
+        next_command: what to type next; `{checkpoint}` in it becomes the best checkpoint, or the last one.
+    """
+    saved = sorted(saver.saved_steps) if saver is not None else []
+    last = str(saver.path(saved[-1])) if saver is not None and saved else None
+    best = str(saver.path(state.best_step)) if saver is not None and state.best_step in saved else None
+    results = {"best_metric": state.best_metric, "best_model_checkpoint": best, "last_model_checkpoint": last}
+    line = report.summary(state, results)
+    report.close()
+    lines = [
+        f"{state.global_step} steps, {state.epochs_done:.2f} epochs, {state.num_tokens} tokens "
+        f"({state.num_label_tokens} trained on) in {short_time(line['train_runtime'])}; "
+        f"{line['train_tokens_per_second']:.0f} tokens/s, {line['memory_gib']} GiB",
+        f"best_model_checkpoint: {best}",
+        f"last_model_checkpoint: {last}",
+        f"images_dir: {report.folder / IMAGES}",
+    ]
+    if next_command and (best or last):
+        lines.append("next: " + next_command.replace("{checkpoint}", best or last or ""))
+    for text in lines:
+        log.info(text)
+    return lines
