@@ -7,18 +7,19 @@ group is ended, so that no orphan stays.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from swiftlet import heartbeat
-from swiftlet.heartbeat import Beat
+from swiftlet.heartbeat import Beat, End
 from swiftlet.log import warning
 
 # Seconds a phase may last without a sign of life; a large model is read from a slow disk in half an hour.
@@ -29,6 +30,7 @@ PACE = 20
 STACKS_WAIT_S = 1.0
 STACK_LINES = 40
 GRACE_S = 5.0
+POLL_S = 0.1
 
 
 class Hang(NamedTuple):
@@ -46,9 +48,12 @@ class Pace:
     hang_timeout_s: float | None = None
     last: dict[int, Beat] = field(default_factory=dict)
     step_times_s: list[float] = field(default_factory=list)
+    gone: list[Beat] = field(default_factory=list)
 
     def see(self, beats: Sequence[Beat]) -> None:
-        """Take in the latest beats."""
+        """Take in the latest beats, and which ranks are no longer there."""
+        known = {beat.rank for beat in self.gone}
+        self.gone += [beat for beat in beats if beat.rank not in known and not _is_running(beat.pid)]
         for beat in beats:
             before = self.last.get(beat.rank)
             if before and before.phase == beat.phase == "step" and beat.step > before.step:
@@ -104,17 +109,22 @@ def _signal(pid: int, number: int) -> None:
 def end_group(process: subprocess.Popen[bytes], beats: Sequence[Beat]) -> None:
     """End the launcher's process group and every rank: first by request, then by force."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        except ProcessLookupError:
-            pass
-        for beat in beats:
-            if number == signal.SIGKILL:
-                _signal(beat.pid, number)
-        try:
+        for beat in beats if number == signal.SIGKILL else ():
+            _signal(beat.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=GRACE_S)
-        except subprocess.TimeoutExpired:
-            continue
+    until = time.monotonic() + GRACE_S
+    while any(_is_running(beat.pid) for beat in beats) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def report_hang(hang: Hang, beats: Sequence[Beat], texts: dict[int, str]) -> str:
@@ -145,7 +155,7 @@ def watch(
     pace = Pace(hang_timeout_s)
     try:
         while process.poll() is None:
-            time.sleep(0.2)
+            time.sleep(POLL_S)
             beats = heartbeat.read_beats(folder)
             pace.see(beats)
             hang = find_hang(beats, pace, time.time())
@@ -157,10 +167,10 @@ def watch(
         for number, handler in old.items():
             signal.signal(number, handler)
     end_group(process, heartbeat.read_beats(folder))
-    return exit_code(folder, process.returncode)
+    return exit_code(heartbeat.read_ends(folder), pace.gone, process.returncode)
 
 
-def _passing(folder: Path, process: subprocess.Popen[bytes]):  # type: ignore[no-untyped-def]
+def _passing(folder: Path, process: subprocess.Popen[bytes]) -> Callable[[int, object], None]:
     def pass_on(number: int, frame: object) -> None:
         beats = heartbeat.read_beats(folder)
         for beat in beats:
@@ -171,16 +181,17 @@ def _passing(folder: Path, process: subprocess.Popen[bytes]):  # type: ignore[no
     return pass_on
 
 
-def exit_code(folder: Path, launcher_code: int) -> int:
-    """Return the exit code of the rank that failed first, the launcher's own where no rank left a word."""
-    ends = [end for end in heartbeat.read_ends(folder) if end.exit_code]
-    if ends:
-        return ends[0].exit_code
-    if launcher_code:
-        silent = [b for b in heartbeat.read_beats(folder) if b.phase != "end"]
-        told = {end.rank for end in heartbeat.read_ends(folder)}
-        for beat in sorted((b for b in silent if b.rank not in told), key=lambda b: b.time_s)[:1]:
-            warning(
-                f"rank {beat.rank} ended without a word in phase {beat.phase}, step {beat.step} (killed?)"
-            )
-    return min(abs(launcher_code), 1) if launcher_code else 0
+def exit_code(ends: Sequence[End], gone: Sequence[Beat], launcher_code: int) -> int:
+    """Return the exit code of the rank that failed first; name the first one that went without a word.
+
+    Args:
+        ends: the last words of ranks, the earliest first.
+        gone: the last beats of ranks whose process ended, in the order in which that was seen.
+    """
+    failed = [end for end in ends if end.exit_code]
+    if failed:
+        return failed[0].exit_code
+    if launcher_code and gone:
+        beat = gone[0]
+        warning(f"rank {beat.rank} ended without a word in phase {beat.phase}, step {beat.step} (killed?)")
+    return 1 if launcher_code else 0

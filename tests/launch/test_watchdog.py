@@ -1,0 +1,150 @@
+"""The watchdog against real processes that hang, die, stop or end well."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from swiftlet import heartbeat, watchdog
+from swiftlet.heartbeat import Beat, End
+from swiftlet.watchdog import Pace, find_hang
+
+# Starts two ranks that beat like a training run; rank 1 does what it is told at step 3.
+LAUNCHER = """
+import os, subprocess, sys
+RANK = '''
+import os, signal, sys, time
+from swiftlet import heartbeat
+what, rank = sys.argv[1], int(os.environ["RANK"])
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+with heartbeat.answering():
+    heartbeat.beat("load")
+    for step in range(1, 1000):
+        heartbeat.beat("step", step)
+        if stopped:
+            heartbeat.end(143, "stopped")
+            sys.exit(143)
+        if what == "well" and step == 5:
+            heartbeat.beat("end", step)
+            sys.exit(0)
+        if step == 3 and rank == 1:
+            if what == "hang":
+                time.sleep(600)
+            if what == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            if what == "busy":
+                while True: pass
+            if what == "say":
+                heartbeat.end(6, "loss is not finite")
+                sys.exit(1)
+            if what == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.6 if what != "well" and rank == 0 and step == 3 else 0.1)
+'''
+start = [sys.executable, "-c", RANK, sys.argv[1]]
+ranks = [subprocess.Popen(start, env={**os.environ, "RANK": str(rank)}) for rank in (0, 1)]
+while all(rank.poll() is None for rank in ranks):
+    import time; time.sleep(0.05)
+if sys.argv[1] in ("say", "die"):
+    time.sleep(0.4); [rank.kill() for rank in ranks]
+sys.exit(max(abs(rank.wait()) for rank in ranks))
+"""
+
+
+def run(tmp_path, what, timeout_s=1.5):
+    command = [sys.executable, "-c", LAUNCHER, what]
+    started = time.monotonic()
+    code = watchdog.watch(command, folder=tmp_path, environ=dict(os.environ), hang_timeout_s=timeout_s)
+    pids = [beat.pid for beat in heartbeat.read_beats(tmp_path)]
+    return code, time.monotonic() - started, pids
+
+
+def is_running(pid):
+    status = f"/proc/{pid}/status"
+    return os.path.exists(status) and "State:\tZ" not in open(status).read()
+
+
+@pytest.fixture
+def said(monkeypatch):
+    lines = []
+    monkeypatch.setattr(watchdog, "warning", lines.append)
+    return lines
+
+
+def test_a_run_that_ends_well(tmp_path, said):
+    assert run(tmp_path, "well")[0] == 0
+    assert said == []
+
+
+@pytest.mark.parametrize("what", ["hang", "stop", "busy"])
+def test_a_rank_without_progress_is_named_and_everything_is_ended(tmp_path, said, what):
+    code, seconds, pids = run(tmp_path, what)
+    assert code == 1
+    assert seconds < 25
+    assert said[0].startswith("rank 1 shows no progress for ")
+    assert "in phase step, step 3 (limit 2 s)" in said[0]
+    assert "stacks of rank 0:" in said[0]
+    assert 'File "<string>"' in said[0]
+    assert len(pids) == 2
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_the_exit_code_is_that_of_the_rank_that_failed_first(tmp_path, said):
+    assert run(tmp_path, "say", 30)[0] == 6
+
+
+def test_a_rank_that_dies_without_a_word_is_named(tmp_path, said):
+    code, _, pids = run(tmp_path, "die", 30)
+    assert code == 1
+    assert said == ["rank 1 ended without a word in phase step, step 3 (killed?)"]
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_sigterm_is_passed_on_and_every_rank_leaves(tmp_path, said):
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    assert run(tmp_path, "none", 30)[0] == 143
+
+
+def test_a_long_evaluation_is_legal_and_the_last_rank_is_to_blame():
+    pace = Pace()
+    pace.see([Beat(0, 1, "step", 1, 0.0), Beat(1, 2, "step", 1, 0.0)])
+    pace.see([Beat(0, 1, "step", 2, 10.0), Beat(1, 2, "step", 2, 10.0)])
+    assert pace.limit_s(Beat(0, 1, "step", 2, 10.0)) == 200.0
+    assert find_hang([Beat(0, 1, "eval", 2, 10.0)], pace, 1000.0) is None
+    beats = [Beat(0, 1, "step", 7, 50.0), Beat(1, 2, "step", 6, 49.0)]
+    assert find_hang(beats, pace, 60.0) is None
+    assert find_hang(beats, pace, 300.0).culprit.rank == 1
+
+
+def test_heartbeats_cost_nothing_and_write_nothing_when_off(tmp_path, monkeypatch):
+    monkeypatch.delenv(heartbeat.VARIABLE, raising=False)
+    monkeypatch.chdir(tmp_path)
+    heartbeat.beat("step", 1)
+    heartbeat.end(1, "x")
+    with heartbeat.answering():
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_beats_and_last_words_are_read_back(tmp_path, monkeypatch):
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path))
+    monkeypatch.setenv("RANK", "3")
+    heartbeat.beat("save", 9)
+    heartbeat.end(5, "disk full")
+    (beat,) = heartbeat.read_beats(tmp_path)
+    assert (beat.rank, beat.phase, beat.step) == (3, "save", 9)
+    (end,) = heartbeat.read_ends(tmp_path)
+    assert end[:3] == End(3, 5, "disk full", 0.0)[:3]
+    assert watchdog.exit_code([end], [], 1) == 5
+
+
+def test_no_orphan_process_group(tmp_path):
+    done = subprocess.run(["pgrep", "-f", "RANK = '''"], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
