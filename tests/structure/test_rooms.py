@@ -17,6 +17,7 @@ LEVEL = {
     "errors": 0,
     "log": 0,
     "faults": 1,
+    "hub": 3,
     "heartbeat": 1,
     "config": 2,
     "device": 3,

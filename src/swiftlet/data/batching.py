@@ -18,7 +18,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-IGNORE_INDEX = -100
+from swiftlet.data.rows import IGNORE_INDEX
 
 
 class Samples(Protocol):

@@ -1,0 +1,148 @@
+"""A Jinja chat template made into a function from messages to text.
+
+The environment is the sandbox that the tokenizers' templates are written for: the same whitespace rules, `tojson`,
+`raise_exception`, `strftime_now`, loop controls, and `{% generation %}` blocks, which here mean nothing. The clock
+stands still, so that two renderings of one conversation differ only where the conversations do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
+import jinja2.parser
+import jinja2.sandbox
+
+from swiftlet.errors import DataError, describe
+
+_RENDERING_FAULTS = (
+    jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
+_TAG = re.compile(r"</?[\w:|▁｜.-]+>|\[/?[A-Z_]+\]")
+# What a template may see of a message; our own marks, such as `loss`, are not for it.
+_MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name")
+
+
+class TemplateError(DataError):
+    """A conversation whose tokens or labels cannot be told for certain.
+
+    `reason` is the code under which such rows are counted.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, reason: str = "template") -> None:
+        super().__init__(message, hint)
+        self.reason = reason
+
+
+class _IgnoreGeneration(jinja2.ext.Extension):
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+@lru_cache(maxsize=64)
+def _compile(source: str) -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_IgnoreGeneration, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise TemplateError(
+            f"the chat template is not valid Jinja: {error.message} (line {error.lineno})",
+            "mend the template, or give a named one with --template_type",
+        ) from error
+
+
+def as_template_message(message: Mapping[str, Any], content: str | None = None) -> dict[str, Any]:
+    """Return what the template may see of a message, with `content` in the place of its own when given."""
+    shown = {key: message[key] for key in _MESSAGE_KEYS if message.get(key) is not None}
+    shown["content"] = message.get("content") or "" if content is None else content
+    if "tool_calls" in shown:
+        shown["tool_calls"] = [_with_object_arguments(call) for call in shown["tool_calls"]]
+    return shown
+
+
+def _with_object_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool call whose arguments are an object, as templates expect, where they were JSON text."""
+    function = call.get("function")
+    if isinstance(function, Mapping):
+        return {**call, "function": _with_object_arguments(function)}
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            parsed = json.loads(arguments)
+        except ValueError:
+            return dict(call)
+        return {**call, "arguments": parsed} if isinstance(parsed, dict) else dict(call)
+    return dict(call)
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """A chat template with the special tokens and the date that it may print.
+
+    Plain data only, so that it travels to worker processes; the compiled template is kept per process.
+    """
+
+    name: str
+    source: str
+    tokens: Mapping[str, str]
+    now: datetime
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None, *, generation_prompt: bool = False
+    ) -> str:
+        """Return the text of a conversation.
+
+        Raises:
+            TemplateError: the template refuses the conversation or is itself in error.
+        """
+        try:
+            return _compile(self.source).render(
+                messages=list(messages),
+                tools=tools or None,
+                documents=None,
+                add_generation_prompt=generation_prompt,
+                strftime_now=self.now.strftime,
+                **self.tokens,
+            )
+        except _RENDERING_FAULTS as error:
+            roles = " ".join(str(message.get("role")) for message in messages[:8])
+            raise TemplateError(
+                f"chat template {self.name!r} cannot render a conversation of the roles {describe(roles)}: "
+                f"{type(error).__name__}: {describe(str(error), 200)}",
+                "leave such rows out with --bad_rows skip, or choose another template with --template_type",
+            ) from error
+
+    def tags(self) -> tuple[str, ...]:
+        """Return the tags the template's text names, such as <think>: it may look for them in a message."""
+        return tuple(sorted(set(_TAG.findall(self.source)), key=len, reverse=True))
+
+
+def source_of(chat_template: Any, tools: bool = False) -> str | None:
+    """Return the Jinja text of a tokenizer's `chat_template`, which is a text or a dict of named texts."""
+    if isinstance(chat_template, Mapping):
+        wanted = "tool_use" if tools and "tool_use" in chat_template else "default"
+        return chat_template.get(wanted)
+    return chat_template
