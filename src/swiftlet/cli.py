@@ -2,7 +2,7 @@
 
 A command's module is imported when it is asked for, so that help and mistakes cost no more than they must. Such a
 module has `ARGS` (its arguments), `EXAMPLE`, `check(parsed, environ)` (every mistake, without torch) and
-`run(parsed) -> int`.
+`run(parsed) -> int`; one that runs in many processes has `prepare(parsed) -> dict`, which the launcher calls first.
 """
 
 from __future__ import annotations
@@ -83,8 +83,7 @@ def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
 
         shape = launch.read_shape(os.environ)
         if shape.needs_launcher:
-            module.prepare(parsed)
-            return launch.launch(name, words, shape, parsed.args)
+            return launch.launch(name, words, shape, module)
     return int(module.run(parsed))
 
 

@@ -11,8 +11,10 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
+from swiftlet.config.parse import parse
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.log import warning
 from swiftlet.watchdog import watch
@@ -115,25 +117,31 @@ def _meeting(shape: Shape) -> list[str]:
     ]
 
 
-def launch(name: str, words: Sequence[str], shape: Shape, args: Any) -> int:
+def launch(name: str, words: Sequence[str], shape: Shape, command: ModuleType) -> int:
     """Run the command in all processes of this node under watch and return the exit code of the run.
 
     A failed run starts again from its last valid checkpoint, `--max_restarts` times; a mistake of the user or a
     signal ends it.
+
+    Args:
+        command: its `prepare` makes the data ready and returns what the processes must find in their environment.
     """
-    restarts = getattr(getattr(args, "parallel", None), "max_restarts", 0)
-    timeout_s = getattr(getattr(args, "parallel", None), "hang_timeout", None)
-    environ = {"OMP_NUM_THREADS": _threads(shape), **os.environ}
     words = list(words)
+    parsed = parse(command.ARGS, words)
+    settings = getattr(parsed.args, "parallel", None)
+    restarts = getattr(settings, "max_restarts", 0)
+    timeout_s = getattr(settings, "hang_timeout", None)
     while True:
+        environ = {"OMP_NUM_THREADS": _threads(shape), **os.environ, **command.prepare(parsed)}
         with tempfile.TemporaryDirectory(prefix="swiftlet-") as folder:
-            command = worker_command(name, words, shape)
-            code = watch(command, folder=Path(folder), environ=environ, hang_timeout_s=timeout_s)
+            start = worker_command(name, words, shape)
+            code = watch(start, folder=Path(folder), environ=environ, hang_timeout_s=timeout_s)
         if code in FINAL_CODES or restarts < 1:
             return code
         restarts -= 1
         warning(f"the run failed with exit code {code}; it starts again from its last valid checkpoint")
         words = _resumed(words)
+        parsed = parse(command.ARGS, words)
 
 
 def _resumed(words: list[str]) -> list[str]:

@@ -44,13 +44,17 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def world_size() -> int:
+    """Return the number of processes of the run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def logger() -> logging.Logger:
     """Return the logger, set up on first use."""
     log = logging.getLogger(NAME)
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        prefix = f"[rank {rank()}] " if world_size > 1 else ""
+        prefix = f"[rank {rank()}] " if world_size() > 1 else ""
         handler.setFormatter(_Redacting(f"{prefix}%(message)s"))
         log.addHandler(handler)
         log.propagate = False

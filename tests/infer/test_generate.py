@@ -14,7 +14,8 @@ PROMPTS = [[2, 5, 7, 8, 3], [2, 5, 9], [7], [2, 5, 9, 10, 11, 12, 3, 6]]
 def generator(model, tokenizer, stop=(), **settings):
     return Generator(
         model=model,
-        tokenizer=tokenizer,
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        pad_id=tokenizer.pad_token_id,
         stop_token_ids=stop,
         settings=Settings(**{"max_new_tokens": 6, "do_sample": False, **settings}),
         context_length=64,

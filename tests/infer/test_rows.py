@@ -26,7 +26,12 @@ def rows(tokenizer):
 def engine(model, tokenizer):
     settings = Settings(max_new_tokens=4, do_sample=False)
     return Generator(
-        model=model, tokenizer=tokenizer, stop_token_ids=[3], settings=settings, context_length=64
+        model=model,
+        decode=lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        pad_id=tokenizer.pad_token_id,
+        stop_token_ids=[3],
+        settings=settings,
+        context_length=64,
     )
 
 

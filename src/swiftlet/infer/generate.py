@@ -13,6 +13,8 @@ import torch
 
 from swiftlet.errors import DataError
 
+Decode = Callable[[Sequence[int]], str]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -53,8 +55,8 @@ class _OnTokens:
 class _SaysWord:
     """Which rows of a batch have said a stop word. Decodes the last tokens that can hold one."""
 
-    def __init__(self, tokenizer: Any, words: Sequence[str], prompt_length: int) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, decode: Decode, words: Sequence[str], prompt_length: int) -> None:
+        self.decode = decode
         self.words = words
         self.prompt_length = prompt_length
         self.most_tokens = max(len(word.encode()) for word in words) + 1
@@ -62,16 +64,18 @@ class _SaysWord:
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         said = []
         for row in input_ids[:, self.prompt_length :][:, -self.most_tokens :].tolist():
-            text = self.tokenizer.decode(row, skip_special_tokens=True)
+            text = self.decode(row)
             said.append(any(word in text for word in self.words))
         return torch.tensor(said, device=input_ids.device)
 
 
 class Generator:
-    """A model with its tokenizer, its end tokens and the settings of generation.
+    """A model with its way from ids to text, its end tokens and the settings of generation.
 
     Args:
         model: a causal language model of transformers, with or without adapters.
+        decode: token ids to text, control tokens left out.
+        pad_id: what fills the left of shorter prompts; the first end token when None.
         stop_token_ids: ids that end an answer; they are cut from its text.
         context_length: most tokens of prompt and answer together, None for no limit.
     """
@@ -80,13 +84,15 @@ class Generator:
         self,
         *,
         model: Any,
-        tokenizer: Any,
+        decode: Decode,
         stop_token_ids: Sequence[int],
         settings: Settings,
+        pad_id: int | None = None,
         context_length: int | None = None,
     ) -> None:
         self.model = model
-        self.tokenizer = tokenizer
+        self.decode = decode
+        self.pad_id = pad_id
         self.stop_token_ids = list(dict.fromkeys(stop_token_ids))
         self.settings = settings
         self.context_length = context_length
@@ -115,8 +121,8 @@ class Generator:
         return options
 
     def _pad_id(self) -> int:
-        if self.tokenizer.pad_token_id is not None:
-            return int(self.tokenizer.pad_token_id)
+        if self.pad_id is not None:
+            return self.pad_id
         return self.stop_token_ids[0] if self.stop_token_ids else 0
 
     @torch.inference_mode()
@@ -142,7 +148,7 @@ class Generator:
         from transformers import StoppingCriteriaList
 
         words = self.settings.stop_words
-        return StoppingCriteriaList([_SaysWord(self.tokenizer, words, prompt_length)] if words else [])
+        return StoppingCriteriaList([_SaysWord(self.decode, words, prompt_length)] if words else [])
 
     def _until_stop(self, ids_N: list[int]) -> list[int]:
         stops = set(self.stop_token_ids)
@@ -153,7 +159,7 @@ class Generator:
 
     def text(self, ids_N: Sequence[int]) -> str:
         """Return the text of an answer, cut at the first stop word."""
-        text = self.tokenizer.decode(list(ids_N), skip_special_tokens=True)
+        text = self.decode(list(ids_N))
         ends = [at for word in self.settings.stop_words if (at := text.find(word)) >= 0]
         return text[: min(ends)] if ends else text
 

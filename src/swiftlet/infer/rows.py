@@ -93,6 +93,10 @@ class ResultFile:
     def _draft(self) -> Path:
         return self.path.with_suffix(".partial.jsonl")
 
+    def discard(self) -> None:
+        """Remove the draft: its results are in another file."""
+        self._draft().unlink(missing_ok=True)
+
     def close(self) -> list[dict[str, Any]]:
         """Write the results in the order of the rows, remove the draft, and return them."""
         ordered = [self.results[index] for index in sorted(self.results)]

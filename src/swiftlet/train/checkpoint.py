@@ -19,13 +19,10 @@ from swiftlet.errors import SaveError
 from swiftlet.faults import fault
 from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
-from swiftlet.train.manifest import Identity, seal, sync
+from swiftlet.train.manifest import DRAFT, PREFIX, STATE_FILE, Identity, seal, sync
 from swiftlet.train.state import TrainState
 from swiftlet.train.statefile import write_optimizer
 
-DRAFT = ".tmp-"
-PREFIX = "checkpoint-"
-STATE_FILE = "trainer_state.json"
 SPARE_BYTES = 16 * 2**20
 MOST_RETRIES = 3
 
@@ -87,7 +84,9 @@ class Saver:
         self.failed_step = state.global_step
         message = f"{target} could not be written: {problem}; earlier checkpoints are intact"
         if self.is_error_fatal or is_final:
-            raise SaveError(message, "free space on the disk of --output_dir, then --resume_from_checkpoint auto")
+            raise SaveError(
+                message, "free space on the disk of --output_dir, then --resume_from_checkpoint auto"
+            )
         if self.world.is_main:
             log.warning(message + ". The run goes on and tries again")
         return None
@@ -104,7 +103,9 @@ class Saver:
                 return problem
         return None
 
-    def _attempt(self, phase: Callable[[Path, TrainState], None], draft: Path, state: TrainState) -> str | None:
+    def _attempt(
+        self, phase: Callable[[Path, TrainState], None], draft: Path, state: TrainState
+    ) -> str | None:
         problem = None
         try:
             phase(draft, state)
@@ -130,7 +131,8 @@ class Saver:
         if not self.world.is_main:
             return
         step = state.global_step
-        (draft / STATE_FILE).write_text(state.to_json(), encoding="utf-8")
+        if not self.is_model_only:
+            (draft / STATE_FILE).write_text(state.to_json(), encoding="utf-8")
         world_size = self.world.world_size
         manifest = seal(draft, step=step, world_size=world_size, identity=self.identity, version=self.version)
         self.expected_bytes = sum(entry["bytes"] for entry in manifest.files.values())
@@ -181,4 +183,6 @@ def check_space(folder: Path, needed_bytes: int) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed_bytes + SPARE_BYTES:
-        raise OSError(f"{free / 2**20:.0f} MiB are free on {folder}, a checkpoint needs {needed_bytes / 2**20:.0f} MiB")
+        raise OSError(
+            f"{free / 2**20:.0f} MiB are free on {folder}, a checkpoint needs {needed_bytes / 2**20:.0f} MiB"
+        )

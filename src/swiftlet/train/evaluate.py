@@ -62,15 +62,21 @@ class Evaluator:
             losses = forward(self.model, batch)
             row = [losses.loss_sum, losses.num_correct, losses.num_tokens]
             sums += torch.tensor([float(value) for value in row], dtype=torch.float64)
-        loss, correct, tokens = (math.fsum(column) for column in zip(*self.world.gather(sums.tolist()), strict=True))
+        loss, correct, tokens = (
+            math.fsum(column) for column in zip(*self.world.gather(sums.tolist()), strict=True)
+        )
         if tokens == 0:
-            raise DataError("no token of the validation set has a label", "check --val_dataset and --max_length")
+            raise DataError(
+                "no token of the validation set has a label", "check --val_dataset and --max_length"
+            )
         return {"eval_loss": loss / tokens, "eval_acc": correct / tokens}
 
     def _micro_batches(self) -> list[list[int]]:
         every = cut(range(len(self.store)), self.store.lengths, self.token_budget)
         rank, size = self.world.rank, self.world.world_size
-        return [every[i] if i < len(every) else [] for i in range(rank, len(every) + -len(every) % size, size)]
+        return [
+            every[i] if i < len(every) else [] for i in range(rank, len(every) + -len(every) % size, size)
+        ]
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,9 @@ class Goal:
             UsageError: the evaluation has no figure of this name.
         """
         if self.metric not in scores:
-            raise UsageError(f"the evaluation has no {self.metric}", "choose one of " + ", ".join(sorted(scores)))
+            raise UsageError(
+                f"the evaluation has no {self.metric}", "choose one of " + ", ".join(sorted(scores))
+            )
         state.metric, state.metric_step = scores[self.metric], state.global_step
         if self.is_better(state.metric, state.best_seen):
             state.best_seen, state.num_evaluations_without_gain = state.metric, 0

@@ -57,7 +57,8 @@ def encode_event(wall_time: float, step: int = 0, scalars: Mapping[str, float] |
     if scalars is None:
         return head + _nested(3, VERSION)
     values = b"".join(
-        _nested(1, _nested(1, tag.encode()) + b"\x15" + struct.pack("<f", value)) for tag, value in scalars.items()
+        _nested(1, _nested(1, tag.encode()) + b"\x15" + struct.pack("<f", value))
+        for tag, value in scalars.items()
     )
     return head + b"\x10" + _varint(step) + _nested(5, values)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from swiftlet import log
 from swiftlet.errors import UsageError
-from swiftlet.train.checkpoint import DRAFT
+from swiftlet.train.manifest import DRAFT
 
 NAME = ".lock"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -64,7 +64,9 @@ def _open(folder: Path, path: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UsageError(f"{folder} cannot be written: {error.strerror}", "choose another --output_dir") from error
+        raise UsageError(
+            f"{folder} cannot be written: {error.strerror}", "choose another --output_dir"
+        ) from error
 
 
 def _owner() -> dict[str, str | int]:

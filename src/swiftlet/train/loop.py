@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from swiftlet import log
+from swiftlet import heartbeat, log
 from swiftlet.data.loader import LoadedStep
 from swiftlet.errors import OutOfMemoryError
 from swiftlet.faults import fault
@@ -115,7 +115,9 @@ def train(run: Run, state: TrainState) -> TrainState:
             if is_over or run.save_when(state) or (run.saver is not None and run.saver.is_retry_due(state)):
                 save(run, state, is_final=is_over or state.is_done)
             if is_over:
-                log.info(f"early stop at step {state.global_step}: no better {run.goal.metric} than {state.best_seen}")
+                log.info(
+                    f"early stop at step {state.global_step}: no better {run.goal.metric} than {state.best_seen}"
+                )
                 break
     finally:
         steps.close()
@@ -125,6 +127,7 @@ def train(run: Run, state: TrainState) -> TrainState:
 def make_step(run: Run, loaded: LoadedStep, state: TrainState) -> bool:
     """Make one optimizer step; return whether any rank was asked to stop."""
     step = state.global_step + 1
+    heartbeat.beat("step", step)
     rate = run.engine.set_learning_rate(run.learning_rate(state.global_step))
     seed_step(state.seed, step, run.world.rank)
     try:
@@ -194,6 +197,7 @@ def evaluate(run: Run, state: TrainState) -> None:
     """Evaluate, report, and note the outcome in the state."""
     if run.evaluate is None:
         return
+    heartbeat.beat("eval", state.global_step)
     scores = run.evaluate()
     run.goal.note(state, scores)
     run.report.evaluation(state, scores)
@@ -204,6 +208,7 @@ def save(run: Run, state: TrainState, *, is_final: bool = False) -> bool:
     """Save, as the best checkpoint where this step was evaluated and is; return whether there is a checkpoint."""
     if run.saver is None:
         return False
+    heartbeat.beat("save", state.global_step)
     former = state.best_metric, state.best_step
     is_evaluated = state.metric_step == state.global_step
     if is_evaluated and run.goal.is_better(state.metric, state.best_metric):

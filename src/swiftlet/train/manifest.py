@@ -17,6 +17,9 @@ from typing import Any
 from swiftlet.faults import fault
 
 NAME = "MANIFEST.json"
+DRAFT = ".tmp-"
+PREFIX = "checkpoint-"
+STATE_FILE = "trainer_state.json"
 FORMAT = 1
 CHUNK_BYTES = 2**22
 
@@ -116,7 +119,9 @@ def read_manifest(folder: Path) -> Manifest | str:
             str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
             for name, entry in content["files"].items()
         }
-        return Manifest(int(content["step"]), int(content["world_size"]), identity, str(content["version"]), files)
+        return Manifest(
+            int(content["step"]), int(content["world_size"]), identity, str(content["version"]), files
+        )
     except FileNotFoundError:
         return f"{NAME} is missing: the checkpoint was not finished"
     except OSError as error:

@@ -70,7 +70,9 @@ def _replay(
 ) -> list[dict[str, Any]]:
     found = []
     for batch in loaded.micro_batches:
-        engine.backward(forward(model, batch.to(device)).loss_sum / loaded.step.num_label_tokens, is_last=False)
+        engine.backward(
+            forward(model, batch.to(device)).loss_sum / loaded.step.num_label_tokens, is_last=False
+        )
         parameter = engine.bad_gradient()
         if parameter:
             rows = name_rows(batch.sample_ids)[:MOST_ROWS]

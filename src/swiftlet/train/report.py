@@ -82,7 +82,9 @@ class Report:
         speed = self.recent.tokens_per_second
         self.recent = Clock(self.recent.mark)
         memory = self.peak_memory_bytes() / 2**30
-        self._write(state, {**figures, "memory_gib": round(memory, 2), "tokens_per_second": round(speed, 1)}, "train/")
+        self._write(
+            state, {**figures, "memory_gib": round(memory, 2), "tokens_per_second": round(speed, 1)}, "train/"
+        )
         self.last_text = f"loss {figures['loss']:.4f}"
         elapsed = time.perf_counter() - self.started
         left = elapsed / max(1, state.global_step - self.first_step) * (state.num_steps - state.global_step)
@@ -92,7 +94,9 @@ class Report:
     def evaluation(self, state: TrainState, scores: Mapping[str, float]) -> None:
         """Write one evaluation line."""
         self._write(state, scores, "eval/")
-        self.progress.line(state.global_step, " ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+        self.progress.line(
+            state.global_step, " ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        )
 
     def resume_clock(self) -> None:
         """Do not count the time since the last step as training time."""

@@ -1,6 +1,7 @@
 """Finding the checkpoint to continue: the newest valid one; every one passed over is named with its reason.
 
-When there are checkpoints and none is valid, the run stops: it never starts afresh unasked.
+When there are checkpoints and none is valid, the run stops: it never starts afresh unasked. No torch is needed: the
+launcher asks too, before any process of the run exists.
 """
 
 from __future__ import annotations
@@ -12,11 +13,8 @@ from pathlib import Path
 from swiftlet import log
 from swiftlet.errors import CheckpointError
 from swiftlet.faults import fault
-from swiftlet.parallel.engine import Engine
-from swiftlet.train.checkpoint import PREFIX, STATE_FILE
-from swiftlet.train.manifest import Identity, Manifest, find_damage, read_manifest
+from swiftlet.train.manifest import PREFIX, STATE_FILE, Identity, Manifest, find_damage, read_manifest
 from swiftlet.train.state import TrainState, parse_state
-from swiftlet.train.statefile import open_optimizer
 
 AUTO = "auto"
 NUMBERED = re.compile(rf"^{PREFIX}(\d+)$")
@@ -38,16 +36,12 @@ class Checkpoint:
             CheckpointError: the checkpoint was saved without what a resumed run needs.
         """
         fault("resume.read", step=self.manifest.step, path=self.path)
-        if STATE_FILE not in self.manifest.files or not any(n.startswith("optimizer-") for n in self.manifest.files):
+        if STATE_FILE not in self.manifest.files:
             raise CheckpointError(
                 f"{self.path} holds only the model (--save_only_model true)",
                 "continue from another checkpoint, or start a new run from this model",
             )
         return parse_state((self.path / STATE_FILE).read_text(encoding="utf-8"))
-
-    def load_optimizer(self, engine: Engine) -> None:
-        """Set the optimizer state of `engine`."""
-        engine.load_optimizer(open_optimizer(self.path))
 
 
 def open_checkpoint(path: Path) -> Checkpoint | str:
@@ -62,7 +56,12 @@ def list_checkpoints(root: Path) -> list[Path]:
     """Return the checkpoint folders in and below `root`, the newest first: by number of the run, then by step."""
     found = [p for level in range(MOST_LEVELS) for p in root.glob("*/" * level + PREFIX + "*")]
     numbered = [(p, match) for p in found if p.is_dir() and (match := NUMBERED.match(p.name))]
-    return [p for p, match in sorted(numbered, key=lambda item: (_run(item[0].parent), int(item[1][1])), reverse=True)]
+    return [
+        p
+        for p, match in sorted(
+            numbered, key=lambda item: (_run(item[0].parent), int(item[1][1])), reverse=True
+        )
+    ]
 
 
 def _run(folder: Path) -> tuple[int, str]:
@@ -112,7 +111,9 @@ def choose_checkpoint(asked: str, output_dir: Path) -> Checkpoint | None:
         return checkpoint
     found = find_checkpoint(path)
     if found is None:
-        raise CheckpointError(f"no checkpoint in {asked}", "a checkpoint-N folder, the folder of a run, or auto")
+        raise CheckpointError(
+            f"no checkpoint in {asked}", "a checkpoint-N folder, the folder of a run, or auto"
+        )
     return found
 
 
@@ -132,3 +133,15 @@ def check_identity(checkpoint: Checkpoint, identity: Identity, *, is_override: b
             "repeat the first command with --resume_from_checkpoint, or add --resume_override true",
         )
     log.warning(f"continuing {checkpoint.path} although these differ:\n{lines}")
+
+
+def trusted_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint that another process of this run has just checked byte by byte.
+
+    Raises:
+        CheckpointError: its manifest is gone.
+    """
+    manifest = read_manifest(path)
+    if isinstance(manifest, str):
+        raise CheckpointError(f"{path}: {manifest}", "start the run again")
+    return Checkpoint(path, manifest)

@@ -1,0 +1,164 @@
+"""The second half of `swift infer`: device, model, and a chat or the rows of a dataset."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swiftlet import heartbeat, log
+from swiftlet.commands.evaluation import generation_settings
+from swiftlet.commands.infer import Ready
+from swiftlet.commands.model_source import context_length
+from swiftlet.data.prepare import read_split
+from swiftlet.device.spec import Device, apply_settings, open_device, resolve_dtype
+from swiftlet.errors import DataError
+from swiftlet.infer.chat import Chat
+from swiftlet.infer.generate import Generator
+from swiftlet.infer.metrics import score
+from swiftlet.infer.rows import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows, row_of
+from swiftlet.models.load import load_model
+from swiftlet.models.tuner import load_adapter
+from swiftlet.parallel.world import World, close_world, init_world
+
+LINE = "-" * 50
+
+
+def _open(ready: Ready) -> tuple[Device, World]:
+    machine = ready.args.machine
+    device = open_device(
+        machine.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")), environ=os.environ
+    )
+    for line in apply_settings(device):
+        log.info(line)
+    return device, init_world(device.backend, device.torch_device)
+
+
+def build_generator(ready: Ready, device: Device) -> Generator:
+    """Return the model of a checkpoint, ready to answer."""
+    source, args = ready.source, ready.args
+    heartbeat.beat("load")
+    dtype = resolve_dtype(args.model.dtype, device)
+    log.info(f"model from {source.model_folder}: {dtype}, {device.name}")
+    model: Any = load_model(
+        source.model_folder,
+        dtype=dtype,
+        device=device.torch_device,
+        trust_remote_code=args.model.trust_remote_code,
+    )
+    if source.base is not None:
+        model = load_adapter(model, source.folder, is_trainable=False)
+        log.info(f"adapter from {source.folder}")
+    tokenizer = ready.template.tokenizer
+    return Generator(
+        model=model.eval(),
+        decode=lambda ids: tokenizer.decode(ids, skip_special=True),
+        pad_id=tokenizer.pad_id,
+        stop_token_ids=ready.template.stop_token_ids,
+        settings=generation_settings(args.generation),
+        context_length=context_length(source.model_folder),
+    )
+
+
+def answer_dataset(ready: Ready, path: Path) -> list[dict[str, Any]]:
+    """Answer the held-out rows and write the results; return them (on the first process; elsewhere none).
+
+    Raises:
+        DataError: there is no row to answer.
+    """
+    rows = _rows(ready)
+    device, world = _open(ready)
+    try:
+        generator = build_generator(ready, device)
+        torch.manual_seed(ready.args.machine.seed)
+        heartbeat.beat("eval")
+        file = ResultFile(path if world.is_alone else path.with_suffix(f".rank{world.rank}.jsonl"))
+        answers = answer_rows(
+            generator,
+            rows,
+            batch_tokens=ready.args.answer.infer_batch_tokens,
+            rank=world.rank,
+            world_size=world.world_size,
+        )
+        for count, (index, result) in enumerate(_shown(answers, len(rows), world), start=1):
+            file.add(index, result)
+            heartbeat.beat("eval", count)
+        return _finish(file, path, world)
+    finally:
+        close_world(world)
+
+
+def _rows(ready: Ready) -> list[Row]:
+    args = ready.args
+    num_train, samples = read_split(args.data)
+    samples = [sample for sample in samples if sample.messages]
+    if not samples:
+        raise DataError("there are no rows to answer", "add --val_dataset FILE, or --dataset_test_ratio 0.1")
+    most = args.answer.show_dataset_sample
+    chosen = samples if most < 0 else samples[:most]
+    log.info(
+        f"{len(chosen)} of {len(samples)} held-out rows are answered ({num_train} rows are for training)"
+    )
+    return [row_of(sample.messages, ready.template.encode_prompt) for sample in chosen]
+
+
+def _shown(answers: Any, total: int, world: World) -> Any:
+    """Yield the answers; print each one, or a progress bar when there are many."""
+    if total > PROGRESS_BAR_ABOVE and world.is_main:
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(
+            answers, "answering", total=-(-total // world.world_size), console=Console(stderr=True)
+        )
+        return
+    for index, result in answers:
+        print(
+            f"[QUERY] {result['query']}\n[RESPONSE] {result['response']}\n[LABELS] {result['label']}\n{LINE}"
+        )
+        yield index, result
+
+
+def _finish(file: ResultFile, path: Path, world: World) -> list[dict[str, Any]]:
+    parts = world.gather(sorted(file.results.items()))
+    if not world.is_alone:
+        file.discard()
+    if not world.is_main:
+        return []
+    whole = ResultFile(path) if not world.is_alone else file
+    for index, result in (pair for part in parts for pair in part):
+        whole.results[index] = result
+    results = whole.close()
+    pairs = [(result["response"] or "", result["label"]) for result in results]
+    figures = score([answer for answer, _ in pairs], [label for _, label in pairs])
+    print(f"{len(results)} rows: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    log.info(f"results: {path}")
+    return results
+
+
+def chat(ready: Ready) -> None:
+    """Talk at the terminal until the user leaves."""
+    device, world = _open(ready)
+    try:
+        generator = build_generator(ready, device)
+        torch.manual_seed(ready.args.machine.seed)
+        is_streaming = ready.args.answer.stream
+
+        def answer(messages: list[dict[str, Any]], on_text: Any) -> str:
+            prompt = ready.template.encode_prompt(messages)
+            if is_streaming:
+                return generator.answer(prompt, on_text)
+            text = generator.answers([prompt])[0]
+            on_text(text)
+            return text
+
+        def write(text: str) -> None:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+        Chat(answer, input, write, ready.args.model.system).run()
+    finally:
+        close_world(world)

@@ -1,0 +1,68 @@
+"""Evaluation during training: loss and accuracy over the held-out rows, and generated answers where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from swiftlet import log
+from swiftlet.commands.sft import Ready
+from swiftlet.data.prepare import read_split
+from swiftlet.device.spec import Device
+from swiftlet.infer.generate import Generator, Settings
+from swiftlet.infer.metrics import score
+from swiftlet.infer.rows import answer_rows, row_of
+from swiftlet.models.causal import CausalLM
+from swiftlet.parallel.world import World
+from swiftlet.train.evaluate import Evaluator, Scores
+
+
+def build_evaluator(
+    args: Any, ready: Ready, model: CausalLM, world: World, device: Device, token_budget: int
+) -> Callable[[], Scores] | None:
+    """Return what evaluates the model, None where there is nothing to evaluate on or no wish to."""
+    if args.output.evaluation_strategy == "no":
+        return None
+    if ready.data.val is None or len(ready.data.val) == 0:
+        log.info("there are no validation rows: nothing is evaluated")
+        return None
+    generate = _generated_scores(args, ready, model, world) if args.train.predict_with_generate else None
+    longest = int(ready.data.val.lengths.max())
+    return Evaluator(
+        model, ready.data.val, max(longest, token_budget), world, device.torch_device, more_scores=generate
+    )
+
+
+def generation_settings(generation: Any) -> Settings:
+    """Return how answers are chosen, from the arguments."""
+    return Settings(
+        max_new_tokens=generation.max_new_tokens,
+        do_sample=generation.do_sample,
+        temperature=generation.temperature,
+        top_k=generation.top_k,
+        top_p=generation.top_p,
+        repetition_penalty=generation.repetition_penalty,
+        stop_words=tuple(generation.stop_words),
+    )
+
+
+def _generated_scores(args: Any, ready: Ready, model: CausalLM, world: World) -> Callable[[], Scores]:
+    _, samples = read_split(args.data)
+    rows = [row_of(sample.messages, ready.template.encode_prompt) for sample in samples if sample.messages]
+    generator = Generator(
+        model=model.model,
+        tokenizer=ready.template.tokenizer,
+        stop_token_ids=ready.template.stop_token_ids,
+        settings=generation_settings(args.generation),
+        context_length=None,
+    )
+
+    def scores() -> Scores:
+        results = answer_rows(
+            generator, rows, batch_tokens=4096, rank=world.rank, world_size=world.world_size
+        )
+        mine = [(result["response"] or "", result["label"]) for _, result in results]
+        pairs = [tuple(pair) for part in world.gather(mine) for pair in part]
+        return score([answer for answer, _ in pairs], [label for _, label in pairs])
+
+    return scores

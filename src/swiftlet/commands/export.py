@@ -1,0 +1,113 @@
+"""`swift export`: merge an adapter into its base model, with a proof that both give the same answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from swiftlet import log
+from swiftlet.commands.checkpoint_source import CheckpointSource, open_checkpoint_source
+from swiftlet.commands.model_source import apply_environment
+from swiftlet.commands.run_folder import ARGS_FILE
+from swiftlet.config.args import ExportArgs
+from swiftlet.config.check import check_export
+from swiftlet.config.parse import Parsed, parse_mapping
+from swiftlet.errors import CheckpointError, SwiftletError, UsageError, raise_all
+from swiftlet.train.manifest import sha256, sync
+
+ARGS = ExportArgs
+EXAMPLE = "swift export --ckpt_dir output/.../checkpoint-100 --merge_lora true"
+PROOF_FILE = "merge_proof.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
+    """Return the mistakes of the command line."""
+    return check_export(parsed)
+
+
+def run(parsed: Parsed) -> int:
+    """Merge; return the exit code."""
+    print(merge(parsed.args))
+    return 0
+
+
+def call(options: Mapping[str, Any]) -> str:
+    """Merge with keyword options and return the folder that was written.
+
+    Raises:
+        SwiftletError: a mistake in the options, or a merge that does not agree with its adapter.
+    """
+    parsed = parse_mapping(ARGS, options)
+    raise_all(check(parsed, os.environ))
+    return str(merge(parsed.args))
+
+
+def merged_folder(checkpoint: Path) -> Path:
+    """Return the folder of the merged model: beside the checkpoint."""
+    return checkpoint.with_name(checkpoint.name + "-merged")
+
+
+def check_merged(merged: Path, checkpoint: Path) -> None:
+    """Check that a merged folder was made from this adapter.
+
+    Raises:
+        CheckpointError: it was made from another one, or its proof is gone.
+    """
+    hint = f"remove {merged}, or type swift export --ckpt_dir {checkpoint} --merge_lora true --overwrite true"
+    try:
+        proof = json.loads((merged / PROOF_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{merged} has no readable {PROOF_FILE}", hint) from error
+    if proof.get("adapter_sha256") != sha256(checkpoint / ADAPTER_WEIGHTS):
+        raise CheckpointError(f"{merged} was merged from another adapter than {checkpoint}", hint)
+
+
+def merge(args: Any) -> Path:
+    """Merge the adapter of a checkpoint and return the folder of the merged model.
+
+    Raises:
+        SwiftletError: there is nothing to merge, the folder exists, or the merged model answers differently.
+    """
+    source = open_checkpoint_source(args.checkpoint.ckpt_dir, args.checkpoint)
+    if source.base is None:
+        raise UsageError(
+            f"{source.folder} is a whole model, not an adapter", "give the folder of a LoRA checkpoint"
+        )
+    asked = args.merge.export_dir
+    target = Path(asked).expanduser().absolute() if asked else merged_folder(source.folder)
+    if target.exists() and not args.merge.overwrite:
+        raise UsageError(f"{target} exists already", "add --overwrite true, or --export_dir FOLDER")
+    draft = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex}")
+    try:
+        _write(args, source, draft)
+        for path in sorted(draft.rglob("*")):
+            sync(path)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.rename(target)
+        sync(target.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    log.info(f"merged model: {target}")
+    return target
+
+
+def _write(args: Any, source: CheckpointSource, draft: Path) -> None:
+    from swiftlet.device.spec import environment
+
+    apply_environment(environment(args.checkpoint.device, os.environ))
+    from swiftlet.commands.merging import write_merged
+
+    draft.mkdir(parents=True)
+    proof = write_merged(args, source, draft)
+    proof["adapter_sha256"] = sha256(source.folder / ADAPTER_WEIGHTS)
+    (draft / PROOF_FILE).write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")
+    for name in (ARGS_FILE,):
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, draft / name)

@@ -1,0 +1,129 @@
+"""`swift infer`: chat with a model or a checkpoint, or answer the rows of a dataset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swiftlet import heartbeat, log
+from swiftlet.commands.checkpoint_source import CheckpointSource, open_checkpoint_source, with_checkpoint
+from swiftlet.commands.model_source import apply_environment, find_source, open_template
+from swiftlet.config.args import InferArgs
+from swiftlet.config.check import check_infer
+from swiftlet.config.parse import Parsed, parse_mapping
+from swiftlet.data.template import Template
+from swiftlet.errors import SwiftletError, UsageError, raise_all
+
+ARGS = InferArgs
+EXAMPLE = "swift infer --ckpt_dir output/.../checkpoint-100 --load_dataset_config true"
+RESULTS = "infer_result"
+
+
+class Ready(NamedTuple):
+    """What is known before torch is imported: the folders, the template, and the arguments with the checkpoint's."""
+
+    args: Any
+    source: CheckpointSource
+    template: Template
+
+
+def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
+    """Return the mistakes of the command line."""
+    return check_infer(parsed)
+
+
+def prepare(parsed: Parsed) -> dict[str, str]:
+    """Merge before the processes of a run exist, where that is asked for; a chat is for one process.
+
+    Raises:
+        SwiftletError: a chat is asked of several processes, or the merge fails.
+    """
+    ready = get_ready(parsed)
+    if not _has_rows(ready.args):
+        raise UsageError(
+            "several processes answer the rows of a dataset, not a chat",
+            "leave NPROC_PER_NODE out, or add --dataset or --load_dataset_config true",
+        )
+    return {}
+
+
+def run(parsed: Parsed) -> int:
+    """Chat, or answer the rows of a dataset; return the exit code."""
+    answer(parsed)
+    return 0
+
+
+def call(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Answer the rows of a dataset with keyword options and return the results.
+
+    Raises:
+        SwiftletError: a mistake in the options, or a run that failed.
+    """
+    parsed = parse_mapping(ARGS, options)
+    raise_all(check(parsed, os.environ))
+    return answer(parsed)
+
+
+def get_ready(parsed: Parsed) -> Ready:
+    """Return what is known before torch is imported; merges first where that is asked for."""
+    args, given = parsed.args, parsed.given
+    if args.answer.ckpt_dir is None:
+        found = find_source(args.model)
+        source = CheckpointSource(found.folder, None, {})
+    else:
+        source = open_checkpoint_source(args.answer.ckpt_dir, args.model)
+        args = with_checkpoint(args, given, source.args, with_data=args.answer.load_dataset_config)
+        if args.answer.merge_lora and source.base is not None:
+            source = _merged(args, source)
+    _, template = open_template(
+        source.tokenizer_folder, template_type=args.model.template_type, system=args.model.system
+    )
+    return Ready(args, source, template)
+
+
+def _merged(args: Any, source: CheckpointSource) -> CheckpointSource:
+    from swiftlet.commands import export
+
+    merged = export.merged_folder(source.folder)
+    if merged.is_dir():
+        log.info(f"{merged} exists and is used")
+        export.check_merged(merged, source.folder)
+        return CheckpointSource(merged, None, source.args)
+    options = {"ckpt_dir": str(source.folder), "merge_lora": True, "dtype": args.model.dtype}
+    options |= {"device": args.machine.device, "model_id_or_path": str(source.model_folder)}
+    return CheckpointSource(Path(export.call(options)), None, source.args)
+
+
+def _has_rows(args: Any) -> bool:
+    return bool(args.data.dataset or args.data.val_dataset) and not args.answer.eval_human
+
+
+def answer(parsed: Parsed) -> list[dict[str, Any]]:
+    """Answer as one process of the run; return the results of the rows, none for a chat."""
+    with heartbeat.answering():
+        heartbeat.beat("start")
+        ready = get_ready(parsed)
+        from swiftlet.device.spec import environment
+
+        apply_environment(environment(ready.args.machine.device, os.environ))
+        from swiftlet.commands import answering
+
+        if _has_rows(ready.args):
+            return answering.answer_dataset(ready, result_path(ready))
+        answering.chat(ready)
+        return []
+
+
+def result_path(ready: Ready) -> Path:
+    """Return the file of the results: below the checkpoint, or below output/ for a model without one."""
+    asked = ready.args.answer.result_dir
+    if asked:
+        folder = Path(asked).expanduser()
+    elif ready.args.answer.ckpt_dir:
+        folder = Path(ready.args.answer.ckpt_dir).expanduser() / RESULTS
+    else:
+        folder = Path("output") / (ready.args.model.model_type or ready.source.folder.name) / RESULTS
+    return folder / f"{datetime.now():%Y%m%d-%H%M%S}.jsonl"

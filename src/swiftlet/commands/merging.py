@@ -1,0 +1,70 @@
+"""The second half of `swift export`: load, compare before and after the merge, write."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from swiftlet import log
+from swiftlet.commands.checkpoint_source import CheckpointSource
+from swiftlet.commands.model_source import open_template
+from swiftlet.commands.training import PROMPTS_FILE
+from swiftlet.device.spec import DTYPE_NAMES, open_device, resolve_dtype
+from swiftlet.infer import proof
+from swiftlet.models.load import load_model
+from swiftlet.models.merge import merge_adapter
+from swiftlet.models.save import write_model
+from swiftlet.models.tuner import load_adapter
+
+# Prompts for a checkpoint that keeps none, such as one made by another tool.
+PROMPTS = (
+    "Hello! Who are you?",
+    "What is 12 + 30?",
+    "请用一句话介绍一下北京。",
+    "Write a short poem about the sea.",
+)
+
+
+def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, Any]:
+    """Write the merged model into `draft` and return the figures of its proof.
+
+    Raises:
+        MergeError: the merged model answers differently.
+    """
+    asked = args.checkpoint
+    device = open_device(asked.device, local_rank=0, environ=os.environ)
+    name = asked.dtype if asked.dtype != "AUTO" else source.args.get("dtype", "AUTO")
+    dtype = resolve_dtype(name, device)
+    tolerance = args.merge.merge_tolerance or proof.TOLERANCES[DTYPE_NAMES[dtype]]
+    model = load_model(
+        source.model_folder,
+        dtype=dtype,
+        device=device.torch_device,
+        trust_remote_code=asked.trust_remote_code,
+    )
+    prompts = _prompts(source)
+    tuned = load_adapter(model, source.folder, is_trainable=False).eval()
+    before = proof.log_probabilities(tuned, prompts)
+    merged = merge_adapter(tuned).eval()
+    figures = proof.compare(before, proof.log_probabilities(merged, prompts))
+    proof.check(figures, tolerance)
+    log.info(
+        f"merged and adapter agree on {figures.num_prompts} prompts: largest difference of log-probabilities "
+        f"{figures.max_difference:.3g} (at most {tolerance:g}), {100 * figures.token_agreement:.1f} % same next token"
+    )
+    write_model(merged, draft, source=source.tokenizer_folder, is_adapter=False)
+    return {**figures.to_json(), "tolerance": tolerance, "dtype": DTYPE_NAMES[dtype]}
+
+
+def _prompts(source: CheckpointSource) -> list[list[int]]:
+    path = source.folder / PROMPTS_FILE
+    if path.is_file():
+        return [[int(token) for token in prompt] for prompt in json.loads(path.read_text(encoding="utf-8"))]
+    _, template = open_template(
+        source.tokenizer_folder,
+        template_type=source.args.get("template_type"),
+        system=source.args.get("system"),
+    )
+    return [template.encode_prompt([{"role": "user", "content": text}]) for text in PROMPTS]

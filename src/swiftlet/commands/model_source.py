@@ -1,0 +1,88 @@
+"""From the names a user gives to a model's folder, its tokenizer and its template. No torch.
+
+Shared by the commands that train, answer and export, so that they cannot differ in what a name means.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swiftlet import hub, log
+from swiftlet.data.template import Template, build_template
+from swiftlet.data.tokenizer import Tokenizer, load_tokenizer
+from swiftlet.errors import UsageError
+from swiftlet.models.families import find_model
+
+CACHE_VARIABLE = "SWIFTLET_CACHE"
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "model_max_length")
+
+
+class Source(NamedTuple):
+    """A model on disk: the name under which its runs are kept, and its folder."""
+
+    name: str
+    folder: Path
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """Return where tokenised data is kept between runs."""
+    told = environ.get(CACHE_VARIABLE)
+    if told:
+        return Path(told).expanduser()
+    return Path(environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "swiftlet"
+
+
+def find_source(model: Any) -> Source:
+    """Return the model that the arguments name, fetched from its hub where it is not on this machine.
+
+    Raises:
+        SwiftletError: the name is not known, or the model cannot be had.
+    """
+    found = find_model(model.model_type, model.model_id_or_path)
+    folder = found.folder or hub.model_folder(found.ms_id, found.hf_id, revision=model.model_revision)
+    return Source(found.name, folder)
+
+
+def open_template(
+    folder: Path, *, template_type: str | None, system: str | None
+) -> tuple[Tokenizer, Template]:
+    """Return the tokenizer of a model and the template of its chats."""
+    tokenizer = load_tokenizer(folder)
+    return tokenizer, build_template(tokenizer, name=template_type, system=system)
+
+
+def context_length(folder: Path) -> int | None:
+    """Return the longest sequence of a model [tokens] as its config.json says, None when it does not."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = {**config, **config.get("text_config", {})}
+    values = [config[key] for key in LENGTH_KEYS if isinstance(config.get(key), int)]
+    return values[0] if values else None
+
+
+def longest_sample(asked: int, folder: Path) -> int:
+    """Return the longest sample [tokens]: as asked, and never beyond what the model was made for.
+
+    Raises:
+        UsageError: the model's own limit is asked for and not known.
+    """
+    limit = context_length(folder)
+    if asked == -1:
+        if limit is None:
+            raise UsageError(
+                f"--max_length -1: {folder / 'config.json'} names no limit", "type --max_length 2048"
+            )
+        return limit
+    if limit is not None and asked > limit:
+        log.info(f"max_length {asked} is above the model's context of {limit} tokens; {limit} is used")
+        return limit
+    return asked
+
+
+def apply_environment(settings: Mapping[str, str]) -> None:
+    """Set what the device's libraries read when they are imported; what the user has set stays."""
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)

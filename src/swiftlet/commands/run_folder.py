@@ -1,0 +1,104 @@
+"""The folder of a run, and the arguments that it keeps.
+
+`output_dir/model_type/v{number}-{time}`: the number rises by one a run, so that the newest run sorts last. The
+launcher makes the folder and tells its processes by an environment variable; a process that is alone makes its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from swiftlet import __version__
+from swiftlet.config.fields import to_flat
+from swiftlet.errors import CheckpointError, UsageError
+from swiftlet.log import MASK, is_secret_name, redact
+
+VARIABLE = "SWIFTLET_RUN_FOLDER"
+ARGS_FILE = "sft_args.json"
+NUMBERED = re.compile(r"v(\d+)-\d{8}-\d{6}")
+# What says where and how often a run was started, not what it computes: left out of a checkpoint, whose bytes are
+# the same however the run was interrupted.
+OF_THIS_START = frozenset(
+    {"output_dir", "add_output_dir_suffix", "resume_from_checkpoint", "resume_override", "force"}
+)
+
+
+def runs_root(output: Any, name: str) -> Path:
+    """Return the folder in which the runs of this model stand, without making it."""
+    root = Path(output.output_dir).expanduser().absolute()
+    return root / name if output.add_output_dir_suffix else root
+
+
+def new_folder(output: Any, name: str, now: datetime | None = None) -> Path:
+    """Make and return the folder of a new run.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    root = runs_root(output, name)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        while output.add_output_dir_suffix:
+            numbers = [int(match[1]) for entry in root.iterdir() if (match := NUMBERED.fullmatch(entry.name))]
+            time = (now or datetime.now()).strftime("%Y%m%d-%H%M%S")
+            folder = root / f"v{max(numbers, default=-1) + 1}-{time}"
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:  # another run took the number in between
+                continue
+    except OSError as error:
+        raise UsageError(
+            f"{root} cannot be written: {error.strerror}", "choose another --output_dir"
+        ) from error
+    return root
+
+
+def run_folder(output: Any, name: str, resumed: Path | None) -> Path:
+    """Return the folder of this run: that of the checkpoint it continues, the launcher's, or a new one."""
+    if resumed is not None:
+        return resumed.parent
+    told = os.environ.get(VARIABLE)
+    return Path(told) if told else new_folder(output, name)
+
+
+def args_text(args: Any, extra: Mapping[str, Any], *, of_checkpoint: bool = False) -> str:
+    """Return the arguments and further facts of a run as JSON, without secrets."""
+    flat = {"swiftlet_version": __version__, **to_flat(args), **extra}
+    if of_checkpoint:
+        flat = {name: value for name, value in flat.items() if name not in OF_THIS_START}
+    shown = {name: MASK if value and is_secret_name(name) else value for name, value in flat.items()}
+    return redact(json.dumps(shown, ensure_ascii=False, indent=2)) + "\n"
+
+
+def write_args(folder: Path, text: str) -> None:
+    """Write sft_args.json into the folder of a run; one rename."""
+    draft = folder / f".tmp-{ARGS_FILE}-{os.getpid()}"
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(folder / ARGS_FILE)
+
+
+def read_args(checkpoint: Path) -> dict[str, Any]:
+    """Return the arguments that a checkpoint was trained with; empty when it was not made here.
+
+    Raises:
+        CheckpointError: the file is there and cannot be read.
+    """
+    path = checkpoint / ARGS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}", "restore the checkpoint from a copy"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no arguments", "restore the checkpoint from a copy")
+    return content

@@ -1,0 +1,151 @@
+"""`swift sft`: everything that a fine-tuning run needs, built in order and handed to the loop.
+
+First what needs no torch: names, the folder, the checkpoint to continue, the tokenised data. Then the device, the
+model, the engine, the loop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swiftlet import heartbeat, log
+from swiftlet.commands.model_source import (
+    Source,
+    apply_environment,
+    cache_folder,
+    find_source,
+    longest_sample,
+    open_template,
+)
+from swiftlet.commands.run_folder import VARIABLE, run_folder, runs_root
+from swiftlet.config.args import SftArgs
+from swiftlet.config.check import check_sft
+from swiftlet.config.parse import Parsed, parse_mapping
+from swiftlet.config.resolve import inherited, resolve_sft
+from swiftlet.data.prepare import Prepared
+from swiftlet.data.prepare import prepare as prepare_data
+from swiftlet.data.template import Template
+from swiftlet.errors import SwiftletError, raise_all
+from swiftlet.train.resume import Checkpoint, choose_checkpoint, trusted_checkpoint
+
+ARGS = SftArgs
+EXAMPLE = (
+    "swift sft --model_type qwen1half-7b-chat --dataset blossom-math-zh --sft_type lora --output_dir output"
+)
+RESUMED = "SWIFTLET_RESUMED_CHECKPOINT"
+
+
+class Outcome(NamedTuple):
+    """Where everything is after a run, and how it went."""
+
+    output_dir: str
+    last_checkpoint: str | None
+    best_checkpoint: str | None
+    num_steps: int
+    metric: float | None
+
+
+class Ready(NamedTuple):
+    """What is known before torch is imported."""
+
+    source: Source
+    template: Template
+    max_length: int
+    checkpoint: Checkpoint | None
+    folder: Path
+    data: Prepared
+
+
+def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
+    """Return the mistakes of the command line."""
+    return check_sft(parsed)
+
+
+def prepare(parsed: Parsed) -> dict[str, str]:
+    """Make everything ready before the processes of a run exist; return what they find in their environment.
+
+    Raises:
+        SwiftletError: the model, the data or the checkpoint cannot be used.
+    """
+    ready = get_ready(parsed.args, os.environ)
+    show_data(ready)
+    checkpoint = str(ready.checkpoint.path) if ready.checkpoint else ""
+    return {VARIABLE: str(ready.folder), RESUMED: checkpoint}
+
+
+def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:
+    """Return what is known before torch is imported: the model's folder, the run's folder and the tokenised data."""
+    source = find_source(args.model)
+    _, template = open_template(
+        source.folder, template_type=args.model.template_type, system=args.model.system
+    )
+    checkpoint = _checkpoint(args.output, source.name, environ)
+    folder = run_folder(args.output, source.name, checkpoint.path if checkpoint else None)
+    max_length = longest_sample(args.data.max_length, source.folder)
+    heartbeat.beat("tokenise")
+    data = prepare_data(
+        args.data, template, max_length=max_length, cache_dir=cache_folder(environ), output_dir=folder
+    )
+    return Ready(source, template, max_length, checkpoint, folder, data)
+
+
+def _checkpoint(output: Any, name: str, environ: Mapping[str, str]) -> Checkpoint | None:
+    told = environ.get(RESUMED)
+    if told is not None:  # the launcher has checked every byte of it
+        return trusted_checkpoint(Path(told)) if told else None
+    if output.resume_from_checkpoint is None:
+        return None
+    found = choose_checkpoint(output.resume_from_checkpoint, runs_root(output, name))
+    if found is None:
+        log.info(f"no checkpoint below {runs_root(output, name)}: the run starts from its beginning")
+    return found
+
+
+def show_data(ready: Ready) -> None:
+    """Log the report of the data and one sample with its masked part visible."""
+    for line in ready.data.report.lines():
+        log.info(line)
+    ids, labels = ready.data.train[0]
+    log.info("one sample, [masked] and trained:\n" + ready.template.show_ids(ids.tolist(), labels.tolist()))
+
+
+def run(parsed: Parsed) -> int:
+    """Fine-tune; return the exit code."""
+    fine_tune(parsed)
+    return 0
+
+
+def call(options: Mapping[str, Any]) -> Outcome:
+    """Fine-tune with keyword options, as the Python API does; return where everything is.
+
+    Raises:
+        SwiftletError: a mistake in the options, or a run that failed.
+    """
+    parsed = parse_mapping(ARGS, options)
+    raise_all(check(parsed, os.environ))
+    return fine_tune(parsed)
+
+
+def fine_tune(parsed: Parsed) -> Outcome:
+    """Make the run that the arguments describe, as one of its processes."""
+    with heartbeat.answering():
+        heartbeat.beat("start")
+        world_size = log.world_size()
+        args = resolve_sft(parsed.args, world_size)
+        for name, value in inherited(parsed.args, world_size).items():
+            log.info(f"{name} is {value:g} (not given)")
+        is_alone = VARIABLE not in os.environ
+        ready = get_ready(args, os.environ)
+        if is_alone:
+            show_data(ready)
+        from swiftlet.device.spec import environment
+
+        apply_environment(environment(args.parallel.device, os.environ))
+        from swiftlet.commands.training import train_model
+
+        outcome = train_model(args, ready)
+        heartbeat.beat("end", outcome.num_steps)
+        return outcome

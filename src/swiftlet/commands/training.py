@@ -1,0 +1,296 @@
+"""The second half of `swift sft`: device, model, engine and loop, built in order.
+
+Every process of the run goes through the same lines; only the first one writes files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swiftlet import __version__, heartbeat, log
+from swiftlet.commands.evaluation import build_evaluator
+from swiftlet.commands.run_folder import ARGS_FILE, args_text, write_args
+from swiftlet.commands.sft import Outcome, Ready
+from swiftlet.data.batching import Batches, num_steps, num_steps_per_epoch
+from swiftlet.data.loader import load_steps
+from swiftlet.device.spec import Device, apply_settings, open_device, resolve_dtype
+from swiftlet.models import tuner
+from swiftlet.models.causal import CausalLM, build_causal
+from swiftlet.models.load import load_model
+from swiftlet.models.save import model_bytes, write_model
+from swiftlet.parallel.ddp import build_ddp_engine
+from swiftlet.parallel.engine import Engine, build_single_engine
+from swiftlet.parallel.world import World, close_world, init_world
+from swiftlet.train.checkpoint import Saver
+from swiftlet.train.evaluate import Goal
+from swiftlet.train.lock import locked
+from swiftlet.train.loop import Every, Run, train
+from swiftlet.train.manifest import Identity
+from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
+from swiftlet.train.report import Report, Silence, build_report
+from swiftlet.train.resume import check_identity
+from swiftlet.train.schedule import build_schedule, num_warmup_steps
+from swiftlet.train.signals import StopRequest, listening
+from swiftlet.train.spikes import find_policy
+from swiftlet.train.state import TrainState
+from swiftlet.train.statefile import open_optimizer
+from swiftlet.train.summary import summarise
+
+PROMPTS_FILE = "proof_prompts.json"
+MOST_PROMPTS, LONGEST_PROMPT = 8, 256
+# Groups of arguments that shape the trajectory, and the names in them that do not.
+SHAPING = ("model", "tuner", "train")
+NOT_SHAPING = frozenset(
+    "model_id_or_path model_revision trust_remote_code batch_size gradient_accumulation_steps eval_batch_size "
+    "micro_batch_tokens gradient_checkpointing dataloader_num_workers predict_with_generate "
+    "early_stopping_patience".split()
+)
+NEXT = "swift infer --ckpt_dir {checkpoint} --load_dataset_config true"
+
+
+def train_model(args: Any, ready: Ready) -> Outcome:
+    """Train the model that is ready and return where everything is."""
+    device = open_device(
+        args.parallel.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")), environ=os.environ
+    )
+    for line in apply_settings(device, deterministic=args.train.deterministic):
+        log.info(line)
+    heartbeat.beat("init")
+    backend = device.backend if args.parallel.ddp_backend == "AUTO" else args.parallel.ddp_backend
+    world = init_world(backend, device.torch_device, timeout_s=args.parallel.ddp_timeout)
+    try:
+        with listening() as stop:
+            if world.is_main:
+                with locked(ready.folder):
+                    return _train(args, ready, device, world, stop)
+            return _train(args, ready, device, world, stop)
+    finally:
+        close_world(world)
+
+
+def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequest) -> Outcome:
+    base = tuner.base_hash(ready.source.folder)
+    text = partial(
+        args_text,
+        args,
+        {"model_dir": str(ready.source.folder), "base_hash": base, "model": ready.source.name},
+    )
+    if world.is_main:
+        write_args(ready.folder, text())
+    state, identity = _state(args, ready, world, base)
+    heartbeat.beat("load")
+    model = _model(args, ready, device)
+    log.info(tuner.describe_parameters(model.model))
+    engine = _engine(args, model, device, world)
+    if ready.checkpoint is not None:
+        engine.load_optimizer(open_optimizer(ready.checkpoint.path))
+        log.info(f"continuing {ready.checkpoint.path} after step {state.global_step}")
+    saver = _saver(args, ready, model, engine, world, identity, text(of_checkpoint=True), state)
+    run = _run(args, ready, device, world, model, engine, saver, stop, state)
+    train(run, state)
+    return _outcome(run, state, ready)
+
+
+def _state(args: Any, ready: Ready, world: World, base: str) -> tuple[TrainState, Identity]:
+    """Return where the run starts, and what its checkpoints belong to."""
+    train_args, world_size = args.train, world.world_size
+    batch = train_args.batch_size * train_args.gradient_accumulation_steps * world_size
+    steps_per_epoch = num_steps_per_epoch(
+        len(ready.data.train),
+        batch_size=train_args.batch_size,
+        accumulation=train_args.gradient_accumulation_steps,
+        world_size=world_size,
+    )
+    total = num_steps(steps_per_epoch, train_args.num_train_epochs, train_args.max_steps)
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value
+        for group in SHAPING
+        for name, value in vars(getattr(args, group)).items()
+        if name not in NOT_SHAPING
+    }
+    identity = Identity(ready.data.data_hash, base, {**settings, "step_size": batch})
+    if ready.checkpoint is None:
+        log.info(f"{total} steps of {batch} samples, {steps_per_epoch} an epoch")
+        return TrainState(total, batch, steps_per_epoch, seed=train_args.seed), identity
+    check_identity(ready.checkpoint, identity, is_override=args.output.resume_override)
+    state = ready.checkpoint.read_state()
+    if args.output.resume_override:
+        state.num_steps = total
+    return state, identity
+
+
+def _model(args: Any, ready: Ready, device: Device) -> CausalLM:
+    """Return the model with what is trained in it: loaded, tuned, and as far as its checkpoint was."""
+    checkpoint, settings = ready.checkpoint, args.tuner
+    is_full = settings.sft_type == "full"
+    folder = checkpoint.path if checkpoint is not None and is_full else ready.source.folder
+    dtype = resolve_dtype(args.model.dtype, device)
+    log.info(f"{ready.source.name} from {ready.source.folder}: {dtype}, {device.name}")
+    model = load_model(
+        folder, dtype=dtype, device=device.torch_device, trust_remote_code=args.model.trust_remote_code
+    )
+    torch.manual_seed(args.train.seed)
+    if is_full:
+        tuner.apply_full(
+            model, freeze_parameters=settings.freeze_parameters, freeze_ratio=settings.freeze_parameters_ratio
+        )
+    elif checkpoint is not None:
+        model = tuner.load_adapter(model, checkpoint.path, is_trainable=True)
+    else:
+        model = tuner.apply_lora(model, tuner.settings_from(settings))
+    return build_causal(
+        model,
+        gradient_checkpointing=args.train.gradient_checkpointing == "true",
+        neftune_alpha=settings.neftune_noise_alpha,
+        kernels=device.kernels,
+    )
+
+
+def _engine(args: Any, model: CausalLM, device: Device, world: World) -> Engine:
+    train_args = args.train
+    settings = OptimizerSettings(
+        learning_rate=train_args.learning_rate,
+        weight_decay=train_args.weight_decay,
+        beta1=train_args.adam_beta1,
+        beta2=train_args.adam_beta2,
+        epsilon=train_args.adam_epsilon,
+    )
+    groups = build_groups(model.model, settings)
+    if args.tuner.lora_lr_ratio is not None:
+        groups = tuner.parameter_groups_lora_plus(
+            model.model,
+            learning_rate=settings.learning_rate,
+            ratio=args.tuner.lora_lr_ratio,
+            weight_decay=settings.weight_decay,
+        )
+    optimizer = build_optimizer(train_args.optim, groups, settings, device.optimizers)
+    if world.is_alone:
+        return build_single_engine(model.model, optimizer)
+    return build_ddp_engine(model.model, optimizer, world)
+
+
+def _saver(
+    args: Any,
+    ready: Ready,
+    model: CausalLM,
+    engine: Engine,
+    world: World,
+    identity: Identity,
+    args_file: str,
+    state: TrainState,
+) -> Saver | None:
+    output, is_adapter = args.output, args.tuner.sft_type != "full"
+    if output.save_strategy == "no":
+        return None
+    prompts = [ids.tolist()[:LONGEST_PROMPT] for ids, _ in _first(ready, MOST_PROMPTS)]
+
+    def write(folder: Path) -> None:
+        if world.is_main:
+            write_model(model.model, folder, source=ready.source.folder, is_adapter=is_adapter)
+            (folder / ARGS_FILE).write_text(args_file, encoding="utf-8")
+            (folder / PROMPTS_FILE).write_text(json.dumps(prompts), encoding="utf-8")
+
+    return Saver(
+        ready.folder,
+        world,
+        engine,
+        write,
+        identity,
+        __version__,
+        total_limit=output.save_total_limit,
+        is_model_only=output.save_only_model,
+        is_error_fatal=output.on_save_error == "stop",
+        expected_bytes=model_bytes(model.model, is_adapter),
+        saved_steps=[state.global_step] if ready.checkpoint is not None else [],
+        newest_step=state.global_step,
+    )
+
+
+def _first(ready: Ready, count: int) -> list[tuple[Any, Any]]:
+    store = ready.data.val if ready.data.val is not None and len(ready.data.val) else ready.data.train
+    return [store[number] for number in range(min(count, len(store)))]
+
+
+def _when(strategy: str, steps: int) -> Every:
+    return {"steps": Every(steps), "epoch": Every(at_epoch_end=True), "no": Every()}[strategy]
+
+
+def _run(
+    args: Any,
+    ready: Ready,
+    device: Device,
+    world: World,
+    model: CausalLM,
+    engine: Engine,
+    saver: Saver | None,
+    stop: StopRequest,
+    state: TrainState,
+) -> Run:
+    train_args, output, store = args.train, args.output, ready.data.train
+    budget = _token_budget(args, ready, device)
+    batches = Batches(
+        store, train_args.seed, state.step_size, state.steps_per_epoch, budget, world.rank, world.world_size
+    )
+    evaluate = build_evaluator(args, ready, model, world, device, budget)
+    warmup = num_warmup_steps(state.num_steps, train_args.warmup_ratio, train_args.warmup_steps)
+    report: Report | Silence = Silence()
+    if world.is_main:
+        report = build_report(
+            ready.folder,
+            state,
+            peak_memory_bytes=device.peak_memory_bytes,
+            has_tensorboard="tensorboard" in output.report_to,
+        )
+    by_text = train_args.predict_with_generate
+    return Run(
+        model=model,
+        engine=engine,
+        world=world,
+        device=device.torch_device,
+        load_steps=lambda epoch, step: load_steps(
+            batches, epoch=epoch, step_in_epoch=step, num_workers=train_args.dataloader_num_workers
+        ),
+        learning_rate=build_schedule(
+            train_args.lr_scheduler_type, warmup=warmup, total=state.num_steps, peak=train_args.learning_rate
+        ),
+        report=report,
+        stop=stop,
+        evaluate=evaluate,
+        saver=saver,
+        goal=Goal("eval_rouge_l" if by_text else "eval_loss", by_text, train_args.early_stopping_patience),
+        log_when=Every(output.logging_steps, at_first=True),
+        evaluate_when=_when(output.evaluation_strategy, output.eval_steps) if evaluate else Every(),
+        save_when=_when(output.save_strategy, output.save_steps),
+        max_grad_norm=train_args.max_grad_norm,
+        spikes=find_policy(train_args.spike_policy),
+        name_rows=lambda ids: [store.origin(i) for i in ids],
+    )
+
+
+def _token_budget(args: Any, ready: Ready, device: Device) -> int:
+    """Return the most tokens of one forward pass: as asked, or enough to keep the device busy."""
+    if not args.data.packing:
+        return 0
+    if args.train.micro_batch_tokens is not None:
+        return args.train.micro_batch_tokens
+    return max(int(ready.data.train.lengths.max()), device.busy_tokens)
+
+
+def _outcome(run: Run, state: TrainState, ready: Ready) -> Outcome:
+    saver, report = run.saver, run.report
+    if isinstance(report, Report):
+        summarise(report, state, saver, NEXT)
+    saved = {step: str(saver.path(step)) for step in sorted(saver.saved_steps)} if saver is not None else {}
+    return Outcome(
+        str(ready.folder),
+        list(saved.values())[-1] if saved else None,
+        saved.get(state.best_step),
+        state.global_step,
+        state.best_metric,
+    )
