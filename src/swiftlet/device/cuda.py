@@ -1,0 +1,60 @@
+"""NVIDIA GPUs through torch.cuda."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from swiftlet.device.cuda_kernels import cuda_kernels
+from swiftlet.device.machine import Machine
+from swiftlet.device.spec import Calls, Device, Sight
+from swiftlet.device.visible import CUDA, is_hidden
+
+
+def see(environ: Mapping[str, str], machine: Machine) -> Sight:
+    """Return how many GPUs torch sees, or why it sees none."""
+    if is_hidden(CUDA, environ.get(CUDA, "0")):
+        return Sight(0, f"{CUDA}={environ[CUDA]} hides every GPU", f"unset {CUDA}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count:
+        return Sight(count)
+    is_expected = machine.has_gpus or CUDA in environ
+    seen = f"{machine.gpus} NVIDIA devices" if machine.gpus else "no NVIDIA device"
+    shown = f"{CUDA}={environ[CUDA]}" if CUDA in environ else f"this machine shows {seen}"
+    joint = "but" if is_expected else "and"
+    if torch.version.cuda is None:
+        reason = f"{shown}, {joint} torch {torch.__version__} is built without CUDA"
+        return Sight(0, reason, "install the CUDA build of torch: pip install torch", is_expected)
+    reason = f"{shown}, {joint} torch {torch.__version__} for CUDA {torch.version.cuda} sees no GPU"
+    return Sight(
+        0, reason, "type nvidia-smi: it says whether the driver works and is new enough", is_expected
+    )
+
+
+def _has_bf16(index: int) -> bool:
+    return torch.cuda.get_device_capability(index) >= (8, 0)
+
+
+def open_this(local_rank: int) -> Device:
+    """Make GPU `local_rank` of the visible ones current and return it."""
+    torch.cuda.set_device(local_rank)
+    has_bf16 = _has_bf16(local_rank)
+    return Device(
+        kind="cuda",
+        index=local_rank,
+        name=torch.cuda.get_device_name(local_rank),
+        torch_device=torch.device("cuda", local_rank),
+        backend="nccl",
+        default_dtype="bf16" if has_bf16 else "fp32",
+        dtypes=frozenset({"bf16", "fp16", "fp32"} if has_bf16 else {"fp16", "fp32"}),
+        calls=Calls(
+            lambda: torch.cuda.max_memory_allocated(local_rank),
+            lambda: torch.cuda.reset_peak_memory_stats(local_rank),
+            lambda: torch.cuda.mem_get_info(local_rank),
+            lambda: torch.cuda.synchronize(local_rank),
+            torch.cuda.empty_cache,
+        ),
+        kernels=cuda_kernels(),
+        version=f"torch {torch.__version__}, CUDA {torch.version.cuda}",
+    )

@@ -1,0 +1,132 @@
+"""Ascend NPUs through torch_npu, which is imported here, on purpose, and nowhere else."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from swiftlet.device.machine import Machine
+from swiftlet.device.spec import Build, Calls, Device, Sight
+from swiftlet.device.visible import ASCEND
+
+SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
+INSTALL = "pip install torch-npu decorator"
+
+
+class _Import(NamedTuple):
+    reason: str
+    hint: str
+
+
+@lru_cache(maxsize=1)
+def import_torch_npu() -> _Import | None:
+    """Import torch_npu and return None, or why it cannot be imported and what to type."""
+    if importlib.util.find_spec("torch_npu") is None:
+        return _Import("torch_npu is not installed", INSTALL)
+    try:
+        import torch_npu  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        return _explain(str(error))
+    return None
+
+
+def _explain(text: str) -> _Import:
+    first = text.strip().splitlines()[0] if text.strip() else "no reason was given"
+    reason = f"torch_npu cannot be imported: {first}"
+    if "cannot open shared object file" in text:
+        return _Import(f"{reason}; the libraries of CANN are not on the search path", SET_ENV)
+    if "undefined symbol" in text:
+        return _Import(f"{reason}; torch, torch_npu and CANN do not belong together", "swift doctor")
+    if "No module named" in text:
+        return _Import(reason, "pip install " + text.rsplit("No module named", 1)[1].split()[0].strip("'\""))
+    return _Import(reason, "swift doctor")
+
+
+def _number(npus: int | None) -> str:
+    return f"{npus} NPUs" if npus and npus > 1 else "one NPU" if npus else "no NPU"
+
+
+def _joint(is_expected: bool) -> str:
+    return ", but" if is_expected else ", and"
+
+
+def see(environ: Mapping[str, str], machine: Machine) -> Sight:
+    """Return how many NPUs torch sees, or why it sees none."""
+    is_expected = machine.has_npus or ASCEND in environ
+    cause = import_torch_npu()
+    shown = (
+        f"{ASCEND}={environ[ASCEND]}"
+        if ASCEND in environ
+        else f"this machine shows {machine.npus or 'no'} NPUs"
+    )
+    if cause is not None:
+        is_worth_saying = is_expected or importlib.util.find_spec("torch_npu") is not None
+        return Sight(
+            0,
+            f"{shown}{_joint(is_expected)} {cause.reason}" if is_worth_saying else "",
+            f"type {cause.hint}",
+            is_expected,
+        )
+    if ASCEND in environ and not environ[ASCEND].strip():
+        return Sight(0, f"{ASCEND} is set but empty, which hides every NPU", f"type unset {ASCEND}", True)
+    count = _count()
+    if count:
+        return Sight(count)
+    return Sight(0, f"{shown}{_joint(is_expected)} torch_npu sees none", "type swift doctor", is_expected)
+
+
+def _npu() -> Any:
+    import torch_npu
+
+    return torch_npu.npu
+
+
+def _count() -> int:
+    return int(_npu().device_count()) if _npu().is_available() else 0
+
+
+def _fused_adamw(groups: list[dict[str, Any]], settings: Any) -> torch.optim.Optimizer:
+    from torch_npu.optim import NpuFusedAdamW
+
+    betas = (settings.beta1, settings.beta2)
+    optimizer: torch.optim.Optimizer = NpuFusedAdamW(
+        groups, lr=settings.learning_rate, betas=betas, eps=settings.epsilon
+    )
+    return optimizer
+
+
+OPTIMIZERS: dict[str, Build] = {"adamw_torch_npu_fused": _fused_adamw}
+
+
+def open_this(local_rank: int) -> Device:
+    """Make NPU `local_rank` of the visible ones current and return it."""
+    import torch_npu
+
+    from swiftlet.device.npu_kernels import NPU_KERNELS
+
+    npu = _npu()
+    npu.set_device(local_rank)
+    has_bf16 = bool(npu.is_bf16_supported())
+    return Device(
+        kind="npu",
+        index=local_rank,
+        name=str(npu.get_device_name(local_rank)),
+        torch_device=torch.device("npu", local_rank),
+        backend="hccl",
+        default_dtype="bf16" if has_bf16 else "fp32",
+        dtypes=frozenset({"bf16", "fp16", "fp32"} if has_bf16 else {"fp16", "fp32"}),
+        calls=Calls(
+            lambda: int(npu.max_memory_allocated(local_rank)),
+            lambda: npu.reset_peak_memory_stats(local_rank),
+            lambda: npu.mem_get_info(local_rank),
+            lambda: npu.synchronize(local_rank),
+            npu.empty_cache,
+        ),
+        optimizers=OPTIMIZERS,
+        kernels=NPU_KERNELS,
+        version=f"torch {torch.__version__}, torch_npu {torch_npu.__version__}",
+    )

@@ -1,0 +1,155 @@
+"""The variables that say which devices a run may use, read before torch is imported.
+
+A wrong value never reaches the device's own software: that drops what it does not like, or sees no device at all,
+and the run then goes on somewhere else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from swiftlet.device.machine import Machine, look_at_machine
+from swiftlet.errors import SwiftletError, UsageError, describe
+
+ASCEND = "ASCEND_RT_VISIBLE_DEVICES"
+CUDA = "CUDA_VISIBLE_DEVICES"
+PROCESSES = "NPROC_PER_NODE"
+CONTAINER = "ASCEND_VISIBLE_DEVICES"  # read by Ascend's container runtime, outside the container
+# Names that people type for ASCEND_RT_VISIBLE_DEVICES, and that nothing reads.
+MISTAKEN = re.compile(
+    r"(?:NPU|ASCEND|ASCEND_RT|ASCEND_NPU|CANN|DAVINCI)_?(?:RT_)?VISIBLE_?(?:DEVICES?|IDS?|CARDS?)"
+)
+NUMBER = re.compile(r"[0-9]{1,9}")
+UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+")
+
+
+def _items(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",")]
+
+
+def _ids_inside(text: str) -> list[int]:
+    """Return the numbers in a list that may also hold ranges (0-3), in order, each once."""
+    found: list[int] = []
+    for first, last in re.findall(r"([0-9]+)(?:\s*-\s*([0-9]+))?", text):
+        found += range(int(first), int(last or first) + 1) if int(last or first) - int(first) < 1024 else []
+    return sorted(dict.fromkeys(found))
+
+
+def _hint(name: str, ids: list[int]) -> str:
+    return f"type {name}={','.join(map(str, ids)) if ids else '0'}"
+
+
+def _format_mistakes(name: str, text: str) -> UsageError | None:
+    items = _items(text)
+    if name == CUDA and all(UUID.fullmatch(item) for item in items):
+        numbers: list[int] = []
+    elif all(NUMBER.fullmatch(item) for item in items):
+        numbers = [int(item) for item in items]
+    else:
+        wrong = next(item for item in items if not NUMBER.fullmatch(item))
+        found = f"{describe(wrong)} in {describe(text)}" if wrong != text else describe(text)
+        return UsageError(
+            f"{name} is a list of whole numbers, such as 0,1,2,3; found {found}",
+            _hint(name, _ids_inside(text)),
+        )
+    if name == ASCEND and any(mark.isspace() for mark in text):
+        return UsageError(
+            f"{name}={describe(text)} holds a space, behind which nothing is read", _hint(name, numbers)
+        )
+    items = [str(number) for number in numbers] or items
+    if len(set(items)) < len(items):
+        twice = next(item for item in items if items.count(item) > 1)
+        unique = list(dict.fromkeys(items))
+        return UsageError(f"{name}={text} names device {twice} twice", f"type {name}={','.join(unique)}")
+    if name == ASCEND and numbers != sorted(numbers):
+        return UsageError(
+            f"{name}={text} is not in ascending order, with which no NPU is found",
+            _hint(name, sorted(numbers)),
+        )
+    return None
+
+
+def is_hidden(name: str, text: str) -> bool:
+    """Return whether the value hides every device."""
+    return not text.strip() or (name == CUDA and text.strip() == "-1")
+
+
+def visible_ids(name: str, environ: Mapping[str, str]) -> list[str] | None:
+    """Return the ids of a variable; None when it is not set, an empty list when it hides every device."""
+    if name not in environ:
+        return None
+    return [] if is_hidden(name, environ[name]) else _items(environ[name])
+
+
+def _range_mistake(name: str, text: str, known: int | None) -> UsageError | None:
+    numbers = [int(item) for item in _items(text) if item.isdigit()]
+    wrong = [number for number in numbers if known and number >= known]
+    if not wrong or not known:
+        return None
+    kind = "NPU" if name == ASCEND else "GPU"
+    shown = f"{known} {kind}s: 0 to {known - 1}" if known > 1 else f"one {kind}: 0"
+    reason = f"{name}={text} names device {wrong[0]}, but this machine shows {shown}"
+    rest = [number for number in numbers if number < known]
+    note = "" if rest else " (inside a container the numbers begin at 0, whatever the host calls them)"
+    return UsageError(reason + note, _hint(name, rest or list(range(min(known, len(numbers))))))
+
+
+def _count_mistake(name: str, ids: list[str], environ: Mapping[str, str]) -> UsageError | None:
+    processes = environ.get(PROCESSES, "").strip()
+    if not processes.isdigit() or int(processes) < 1 or int(processes) == len(ids):
+        return None
+    least = int(processes)
+    change = f", or {name}={','.join(ids[:least])}" if least < len(ids) else f", or name {least} devices"
+    return UsageError(
+        f"{PROCESSES}={processes}, but {name} names {len(ids)} device{'s' * (len(ids) != 1)}",
+        f"type {PROCESSES}={len(ids)}{change}",
+    )
+
+
+def _wrong_names(environ: Mapping[str, str], machine: Machine) -> list[SwiftletError]:
+    if ASCEND in environ:
+        return []
+    found: list[SwiftletError] = []
+    for name in sorted(environ):
+        text = environ[name]
+        if not MISTAKEN.fullmatch(name.upper()) or not text.strip():
+            continue
+        ids = _ids_inside(text)
+        if name == CONTAINER and (not ids or machine.npus == len(ids)):
+            continue  # a container that was given these devices; inside they are numbered from 0
+        reader = "only the container runtime reads it" if name == CONTAINER else "nothing reads it"
+        found.append(UsageError(f"{name}={text} does not choose NPUs: {reader}", _hint(ASCEND, ids)))
+    if machine.has_npus and not machine.has_gpus and not is_hidden(CUDA, environ.get(CUDA, "")):
+        text = environ[CUDA]
+        message = f"{CUDA}={text} does not choose NPUs, and this machine has no NVIDIA devices"
+        found.append(UsageError(message, _hint(ASCEND, _ids_inside(text))))
+    return found
+
+
+def check_visible(environ: Mapping[str, str], machine: Machine | None = None) -> list[SwiftletError]:
+    """Return every mistake in the variables that choose devices, and in their number of processes."""
+    machine = machine or look_at_machine(environ)
+    mistakes = _wrong_names(environ, machine)
+    for name, known in ((ASCEND, machine.npus), (CUDA, machine.gpus)):
+        text = environ.get(name, "")
+        if is_hidden(name, text) or (name == CUDA and not _cuda_counts(environ, machine)):
+            continue
+        wrong = _format_mistakes(name, text) or _range_mistake(name, text, known)
+        wrong = wrong or _count_mistake(name, _items(text), environ)
+        mistakes += [wrong] if wrong else []
+    return mistakes
+
+
+def _cuda_counts(environ: Mapping[str, str], machine: Machine) -> bool:
+    """Return whether CUDA's variable matters: not beside Ascend's own, nor on a machine with NPUs only."""
+    return ASCEND not in environ and (machine.has_gpus or not machine.has_npus)
+
+
+def processes_per_node(environ: Mapping[str, str]) -> int:
+    """Return how many processes run when NPROC_PER_NODE is not set: one a device that a variable names, else one."""
+    for name in (ASCEND, CUDA):
+        ids = visible_ids(name, environ)
+        if ids is not None:
+            return max(1, len(ids))
+    return 1
