@@ -125,7 +125,7 @@ LIGHT = """
 import sys
 import swiftlet.cli, swiftlet.config.args, swiftlet.config.check, swiftlet.config.help, swiftlet.config.resolve
 import swiftlet.commands.sft, swiftlet.commands.infer, swiftlet.commands.export, swiftlet.launch
-import swiftlet.models.families, swiftlet.models.hub
+import swiftlet.models.families, swiftlet.hub
 import swiftlet.data.sources, swiftlet.data.formats, swiftlet.data.template, swiftlet.data.encode
 import swiftlet.device.visible
 heavy = {"torch", "transformers", "peft", "datasets", "matplotlib", "modelscope"} & set(sys.modules)

@@ -1,0 +1,134 @@
+"""Where the clients of both hubs keep their files, and which of the copies there are complete. Reads only.
+
+Complete means for a model: config.json, and every shard of its weight index or at least one safetensors file (or
+weights in another format, which are then refused with a reason of their own). For a dataset: one file of data.
+Sources: huggingface_hub `_snapshot_download.py` and its guide "Understand caching"; modelscope_hub `_download.py`
+and modelscope `hub/utils/utils.py` for the layouts that older versions of it wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.ckpt")
+DATA_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt"}
+
+
+def hf_cache() -> Path:
+    """Return the cache folder of Hugging Face's client, from its environment variables."""
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if os.environ.get(name):
+            return Path(os.path.expandvars(os.environ[name])).expanduser()
+    home = os.environ.get("HF_HOME")
+    if not home:
+        home = f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    return Path(os.path.expandvars(home)).expanduser() / "hub"
+
+
+def ms_cache() -> Path:
+    """Return the cache folder of ModelScope's client, from its environment variable."""
+    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+
+
+def hf_snapshot(kind: str, repo: str, revision: str | None) -> Path | None:
+    """Return the complete cached copy of a repository of Hugging Face, or None.
+
+    Args:
+        kind: "model" or "dataset".
+        revision: branch, tag or commit; main when not given.
+    """
+    root = hf_cache() / f"{kind}s--{repo.replace('/', '--')}"
+    snapshots = root / "snapshots"
+    commit = _text(root / "refs" / (revision or "main")) or revision
+    if commit is None:
+        only = _folders(snapshots)
+        commit = only[0].name if len(only) == 1 else None
+    if commit is None:
+        return None
+    folder = snapshots / commit
+    return folder if is_complete(kind, folder) else None
+
+
+def ms_snapshot(kind: str, repo: str, revision: str | None) -> Path | None:
+    """Return the complete cached copy of a repository of ModelScope, or None; the owner's case does not matter.
+
+    Args:
+        kind: "model" or "dataset".
+        revision: branch, tag or commit; master when not given.
+    """
+    owner, _, name = repo.partition("/")
+    for folder in _ms_places(kind, owner, name, revision):
+        if is_complete(kind, folder):
+            return folder
+    return None
+
+
+def _ms_places(kind: str, owner: str, name: str, revision: str | None) -> Iterator[Path]:
+    base, segment = ms_cache(), f"{kind}s"
+    for root in _same_name(base / segment, f"{owner}--{name}"):
+        snapshots = root / "snapshots"
+        if revision:
+            yield snapshots / revision
+            continue
+        yield from (snapshots / "master", snapshots / "main")
+        only = _folders(snapshots)
+        yield from only if len(only) == 1 else []
+    if revision:
+        return  # the older layouts do not say which revision they hold
+    for parent in (base / segment, base / "hub" / segment, base, base / "hub"):
+        for owned in _same_name(parent, owner):
+            yield from (owned / name.replace(".", "___"), owned / name)
+
+
+def _same_name(parent: Path, name: str) -> list[Path]:
+    """Return the folders of this name in `parent`, the exact one first, then those that differ in case."""
+    same = [folder for folder in _folders(parent) if folder.name.lower() == name.lower()]
+    return sorted(same, key=lambda folder: (folder.name != name, folder.name))
+
+
+def is_complete(kind: str, folder: Path) -> bool:
+    """Return whether a cached folder holds all that a model needs, or any file of data."""
+    if not folder.is_dir():
+        return False
+    if kind == "dataset":
+        return any(path.suffix in DATA_SUFFIXES for path in folder.rglob("*") if path.is_file())
+    if not (folder / "config.json").is_file():
+        return False
+    index = _text(folder / INDEX)
+    if index is None:
+        if any(folder.glob("*.safetensors")):
+            return not _is_cut_short(folder)
+        return any(any(folder.glob(other)) for other in OTHER_WEIGHTS)
+    try:
+        shards = set(json.loads(index)["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return True  # loading it says what is wrong with the index
+    return all(
+        isinstance(shard, str) and (folder / shard).is_file() for shard in shards if "\0" not in str(shard)
+    )
+
+
+def _is_cut_short(folder: Path) -> bool:
+    """Return whether shards are missing, by their own names, where no index tells (a download that was cut off)."""
+    found = [match for path in folder.glob("*.safetensors") if (match := SHARD.search(path.name))]
+    return any(len(found) < int(match[1]) for match in found)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+
+
+def _folders(parent: Path) -> list[Path]:
+    try:
+        return sorted(path for path in parent.iterdir() if path.is_dir())
+    except OSError:
+        return []

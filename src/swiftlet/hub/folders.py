@@ -1,0 +1,214 @@
+"""Names to folders: a model or dataset of ModelScope or Hugging Face, from the local cache or by download.
+
+The cache is looked at first, laid out as the clients of both hubs lay it out, and a complete copy is used without
+any connection. Only what is missing is downloaded, by the hub's own client, and never a file that holds code.
+ModelScope is the default; USE_HF=1 chooses Hugging Face. Imports the clients inside functions: they are slow.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from swiftlet import log
+from swiftlet.errors import SwiftletError
+from swiftlet.hub.cache import hf_cache, hf_snapshot, ms_cache, ms_snapshot
+
+CONNECT_TIMEOUT_S = 5.0
+TRUE = {"1", "true", "yes", "on"}
+MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
+CODE_FILES = ["*.py"]
+DATA_FILES = ["*.json", "*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.txt", "README.md"]
+LEFT_OUT = ["original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "consolidated*.safetensors"]
+
+
+@dataclass(frozen=True)
+class Hub:
+    """One hub: its name, its cache, how a cached copy is found and how a missing one is fetched."""
+
+    name: str
+    cache: Callable[[], Path]
+    find: Callable[[str, str, str | None], Path | None]
+    fetch: Callable[[str, str, str | None, list[str], list[str]], str]
+    endpoint: Callable[[], str]
+    command: str
+
+    def download_command(self, repo: str, kind: str, revision: str | None) -> str:
+        """Return what to type on a machine with a connection."""
+        words = [
+            self.command,
+            "download",
+            *(["--dataset"] if kind == "dataset" and self is MODELSCOPE else []),
+            repo,
+        ]
+        if kind == "dataset" and self is HUGGING_FACE:
+            words += ["--repo-type", "dataset"]
+        return " ".join([*words, *(["--revision", revision] if revision else [])])
+
+
+def is_on(name: str) -> bool:
+    """Return whether an environment variable is set to yes."""
+    return os.environ.get(name, "").strip().lower() in TRUE
+
+
+def model_folder(
+    ms_id: str | None, hf_id: str | None, *, revision: str | None = None, trust_remote_code: bool = False
+) -> Path:
+    """Return the local folder of a model, downloading it when no complete copy is cached.
+
+    Args:
+        trust_remote_code: also fetch Python files of the model.
+
+    Raises:
+        SwiftletError: neither the cache nor the hub has it, or the hub cannot be reached.
+    """
+    patterns = MODEL_FILES + (CODE_FILES if trust_remote_code else [])
+    return _folder("model", ms_id, hf_id, revision, patterns)
+
+
+def dataset_folder(ms_id: str | None, hf_id: str | None, *, revision: str | None = None) -> Path:
+    """Return the local folder of a dataset's files, downloading it when no copy is cached.
+
+    Raises:
+        SwiftletError: neither the cache nor the hub has it, or the hub cannot be reached.
+    """
+    return _folder("dataset", ms_id, hf_id, revision, DATA_FILES)
+
+
+def _folder(
+    kind: str, ms_id: str | None, hf_id: str | None, revision: str | None, patterns: list[str]
+) -> Path:
+    hub, repo = _choose(kind, ms_id, hf_id)
+    for name in (repo, revision or "main"):
+        if ".." in name or "\0" in name or name.startswith("/"):
+            raise SwiftletError(f"{name!r} is no id of a hub", "write owner/name, or the path of a folder")
+    found = hub.find(kind, repo, revision)
+    if found is not None:
+        log.info(f"{kind} {repo}: {found}")
+        return found
+    problem = _unreachable(hub)
+    if problem is None:
+        log.info(f"downloading {kind} {repo} from {hub.name}")
+        problem = _download(hub, kind, repo, revision, patterns)
+        found = hub.find(kind, repo, revision)
+        if problem is None and found is not None:
+            return found
+        problem = problem or f"its files there are no complete {kind} in a format that is read here"
+    raise SwiftletError(
+        f"{kind} {repo} of {hub.name} is not in {hub.cache()} and cannot be downloaded: {problem}",
+        _advice(hub, kind, repo, ms_id if hub is HUGGING_FACE else hf_id, revision),
+    )
+
+
+def _choose(kind: str, ms_id: str | None, hf_id: str | None) -> tuple[Hub, str]:
+    ids = [(MODELSCOPE, ms_id), (HUGGING_FACE, hf_id)]
+    if is_on("USE_HF"):
+        ids.reverse()
+    known = [(hub, repo) for hub, repo in ids if repo]
+    if not known:
+        raise SwiftletError(
+            f"this {kind} has no id on either hub", "give an id, or the path of a local folder"
+        )
+    hub, repo = known[0]
+    if hub is not ids[0][0]:
+        log.info(f"{repo} is known on {hub.name} only, so it is taken from there")
+    return hub, repo
+
+
+def _unreachable(hub: Hub) -> str | None:
+    """Return why the hub cannot be reached, in a few seconds at most; None when it can, or a proxy is in between."""
+    if is_on("HF_HUB_OFFLINE") or is_on("TRANSFORMERS_OFFLINE"):
+        return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids connections"
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return None
+    address = urlsplit(hub.endpoint())
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        return f"{address.hostname} cannot be reached ({error.strerror or error})"
+    return None
+
+
+def _download(hub: Hub, kind: str, repo: str, revision: str | None, patterns: list[str]) -> str | None:
+    """Fetch a repository into the cache; return why that failed, or None."""
+    try:
+        hub.fetch(kind, repo, revision, patterns, LEFT_OUT if kind == "model" else [])
+    except ImportError as error:
+        return f"{error}; pip install {error.name}"
+    except (OSError, ValueError, RuntimeError) as error:
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _advice(hub: Hub, kind: str, repo: str, other_id: str | None, revision: str | None) -> str:
+    other = HUGGING_FACE if hub is MODELSCOPE else MODELSCOPE
+    setting = "USE_HF=1" if hub is MODELSCOPE else "USE_HF=0"
+    if other_id and other.find(kind, other_id, revision) is not None:
+        return f"the cache of {other.name} has it as {other_id}: put {setting} before the command"
+    flag = "--model_id_or_path FOLDER" if kind == "model" else "--dataset FOLDER"
+    advice = (
+        f"on a machine with a connection: {hub.download_command(repo, kind, revision)}; "
+        f"then copy the folder here and use {flag}"
+    )
+    return f"{advice}; or take it from {other.name}: {setting}" if other_id else advice
+
+
+def _fetch_ms(kind: str, repo: str, revision: str | None, allow: list[str], ignore: list[str]) -> str:
+    from modelscope.hub.snapshot_download import dataset_snapshot_download, snapshot_download
+    from modelscope_hub.errors import HubError
+
+    download = snapshot_download if kind == "model" else dataset_snapshot_download
+    try:
+        path = download(
+            repo,
+            revision=revision,
+            cache_dir=str(ms_cache()),
+            allow_patterns=allow,
+            ignore_patterns=ignore or None,
+            endpoint=os.environ.get("MODELSCOPE_ENDPOINT") or None,
+        )
+    except HubError as error:
+        raise OSError(str(error)) from error
+    return str(path)
+
+
+def _fetch_hf(kind: str, repo: str, revision: str | None, allow: list[str], ignore: list[str]) -> str:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        path = snapshot_download(
+            repo,
+            repo_type=kind,
+            revision=revision,
+            cache_dir=hf_cache(),
+            allow_patterns=allow,
+            ignore_patterns=ignore or None,
+            etag_timeout=CONNECT_TIMEOUT_S,
+            endpoint=_hf_endpoint(),
+        )
+    except HTTPError as error:
+        raise OSError(str(error)) from error
+    return str(path)
+
+
+def _ms_endpoint() -> str:
+    return os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn"
+
+
+def _hf_endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+MODELSCOPE = Hub("ModelScope", ms_cache, ms_snapshot, _fetch_ms, _ms_endpoint, "modelscope")
+HUGGING_FACE = Hub("Hugging Face", hf_cache, hf_snapshot, _fetch_hf, _hf_endpoint, "hf")
