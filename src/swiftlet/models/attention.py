@@ -1,0 +1,257 @@
+"""Attention of a padding-free micro-batch: each sample attends to itself, causally, and no T x T mask exists.
+
+transformers finds `packed_attention` by its name after `register_packed_attention`; the boundaries of the samples
+travel through the model as a keyword argument. Without boundaries (generation) it is transformers' own SDPA.
+
+Shapes: T tokens of all samples, L tokens of one sample, Q heads, K key-value heads, D head size; legend of names as in
+`query_QTD`.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from swiftlet.errors import SwiftletError
+
+NAME = "swiftlet_packed"
+QUERY_BLOCK = 512
+
+
+class PackedAttention(Protocol):
+    """What a device's table offers: attention over samples that lie one after another.
+
+    Token i of a sample sees token j of the same sample with j <= i and, where there is a window, i - j < window.
+    """
+
+    def __call__(
+        self,
+        q_THD: Tensor,
+        k_TKD: Tensor,
+        v_TKD: Tensor,
+        cu_seqlens: list[int],
+        scale: float,
+        *,
+        causal: bool = True,
+        window: int | None = None,
+        softcap: float | None = None,
+    ) -> Tensor: ...
+
+
+def segment_attention(
+    query_QTD: Tensor,
+    key_KTD: Tensor,
+    value_KTD: Tensor,
+    cu_seqlens: list[int],
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks_Q: Tensor | None = None,
+    dropout_p: float = 0.0,
+) -> Tensor:
+    """Return the attention output [T, Q, D], one sample at a time; runs on every device.
+
+    `sinks_Q` are logits that take part in the softmax of each head and carry no value.
+    """
+    lengths = [end - start for start, end in pairwise(cu_seqlens)]
+    samples = zip(*(tensor.split(lengths, dim=1) for tensor in (query_QTD, key_KTD, value_KTD)), strict=True)
+    is_plain = softcap is None and sinks_Q is None
+    outputs = []
+    for query, key, value in samples:
+        key, value = _repeat(key, query.shape[0]), _repeat(value, query.shape[0])
+        if not is_plain:
+            output = _explicit(query, key, value, scale, window, softcap, sinks_Q, dropout_p)
+        elif window is None or window >= query.shape[1]:
+            output = _sdpa(query, key, value, scale, dropout_p)
+        else:
+            output = _sliding(query, key, value, scale, window, dropout_p)
+        outputs.append(output.transpose(0, 1))
+    return torch.cat(outputs)
+
+
+def _repeat(tensor_KLD: Tensor, num_heads: int) -> Tensor:
+    groups = num_heads // tensor_KLD.shape[0]
+    return tensor_KLD if groups == 1 else tensor_KLD.repeat_interleave(groups, dim=0)
+
+
+def _sdpa(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout_p: float, mask: Tensor | None = None
+) -> Tensor:
+    output = scaled_dot_product_attention(
+        query[None],
+        key[None],
+        value[None],
+        attn_mask=mask,
+        dropout_p=dropout_p,
+        is_causal=mask is None,
+        scale=scale,
+    )
+    return output[0]
+
+
+def _blocks(length: int, window: int) -> list[tuple[int, int, int]]:
+    """Return (first key, first query, end) of blocks of queries; a block sees keys from its first key on."""
+    size = max(window, QUERY_BLOCK)
+    return [
+        (max(0, start - window + 1), start, min(start + size, length)) for start in range(0, length, size)
+    ]
+
+
+def _mask(first_key: int, start: int, end: int, window: int, device: torch.device) -> Tensor:
+    """Return which keys [first_key, end) the queries [start, end) see."""
+    distance = torch.arange(start, end, device=device)[:, None] - torch.arange(first_key, end, device=device)
+    return (distance >= 0) & (distance < window)
+
+
+def _sliding(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, dropout_p: float
+) -> Tensor:
+    parts = []
+    for first_key, start, end in _blocks(query.shape[1], window):
+        mask = _mask(first_key, start, end, window, query.device)
+        parts.append(
+            _sdpa(query[:, start:end], key[:, first_key:end], value[:, first_key:end], scale, dropout_p, mask)
+        )
+    return torch.cat(parts, dim=1)
+
+
+def _explicit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks_Q: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    length = query.shape[1]
+    parts = []
+    for first_key, start, end in _blocks(length, window or length):
+        mask = _mask(first_key, start, end, window or length, query.device)
+        keys, values = key[:, first_key:end], value[:, first_key:end]
+        parts.append(
+            _by_definition(query[:, start:end], keys, values, mask, scale, softcap, sinks_Q, dropout_p)
+        )
+    return torch.cat(parts, dim=1)
+
+
+def _by_definition(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scale: float,
+    softcap: float | None,
+    sinks_Q: Tensor | None,
+    dropout_p: float,
+) -> Tensor:
+    """Return softmax(mask(cap(scale q k)), sinks) v for [..., Q, tokens, D]; the softmax in fp32."""
+    scores = query @ key.transpose(-1, -2) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if sinks_Q is not None:
+        sinks = sinks_Q.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[-2]]
+    return nn.functional.dropout(weights, dropout_p, training=dropout_p > 0) @ value
+
+
+def register_packed_attention() -> str:
+    """Make transformers know the packed attention; return the name to load it by. Doing it twice changes nothing."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, packed_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+def no_mask(device: torch.device) -> Tensor:
+    """Return an empty 4-D mask: transformers takes it for one already made, and `packed_attention` looks away."""
+    return torch.empty((1, 1, 0, 0), device=device)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    cu_seqlens: list[int] | None = None,
+    packed: PackedAttention | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend as transformers' interface asks; see its AttentionInterface.
+
+    Args:
+        query: [1, Q, T, D]; key and value [1, K, T, D].
+        cu_seqlens: boundaries of the samples; None for transformers' own SDPA with its mask.
+        packed: the function of the device, which knows neither sinks nor dropout; None for `segment_attention`.
+
+    Returns:
+        The output [1, T, Q, D], and no attention weights.
+
+    Raises:
+        SwiftletError: the model adds a bias to its attention scores, which packing does not know.
+    """
+    if cu_seqlens is None:
+        return _unpacked(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    if kwargs.get("position_bias") is not None:
+        raise SwiftletError(
+            f"{type(module).__name__} adds a position bias to its attention, which packed samples do not have",
+            "choose another model",
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window, softcap, sinks_Q = kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux")
+    if packed is not None and sinks_Q is None and dropout == 0:
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return packed(q, k, v, cu_seqlens, scale, causal=True, window=window, softcap=softcap)[None], None
+    output = segment_attention(
+        query[0],
+        key[0],
+        value[0],
+        cu_seqlens,
+        scale=scale,
+        window=window,
+        softcap=softcap,
+        sinks_Q=sinks_Q,
+        dropout_p=dropout,
+    )
+    return output[None], None
+
+
+def _unpacked(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float,
+    scaling: float | None,
+    *,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend over a padded batch with the mask of transformers, which is boolean or None."""
+    if softcap is None and s_aux is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    length, groups = query.shape[2], query.shape[1] // key.shape[1]
+    seen = torch.ones(length, key.shape[2], dtype=torch.bool, device=query.device).tril(key.shape[2] - length)
+    mask = seen if attention_mask is None else attention_mask
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    keys, values = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    return _by_definition(query, keys, values, mask, scale, softcap, s_aux, dropout).transpose(1, 2), None

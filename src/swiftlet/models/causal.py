@@ -1,0 +1,189 @@
+"""A causal language model over padding-free micro-batches: what training and evaluation see of a model.
+
+The samples of a micro-batch lie one after another; each attends to itself alone, and the head sees only the positions
+whose next token is trained on. Nothing here waits for the device: the boundaries of the samples are a Python list.
+
+Shapes: T tokens of a micro-batch, N labelled positions, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from swiftlet.errors import UsageError
+from swiftlet.models.attention import PackedAttention, no_mask, register_packed_attention
+from swiftlet.models.cross_entropy import Head, linear_cross_entropy
+from swiftlet.models.head import backbone, find_head, head_device, inner_model, is_its_head
+from swiftlet.models.lora_linear import apply_fast_lora, lora_layers
+from swiftlet.models.neftune import apply_neftune
+
+IGNORE_INDEX = -100  # data/rows.py names the same number; the rooms are siblings
+PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
+Log = Callable[[str], object]
+
+
+class TokenLosses(NamedTuple):
+    """Sums over the trained tokens of a micro-batch, as scalars on the device; `loss_sum` (fp32) has a gradient."""
+
+    loss_sum: Tensor
+    num_correct: Tensor
+    num_tokens: Tensor | int
+
+
+class CausalLM(nn.Module):
+    """A causal model of transformers, with or without adapters around it.
+
+    Args:
+        model: the module whose named parameters are trained and saved.
+        is_packed: all samples in one pass; else one pass a sample, for models that cannot tell samples apart.
+        attention: the packed attention of the device; None for `segment_attention`.
+    """
+
+    def __init__(
+        self, model: nn.Module, head: Head | None, *, is_packed: bool, attention: PackedAttention | None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.is_packed = is_packed
+        self.attention = attention
+        self.lengths: list[int] = []
+
+    def forward(
+        self, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens: list[int], labels_T: Tensor
+    ) -> TokenLosses:
+        """Return the losses of the labelled tokens; `labels_T[t]` is predicted from position t - 1.
+
+        The label of a sample's first token must be IGNORE_INDEX: nothing of its own sample predicts it.
+        """
+        positions_N = (labels_T[1:] != IGNORE_INDEX).nonzero().squeeze(1)
+        targets_N = labels_T[1:][positions_N]
+        if self.head is None:
+            return self._own_logits(input_ids_T, position_ids_T, cu_seqlens, positions_N, targets_N)
+        hidden_TH = self.hidden_states(input_ids_T, position_ids_T, cu_seqlens)
+        loss_sum, num_correct = linear_cross_entropy(hidden_TH[positions_N], targets_N, self.head)
+        return TokenLosses(loss_sum, num_correct, targets_N.shape[0])
+
+    def hidden_states(self, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens: list[int]) -> Tensor:
+        """Return the hidden states [T, H] that the head reads."""
+        outputs = self._run(backbone(self.model), input_ids_T, position_ids_T, cu_seqlens)
+        hidden = [output.last_hidden_state[0] for output in outputs]
+        return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+
+    def _own_logits(
+        self,
+        input_ids_T: Tensor,
+        position_ids_T: Tensor,
+        cu_seqlens: list[int],
+        positions_N: Tensor,
+        targets_N: Tensor,
+    ) -> TokenLosses:
+        outputs = self._run(inner_model(self.model), input_ids_T, position_ids_T, cu_seqlens)
+        logits_NV = torch.cat([output.logits[0] for output in outputs])[positions_N].float()
+        correct = (logits_NV.detach().argmax(1) == targets_N).sum()
+        loss_sum = nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
+        return TokenLosses(loss_sum, correct, targets_N.shape[0])
+
+    def _run(
+        self, module: Any, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens: list[int]
+    ) -> list[Any]:
+        """Run a module of transformers over the samples; return its outputs, one or one a sample."""
+        self.lengths = [end - start for start, end in pairwise(cu_seqlens)]
+        if self.is_packed:
+            return [
+                module(
+                    input_ids=input_ids_T[None],
+                    position_ids=position_ids_T[None],
+                    attention_mask=no_mask(input_ids_T.device),
+                    use_cache=False,
+                    cu_seqlens=cu_seqlens,
+                    packed=self.attention,
+                )
+            ]
+        samples, outputs = (
+            zip(input_ids_T.split(self.lengths), position_ids_T.split(self.lengths), strict=True),
+            [],
+        )
+        for ids, positions in list(samples):
+            self.lengths = [len(ids)]
+            outputs.append(module(input_ids=ids[None], position_ids=positions[None], use_cache=False))
+        return outputs
+
+
+def can_pack(model: nn.Module) -> bool:
+    """Return whether every layer of a model attends through transformers' interface and keeps no other state."""
+    inner = inner_model(model)
+    kinds = getattr(inner.config.get_text_config(), "layer_types", None) or ["full_attention"]
+    is_known = set(kinds) <= PACKABLE_LAYERS and not getattr(inner, "_is_stateful", False)
+    return is_known and bool(getattr(inner, "_supports_attention_backend", False))
+
+
+def build_causal(
+    model: nn.Module,
+    *,
+    use_fused: bool = True,
+    gradient_checkpointing: bool = False,
+    neftune_alpha: float | None = None,
+    attention: PackedAttention | None = None,
+    log: Log = lambda message: None,
+) -> CausalLM:
+    """Make a loaded model ready to train on padding-free micro-batches; changes `model` in place.
+
+    Args:
+        model: a causal model of transformers, or a PeftModel around one.
+        use_fused: compute LoRA with less memory and fewer passes. Not with weights that a module's own hooks gather.
+        attention: the packed attention of the device.
+        log: gets one line for each choice that changes speed.
+
+    Raises:
+        UsageError: the model cannot recompute its layers.
+    """
+    inner = inner_model(model)
+    is_packed = can_pack(model)
+    if is_packed:
+        inner.set_attn_implementation(register_packed_attention())
+    else:
+        log(f"{type(inner).__name__} cannot tell packed samples apart: one forward pass a sample (slower)")
+    if use_fused and hasattr(model, "peft_config"):
+        _apply_lora(model, log)
+    head = find_head(model)
+    if head is not None and head_device(head).type != "meta" and not is_its_head(model, head):
+        head = None
+    if head is None:
+        log(
+            f"{type(inner).__name__} computes logits in its own way: they are not computed in chunks (more memory)"
+        )
+    causal = CausalLM(model, head, is_packed=is_packed, attention=attention)
+    if gradient_checkpointing:
+        apply_checkpointing(inner)
+    if neftune_alpha:
+        apply_neftune(inner.get_input_embeddings(), neftune_alpha, lambda: causal.lengths)
+    return causal
+
+
+def _apply_lora(model: nn.Module, log: Log) -> None:
+    num_fast, num_layers = apply_fast_lora(model), lora_layers(model)
+    if num_fast < num_layers:
+        log(
+            f"{num_layers - num_fast} of {num_layers} LoRA layers keep peft's own forward (DoRA, quantised, biased)"
+        )
+
+
+def apply_checkpointing(inner: Any) -> None:
+    """Let each decoder layer recompute its activations in the backward pass, with the same random numbers.
+
+    Raises:
+        UsageError: the model has no support for it.
+    """
+    if not getattr(inner, "supports_gradient_checkpointing", False):
+        raise UsageError(
+            f"{type(inner).__name__} cannot recompute activations", "leave out --gradient_checkpointing"
+        )
+    # transformers 5.23 renamed the method; the old name warns there.
+    enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+    enable({"use_reentrant": False, "preserve_rng_state": True})

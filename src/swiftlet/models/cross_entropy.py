@@ -1,0 +1,217 @@
+"""The language-model head and the cross entropy of its labels, in chunks and in one pass.
+
+The forward pass computes the loss, the number of correct predictions and the gradients at once, so that the backward
+pass only scales them and no more than one chunk of logits exists at a time.
+
+Shapes: N labelled positions, H hidden size, V vocabulary, M positions of one chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+CHUNK_BYTES = 48 * 2**20
+
+
+class Head(NamedTuple):
+    """How logits come from hidden states: `softcap * tanh(scale * module(hidden) / softcap)`.
+
+    `softcap` None leaves out the capping.
+    """
+
+    module: nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden_MH: Tensor) -> Tensor:
+        """Return the logits [M, V] of some hidden states."""
+        return self.shape(self.module(hidden_MH))
+
+    def shape(self, raw_MV: Tensor) -> Tensor:
+        """Return the logits that follow from what the head's matrix product gave."""
+        logits_MV = raw_MV if self.scale == 1.0 else raw_MV * self.scale
+        return logits_MV if self.softcap is None else torch.tanh(logits_MV / self.softcap) * self.softcap
+
+
+def linear_cross_entropy(hidden_NH: Tensor, targets_N: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """Return the summed cross entropy (fp32, differentiable) and the number of correct predictions (int64).
+
+    A prediction is correct where no logit is higher than the label's.
+    """
+    module = head.module
+    is_plain = type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+    if is_plain:
+        bias = module.bias if module.bias is not None else None
+        return _PlainHead.apply(hidden_NH, module.weight, bias, targets_N, head)
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    return _AnyHead.apply(hidden_NH, targets_N, head, *parameters)
+
+
+def chunk_rows(num_rows: int, vocabulary: int, itemsize: int) -> int:
+    """Return the positions of a chunk: as many as fit the budget, at least 32, the chunks of about equal size."""
+    most = max(32, CHUNK_BYTES // (vocabulary * itemsize))
+    num_chunks = max(1, -(-num_rows // most))
+    return max(1, -(-num_rows // num_chunks))
+
+
+class _PlainHead(torch.autograd.Function):
+    """A linear head, frozen or trainable."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head
+    ) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        num_rows, vocabulary = hidden_NH.shape[0], weight_VH.shape[0]
+        rows = chunk_rows(num_rows, vocabulary, 4)
+        grad_hidden = torch.empty_like(hidden_NH) if needs_hidden else None
+        grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if needs_weight else None
+        grad_bias = (
+            torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and needs_bias else None
+        )
+        loss = hidden_NH.new_zeros((), dtype=torch.float32)
+        correct = targets_N.new_zeros(())
+        raw = hidden_NH.new_empty((min(rows, num_rows), vocabulary), dtype=weight_VH.dtype)
+        for start in range(0, num_rows, rows):
+            hidden_MH = hidden_NH[start : start + rows].to(weight_VH.dtype)
+            chunk = _Chunk(raw[: hidden_MH.shape[0]], hidden_MH, targets_N[start : start + rows])
+            loss_sum, num_correct = chunk.forward(weight_VH, bias_V, head)
+            loss += loss_sum
+            correct += num_correct
+            if grad_hidden is not None:
+                grad_hidden[start : start + rows] = chunk.grad_hidden(weight_VH)
+            if grad_weight is not None:
+                chunk.add_grad_weight(grad_weight)
+            if grad_bias is not None:
+                chunk.add_grad_bias(grad_bias)
+        ctx.weight_dtype = weight_VH.dtype
+        ctx.bias_dtype = None if bias_V is None else bias_V.dtype
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        return (
+            None if grad_hidden is None else grad_hidden * grad_loss.to(grad_hidden.dtype),
+            None if grad_weight is None else (grad_weight * grad_loss).to(ctx.weight_dtype),
+            None if grad_bias is None else (grad_bias * grad_loss).to(ctx.bias_dtype),
+            None,
+            None,
+        )
+
+
+class _Chunk:
+    """The logits of one chunk and what follows from them.
+
+    The probabilities are never divided by their sum: the sum's inverse is applied to the much smaller gradients, and
+    the label's own term is a gather of one row of the weight. After `forward`, `weights_MV` holds exp(logit - max),
+    times the derivative of the capping where there is one.
+    """
+
+    def __init__(self, raw_MV: Tensor, hidden_MH: Tensor, targets_M: Tensor) -> None:
+        self.weights_MV = raw_MV
+        self.hidden_MH = hidden_MH
+        self.targets_M = targets_M
+        self.inverse_M1 = torch.empty(0)
+        self.slope_M1: Tensor | float = 1.0
+
+    def forward(self, weight_VH: Tensor, bias_V: Tensor | None, head: Head) -> tuple[Tensor, Tensor]:
+        """Return the summed loss (fp32) and the number of correct predictions."""
+        if bias_V is None:
+            raw_MV = torch.mm(self.hidden_MH, weight_VH.t(), out=self.weights_MV)
+        else:
+            raw_MV = torch.addmm(bias_V, self.hidden_MH, weight_VH.t(), out=self.weights_MV)
+        logits_MV = head.shape(raw_MV.float())
+        targets_M1 = self.targets_M[:, None]
+        label_M1 = logits_MV.gather(1, targets_M1)
+        top_M1 = logits_MV.amax(1, keepdim=True)
+        slope_MV = None
+        self.slope_M1 = head.scale
+        if head.softcap is not None:
+            slope_MV = (1 - (logits_MV / head.softcap).square()).mul_(head.scale)
+            self.slope_M1 = slope_MV.gather(1, targets_M1)
+        exps_MV = logits_MV.sub_(top_M1).exp_()
+        total_M1 = exps_MV.sum(1, keepdim=True)
+        loss = (total_M1.log() + top_M1 - label_M1).sum()
+        self.inverse_M1 = total_M1.reciprocal()
+        if slope_MV is not None:
+            exps_MV.mul_(slope_MV)
+        elif head.scale != 1.0:
+            self.inverse_M1 = self.inverse_M1 * head.scale
+        if exps_MV.data_ptr() != self.weights_MV.data_ptr():
+            self.weights_MV.copy_(exps_MV)
+        return loss, (label_M1 >= top_M1).sum()
+
+    def grad_hidden(self, weight_VH: Tensor) -> Tensor:
+        """Return the gradient of the hidden states [M, H] in fp32."""
+        product_MH = torch.mm(self.weights_MV, weight_VH).float().mul_(self.inverse_M1)
+        return product_MH.sub_(weight_VH[self.targets_M].float() * self.slope_M1)
+
+    def add_grad_weight(self, grad_VH: Tensor) -> None:
+        """Add the gradient of the head's weight [V, H]."""
+        scaled_MH = (self.hidden_MH * self.inverse_M1).to(self.weights_MV.dtype)
+        grad_VH.add_(torch.mm(self.weights_MV.t(), scaled_MH))
+        grad_VH.index_add_(0, self.targets_M, (self.hidden_MH * self.slope_M1).float(), alpha=-1)
+
+    def add_grad_bias(self, grad_V: Tensor) -> None:
+        """Add the gradient of the head's bias [V]."""
+        slope_M1 = (
+            self.slope_M1
+            if isinstance(self.slope_M1, Tensor)
+            else torch.full_like(self.inverse_M1, self.slope_M1)
+        )
+        grad_V.add_(torch.mv(self.weights_MV.float().t(), self.inverse_M1.squeeze(1)))
+        grad_V.index_add_(0, self.targets_M, slope_M1.squeeze(1), alpha=-1)
+
+
+class _AnyHead(torch.autograd.Function):
+    """A head of any modules (adapters, a trained copy), differentiated chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, targets_N: Tensor, head: Head, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        needs = ctx.needs_input_grad
+        wanted = [p for p, is_needed in zip(parameters, needs[3:], strict=True) if is_needed]
+        grads = [torch.zeros_like(p, dtype=torch.float32) for p in wanted]
+        grad_hidden = torch.empty_like(hidden_NH) if needs[0] else None
+        loss = hidden_NH.new_zeros((), dtype=torch.float32)
+        correct = targets_N.new_zeros(())
+        rows = chunk_rows(hidden_NH.shape[0], _num_outputs(head.module), 4 * 4)
+        for start in range(0, hidden_NH.shape[0], rows):
+            hidden_MH = hidden_NH[start : start + rows].detach().requires_grad_(needs[0])
+            with torch.enable_grad() if any(needs) else torch.no_grad():
+                logits_MV = head.logits(hidden_MH).float()
+                loss_sum = nn.functional.cross_entropy(
+                    logits_MV, targets_N[start : start + rows], reduction="sum"
+                )
+            loss += loss_sum.detach()
+            label_M = logits_MV.detach().gather(1, targets_N[start : start + rows, None]).squeeze(1)
+            correct += (label_M >= logits_MV.detach().amax(1)).sum()
+            if any(needs):
+                found = torch.autograd.grad(loss_sum, [*([hidden_MH] if needs[0] else []), *wanted])
+                if grad_hidden is not None:
+                    grad_hidden[start : start + rows] = found[0]
+                for grad, part in zip(grads, found[1 if needs[0] else 0 :], strict=True):
+                    grad += part
+        ctx.dtypes = [p.dtype for p in wanted]
+        ctx.is_wanted = needs[3:]
+        ctx.save_for_backward(grad_hidden, *grads)
+        ctx.mark_non_differentiable(correct)
+        return loss, correct
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_hidden, *grads = ctx.saved_tensors
+        scaled = iter([(grad * grad_loss).to(dtype) for grad, dtype in zip(grads, ctx.dtypes, strict=True)])
+        first = None if grad_hidden is None else grad_hidden * grad_loss.to(grad_hidden.dtype)
+        return (first, None, None, *(next(scaled) if is_wanted else None for is_wanted in ctx.is_wanted))
+
+
+def _num_outputs(module: nn.Module) -> int:
+    return max((p.shape[0] for p in module.parameters() if p.ndim == 2), default=1)

@@ -1,0 +1,62 @@
+"""Where a causal model of transformers keeps its backbone and its head, and what follows the head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from swiftlet.models.cross_entropy import Head
+
+
+def inner_model(model: nn.Module) -> Any:
+    """Return the causal model of transformers inside adapters of peft, or the model itself."""
+    get_base = getattr(model, "get_base_model", None)
+    return model if get_base is None else get_base()
+
+
+def backbone(model: nn.Module) -> Any:
+    """Return the part of a causal model that gives hidden states, with the adapters in it."""
+    return inner_model(model).base_model
+
+
+def find_head(model: nn.Module) -> Head | None:
+    """Return how a model computes logits, or None where it does so in a way of its own.
+
+    Source: Gemma 2 caps the logits, Cohere multiplies, Granite divides, Falcon-H1 multiplies.
+    """
+    inner = inner_model(model)
+    module = inner.get_output_embeddings()
+    if module is None:
+        return None
+    text = inner.config.get_text_config()
+    softcap = getattr(text, "final_logit_softcapping", None)
+    divisor = getattr(text, "logits_scaling", None) or 1.0
+    factor = getattr(text, "logit_scale", None) or 1.0
+    factor *= getattr(text, "lm_head_multiplier", None) or 1.0
+    return Head(module, factor / divisor, softcap)
+
+
+@torch.no_grad()
+def is_its_head(model: nn.Module, head: Head) -> bool:
+    """Return whether `head` over the backbone gives the logits of the model itself, tried on two tokens."""
+    inner = inner_model(model)
+    was_training = model.training
+    model.eval()
+    ids = torch.arange(2, device=head_device(head))[None]
+    own = inner(input_ids=ids, use_cache=False).logits.float()
+    hidden = inner.base_model(input_ids=ids, use_cache=False)
+    hidden = getattr(hidden, "last_hidden_state", None)
+    model.train(was_training)
+    if hidden is None or hidden.ndim != 3:
+        return False
+    ours = head.logits(hidden).float()
+    return ours.shape == own.shape and torch.allclose(
+        ours, own, rtol=2e-2, atol=2e-2 * float(own.abs().max())
+    )
+
+
+def head_device(head: Head) -> torch.device:
+    """Return the device of a head's parameters."""
+    return next(head.module.parameters()).device
