@@ -1,0 +1,76 @@
+"""The name of a token store: a hash of everything that its content follows from. No torch.
+
+Files count by their content. Up to `ALWAYS_READ_BYTES` they are read each time; larger ones (2 GB take a second) are
+read once, and again when size, times or inode differ. A file changed less than `SETTLED_S` before it was read could
+change again within one tick of the file system's clock, so it is not remembered.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from swiftlet.data.draft import write_json
+
+ALWAYS_READ_BYTES = 64 * 2**20
+SETTLED_S = 5.0
+MEMORY = "files.json"
+BLOCK_BYTES = 2**22
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def hash_files(paths: Iterable[Path], cache_dir: Path) -> dict[str, str]:
+    """Return the sha256 of each file, from memory where a large one is surely unchanged."""
+    memory = _load(cache_dir / MEMORY)
+    hashes, news = {}, {}
+    for path in paths:
+        name, found = str(path.resolve()), path.stat()
+        mark = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        known = memory.get(name)
+        if found.st_size > ALWAYS_READ_BYTES and known and known["mark"] == mark:
+            hashes[str(path)] = str(known["sha256"])
+            continue
+        started_ns = time.time_ns()
+        hashes[str(path)] = file_hash(path)
+        is_settled = started_ns - max(found.st_mtime_ns, found.st_ctime_ns) > SETTLED_S * 1e9
+        if found.st_size > ALWAYS_READ_BYTES and is_settled:
+            news[name] = {"mark": mark, "sha256": hashes[str(path)]}
+    if news:
+        write_json(cache_dir / MEMORY, {**memory, **news})
+    return hashes
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def code_hash() -> str:
+    """Return a hash of this room's code and of the libraries that make tokens: other code, other stores."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + path.read_bytes())
+    for library in ("tokenizers", "jinja2", "numpy"):
+        digest.update(metadata.version(library).encode())
+    return digest.hexdigest()
+
+
+def store_key(**parts: Any) -> str:
+    """Return the name of the store that follows from `parts`, JSON values, and from the code."""
+    text = json.dumps({**parts, "code": code_hash()}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

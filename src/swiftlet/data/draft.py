@@ -1,0 +1,165 @@
+"""A token store while it is made: files that only grow, and a journal of how much of them is good. No torch.
+
+Whatever lies behind the journal's sizes when the program ended early is cut off, and the rows go on from there. A
+folder becomes a store by one rename, once everything is in it; so a store is whole or absent.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from swiftlet.data.encode import EncodedChunk
+from swiftlet.data.report import DataReport
+from swiftlet.data.store import FILES, ROWS, TOKENS
+
+BAD_ROWS, JOURNAL, SEAL = "bad_rows.jsonl", "journal.json", "store.json"
+SAVE_EVERY_S = 5.0
+GLANCE_S = 0.5
+
+
+class Draft:
+    """The growing files of a store.
+
+    Args:
+        report: an empty one that knows the datasets; continued from the journal where there is one.
+        num_datasets: how many of the datasets are not for validation only.
+    """
+
+    def __init__(self, folder: Path, report: DataReport, num_datasets: int) -> None:
+        self.folder = folder
+        self.report = report
+        self.num_datasets = num_datasets
+        self.num_chunks = self.num_rows = self.num_dataset_rows = self.num_tokens = 0
+        self.files: dict[str, int] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        sizes = self._load()
+        self._outputs = {name: _grow(folder / name, sizes.get(name, 0)) for name in (TOKENS, ROWS, BAD_ROWS)}
+        self._saved_at = time.monotonic()
+
+    def _load(self) -> dict[str, int]:
+        path = self.folder / JOURNAL
+        if not path.exists():
+            return {}
+        journal = json.loads(path.read_text(encoding="utf-8"))
+        sizes: dict[str, int] = journal["sizes"]
+        if not _are_there(self.folder, sizes):
+            return {}
+        self.report = DataReport.from_dict(journal["report"])
+        self.num_chunks, self.num_rows = journal["num_chunks"], journal["num_rows"]
+        self.num_dataset_rows, self.num_tokens = journal["num_dataset_rows"], journal["num_tokens"]
+        self.files = {name: number for number, name in enumerate(journal["files"])}
+        return sizes
+
+    def append(self, chunk: EncodedChunk) -> None:
+        """Write a chunk behind the others and count its rows."""
+        rows = chunk.rows
+        rows["offset"] += self.num_tokens
+        numbers = [self.files.setdefault(path, len(self.files)) for path in chunk.files]
+        rows["file"] = np.asarray(numbers, "<i4")[rows["file"]]
+        self._outputs[TOKENS].write(chunk.tokens.tobytes())
+        self._outputs[ROWS].write(rows.tobytes())
+        count = self.report.datasets[chunk.dataset]
+        count.num_rows += chunk.num_records
+        count.notes.update(chunk.notes)
+        for one in chunk.left_out:
+            count.leave_out(one.reason, one.place, is_bad=one.is_bad)
+            if one.is_bad:
+                self._outputs[BAD_ROWS].write(one.to_json().encode("utf-8", "backslashreplace"))
+        self.report.add_bad(chunk.left_out)
+        self.report.add_longest(chunk.longest)
+        self.num_chunks += 1
+        self.num_rows += len(rows)
+        self.num_dataset_rows += len(rows) if chunk.dataset < self.num_datasets else 0
+        self.num_tokens += len(chunk.tokens)
+        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+            self.save()
+
+    def save(self) -> None:
+        """Flush the files to the disk and say in the journal that they are good so far."""
+        for output in self._outputs.values():
+            output.flush()
+            os.fsync(output.fileno())
+        journal = {
+            "num_chunks": self.num_chunks,
+            "num_rows": self.num_rows,
+            "num_dataset_rows": self.num_dataset_rows,
+            "num_tokens": self.num_tokens,
+            "files": list(self.files),
+            "sizes": {name: output.tell() for name, output in self._outputs.items()},
+            "report": self.report.to_dict(),
+        }
+        write_json(self.folder / JOURNAL, journal)
+        self._saved_at = time.monotonic()
+
+    def close(self) -> None:
+        """Save what is there, with the names of the files, and write no more."""
+        self.save()
+        write_json(self.folder / FILES, list(self.files))
+        for output in self._outputs.values():
+            output.close()
+
+    def seal(self, target: Path, content: dict[str, Any]) -> None:
+        """Make the closed draft the store `target`, with the size of every file and `content` in its seal."""
+        sizes = {path.name: path.stat().st_size for path in self.folder.iterdir()}
+        write_json(self.folder / SEAL, {**content, "sizes": sizes})
+        self.folder.rename(target)
+
+
+def read_seal(folder: Path) -> dict[str, Any] | None:
+    """Return what the seal of a whole store says; None where there is none or a file has another size."""
+    path = folder / SEAL
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content if _are_there(folder, content["sizes"], is_exact=True) else None
+
+
+def _are_there(folder: Path, sizes: dict[str, int], *, is_exact: bool = False) -> bool:
+    for name, size in sizes.items():
+        found = (folder / name).stat().st_size if (folder / name).exists() else -1
+        if found < size or (is_exact and found > size):
+            return False
+    return True
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file that is whole or absent."""
+    draft = path.with_suffix(f".{os.getpid()}.tmp")
+    draft.write_text(json.dumps(content, ensure_ascii=True), encoding="utf-8")
+    draft.replace(path)
+
+
+def _grow(path: Path, size: int) -> BinaryIO:
+    output = path.open("ab")
+    output.truncate(size)
+    output.seek(size)
+    return output
+
+
+@contextmanager
+def locked(path: Path, on_wait: Callable[[bool], None]) -> Iterator[None]:
+    """Hold the lock file `path`; the system frees it when its process ends, however that is.
+
+    Args:
+        on_wait: called every GLANCE_S while another process holds it, with True the first time.
+    """
+    with path.open("a") as file:
+        is_first = True
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                on_wait(is_first)
+                is_first = False
+                time.sleep(GLANCE_S)
+        yield

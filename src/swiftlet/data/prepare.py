@@ -1,0 +1,243 @@
+"""From the arguments to two token stores with a report: made once, found again in an instant, never stale. No torch.
+
+The report's lines are the same whether the store was made now or found. What stops a run (bad rows, too many rows
+lost, duplicates) is decided after the rows are counted, so another choice of the user finds the work already done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from swiftlet import heartbeat, log
+from swiftlet.config.args import DataArgs
+from swiftlet.data.cachekey import hash_files, store_key
+from swiftlet.data.draft import BAD_ROWS, Draft, locked, read_seal
+from swiftlet.data.encode import Encoder, content_hash
+from swiftlet.data.fill import fill, read_chunks
+from swiftlet.data.formats import to_sample
+from swiftlet.data.report import DataReport, DatasetCount, LeftOut, count_duplicates, lengths_of
+from swiftlet.data.rows import BadRow, Record, Sample
+from swiftlet.data.sources import files_of
+from swiftlet.data.spec import DatasetSpec, parse_specs
+from swiftlet.data.split import Split, hold_out, mark_duplicates
+from swiftlet.data.store import TokenStore, write_split
+from swiftlet.data.template import Template
+from swiftlet.data.verdict import check_bad, check_report
+from swiftlet.errors import DataError
+
+TRAIN, VAL = "train", "val"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a run trains and evaluates on; `val` is None when nothing was asked for or nothing is left."""
+
+    train: TokenStore
+    val: TokenStore | None
+    report: DataReport
+    data_hash: str
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the content of a store follows from."""
+
+    args: DataArgs
+    specs: tuple[DatasetSpec, ...]
+    val_specs: tuple[DatasetSpec, ...]
+    encoder: Encoder
+
+    def key(self, hashes: dict[str, str]) -> str:
+        """Return the name of the store."""
+        args, encoder = self.args, self.encoder
+        return store_key(
+            datasets=[repr(spec) for spec in self.specs],
+            val_datasets=[repr(spec) for spec in self.val_specs],
+            files=hashes,
+            columns=dict(encoder.columns),
+            template=encoder.template.fingerprint,
+            max_length=encoder.max_length,
+            truncation=encoder.truncation,
+            ratio=args.dataset_test_ratio,
+            seed=args.dataset_seed,
+            duplicates=args.check_dataset_strategy,
+        )
+
+    def files(self) -> list[Path]:
+        """Return the files that the rows are read from, each once."""
+        return list(dict.fromkeys(path for spec in (*self.specs, *self.val_specs) for path in files_of(spec)))
+
+    def check_unchanged(self, hashes: dict[str, str], cache_dir: Path) -> None:
+        """Check that the files are still those whose hashes name the store.
+
+        Raises:
+            DataError: a file was changed while it was read.
+        """
+        now = hash_files(self.files(), cache_dir)
+        changed = [path for path in now.keys() | hashes.keys() if now.get(path) != hashes.get(path)]
+        if changed:
+            raise DataError(
+                f"{', '.join(sorted(changed))} changed while being read", "start again once it is whole"
+            )
+
+    def empty_report(self) -> DataReport:
+        """Return a report that knows the datasets."""
+        counts = [DatasetCount(spec.text) for spec in self.specs]
+        counts += [DatasetCount(spec.text, is_validation=True) for spec in self.val_specs]
+        return DataReport(counts, max_length=self.encoder.max_length)
+
+
+def prepare(
+    args: DataArgs, template: Template, *, max_length: int, cache_dir: Path, output_dir: Path | None
+) -> Prepared:
+    """Return the rows of --dataset and --val_dataset as tokens, split, checked and reported.
+
+    Args:
+        max_length: longest sample [tokens]; 0 or less for no limit.
+        cache_dir: where stores are kept, each under the hash of what it follows from.
+        output_dir: where bad_rows.jsonl is written when there are bad rows.
+
+    Raises:
+        DataError: the rows may not be trained on; the message says which and why.
+        UsageError: a value of --dataset means nothing.
+    """
+    encoder = Encoder(template, dict(args.columns), max(0, max_length), args.truncation_strategy)
+    request = _Request(args, parse_specs(args.dataset), parse_specs(args.val_dataset), encoder)
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    hashes = hash_files(request.files(), cache_dir)
+    folder = cache_dir / request.key(hashes)
+    seal = read_seal(folder)
+    report = DataReport.from_dict(seal["report"]) if seal else _make(request, folder, hashes, output_dir)
+    _tell(report, folder, output_dir)
+    check_report(report, args)
+    train, val = TokenStore(folder, TRAIN), TokenStore(folder, VAL)
+    if len(val) == 0 and (args.val_dataset or args.dataset_test_ratio > 0):
+        log.warning("no row is left for validation: there is no evaluation")
+    joined = hashlib.sha256(f"{train.data_hash} {val.data_hash}".encode()).hexdigest()
+    return Prepared(train, val if len(val) else None, report, joined)
+
+
+def _make(request: _Request, folder: Path, hashes: dict[str, str], output_dir: Path | None) -> DataReport:
+    with locked(folder.with_suffix(".lock"), _say_waiting):
+        seal = read_seal(folder)
+        if seal:
+            return DataReport.from_dict(seal["report"])
+        if folder.exists():
+            log.warning(f"the token cache {folder} is damaged and is made again")
+            shutil.rmtree(folder)
+        draft = Draft(folder.with_suffix(".draft"), request.empty_report(), len(request.specs))
+        is_whole = fill(
+            draft,
+            [*request.specs, *request.val_specs],
+            request.encoder,
+            seed=request.args.dataset_seed,
+            num_proc=request.args.preprocess_num_proc,
+            stops=request.args.bad_rows == "error",
+        )
+        draft.close()
+        if not is_whole:
+            _tell(draft.report, draft.folder, output_dir)
+            check_bad(draft.report, request.args, is_whole=False)
+        request.check_unchanged(hashes, folder.parent)
+        _finish(draft, request.args)
+        draft.seal(folder, {"report": draft.report.to_dict()})
+        return draft.report
+
+
+def _say_waiting(is_first: bool) -> None:
+    if is_first:
+        log.info("another process tokenises the same rows; waiting for it")
+    heartbeat.beat("tokenise")
+
+
+def _finish(draft: Draft, args: DataArgs) -> None:
+    """Find duplicates, split the rows, and complete the report."""
+    folder, report = draft.folder, draft.report
+    if args.check_dataset_strategy != "none":
+        pairs = mark_duplicates(
+            folder,
+            num_dataset_rows=draft.num_dataset_rows,
+            is_discarded=args.check_dataset_strategy == "discard",
+        )
+        count_duplicates(report, folder, pairs, is_discarded=args.check_dataset_strategy == "discard")
+    ratio = 0.0 if args.val_dataset else args.dataset_test_ratio
+    split = Split(folder, num_dataset_rows=draft.num_dataset_rows, ratio=ratio, seed=args.dataset_seed)
+    write_split(folder, TRAIN, split.train())
+    write_split(folder, VAL, split.validation() if args.val_dataset else split.held_out())
+    report.train, report.val = lengths_of(TokenStore(folder, TRAIN)), lengths_of(TokenStore(folder, VAL))
+
+
+def _tell(report: DataReport, folder: Path, output_dir: Path | None) -> None:
+    """Log the report, and put bad_rows.jsonl where the user looks for it."""
+    for line in report.lines():
+        log.info(line)
+    for line in report.warnings():
+        log.warning(line)
+    if output_dir is None:
+        return
+    target = output_dir / BAD_ROWS
+    if report.num_bad:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / BAD_ROWS, target)
+        log.info(f"bad rows: {target}")
+    else:
+        target.unlink(missing_ok=True)
+
+
+def read_split(args: DataArgs, *, whole: bool = False) -> tuple[int, list[Sample]]:
+    """Return how many rows `prepare` trains on, and the held-out samples themselves, found from the text alone.
+
+    Both count rows before they are made into tokens: some of them may be too long to train on. With --val_dataset all
+    of its rows are returned, the others are not read, and the number is 0.
+
+    Args:
+        whole: where nothing is held out (no --val_dataset and a ratio of 0), return the rows of --dataset instead.
+
+    Raises:
+        DataError: rows are bad and may not be skipped.
+    """
+    if args.val_dataset:
+        return 0, [sample for _, sample in _accepted(args, parse_specs(args.val_dataset))]
+    specs = parse_specs(args.dataset)
+    if args.dataset_test_ratio == 0:
+        return (0, [sample for _, sample in _accepted(args, specs)]) if whole else (_count(args, specs), [])
+    num_rows = _count(args, specs)
+    places = {
+        int(number): place
+        for place, number in enumerate(hold_out(num_rows, args.dataset_test_ratio, args.dataset_seed))
+    }
+    found = {places[number]: sample for number, sample in _accepted(args, specs) if number in places}
+    return num_rows - len(found), [found[place] for place in range(len(places))]
+
+
+def _count(args: DataArgs, specs: Sequence[DatasetSpec]) -> int:
+    return sum(1 for _ in _accepted(args, specs))
+
+
+def _accepted(args: DataArgs, specs: Sequence[DatasetSpec]) -> Iterator[tuple[int, Sample]]:
+    """Yield (number, sample) of the rows that count for the split, and judge the bad ones at the end."""
+    report = DataReport([DatasetCount(spec.text) for spec in specs])
+    seen: set[bytes] = set()
+    number = 0
+    for chunk in read_chunks(specs, args.dataset_seed):
+        for record in chunk.records:
+            count = report.datasets[chunk.dataset]
+            count.num_rows += 1
+            sample = to_sample(record, args.columns) if isinstance(record, Record) else record
+            if isinstance(sample, BadRow):
+                row = LeftOut(*sample.origin, sample.reason, sample.detail, sample.sha1)
+                count.leave_out(row.reason, row.place, is_bad=True)
+                report.add_bad([row])
+                continue
+            if args.check_dataset_strategy == "discard":
+                content = content_hash(sample)
+                if content in seen:
+                    continue
+                seen.add(content)
+            yield number, sample
+            number += 1
+    check_report(report, args)

@@ -1,0 +1,245 @@
+"""What became of every row that was read, in counts that add up to the input, and in lines for the log. No torch.
+
+A bad row is the user's to mend or to skip. A row that was left out for its length, for having nothing to learn once
+it was cut, or for repeating another one is no bad row: it is counted, and said loudly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from swiftlet.data.store import FILES, ROW, ROWS, TokenStore, blocks, map_array
+
+NUM_SHOWN = 20
+NUM_OFFENDERS = 3
+OVER_LENGTH, NO_LABEL_TOKENS, DUPLICATE_ROW = "over_length", "no_label_tokens", "duplicate_id"
+
+
+class LeftOut(NamedTuple):
+    """Why a row was not taken; `detail` and `place` hold no text of the row."""
+
+    path: str
+    line: int
+    byte: int
+    reason: str
+    detail: str
+    sha1: str
+    is_bad: bool = True
+
+    @property
+    def place(self) -> str:
+        """Return file and line."""
+        return f"{self.path}:{self.line}"
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}: {self.detail}"
+
+    def to_json(self) -> str:
+        """Return the line of bad_rows.jsonl."""
+        content = {
+            "file": self.path,
+            "line": self.line,
+            "byte": self.byte,
+            "reason": self.reason,
+            "detail": self.detail,
+            "sha1": self.sha1,
+        }
+        return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+@dataclass
+class DatasetCount:
+    """One dataset of the command line: every row read is taken, or counted under one reason."""
+
+    name: str
+    is_validation: bool = False
+    num_rows: int = 0
+    num_bad: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    offenders: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def num_taken(self) -> int:
+        """Return the rows that became samples."""
+        return self.num_rows - self.left_out.total()
+
+    def leave_out(self, reason: str, place: str, *, is_bad: bool = False) -> None:
+        """Count a row that was not taken."""
+        self.left_out[reason] += 1
+        self.num_bad += is_bad
+        places = self.offenders.setdefault(reason, [])
+        if len(places) < NUM_OFFENDERS:
+            places.append(place)
+
+    def lines(self) -> list[str]:
+        """Return the summary line and, where rows were left out, where the first of each reason stand."""
+        what = "validation dataset" if self.is_validation else "dataset"
+        line = f"{what} {self.name}: {self.num_rows} rows, {self.num_taken} taken"
+        if self.left_out:
+            line += f", {self.left_out.total()} left out ({_counts(self.left_out)})"
+        lines = [line]
+        for reason, places in sorted(self.offenders.items()):
+            lines.append(
+                f"  {reason}: {', '.join(places)}{', ...' if self.left_out[reason] > len(places) else ''}"
+            )
+        if self.notes:
+            lines.append(f"  noted: {_counts(self.notes)}")
+        return lines
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(
+        f"{name} {count}" for name, count in sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+    )
+
+
+class Lengths(NamedTuple):
+    """Token lengths of a split."""
+
+    mean: float
+    std: float
+    min: int
+    max: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}±{self.std:.2f}, min={self.min}, max={self.max}, size={self.size}"
+
+
+def lengths_of(store: TokenStore) -> Lengths | None:
+    """Return the token lengths of a split, None when it is empty."""
+    size = len(store)
+    if size == 0:
+        return None
+    total = square = largest = 0
+    smallest = int(store.lengths[0])
+    for block in blocks(size):
+        part = store.lengths[block].astype(np.int64)
+        total += int(part.sum())
+        square += int((part * part).sum())
+        smallest, largest = min(smallest, int(part.min())), max(largest, int(part.max()))
+    mean = total / size
+    return Lengths(mean, math.sqrt(max(0.0, square / size - mean * mean)), smallest, largest, size)
+
+
+@dataclass
+class DataReport:
+    """What became of every row of a run.
+
+    Attributes:
+        first_bad: the first bad rows as "path:line: reason: detail".
+        longest: (tokens, place) of the longest rows that were left out, the longest first.
+        max_length: longest sample allowed [tokens]; 0 for no limit.
+        num_repeated: rows that repeat another one, where they were looked for.
+        repeated: the first of them, as "place repeats place".
+    """
+
+    datasets: list[DatasetCount] = field(default_factory=list)
+    first_bad: list[str] = field(default_factory=list)
+    longest: list[tuple[int, str]] = field(default_factory=list)
+    max_length: int = 0
+    num_repeated: int = 0
+    repeated: list[str] = field(default_factory=list)
+    train: Lengths | None = None
+    val: Lengths | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Return the rows read."""
+        return sum(dataset.num_rows for dataset in self.datasets)
+
+    @property
+    def num_bad(self) -> int:
+        """Return the rows that cannot be trained on."""
+        return sum(dataset.num_bad for dataset in self.datasets)
+
+    def left_out(self) -> Counter[str]:
+        """Return the rows left out, a count a reason."""
+        total: Counter[str] = Counter()
+        for dataset in self.datasets:
+            total.update(dataset.left_out)
+        return total
+
+    def add_bad(self, left_out: Iterable[LeftOut]) -> None:
+        """Keep the first bad rows to be shown."""
+        for row in left_out:
+            if row.is_bad and len(self.first_bad) < NUM_SHOWN:
+                self.first_bad.append(str(row))
+
+    def add_longest(self, longest: Iterable[tuple[int, str]]) -> None:
+        """Keep the longest rows that were left out."""
+        self.longest = sorted([*self.longest, *longest], key=lambda item: (-item[0], item[1]))[:NUM_OFFENDERS]
+
+    def lines(self) -> list[str]:
+        """Return the lines of the log: one a dataset, and the token lengths of each split."""
+        lines = [line for dataset in self.datasets for line in dataset.lines()]
+        if self.train:
+            lines.append(f"Dataset Token Length: {self.train}")
+        if self.val:
+            lines.append(f"Dataset Token Length: {self.val} (validation)")
+        return lines
+
+    def warnings(self) -> list[str]:
+        """Return what the user should not miss: rows left out for their length or for having nothing to learn."""
+        counts = self.left_out()
+        found = []
+        if counts[OVER_LENGTH]:
+            share = 100 * counts[OVER_LENGTH] / self.num_rows
+            longest, place = self.longest[0]
+            found.append(
+                f"{counts[OVER_LENGTH]} of {self.num_rows} rows ({share:.1f} %) are longer than "
+                f"{self.max_length} tokens and were left out; the longest has {longest} ({place}); {how_to_keep(longest)}"
+            )
+        if self.num_repeated:
+            found.append(
+                f"{self.num_repeated} of {self.num_rows} rows repeat another one, such as {self.repeated[0]}"
+            )
+        if counts[NO_LABEL_TOKENS]:
+            found.append(f"{counts[NO_LABEL_TOKENS]} rows have no token to train on and were left out")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> DataReport:
+        """Return the report that `to_dict` wrote."""
+        datasets = [
+            DatasetCount(**{**one, "left_out": Counter(one["left_out"]), "notes": Counter(one["notes"])})
+            for one in content["datasets"]
+        ]
+        splits = {name: Lengths(*content[name]) if content[name] else None for name in ("train", "val")}
+        longest = [(int(length), str(place)) for length, place in content["longest"]]
+        return cls(**{**content, **splits, "datasets": datasets, "longest": longest})
+
+
+def how_to_keep(longest: int) -> str:
+    """Return what to type so that rows of up to `longest` tokens are kept."""
+    return f"--max_length {longest} keeps all, --truncation_strategy truncation_left cuts their beginning"
+
+
+def count_duplicates(report: DataReport, folder: Path, pairs: np.ndarray, *, is_discarded: bool) -> None:
+    """Count the repeated rows that `mark_duplicates` found, as left out where they are discarded."""
+    rows = map_array(folder / ROWS, ROW)
+    files = json.loads((folder / FILES).read_text(encoding="utf-8"))
+
+    def place(number: int) -> str:
+        return f"{files[int(rows['file'][number])]}:{int(rows['line'][number])}"
+
+    report.num_repeated = len(pairs)
+    report.repeated = [
+        f"{place(later)} repeats {place(first)}" for later, first in pairs[:NUM_SHOWN].tolist()
+    ]
+    if is_discarded:
+        for later in pairs[:, 0].tolist():
+            report.datasets[int(rows["dataset"][later])].leave_out(DUPLICATE_ROW, place(later))

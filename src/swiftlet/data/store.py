@@ -1,0 +1,126 @@
+"""Token ids and labels of many samples in memory-mapped files. No torch.
+
+A folder holds every row that was read as one `ROW` of `rows.bin`, and the tokens of the kept ones one after another
+in `tokens.bin`. A label is its own token or nothing, so one int32 holds both: a token t that is trained on is stored
+as ~t (negative), another one as t. A split is a list of row numbers in files of its own: the same tokens serve both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from swiftlet.data.rows import IGNORE_INDEX
+
+ROW = np.dtype(
+    [
+        ("offset", "<i8"),  # of the first token in tokens.bin, counted in tokens
+        ("length", "<i4"),  # tokens; of a row that is too long, as many as it would have had
+        ("num_labels", "<i4"),
+        ("line", "<i8"),
+        ("file", "<i4"),  # number in files.json
+        ("dataset", "<i4"),
+        ("status", "<i4"),
+        ("content", "<u8", (2,)),  # hash of the conversation, to find duplicates
+        ("tokens", "<u8", (2,)),  # hash of token ids and labels
+    ]
+)
+KEPT, LEFT_OUT, DUPLICATE = 0, 1, 4  # DUPLICATE is added to the other
+TOKENS, ROWS, FILES = "tokens.bin", "rows.bin", "files.json"
+BLOCK = 65536
+
+
+class Pair(NamedTuple):
+    """Token ids and labels of one sample, int32 and of equal length."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+
+
+def pack(input_ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return ids and labels as one int32 array: ~t where token t is trained on, t where not.
+
+    Raises:
+        ValueError: a label is neither its token nor IGNORE_INDEX, or a token is negative.
+    """
+    is_trained = labels != IGNORE_INDEX
+    if (input_ids < 0).any() or (labels[is_trained] != input_ids[is_trained]).any():
+        raise ValueError("a label must be its own token or IGNORE_INDEX, and a token id not negative")
+    return np.where(is_trained, ~input_ids, input_ids).astype("<i4")
+
+
+def unpack(packed: np.ndarray) -> Pair:
+    """Return the ids and labels that `pack` joined."""
+    is_trained = packed < 0
+    input_ids = np.where(is_trained, ~packed, packed).astype(np.int32)
+    return Pair(input_ids, np.where(is_trained, input_ids, np.int32(IGNORE_INDEX)).astype(np.int32))
+
+
+def map_array(path: Path, dtype: Any) -> np.ndarray:
+    """Return a file as a read-only array that takes no memory; an empty file is an empty array."""
+    if path.stat().st_size == 0:
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
+
+
+def blocks(size: int) -> Iterator[slice]:
+    """Yield slices that cover `size` entries, so that no whole column is ever in memory."""
+    for start in range(0, size, BLOCK):
+        yield slice(start, min(start + BLOCK, size))
+
+
+class TokenStore:
+    """The samples of one split.
+
+    Attributes:
+        lengths: tokens of each sample.
+        num_labels: tokens of each sample that are trained on.
+        data_hash: follows from ids, labels and their order alone.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+        self._rows = map_array(folder / ROWS, ROW)
+        self._tokens = map_array(folder / TOKENS, "<i4")
+        self._index = map_array(folder / f"{name}.index.bin", "<i8")
+        self.lengths = map_array(folder / f"{name}.lengths.bin", "<i4")
+        self.num_labels = map_array(folder / f"{name}.labels.bin", "<i4")
+        self.data_hash = (folder / f"{name}.hash").read_text(encoding="utf-8")
+        self._files: list[str] = json.loads((folder / FILES).read_text(encoding="utf-8"))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int, /) -> Pair:
+        row = self._rows[self._index[index]]
+        start = int(row["offset"])
+        return unpack(self._tokens[start : start + int(row["length"])])
+
+    def origin(self, index: int) -> str:
+        """Return where a sample stands in its file, such as train.jsonl:12."""
+        row = self._rows[self._index[index]]
+        return f"{self._files[int(row['file'])]}:{int(row['line'])}"
+
+
+def write_split(folder: Path, name: str, numbers: Iterable[np.ndarray]) -> None:
+    """Write the files of one split: the rows of these numbers that are kept, in that order."""
+    rows = map_array(folder / ROWS, ROW)
+    digest = hashlib.sha256()
+    with (
+        (folder / f"{name}.index.bin").open("wb") as index,
+        (folder / f"{name}.lengths.bin").open("wb") as lengths,
+        (folder / f"{name}.labels.bin").open("wb") as labels,
+    ):
+        for wanted in numbers:
+            kept = wanted[rows["status"][wanted] == KEPT]
+            index.write(kept.astype("<i8").tobytes())
+            lengths.write(rows["length"][kept].tobytes())
+            labels.write(rows["num_labels"][kept].tobytes())
+            digest.update(rows["tokens"][kept].tobytes())
+    (folder / f"{name}.hash").write_text(digest.hexdigest(), encoding="utf-8")
