@@ -51,3 +51,17 @@ def tiny_qwen2():
         attn_implementation="sdpa",
     )
     return Qwen2ForCausalLM(config).eval()
+
+
+@pytest.fixture
+def plan_fault(monkeypatch):
+    """Plan faults for this test, counted from here."""
+    from collections import Counter
+
+    from swiftlet import faults
+
+    def plan(text: str) -> None:
+        monkeypatch.setattr(faults, "_hits", Counter())
+        monkeypatch.setenv(faults.VARIABLE, text)
+
+    yield plan

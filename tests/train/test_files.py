@@ -1,0 +1,178 @@
+"""Lock, log, events, pictures, optimizer files and the save that meets a folder in its way."""
+
+import json
+import multiprocessing
+import os
+
+import pytest
+import torch
+
+from swiftlet.errors import UsageError
+from swiftlet.train import events, plots
+from swiftlet.train.checkpoint import check_space, superfluous
+from swiftlet.train.lock import locked
+from swiftlet.train.loop import train
+from swiftlet.train.progress import short_time
+from swiftlet.train.report import build_report, forget_after
+from swiftlet.train.state import TrainState
+from swiftlet.train.statefile import open_optimizer, write_optimizer
+from swiftlet.train.summary import summarise
+
+
+def hold(folder, ready, leave):
+    with locked(folder):
+        ready.set()
+        leave.wait(30)
+        os._exit(9)
+
+
+def test_a_second_run_in_a_folder_is_refused_and_a_dead_owner_is_not_in_the_way(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    ready, leave = spawn.Event(), spawn.Event()
+    process = spawn.Process(target=hold, args=(tmp_path, ready, leave))
+    process.start()
+    assert ready.wait(60)
+    with (
+        pytest.raises(UsageError, match=f"process {process.pid} on .* is already running in"),
+        locked(tmp_path),
+    ):
+        pass
+    leave.set()
+    process.join(30)
+    (tmp_path / ".tmp-5-abc").mkdir()
+    with locked(tmp_path):
+        assert not (tmp_path / ".tmp-5-abc").exists(), "drafts of a killed run are removed"
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(UsageError, match="cannot be written: Not a directory"),
+        locked(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def test_tensorboard_reads_what_is_written(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = events.event_file(tmp_path)
+    for step in (1, 2, 300):
+        events.append_scalars(path, step, {"train/loss": step / 2, "train/acc": 0.5})
+    read = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in read.Scalars("train/loss")] == [
+        (1, 0.5),
+        (2, 1.0),
+        (300, 150.0),
+    ]
+
+
+def test_lines_after_a_checkpoint_are_forgotten(tmp_path):
+    file = tmp_path / "logging.jsonl"
+    entries = [
+        {"global_step": 1},
+        {"global_step": 2},
+        {"global_step": 3},
+        {"global_step": 2, "train_runtime": 1.0},
+    ]
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in entries) + '{"global_st')
+    forget_after(file, 2)
+    assert [json.loads(line) for line in file.read_text().splitlines()] == entries[:2]
+    forget_after(tmp_path / "none.jsonl", 2)
+
+
+def test_a_log_that_cannot_be_written_costs_one_warning(tmp_path, caplog, monkeypatch):
+    state = TrainState(4, 1, 4)
+    report = build_report(tmp_path, state, peak_memory_bytes=lambda: 0)
+    (tmp_path / "logging.jsonl").mkdir()
+    (tmp_path / "runs").write_text("a file in the way")
+    for _ in range(3):
+        report.log(state, {"loss": 1.0, "learning_rate": 0.1})
+    assert len(report.warned) == 2
+
+
+def test_a_picture_a_scalar(tmp_path, build_job):
+    job = build_job(tmp_path)
+    train(job.run, job.state)
+    found = summarise(job.run.report, job.state, job.run.saver, "swift infer --ckpt_dir {checkpoint}")
+    names = {path.name for path in (tmp_path / "images").glob("*.png")}
+    assert {"train_loss.png", "train_acc.png", "train_grad_norm.png", "train_learning_rate.png"} <= names
+    assert {"eval_loss.png", "eval_acc.png", "train_tokens_per_second.png"} <= names
+    best = tmp_path / f"checkpoint-{job.state.best_step}"
+    assert f"best_model_checkpoint: {best}" in found
+    assert f"last_model_checkpoint: {tmp_path / 'checkpoint-6'}" in found
+    assert f"images_dir: {tmp_path / 'images'}" in found
+    assert f"next: swift infer --ckpt_dir {best}" in found
+    last = json.loads((tmp_path / "logging.jsonl").read_text().splitlines()[-1])
+    assert last["global_step"] == 6
+    assert last["train_runtime"] > 0
+
+
+def test_pictures_that_cannot_be_written_are_said(tmp_path):
+    (tmp_path / "logging.jsonl").write_text('{"loss": 1.0, "global_step": 1}\nnot json\n[1]\n')
+    (tmp_path / "images").write_text("a file in the way")
+    assert plots.draw(tmp_path / "logging.jsonl", tmp_path / "images") == 0
+
+
+def test_smoothing_is_corrected_for_its_start():
+    assert plots.smooth([2.0, 2.0, 2.0]) == pytest.approx([2.0, 2.0, 2.0])
+
+
+def test_optimizer_state_is_split_into_files_and_read_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("swiftlet.train.statefile.SHARD_BYTES", 100)
+    tensors = {f"exp_avg/layer.{n}": torch.full((5,), float(n)) for n in range(12)}
+    write_optimizer(tmp_path, tensors.items())
+    assert len(list(tmp_path.glob("optimizer-*.safetensors"))) == 3
+    found = open_optimizer(tmp_path)
+    assert set(found) == set(tensors)
+    assert len(found) == 12
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
+    write_optimizer(None, tensors.items())
+
+
+def test_a_write_that_fails_takes_all_tensors_before_it_says_so(tmp_path):
+    taken = []
+
+    def tensors():
+        for number in range(4):
+            taken.append(number)
+            yield f"a/{number}", torch.zeros(2)
+
+    with pytest.raises(Exception, match="No such file or directory"):
+        write_optimizer(tmp_path / "nowhere", tensors())
+    assert taken == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("steps", "best", "limit", "gone"),
+    [
+        ([1, 2, 3, 4], 2, 2, [1, 3]),
+        ([1, 2, 3], 3, 2, [1]),
+        ([1, 2, 3], 0, 2, [1]),
+        ([1, 2, 3], 1, 1, [1, 2]),
+        ([1, 2, 3], 1, -1, []),
+        ([1, 2], 1, 2, []),
+        ([1, 2, 3], 1, 0, [1, 2]),
+    ],
+)
+def test_what_is_kept(steps, best, limit, gone):
+    assert superfluous(steps, best, limit) == gone
+
+
+def test_too_little_space_is_found_before_writing(tmp_path):
+    with pytest.raises(OSError, match="MiB are free on"):
+        check_space(tmp_path, 2**60)
+
+
+def test_a_folder_in_the_way_is_set_aside(tmp_path, build_job, caplog):
+    (tmp_path / "checkpoint-2").mkdir()
+    (tmp_path / "checkpoint-2" / "mine.txt").write_text("keep me")
+    job = build_job(tmp_path, num_steps=2)
+    train(job.run, job.state)
+    (aside,) = tmp_path.glob("old-checkpoint-2-*")
+    assert (aside / "mine.txt").read_text() == "keep me"
+
+
+def test_times_are_short():
+    assert short_time(3723.4) == "1:02:03"

@@ -1,0 +1,214 @@
+"""The loop on the toy: trajectories, resume, stops, what it writes and what it says."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from swiftlet.errors import CheckpointError, DataError, NonFiniteError, OutOfMemoryError, SaveError
+from swiftlet.train.loop import train
+from swiftlet.train.manifest import sha256
+from swiftlet.train.resume import find_checkpoint, open_checkpoint
+from swiftlet.train.signals import Interrupted, StopRequest
+from swiftlet.train.spikes import find_policy
+from swiftlet.train.state import parse_state
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def hashes(folder):
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "logging.jsonl").read_text("utf-8").splitlines()]
+
+
+def run_to_end(job):
+    train(job.run, job.state)
+    job.run.report.close()
+    return job
+
+
+@pytest.fixture
+def golden(tmp_path, build_job):
+    return run_to_end(build_job(tmp_path / "golden"))
+
+
+@pytest.mark.parametrize(
+    "shape", [{"accumulation": 1, "batch_size": 4}, {"accumulation": 2, "batch_size": 2}]
+)
+@pytest.mark.parametrize("budget", [0, 16, 10_000])
+def test_the_trajectory_does_not_depend_on_how_a_step_is_cut(tmp_path, build_job, shape, budget):
+    one = run_to_end(build_job(tmp_path / "a", dropout=0.0))
+    other = run_to_end(build_job(tmp_path / "b", dropout=0.0, budget=budget, **shape))
+    torch.testing.assert_close(weights(one.model), weights(other.model), rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(lines(tmp_path / "a"), lines(tmp_path / "b"), strict=True):
+        assert mine["global_step"] == theirs["global_step"]
+        for name in ("loss", "grad_norm", "acc", "learning_rate", "eval_loss"):
+            assert (name in mine) == (name in theirs)
+            assert mine.get(name, 0) == pytest.approx(theirs.get(name, 0), rel=1e-5), (
+                name,
+                mine["global_step"],
+            )
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_a_run_resumed_at_any_step_equals_an_uninterrupted_one_in_every_byte(
+    tmp_path, build_job, golden, step, plan_fault
+):
+    first = build_job(tmp_path / "run")
+    plan_fault(f"opt:step={step + 1}=exc")
+    with pytest.raises(RuntimeError, match="injected at opt"):
+        train(first.run, first.state)
+    checkpoint = open_checkpoint(tmp_path / "run" / f"checkpoint-{step}")
+    state_file = checkpoint.path / "trainer_state.json"
+    assert parse_state(state_file.read_text("utf-8")).global_step == step
+    run_to_end(build_job(tmp_path / "run", checkpoint=checkpoint))
+    assert hashes(tmp_path / "run" / "checkpoint-6") == hashes(tmp_path / "golden" / "checkpoint-6")
+    figures = [
+        {k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines(tmp_path / "run")
+    ]
+    assert figures == [
+        {k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines(tmp_path / "golden")
+    ]
+
+
+def test_threads_that_load_change_nothing(tmp_path, build_job, golden):
+    run_to_end(build_job(tmp_path / "threads", workers=3))
+    assert hashes(tmp_path / "threads" / "checkpoint-6") == hashes(tmp_path / "golden" / "checkpoint-6")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_at_the_next_step_and_names_the_way_on(tmp_path, build_job, number):
+    stop = StopRequest()
+    job = build_job(tmp_path, stop=stop, save_every=100)
+    make = job.run.report.step
+
+    def step(state, num_tokens):
+        make(state, num_tokens)
+        if state.global_step == 2:
+            stop.handle(number, None)
+
+    job.run.report.step = step
+    with pytest.raises(Interrupted) as caught:
+        train(job.run, job.state)
+    assert caught.value.exit_code == 128 + number
+    assert "checkpoint-3 is saved" in caught.value.message
+    assert "--resume_from_checkpoint auto" in caught.value.hint
+    assert find_checkpoint(tmp_path).manifest.step == 3
+
+
+def test_best_and_last_are_kept(tmp_path, build_job):
+    job = run_to_end(build_job(tmp_path, num_steps=9, limit=2, save_every=3))
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == sorted(
+        {
+            f"checkpoint-{job.state.best_step}",
+            "checkpoint-9",
+            *(["checkpoint-6"] if job.state.best_step == 9 else []),
+        }
+    )
+
+
+def test_early_stop(tmp_path, build_job, monkeypatch):
+    job = build_job(tmp_path, num_steps=30, patience=2, evaluate_every=1)
+    scores = iter([3.0, 2.0, 2.5, 2.1, 1.0])
+    monkeypatch.setattr(type(job.run.evaluate), "_token_scores", lambda self: {"eval_loss": next(scores)})
+    run_to_end(job)
+    assert job.state.global_step == 4
+    assert find_checkpoint(tmp_path).manifest.step == 4
+
+
+@pytest.mark.parametrize(("site", "word"), [("fwd:step=2=nan", "loss"), ("bwd:step=2=inf", "gradient")])
+def test_what_is_not_finite_stops_before_the_update(tmp_path, build_job, plan_fault, site, word):
+    job = build_job(tmp_path)
+    plan_fault(site)
+    with pytest.raises(
+        NonFiniteError, match=f"the {word} of step 2 is not finite; nothing was updated. .*rows"
+    ):
+        train(job.run, job.state)
+    saved = open_checkpoint(tmp_path / "checkpoint-1")
+    from safetensors.torch import load_file
+
+    for name, value in load_file(saved.path / "model.safetensors").items():
+        assert torch.equal(value, job.model.state_dict()[name])
+
+
+def test_out_of_memory_says_what_to_type(tmp_path, build_job, plan_fault):
+    job = build_job(tmp_path)
+    plan_fault("fwd:step=3=oom")
+    with pytest.raises(
+        OutOfMemoryError, match="out of memory at step 3: its largest micro-batch has"
+    ) as caught:
+        train(job.run, job.state)
+    assert "--micro_batch_tokens" in caught.value.hint
+    assert find_checkpoint(tmp_path).manifest.step == 2
+
+
+def test_a_step_without_labels_is_an_error(tmp_path, build_job):
+    job = build_job(tmp_path)
+    original = job.run.load_steps
+
+    def unlabelled(epoch, step):
+        for loaded in original(epoch, step):
+            yield loaded._replace(step=loaded.step._replace(num_label_tokens=0))
+
+    run = type(job.run)(**{**vars(job.run), "load_steps": unlabelled})
+    with pytest.raises(DataError, match="no token of step 1 of epoch 1 is trained on"):
+        train(run, job.state)
+
+
+def test_a_full_disk_costs_a_warning_and_is_tried_again(tmp_path, build_job, plan_fault, caplog):
+    job = build_job(tmp_path, save_every=2)
+    plan_fault("ckpt.begin:step=2=enospc")
+    train(job.run, job.state)
+    assert not (tmp_path / "checkpoint-2").exists()
+    assert (tmp_path / "checkpoint-3").is_dir(), "tried again one step later"
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_full_disk_stops_the_run_where_that_is_asked_for(tmp_path, build_job, plan_fault):
+    job = build_job(tmp_path, save_every=2)
+    job.run.saver.is_error_fatal = True
+    plan_fault("ckpt.file.model.safetensors:step=4=eio")
+    with pytest.raises(SaveError, match="checkpoint-4 could not be written: Input/output error; earlier"):
+        train(job.run, job.state)
+    assert find_checkpoint(tmp_path).manifest.step == 2
+
+
+def test_spikes_are_skipped_and_counted(tmp_path, build_job, plan_fault):
+    job = build_job(tmp_path, num_steps=20, save_every=100, spikes=find_policy("skip"))
+    plan_fault("bwd:step=18=spike=1000")
+    train(job.run, job.state)
+    assert job.state.num_skipped == 1
+
+
+def test_spikes_stop_the_run(tmp_path, build_job, plan_fault):
+    job = build_job(tmp_path, num_steps=20, save_every=100, spikes=find_policy("stop"))
+    plan_fault("bwd:step=18=spike=1000")
+    with pytest.raises(NonFiniteError, match="of step 18 is a spike"):
+        train(job.run, job.state)
+
+
+def test_a_checkpoint_without_a_state_cannot_be_continued(tmp_path, build_job):
+    job = build_job(tmp_path, num_steps=1)
+    job.run.saver.is_model_only = True
+    train(job.run, job.state)
+    with pytest.raises(CheckpointError, match="holds only the model"):
+        open_checkpoint(tmp_path / "checkpoint-1").read_state()
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adafactor", "rmsprop"])
+def test_other_optimizers_resume_too(tmp_path, build_job, optim, plan_fault):
+    run_to_end(build_job(tmp_path / "a", optim=optim))
+    first = build_job(tmp_path / "b", optim=optim)
+    plan_fault("opt:step=4=exc")
+    with pytest.raises(RuntimeError, match="injected at opt"):
+        train(first.run, first.state)
+    run_to_end(
+        build_job(tmp_path / "b", optim=optim, checkpoint=open_checkpoint(tmp_path / "b" / "checkpoint-3"))
+    )
+    assert hashes(tmp_path / "a" / "checkpoint-6") == hashes(tmp_path / "b" / "checkpoint-6")

@@ -1,0 +1,116 @@
+"""Finding the checkpoint to continue among broken ones, and refusing what belongs to another run."""
+
+import os
+
+import pytest
+
+from swiftlet.errors import CheckpointError
+from swiftlet.faults import damage
+from swiftlet.train.loop import train
+from swiftlet.train.manifest import Identity
+from swiftlet.train.resume import (
+    check_identity,
+    choose_checkpoint,
+    find_checkpoint,
+    list_checkpoints,
+    open_checkpoint,
+    trusted_checkpoint,
+)
+
+
+@pytest.fixture
+def saved(tmp_path, build_job):
+    job = build_job(tmp_path / "run", num_steps=3)
+    train(job.run, job.state)
+    return tmp_path / "run"
+
+
+FILES = ("model.safetensors", "optimizer-00001.safetensors", "trainer_state.json")
+DAMAGES = [
+    (name, action) for name in FILES for action in ("bitflip", "truncate", "zero_tail", "empty", "missing")
+]
+DAMAGES += [("MANIFEST.json", action) for action in ("truncate", "zero_tail", "empty", "missing")]
+
+
+@pytest.mark.parametrize(("name", "action"), DAMAGES)
+def test_a_damaged_newest_checkpoint_is_passed_over_and_named(saved, name, action, caplog):
+    path = saved / "checkpoint-3" / name
+    if action == "missing":
+        path.unlink()
+    elif action == "empty":
+        path.write_bytes(b"")
+    else:
+        damage(path, action)
+    assert find_checkpoint(saved).manifest.step == 2
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 1, "files": 3}'])
+def test_a_manifest_of_nonsense_is_no_manifest(saved, text):
+    (saved / "checkpoint-3" / "MANIFEST.json").write_text(text)
+    assert isinstance(open_checkpoint(saved / "checkpoint-3"), str)
+    with pytest.raises(CheckpointError, match="MANIFEST.json"):
+        trusted_checkpoint(saved / "checkpoint-3")
+
+
+def test_the_reason_names_file_and_hashes(saved):
+    damage(saved / "checkpoint-3" / "model.safetensors", "bitflip")
+    reason = open_checkpoint(saved / "checkpoint-3")
+    assert reason.startswith("model.safetensors has sha256 ")
+    assert ", expected " in reason
+
+
+def test_all_broken_is_an_error_with_every_reason_never_a_fresh_start(saved):
+    for step in (1, 2, 3):
+        (saved / f"checkpoint-{step}" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        find_checkpoint(saved)
+    assert caught.value.exit_code == 3
+    assert caught.value.message.count("model.safetensors is missing") == 3
+
+
+def test_a_file_that_leads_out_of_the_folder_is_refused(saved, tmp_path):
+    outside = tmp_path / "outside"
+    inside = saved / "checkpoint-3" / "model.safetensors"
+    inside.rename(outside)
+    inside.symlink_to(outside)
+    assert open_checkpoint(saved / "checkpoint-3") == "model.safetensors leads out of the checkpoint"
+
+
+def test_the_newest_run_comes_first_whatever_its_steps(tmp_path, saved):
+    for name, step in (("v0-20260101-000000", 90), ("v2-20260101-000001", 5), ("v10-20260101-000002", 1)):
+        (tmp_path / "m" / name / f"checkpoint-{step}").mkdir(parents=True)
+    (tmp_path / "m" / "v10-20260101-000002" / "checkpoint-x").mkdir()
+    found = [path.parent.name.split("-")[0] for path in list_checkpoints(tmp_path / "m")]
+    assert found == ["v10", "v2", "v0"]
+
+
+def test_what_can_be_asked_for(saved, tmp_path):
+    assert choose_checkpoint("auto", saved).manifest.step == 3
+    assert choose_checkpoint(str(saved), saved).manifest.step == 3
+    assert choose_checkpoint(str(saved / "checkpoint-1"), saved).manifest.step == 1
+    assert choose_checkpoint("auto", tmp_path / "nothing") is None
+    (tmp_path / "empty").mkdir()
+    for asked in (tmp_path / "nothing", tmp_path / "empty"):
+        with pytest.raises(CheckpointError, match="no checkpoint"):
+            choose_checkpoint(str(asked), saved)
+    os.truncate(saved / "checkpoint-1" / "model.safetensors", 10)
+    with pytest.raises(CheckpointError, match="model.safetensors has 10 bytes, expected"):
+        choose_checkpoint(str(saved / "checkpoint-1"), saved)
+
+
+def test_another_identity_is_refused_unless_told(saved, caplog):
+    checkpoint = open_checkpoint(saved / "checkpoint-3")
+    check_identity(checkpoint, Identity("data", "base", {"lr": 1e-2}), is_override=False)
+    other = Identity("other data", "base", {"lr": 1e-3, "seed": 1})
+    with pytest.raises(CheckpointError) as caught:
+        check_identity(checkpoint, other, is_override=False)
+    for line in ("dataset: 'data' in the checkpoint", "lr: 0.01 in the checkpoint, 0.001 now", "seed: None"):
+        assert line in caught.value.message
+    assert "--resume_override true" in caught.value.hint
+    check_identity(checkpoint, other, is_override=True)
+
+
+def test_a_state_of_another_version_is_refused(saved):
+    (saved / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": 3}')
+    with pytest.raises(CheckpointError, match="was written by another version"):
+        trusted_checkpoint(saved / "checkpoint-3").read_state()
