@@ -1,0 +1,139 @@
+"""Which models have a name here, and what the user's --model_type and --model_id_or_path stand for. No torch.
+
+The table is data (`rows.py`, `rows_other.py`). A local folder or a hub id needs no row: its config.json and its
+tokenizer say all that is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from swiftlet import hub
+from swiftlet.errors import UsageError, pick
+from swiftlet.models.geometry import Geometry
+from swiftlet.models.rows import Row, qwen_rows
+from swiftlet.models.rows_other import other_rows
+
+HERE = Path(__file__).parent
+EMBEDDED = {"tiny-math-chat": HERE / "tiny_math_chat"}
+
+
+class Family(NamedTuple):
+    """A named model.
+
+    Args:
+        template: a named chat template; None for the tokenizer's own.
+        geometry: its sizes; None where only its config.json has them.
+        quantised: "gptq" or "awq"; such a model is for `swift infer`.
+        needs_code: its Python code comes with it: --trust_remote_code true.
+        folder: where its files lie inside this package.
+    """
+
+    model_type: str
+    ms_id: str | None = None
+    hf_id: str | None = None
+    template: str | None = None
+    geometry: Geometry | None = None
+    quantised: str | None = None
+    needs_code: bool = False
+    note: str = ""
+    folder: Path | None = None
+
+    @property
+    def num_parameters(self) -> int | None:
+        """Return the exact number of parameters, None where the geometry is not known."""
+        return self.geometry.num_parameters if self.geometry else None
+
+
+class Choice(NamedTuple):
+    """What the user asked for: a name for folders and logs, and a local folder or the ids on the hubs."""
+
+    name: str
+    family: Family | None
+    folder: Path | None
+    ms_id: str | None
+    hf_id: str | None
+
+
+def _family(row: Row) -> Family:
+    return Family(
+        row.model_type,
+        row.ms_id,
+        row.hf_id,
+        geometry=row.geometry,
+        quantised=row.quantised,
+        needs_code=row.needs_code,
+        note=row.note,
+    )
+
+
+def _rows() -> Iterator[Row]:
+    yield from qwen_rows()
+    yield from other_rows()
+
+
+FAMILIES: dict[str, Family] = {row.model_type: _family(row) for row in _rows()} | {
+    name: Family(name, folder=folder, note="comes with this package") for name, folder in EMBEDDED.items()
+}
+
+
+def find_model(model_type: str | None, model_id_or_path: str | None) -> Choice:
+    """Return what the two flags stand for; nothing is downloaded.
+
+    A model_id_or_path is, in this order: a folder that exists, a name of the table, an id of a hub (MS:: or HF::
+    before it for one hub only).
+
+    Raises:
+        UsageError: neither is given, the name is unknown, or the folder does not exist.
+    """
+    family = pick(FAMILIES, model_type, "--model_type") if model_type else None
+    given = model_id_or_path
+    if not given:
+        if family is None:
+            raise UsageError("no model is given", "use --model_type NAME or --model_id_or_path FOLDER")
+        return Choice(family.model_type, family, family.folder, family.ms_id, family.hf_id)
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return Choice(model_type or path.resolve().name, family, path, None, None)
+    if family is None and given in FAMILIES:
+        return find_model(given, None)
+    if path.exists() or _looks_like_path(given):
+        reason = "is a file, not a folder" if path.exists() else "does not exist"
+        raise UsageError(f"--model_id_or_path {given} {reason}", "give the folder that holds config.json")
+    return _by_id(given, family)
+
+
+def _looks_like_path(given: str) -> bool:
+    return given.startswith((".", "/", "~")) or "\\" in given or given.count("/") != 1
+
+
+def _by_id(given: str, family: Family | None) -> Choice:
+    prefix, separator, repo = given.rpartition("::")
+    if separator and prefix.upper() not in ("MS", "HF"):
+        raise UsageError(f"unknown hub {prefix!r} in {given}", "write MS::owner/name or HF::owner/name")
+    known = family or next((f for f in FAMILIES.values() if repo.lower() in _ids(f)), None)
+    name = known.model_type if known else repo.rpartition("/")[2]
+    ms_id = hf_id = repo
+    if known is not None and repo.lower() in _ids(known):
+        ms_id, hf_id = known.ms_id or repo, known.hf_id or repo
+    only = prefix.upper()
+    return Choice(name, known, None, None if only == "HF" else ms_id, None if only == "MS" else hf_id)
+
+
+def _ids(family: Family) -> set[str]:
+    return {repo.lower() for repo in (family.ms_id, family.hf_id) if repo}
+
+
+def fetch(choice: Choice, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """Return the local folder of a choice, from the package, the disk, a cache or a hub.
+
+    Raises:
+        SwiftletError: it is nowhere to be had.
+    """
+    if choice.folder is not None:
+        return choice.folder
+    return hub.model_folder(
+        choice.ms_id, choice.hf_id, revision=revision, trust_remote_code=trust_remote_code
+    )

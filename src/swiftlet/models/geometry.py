@@ -1,0 +1,195 @@
+"""The sizes of a decoder and what follows from them: exact parameter counts, without weights and without torch.
+
+Shapes: V vocabulary, H hidden, I intermediate, D of one head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Geometry(NamedTuple):
+    """Sizes of a decoder-only transformer.
+
+    Args:
+        experts: expert MLPs a layer beside or instead of the plain one; 0 for none.
+        expert_intermediate: width of one expert.
+        shared_intermediate: width of the expert that every token takes; 0 for none.
+        active_experts: experts that one token takes.
+        dense_layers: first layers of an expert model that have the plain MLP.
+        norms: vectors of size H a layer.
+        has_shared_gate: the shared expert has a gate of its own (Qwen).
+        is_gated: the MLP has gate, up and down; otherwise up and down.
+        has_norm_bias: norms are LayerNorms with a bias.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+    tied: bool = False
+    head_dim: int = 0
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    norms: int = 2
+    experts: int = 0
+    expert_intermediate: int = 0
+    shared_intermediate: int = 0
+    active_experts: int = 0
+    dense_layers: int = 0
+    has_shared_gate: bool = False
+    is_gated: bool = True
+    has_norm_bias: bool = False
+
+    @property
+    def dim(self) -> int:
+        """Return the size of one head."""
+        return self.head_dim or self.hidden // self.heads
+
+    @property
+    def attention_parameters(self) -> int:
+        """Return the parameters of one attention block."""
+        query, key = self.heads * self.dim, self.kv_heads * self.dim
+        weights = self.hidden * (query + 2 * key) + query * self.hidden
+        biases = (query + 2 * key) * self.qkv_bias + self.hidden * self.out_bias
+        return weights + biases + 2 * self.dim * self.qk_norm
+
+    def _mlp(self, width: int) -> int:
+        ways = 3 if self.is_gated else 2
+        return ways * self.hidden * width + ((ways - 1) * width + self.hidden) * self.mlp_bias
+
+    def mlp_parameters(self, layer: int, *, experts: int | None = None) -> int:
+        """Return the parameters of the MLP of a layer, with all its experts or with `experts` of them."""
+        if not self.experts or layer < self.dense_layers:
+            return self._mlp(self.intermediate)
+        number = self.experts if experts is None else experts
+        router = self.hidden * self.experts
+        shared = self._mlp(self.shared_intermediate) if self.shared_intermediate else 0
+        return (
+            number * self._mlp(self.expert_intermediate)
+            + router
+            + shared
+            + self.hidden * self.has_shared_gate
+        )
+
+    def _count(self, experts: int | None) -> int:
+        norm = self.hidden * (2 if self.has_norm_bias else 1)
+        mlps = sum(self.mlp_parameters(layer, experts=experts) for layer in range(self.layers))
+        blocks = self.layers * (self.attention_parameters + self.norms * norm) + mlps
+        return self.vocab * self.hidden * (1 if self.tied else 2) + blocks + norm
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the number of parameters, a tied head counted once."""
+        return self._count(None)
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Return the parameters that one token passes through."""
+        return self._count(self.active_experts if self.experts else None)
+
+
+QKV_BIAS = {"qwen2", "qwen2_moe", "glm", "chatglm"}
+QK_NORM = {"qwen3", "qwen3_moe", "gemma3_text"}
+FOUR_NORMS = {"gemma2", "gemma3_text", "glm4"}
+TIED = {"gemma", "gemma2", "gemma3_text"}
+EXPERTS = {"qwen2_moe", "qwen3_moe", "mixtral"}
+BUILT = (
+    EXPERTS | QKV_BIAS | QK_NORM | FOUR_NORMS | TIED | {"llama", "mistral", "ministral", "phi3", "smollm3"}
+)
+BUILT |= {"internlm2", "internlm3", "baichuan", "starcoder2", "granite"}
+OUT_BIAS = {"llama", "granite", "smollm3", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"}
+NO_BIAS = {"mistral", "ministral", "mixtral", "phi3"}
+MLP_BIAS = {"llama", "granite", "smollm3"}
+OWN_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "n_layer": "num_hidden_layers",
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "multi_query_group_num": "num_key_value_heads",
+    "ffn_hidden_size": "intermediate_size",
+    "padded_vocab_size": "vocab_size",
+    "kv_channels": "head_dim",
+}
+
+
+def geometry_of_config(config: Mapping[str, Any]) -> Geometry | None:
+    """Return the geometry that a config.json describes; None where a needed size is missing or no number.
+
+    A nested `text_config` is taken for models that also see or hear. Counts are exact for the families in `BUILT`
+    and near for others.
+    """
+    inner = config.get("text_config")
+    if isinstance(inner, Mapping) and "hidden_size" in inner:
+        config = inner
+    sizes = {OWN_NAMES.get(name, name): value for name, value in config.items()}
+    kind = str(sizes.get("model_type", ""))
+    needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    if any(not _is_size(sizes.get(name)) for name in needed):
+        return None
+    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    kv_heads = sizes.get("num_key_value_heads") or heads
+    geometry = Geometry(
+        hidden=hidden,
+        layers=sizes["num_hidden_layers"],
+        heads=heads,
+        kv_heads=kv_heads,
+        intermediate=sizes.get("intermediate_size") or 4 * hidden,
+        vocab=sizes["vocab_size"],
+        tied=bool(sizes.get("tie_word_embeddings", kind in TIED)),
+        head_dim=sizes.get("head_dim") or 0,
+        **_biases(kind, sizes),
+        qk_norm=kind in QK_NORM,
+        norms=4 if kind in FOUR_NORMS else 2,
+    )
+    return geometry._replace(**_experts(kind, sizes))
+
+
+def is_exact(config: Mapping[str, Any]) -> bool:
+    """Return whether the parameter count of this config.json's geometry is exact."""
+    inner = config.get("text_config")
+    return not isinstance(inner, Mapping) and config.get("model_type") in BUILT
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _biases(kind: str, sizes: Mapping[str, Any]) -> dict[str, bool]:
+    if kind == "starcoder2":
+        bias = bool(sizes.get("use_bias", True))
+        return {
+            "qkv_bias": bias,
+            "out_bias": bias,
+            "mlp_bias": bias,
+            "is_gated": False,
+            "has_norm_bias": True,
+        }
+    if kind in ("internlm2", "internlm3"):
+        qkv = bool(sizes.get("qkv_bias", sizes.get("bias", False)))
+        bias = bool(sizes.get("bias", False))
+        return {"qkv_bias": qkv, "out_bias": bias, "mlp_bias": bias and kind == "internlm3"}
+    asked = bool(sizes.get("attention_bias", sizes.get("add_qkv_bias", kind in QKV_BIAS)))
+    qkv = kind in ("qwen2", "qwen2_moe") or (asked and kind not in NO_BIAS)
+    mlp = kind in MLP_BIAS and bool(sizes.get("mlp_bias"))
+    return {"qkv_bias": qkv, "out_bias": qkv and kind in OUT_BIAS, "mlp_bias": mlp}
+
+
+def _experts(kind: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    number = sizes.get("num_experts") or sizes.get("num_local_experts") or sizes.get("n_routed_experts")
+    if not _is_size(number):
+        return {}
+    shared = sizes.get("shared_expert_intermediate_size") or 0
+    return {
+        "experts": number,
+        "expert_intermediate": sizes.get("moe_intermediate_size") or sizes.get("intermediate_size") or 0,
+        "active_experts": sizes.get("num_experts_per_tok") or 2,
+        "shared_intermediate": shared,
+        "has_shared_gate": bool(shared),
+        "dense_layers": sizes.get("first_k_dense_replace") or 0,
+    }
