@@ -14,7 +14,8 @@ from swiftlet.commands.evaluation import generation_settings
 from swiftlet.commands.infer import Ready
 from swiftlet.commands.model_source import context_length
 from swiftlet.data.prepare import read_split
-from swiftlet.device.spec import Device, apply_settings, open_device, resolve_dtype
+from swiftlet.device.settings import apply_settings
+from swiftlet.device.spec import Device, open_device, resolve_dtype
 from swiftlet.errors import DataError
 from swiftlet.infer.chat import Chat
 from swiftlet.infer.generate import Generator

@@ -57,7 +57,7 @@ def open_checkpoint_source(ckpt_dir: str, model: Any) -> CheckpointSource:
         return CheckpointSource(folder, Source(str(args.get("model", "")), Path(recorded)), args)
     if args.get("model_type") or args.get("model_id_or_path"):
         names = {name: args.get(name) for name in ("model_type", "model_id_or_path", "model_revision")}
-        return CheckpointSource(folder, find_source(_Names(**names)), args)
+        return CheckpointSource(folder, find_source(_Names(**names, trust_remote_code=model.trust_remote_code)), args)
     base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if base and Path(base).is_dir():
         return CheckpointSource(folder, Source(Path(base).name, Path(base)), args)
@@ -71,6 +71,7 @@ class _Names(NamedTuple):
     model_type: str | None
     model_id_or_path: str | None
     model_revision: str | None
+    trust_remote_code: bool
 
 
 def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], *, with_data: bool) -> Any:

@@ -99,7 +99,7 @@ def merge(args: Any) -> Path:
 
 
 def _write(args: Any, source: CheckpointSource, draft: Path) -> None:
-    from swiftlet.device.spec import environment
+    from swiftlet.device.settings import environment
 
     apply_environment(environment(args.checkpoint.device, os.environ))
     from swiftlet.commands.merging import write_merged

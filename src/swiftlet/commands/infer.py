@@ -106,7 +106,7 @@ def answer(parsed: Parsed) -> list[dict[str, Any]]:
     with heartbeat.answering():
         heartbeat.beat("start")
         ready = get_ready(parsed)
-        from swiftlet.device.spec import environment
+        from swiftlet.device.settings import environment
 
         apply_environment(environment(ready.args.machine.device, os.environ))
         from swiftlet.commands import answering

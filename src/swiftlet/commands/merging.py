@@ -11,7 +11,7 @@ from swiftlet import log
 from swiftlet.commands.checkpoint_source import CheckpointSource
 from swiftlet.commands.model_source import open_template
 from swiftlet.commands.training import PROMPTS_FILE
-from swiftlet.device.spec import DTYPE_NAMES, open_device, resolve_dtype
+from swiftlet.device.spec import dtype_name, open_device, resolve_dtype
 from swiftlet.infer import proof
 from swiftlet.models.load import load_model
 from swiftlet.models.merge import merge_adapter
@@ -37,7 +37,7 @@ def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, 
     device = open_device(asked.device, local_rank=0, environ=os.environ)
     name = asked.dtype if asked.dtype != "AUTO" else source.args.get("dtype", "AUTO")
     dtype = resolve_dtype(name, device)
-    tolerance = args.merge.merge_tolerance or proof.TOLERANCES[DTYPE_NAMES[dtype]]
+    tolerance = args.merge.merge_tolerance or proof.TOLERANCES[dtype_name(dtype)]
     model = load_model(
         source.model_folder,
         dtype=dtype,
@@ -55,7 +55,7 @@ def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, 
         f"{figures.max_difference:.3g} (at most {tolerance:g}), {100 * figures.token_agreement:.1f} % same next token"
     )
     write_model(merged, draft, source=source.tokenizer_folder, is_adapter=False)
-    return {**figures.to_json(), "tolerance": tolerance, "dtype": DTYPE_NAMES[dtype]}
+    return {**figures.to_json(), "tolerance": tolerance, "dtype": dtype_name(dtype)}
 
 
 def _prompts(source: CheckpointSource) -> list[list[int]]:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swiftlet import hub, log
+from swiftlet import log
 from swiftlet.data.template import Template, build_template
 from swiftlet.data.tokenizer import Tokenizer, load_tokenizer
 from swiftlet.errors import UsageError
-from swiftlet.models.families import find_model
+from swiftlet.models.families import fetch, find_model
 
 CACHE_VARIABLE = "SWIFTLET_CACHE"
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "model_max_length")
@@ -42,9 +42,9 @@ def find_source(model: Any) -> Source:
     Raises:
         SwiftletError: the name is not known, or the model cannot be had.
     """
-    found = find_model(model.model_type, model.model_id_or_path)
-    folder = found.folder or hub.model_folder(found.ms_id, found.hf_id, revision=model.model_revision)
-    return Source(found.name, folder)
+    choice = find_model(model.model_type, model.model_id_or_path)
+    folder = fetch(choice, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
+    return Source(choice.name, folder)
 
 
 def open_template(

@@ -71,7 +71,7 @@ def prepare(parsed: Parsed) -> dict[str, str]:
         SwiftletError: the model, the data or the checkpoint cannot be used.
     """
     ready = get_ready(parsed.args, os.environ)
-    show_data(ready)
+    show_sample(ready)
     checkpoint = str(ready.checkpoint.path) if ready.checkpoint else ""
     return {VARIABLE: str(ready.folder), RESUMED: checkpoint}
 
@@ -104,10 +104,8 @@ def _checkpoint(output: Any, name: str, environ: Mapping[str, str]) -> Checkpoin
     return found
 
 
-def show_data(ready: Ready) -> None:
-    """Log the report of the data and one sample with its masked part visible."""
-    for line in ready.data.report.lines():
-        log.info(line)
+def show_sample(ready: Ready) -> None:
+    """Log one sample with its masked part visible."""
     ids, labels = ready.data.train[0]
     log.info("one sample, [masked] and trained:\n" + ready.template.show_ids(ids.tolist(), labels.tolist()))
 
@@ -140,10 +138,17 @@ def fine_tune(parsed: Parsed) -> Outcome:
         is_alone = VARIABLE not in os.environ
         ready = get_ready(args, os.environ)
         if is_alone:
-            show_data(ready)
-        from swiftlet.device.spec import environment
+            show_sample(ready)
+        from swiftlet.device.settings import environment
 
-        apply_environment(environment(args.parallel.device, os.environ))
+        apply_environment(
+            environment(
+                args.parallel.device,
+                os.environ,
+                timeout_s=args.parallel.ddp_timeout,
+                deterministic=args.train.deterministic,
+            )
+        )
         from swiftlet.commands.training import train_model
 
         outcome = train_model(args, ready)

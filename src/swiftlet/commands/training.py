@@ -17,9 +17,11 @@ from swiftlet import __version__, heartbeat, log
 from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.run_folder import ARGS_FILE, args_text, write_args
 from swiftlet.commands.sft import Outcome, Ready
+from swiftlet.config.fields import with_values
 from swiftlet.data.batching import Batches, num_steps, num_steps_per_epoch
 from swiftlet.data.loader import load_steps
-from swiftlet.device.spec import Device, apply_settings, open_device, resolve_dtype
+from swiftlet.device.settings import apply_settings
+from swiftlet.device.spec import Device, dtype_name, open_device, resolve_dtype
 from swiftlet.models import tuner
 from swiftlet.models.causal import CausalLM, build_causal
 from swiftlet.models.load import load_model
@@ -61,6 +63,8 @@ def train_model(args: Any, ready: Ready) -> Outcome:
     )
     for line in apply_settings(device, deterministic=args.train.deterministic):
         log.info(line)
+    dtype = dtype_name(resolve_dtype(args.model.dtype, device))
+    args = with_values(args, dtype=dtype)
     heartbeat.beat("init")
     backend = device.backend if args.parallel.ddp_backend == "AUTO" else args.parallel.ddp_backend
     world = init_world(backend, device.torch_device, timeout_s=args.parallel.ddp_timeout)
@@ -148,7 +152,8 @@ def _model(args: Any, ready: Ready, device: Device) -> CausalLM:
         model,
         gradient_checkpointing=args.train.gradient_checkpointing == "true",
         neftune_alpha=settings.neftune_noise_alpha,
-        kernels=device.kernels,
+        attention=device.kernels.get("attention"),
+        log=log.info,
     )
 
 

@@ -54,6 +54,8 @@ class Device:
     optimizers: Mapping[str, Build] = field(default_factory=dict)
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
     version: str = ""
+    # Tokens of one forward pass that keep the device busy: more of them cost memory and gain no speed.
+    busy_tokens: int = 8192
 
     def peak_memory_bytes(self) -> int:
         """Return the most memory in use since the last reset; on a CPU the growth of the resident set."""
@@ -162,3 +164,8 @@ def resolve_dtype(asked: str, device: Device) -> torch.dtype:
     if name == "bf16" and device.kind == "cpu" and device.default_dtype != "bf16":
         warning(f"{device.name} has no bf16 instructions: bf16 is slower than fp32 here")
     return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a type as --dtype takes it."""
+    return next(name for name, known in DTYPES.items() if known == dtype)
