@@ -98,29 +98,43 @@ def _with_object_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     return dict(call)
 
 
+def _with_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    return {**message, "content": [{"type": "text", "text": content}] if content else []}
+
+
 @dataclass(frozen=True)
 class Renderer:
     """A chat template with the special tokens and the date that it may print.
 
     Plain data only, so that it travels to worker processes; the compiled template is kept per process.
+
+    Args:
+        parts: True for a template that takes contents as lists of parts only, as those of vision models do.
     """
 
     name: str
     source: str
     tokens: Mapping[str, str]
     now: datetime
+    parts: bool = False
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None, *, generation_prompt: bool = False
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: list[Any] | None = None,
+        *,
+        generation_prompt: bool = False,
     ) -> str:
         """Return the text of a conversation.
 
         Raises:
             TemplateError: the template refuses the conversation or is itself in error.
         """
+        shown = [_with_parts(message) for message in messages] if self.parts else list(messages)
         try:
             return _compile(self.source).render(
-                messages=list(messages),
+                messages=shown,
                 tools=tools or None,
                 documents=None,
                 add_generation_prompt=generation_prompt,

@@ -1,0 +1,184 @@
+"""A rendered conversation to token ids and labels.
+
+The text is cut where the model begins to write and where each answer ends, and each segment is tokenised for itself:
+so the ids before an answer are those that the model is given at inference, whatever the answer begins with, and the
+conversation up to any answer is a prefix of the whole. A segment continues the one before it: where the tokenizer
+puts a space before a text, the segment is tokenised behind the end of the one before it, and that is taken off.
+
+In an answer's segment a token is trained on if it stands for at least one character of the span. So a scaffold
+before the content is not trained on, except for a space that the vocabulary joins to the first word.
+
+Only what the template printed can be a control token: where a content spells one, it becomes ordinary pieces.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from swiftlet.data.rendering import TemplateError
+from swiftlet.data.rows import IGNORE_INDEX
+from swiftlet.data.spans import Region
+from swiftlet.data.tokenizer import Pieces, Span, Tokenizer
+from swiftlet.data.turns import Conversation, Turn
+
+_LEAVE_OUT = "leave such rows out with --bad_rows skip"
+
+
+class Segment(NamedTuple):
+    """Characters [start, end) that are tokenised together; those from `trained` on are trained on, if not None."""
+
+    start: int
+    end: int
+    trained: int | None
+
+
+def encode_conversation(
+    tokenizer: Tokenizer,
+    conversation: Conversation,
+    messages: Sequence[Mapping[str, Any]],
+    tools: list[Any] | None,
+) -> tuple[list[int], list[int]]:
+    """Return token ids and labels of a rendered conversation; turns with `loss: false` have none.
+
+    Raises:
+        TemplateError: a text cannot be encoded, or spells a control token that cannot be told from the template's.
+    """
+    printed = _printed_control(tokenizer, conversation, messages, tools)
+    input_ids: list[int] = []
+    labels: list[int] = []
+    segments = cut_segments(tokenizer, conversation, messages)
+    for segment in segments:
+        ids, offsets = _encode_segment(tokenizer, conversation.text, segment, printed)
+        input_ids += ids
+        if segment.trained is None:
+            labels += [IGNORE_INDEX] * len(ids)
+        elif segment.trained == 0:
+            labels += ids
+        else:
+            kept = zip(ids, offsets, strict=True)
+            labels += [token if end > segment.trained else IGNORE_INDEX for token, (_, end) in kept]
+    return input_ids, labels
+
+
+def cut_segments(
+    tokenizer: Tokenizer, conversation: Conversation, messages: Sequence[Mapping[str, Any]]
+) -> Iterator[Segment]:
+    """Yield the segments of a conversation in order; `trained` counts from the segment's start."""
+    done = 0
+    for turn in conversation.turns:
+        if turn.begin > done:
+            yield Segment(done, turn.begin, None)
+        end = _after_greedy_token(tokenizer, conversation, turn)
+        is_trained = messages[turn.message].get("loss") is not False
+        yield Segment(turn.begin, end, turn.start - turn.begin if is_trained else None)
+        done = end
+    if done < len(conversation.text):
+        yield Segment(done, len(conversation.text), None)
+
+
+def _after_greedy_token(tokenizer: Tokenizer, conversation: Conversation, turn: Turn) -> int:
+    """Return the turn's end, behind the white space that belongs to its last token, as some vocabularies say."""
+    text = conversation.text
+    tokens = [
+        text[found.start() : found.end()]
+        for found in tokenizer.added_pattern.finditer(text, turn.content_end, turn.end)
+    ]
+    if (
+        not tokens
+        or not text.endswith(tokens[-1], turn.content_end, turn.end)
+        or not tokenizer.added[tokens[-1]].rstrip
+    ):
+        return turn.end
+    following = (region.start for regions in conversation.located.regions for region in regions)
+    limit = min((start for start in following if start >= turn.end), default=len(text))
+    rest = text[turn.end : limit]
+    return turn.end + len(rest) - len(rest.lstrip())
+
+
+def _printed_control(
+    tokenizer: Tokenizer,
+    conversation: Conversation,
+    messages: Sequence[Mapping[str, Any]],
+    tools: list[Any] | None,
+) -> list[Span] | None:
+    """Return where the template itself printed control tokens; None where no text of the row spells any.
+
+    Raises:
+        TemplateError: a text spells a control token, and its place in the rendered text is not known.
+    """
+    spelt = [n for n, m in enumerate(messages) if tokenizer.control_pattern.search(m.get("content") or "")]
+    others = [message.get(key) for message in messages for key in ("tool_calls", "name", "tool_call_id")]
+    texts = json.dumps([tools, others], ensure_ascii=False)
+    if tokenizer.control_pattern.search(texts):
+        raise TemplateError(
+            "the description of a tool or the call of one spells a control token",
+            _LEAVE_OUT,
+            reason="special_token_in_text",
+        )
+    if not spelt:
+        return None
+    if any(number in conversation.located.unknown for number in spelt):
+        raise TemplateError(
+            "a text spells a control token, and it cannot be told where the chat template printed that text",
+            _LEAVE_OUT,
+            reason="special_token_in_text",
+        )
+    regions = sorted(region for regions in conversation.located.regions for region in regions)
+    printed: list[Span] = []
+    done = 0
+    for region in [*regions, Region(len(conversation.text), len(conversation.text))]:
+        found = tokenizer.control_pattern.finditer(conversation.text, done, region.start)
+        printed += [match.span() for match in found]
+        done = region.end
+    return printed
+
+
+def _encode_segment(tokenizer: Tokenizer, text: str, segment: Segment, printed: list[Span] | None) -> Pieces:
+    """Return the ids of a segment as they are behind the text before it; offsets count from its start."""
+    if segment.start == 0 or not tokenizer.adds_prefix:
+        return _encode(tokenizer, text, segment.start, segment.end, printed)
+    for start in _anchors(tokenizer, text, segment.start):
+        found = _behind(_encode(tokenizer, text, start, segment.end, printed), segment.start - start)
+        if found is not None:
+            return found
+    ids, offsets = _encode(
+        tokenizer,
+        "\n" + text[segment.start :],
+        0,
+        segment.end - segment.start + 1,
+        _moved(printed, segment.start - 1),
+    )
+    found = _behind(Pieces(ids, offsets), 1)
+    return found if found is not None else _encode(tokenizer, text, segment.start, segment.end, printed)
+
+
+def _anchors(tokenizer: Tokenizer, text: str, at: int) -> list[int]:
+    """Return where a piece of text may begin that shows what stands before `at`: a control token, or a character."""
+    tokens = [
+        found.start()
+        for found in tokenizer.added_pattern.finditer(text, max(0, at - 64), at)
+        if found.end() == at
+    ]
+    return [tokens[-1]] if tokens else [at - 1]
+
+
+def _behind(pieces: Pieces, width: int) -> Pieces | None:
+    """Take off the first `width` characters; None where a token spans that border."""
+    ids, offsets = pieces
+    first = next((number for number, (_, end) in enumerate(offsets) if end > width), len(ids))
+    if first < len(ids) and offsets[first][0] < width:
+        return None
+    return Pieces(ids[first:], [(start - width, end - width) for start, end in offsets[first:]])
+
+
+def _encode(tokenizer: Tokenizer, text: str, start: int, end: int, printed: list[Span] | None) -> Pieces:
+    if printed is None:
+        return tokenizer.encode_with_offsets(text[start:end])
+    inside = [(a - start, b - start) for a, b in printed if a >= start and b <= end]
+    return tokenizer.encode_around(inside, text[start:end])
+
+
+def _moved(printed: list[Span] | None, by: int) -> list[Span] | None:
+    return None if printed is None else [(start - by, end - by) for start, end in printed if start - by > 0]

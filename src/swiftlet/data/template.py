@@ -1,0 +1,266 @@
+"""A conversation to token ids and labels, by the model's own chat template or a named one.
+
+Every answer and its end marker is trained on, and nothing else. Where the template prints no end marker after the
+last answer, the marker it prints after earlier ones, or else the end-of-sequence token, is put there: a model must
+learn to stop. What the template does to a text (strips it, leaves it out) is noted, and noted rows are counted.
+
+A model without a chat template is taught plain continuation (`default-generation`): question, answer, end token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from swiftlet import log
+from swiftlet.data.named_templates import named_template, needs
+from swiftlet.data.rendering import Renderer, TemplateError, source_of
+from swiftlet.data.rows import IGNORE_INDEX, Encoded, Sample
+from swiftlet.data.segments import encode_conversation
+from swiftlet.data.spans import Locator
+from swiftlet.data.tokenizer import Tokenizer
+from swiftlet.data.turns import Conversation, TurnFinder
+
+__all__ = ["Template", "TemplateError", "build_template"]
+PLAIN = "default-generation"
+_CODE_VERSION = 1
+_LEAVE_OUT = "leave such rows out with --bad_rows skip, or choose another template with --template_type"
+
+
+@dataclass(frozen=True)
+class Template:
+    """A chat template with the tokenizer and the system message it works with; travels to other processes.
+
+    Args:
+        system: put before a conversation that has no system message; None for the template's own default.
+        chat, tool_use: the template for plain conversations and for those with tools.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    system: str | None
+    chat: Renderer
+    tool_use: Renderer
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all that decides over ids and labels: template, tokenizer, system message, a printed date."""
+        parts = [_CODE_VERSION, self.chat.source, self.tool_use.source, self.chat.parts, self.system]
+        parts += [self.tokenizer.fingerprint, list(self.tokenizer.control), sorted(self.chat.tokens.items())]
+        if "strftime_now" in self.chat.source + self.tool_use.source:
+            parts.append(self.chat.now.date().isoformat())
+        return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
+
+    @property
+    def bos_token_id(self) -> int | None:
+        """The token that begins a text, None where the tokenizer has none."""
+        return self.tokenizer.bos_id
+
+    @cached_property
+    def stop_token_ids(self) -> list[int]:
+        """The tokens that end an answer: the template's end marker, a header that follows it without one, and EOS."""
+        closing = self._finder(False).plain
+        marker = closing.middle or closing.last
+        found = self.tokenizer.added_pattern.findall(marker)
+        ids = [self.tokenizer.id_of(found[-1])] if found else []
+        ids.append(self.tokenizer.eos_id)
+        return list(dict.fromkeys(token for token in ids if token is not None))
+
+    def encode(self, sample: Sample) -> Encoded:
+        """Return token ids and labels of a sample, in full length.
+
+        Raises:
+            TemplateError: the sample cannot be rendered, or its answers cannot be found in the text for certain.
+        """
+        return self.encode_noted(sample)[0]
+
+    def encode_noted(self, sample: Sample) -> tuple[Encoded, tuple[str, ...]]:
+        """Return `encode(sample)` and codes for what the template did to the texts of the sample.
+
+        Raises:
+            TemplateError: as `encode`.
+        """
+        if sample.text is not None:
+            return self._encode_text(sample.text), ()
+        messages = self._with_system(sample.messages)
+        conversation = self._finder(bool(sample.tools)).find(messages, sample.tools)
+        input_ids, labels = encode_conversation(
+            self.tokenizer, self._closed(conversation), messages, sample.tools
+        )
+        if conversation.append != "":
+            end = self._end_ids(conversation.append)
+            is_trained = messages[conversation.turns[-1].message].get("loss") is not False
+            input_ids += end
+            labels += end if is_trained else [IGNORE_INDEX] * len(end)
+        if all(label == IGNORE_INDEX for label in labels):
+            raise TemplateError(
+                "no token of the row would be trained on", _LEAVE_OUT, reason="no_label_tokens"
+            )
+        return Encoded(input_ids, labels), _notes(conversation, messages)
+
+    def encode_prompt(
+        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None
+    ) -> list[int]:
+        """Return the token ids of a conversation up to the place where the next answer begins.
+
+        Raises:
+            TemplateError: as `encode`.
+        """
+        shown = self._with_system(messages)
+        conversation = self._finder(bool(tools)).find(shown, tools, prompt=True)
+        return encode_conversation(self.tokenizer, conversation, shown, tools)[0]
+
+    def show(self, encoded: Encoded) -> str:
+        """Return the decoded text of a sample, what is not trained on in brackets."""
+        return self.show_ids(encoded.input_ids, encoded.labels)
+
+    def show_ids(self, input_ids: Sequence[int], labels: Sequence[int]) -> str:
+        """Return the decoded text of token ids, those without a label in brackets."""
+        parts: list[str] = []
+        start = 0
+        for at in range(1, len(input_ids) + 1):
+            if at < len(input_ids) and (labels[at] == IGNORE_INDEX) == (labels[start] == IGNORE_INDEX):
+                continue
+            text = self.tokenizer.decode(input_ids[start:at])
+            parts.append(f"[{text}]" if labels[start] == IGNORE_INDEX else text)
+            start = at
+        return "".join(parts)
+
+    def _finder(self, has_tools: bool) -> TurnFinder:
+        return self._finders[has_tools]
+
+    @cached_property
+    def _finders(self) -> dict[bool, TurnFinder]:
+        return {
+            has_tools: TurnFinder(Locator(renderer, renderer.tags()), self.tokenizer)
+            for has_tools, renderer in ((False, self.chat), (True, self.tool_use))
+        }
+
+    def _with_system(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        shown = [dict(message) for message in messages]
+        has_system = any(message["role"] == "system" for message in shown)
+        return (
+            [{"role": "system", "content": self.system}, *shown] if self.system and not has_system else shown
+        )
+
+    def _encode_text(self, text: str) -> Encoded:
+        ids = self.tokenizer.encode(text, split_special=True)
+        if self.tokenizer.adds_bos and self.tokenizer.bos_id is not None:
+            ids = [self.tokenizer.bos_id, *ids]
+        if self.tokenizer.eos_id is not None:
+            ids = [*ids, self.tokenizer.eos_id]
+        return Encoded(ids, list(ids))
+
+    def _closed(self, conversation: Conversation) -> Conversation:
+        """Cut off what the template prints after a last answer that has no end marker: the marker takes its place."""
+        if conversation.append == "" or not conversation.turns:
+            return conversation
+        return conversation._replace(text=conversation.text[: conversation.turns[-1].end])
+
+    def _end_ids(self, marker: str | None) -> list[int]:
+        if marker is not None:
+            return self.tokenizer.encode(marker)
+        return [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in self.__dataclass_fields__}
+
+
+def _notes(conversation: Conversation, messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Return codes for texts that were not printed as they are."""
+    found = set()
+    for number, message in enumerate(messages):
+        content = message.get("content") or ""
+        if number in conversation.located.unknown or not content.strip():
+            continue
+        printed = [
+            conversation.text[region.start : region.end] for region in conversation.located.regions[number]
+        ]
+        who = "answer" if message["role"] == "assistant" else "prompt"
+        if not printed:
+            found.add(f"{who}_left_out")
+        elif content not in printed:
+            found.add(
+                f"{who}_stripped"
+                if content.strip() in (text.strip() for text in printed)
+                else f"{who}_altered"
+            )
+    return tuple(sorted(found))
+
+
+def build_template(
+    tokenizer: Tokenizer, *, name: str | None = None, system: str | None = None, now: datetime | None = None
+) -> Template:
+    """Make the template of a tokenizer, or the named one, ready for use.
+
+    Args:
+        name: a template of the table in place of the tokenizer's own.
+        system: put before conversations without a system message; None for the template's own default, '' for none.
+        now: the moment that templates which print a date see; the clock stands still there.
+
+    Raises:
+        UsageError: no template has this name, or the vocabulary lacks its tokens.
+        TemplateError: the template refuses the system message, or is itself in error.
+    """
+    chosen, chat_source, tool_source = _sources(tokenizer, name)
+    moment = datetime.now() if now is None else now
+    chat = Renderer(chosen, chat_source, dict(tokenizer.special_tokens), moment)
+    chat = _with_parts_if_needed(chat)
+    template = Template(chosen, tokenizer, system, chat, replace(chat, source=tool_source))
+    if system:
+        _check_system(template)
+    return template
+
+
+def _sources(tokenizer: Tokenizer, name: str | None) -> tuple[str, str, str]:
+    """Return the template's name and its Jinja text for plain conversations and for those with tools."""
+    own = source_of(tokenizer.chat_template)
+    if name is None and own is not None:
+        return tokenizer.folder.name or "own", own, source_of(tokenizer.chat_template, tools=True) or own
+    if name is None:
+        log.info(
+            f"the tokenizer has no chat template: {PLAIN} is used (question, answer, end token, with nothing between); "
+            "choose another with --template_type"
+        )
+    named = named_template(name or PLAIN)
+    needs(named, name or PLAIN, {token: tokenizer.id_of(token) is not None for token in named.control})
+    return name or PLAIN, named.source, named.source
+
+
+def _with_parts_if_needed(renderer: Renderer) -> Renderer:
+    """Return the renderer, with contents as lists of parts where the template takes nothing else."""
+    messages = [{"role": "user", "content": "question-17"}, {"role": "assistant", "content": "answer-71"}]
+    for candidate in (renderer, replace(renderer, parts=True)):
+        try:
+            text = candidate.render(messages)
+        except TemplateError:
+            continue
+        if "question-17" in text and "answer-71" in text:
+            return candidate
+    return renderer
+
+
+def _check_system(template: Template) -> None:
+    """Refuse a system message that the template refuses or leaves out.
+
+    Raises:
+        TemplateError: it does.
+    """
+    messages = template._with_system([{"role": "user", "content": "q"}])
+    try:
+        located = Locator(template.chat, template.chat.tags()).locate(messages, prompt=True)
+    except TemplateError as error:
+        raise TemplateError(
+            f"chat template {template.name!r} takes no system message: {error.message}",
+            "leave --system out, or choose another template with --template_type",
+        ) from error
+    if not located.regions[0] and 0 not in located.unknown:
+        raise TemplateError(
+            f"chat template {template.name!r} leaves the system message out",
+            "leave --system out, or choose another template with --template_type",
+        )
