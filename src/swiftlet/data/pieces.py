@@ -169,5 +169,5 @@ def _runs(pieces: list[Piece], pairs: list[tuple[int, int]]) -> list[list[tuple[
 
 
 def between_marks(text: str, pair: int, plane: int) -> str:
-    base = _PLANES[plane][0] + 2 * pair
+    base = PLANES[plane][0] + 2 * pair
     return f"{chr(base)}{text}{chr(base + 1)}"

@@ -16,9 +16,6 @@ from typing import Any, NamedTuple
 from swiftlet.data.pieces import PLANES, Edges, Layout, Marked, Messages, Piece, Region, between_marks
 from swiftlet.data.rendering import Renderer, TemplateError, as_template_message
 
-    (0xF0000, re.compile("([\U000f0000-\U000ffffd])")),
-    (0x100000, re.compile("([\U00100000-\U0010fffd])")),
-)
 _MOST_MARKS = 0xFFFC
 _LEAVE_OUT = "leave such rows out with --bad_rows skip, or choose another template with --template_type"
 

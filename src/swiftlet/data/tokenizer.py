@@ -160,7 +160,9 @@ class Tokenizer:
 
     def _with_aliases(self, printed: Sequence[Span], text: str) -> tuple[str, list[int]]:
         """Return the text with aliases in the place of `printed`, and for each of its places the place in `text`."""
-        parts, places, done = [], [], 0
+        parts: list[str] = []
+        places: list[int] = []
+        done = 0
         for start, end in printed:
             parts += [text[done:start], self._renamed.aliases[text[start:end]]]
             places += range(done, start + 1)
@@ -256,7 +258,11 @@ def _read_renamed(
         token["content"] = names[token["content"]]
     _forget(described["model"], set(aliases))
     renamed = tokenizers.Tokenizer.from_str(json.dumps(described))
-    ids = {renamed.token_to_id(other): true.token_to_id(text) for text, other in names.items()}
+    ids = {
+        found: own
+        for text, other in names.items()
+        if (found := renamed.token_to_id(other)) is not None and (own := true.token_to_id(text)) is not None
+    }
     return _Renamed(renamed, {text: names[text] for text in aliases if text in names}, ids)
 
 
