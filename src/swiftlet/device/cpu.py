@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from swiftlet.device.kernels import PLAIN
 from swiftlet.device.machine import Machine
 from swiftlet.device.spec import Calls, Device, Sight
 
@@ -107,7 +106,6 @@ def open_this(local_rank: int) -> Device:
         backend="gloo",
         default_dtype="bf16" if cpu_has_native_bf16() else "fp32",
         calls=Calls(resident.peak, resident.reset, cpu_memory, lambda: None, lambda: None),
-        kernels=PLAIN,
         busy_tokens=1024,
         version=torch.__version__,
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from swiftlet.device.cuda_kernels import cuda_kernels
+from swiftlet.device.cuda_kernels import CUDA_KERNELS
 from swiftlet.device.machine import Machine
 from swiftlet.device.spec import Calls, Device, Sight
 from swiftlet.device.visible import CUDA, is_hidden
@@ -55,6 +55,6 @@ def open_this(local_rank: int) -> Device:
             lambda: torch.cuda.synchronize(local_rank),
             torch.cuda.empty_cache,
         ),
-        kernels=cuda_kernels(),
+        kernels=CUDA_KERNELS,
         version=f"torch {torch.__version__}, CUDA {torch.version.cuda}",
     )

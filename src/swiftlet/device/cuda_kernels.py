@@ -1,8 +1,8 @@
-"""Fused operators of NVIDIA GPUs."""
+"""Fused operators of NVIDIA GPUs, all of torch itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
-from swiftlet.device.kernels import PLAIN, packed_attention
+from swiftlet.device.kernels import Kernel, plain_attention
 
 # Limits of the flash kernels behind varlen_attn. Source: torch.nn.attention.varlen.
 LARGEST_HEAD = 256
@@ -26,40 +26,39 @@ def _on_device(cu_seqlens: tuple[int, ...], device: torch.device) -> Tensor:
 
 
 def varlen_attention(
-    q_THD: Tensor,
-    k_TKD: Tensor,
-    v_TKD: Tensor,
+    query_QTD: Tensor,
+    key_KTD: Tensor,
+    value_KTD: Tensor,
     cu_seqlens: Sequence[int],
-    scale: float,
     *,
-    causal: bool = True,
+    scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks_Q: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Return attention of packed samples in one call of the flash kernel, where it takes these tensors.
 
     Source: torch.nn.attention.varlen.varlen_attn; its window (left, right) counts the neighbours, so a window of W
     tokens is (W - 1, 0).
     """
-    if softcap or q_THD.dtype not in HALVES or q_THD.shape[-1] > LARGEST_HEAD:
-        return packed_attention(
-            q_THD, k_TKD, v_TKD, cu_seqlens, scale, causal=causal, window=window, softcap=softcap
-        )
-    lengths = _on_device(tuple(cu_seqlens), q_THD.device)
+    is_odd = softcap or sinks_Q is not None or dropout_p > 0
+    if is_odd or query_QTD.dtype not in HALVES or query_QTD.shape[-1] > LARGEST_HEAD:
+        more: dict[str, Any] = {"softcap": softcap, "sinks_Q": sinks_Q, "dropout_p": dropout_p}
+        return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, scale=scale, window=window, **more)
+    lengths = _on_device(tuple(cu_seqlens), query_QTD.device)
     longest = max(end - start for start, end in pairwise(cu_seqlens))
-    left = window - 1 if window else -1
-    right = 0 if causal else left
     out = varlen_attn(
-        q_THD,
-        k_TKD,
-        v_TKD,
+        query_QTD.transpose(0, 1),
+        key_KTD.transpose(0, 1),
+        value_KTD.transpose(0, 1),
         lengths,
         lengths,
         longest,
         longest,
         scale=scale,
-        window_size=(left, right),
-        enable_gqa=q_THD.shape[1] != k_TKD.shape[1],
+        window_size=(window - 1 if window and window < longest else -1, 0),
+        enable_gqa=query_QTD.shape[0] != key_KTD.shape[0],
     )
     assert isinstance(out, Tensor)
     return out
@@ -70,6 +69,5 @@ def fused_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return functional.rms_norm(x, weight_D.shape, weight_D.to(x.dtype), eps)
 
 
-def cuda_kernels() -> dict[str, Callable[..., Any]]:
-    """Return the operators of a GPU; rotary and SwiGLU have no kernel in torch."""
-    return {**PLAIN, "attention": varlen_attention, "rms_norm": fused_rms_norm}
+# Torch has no kernel for the rotation and for SwiGLU.
+CUDA_KERNELS: Mapping[str, Kernel] = {"attention": varlen_attention, "rms_norm": fused_rms_norm}

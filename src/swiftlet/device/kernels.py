@@ -1,17 +1,19 @@
 """The operators that a device may have fused, by name, and their plain versions, which run on every device.
 
-Names of axes: T tokens of all packed samples, H query heads, K key and value heads, D width of a head.
+Names of axes: T tokens of all packed samples, Q query heads, K key and value heads, D width of a head; B, N, S batch,
+heads and length of one padded tensor.
 
-* attention(q_THD, k_TKD, v_TKD, cu_seqlens, scale, *, causal, window, softcap) -> out_THD: token i of a sample sees
-  token j of the same sample with j <= i (causal) and i - j < window; softcap bounds the scores.
+* attention(query_QTD, key_KTD, value_KTD, cu_seqlens, *, scale, window, softcap, sinks_Q, dropout_p) -> out_TQD:
+  token i of a sample sees token j of the same sample with 0 <= i - j < window; softcap bounds the scores; sinks are
+  scores that take part in the softmax and carry no value.
 * rms_norm(x, weight_D, eps) -> like x
-* rotary(x_THD, cos_TD, sin_TD) -> like x: the halves of D are rotated.
+* rotary(x_BNSD, cos_BSD, sin_BSD) -> like x: the halves of D are rotated.
 * swiglu(gate, up) -> silu(gate) * up
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -19,69 +21,73 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+Kernel = Callable[..., Tensor]
 OPERATORS = ("attention", "rms_norm", "rotary", "swiglu")
 
 
-def allowed(rows: int, *, causal: bool, window: int | None, device: torch.device) -> Tensor:
-    """Return which of `rows` keys each of `rows` queries sees: a square of True and False."""
-    at = torch.arange(rows, device=device)
+def seen(length: int, window: int | None, device: torch.device) -> Tensor:
+    """Return which of `length` keys each query sees: a square of True and False."""
+    at = torch.arange(length, device=device)
     distance = at[:, None] - at[None, :]
-    seen = distance >= 0 if causal else torch.ones(rows, rows, dtype=torch.bool, device=device)
-    return seen & (distance < window) if window else seen
+    return (distance >= 0) & (distance < (window or length))
 
 
 def reference_attention(
-    q_THD: Tensor,
-    k_TKD: Tensor,
-    v_TKD: Tensor,
+    query_QTD: Tensor,
+    key_KTD: Tensor,
+    value_KTD: Tensor,
     cu_seqlens: Sequence[int],
-    scale: float,
     *,
-    causal: bool = True,
+    scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks_Q: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Return attention by its definition, sample by sample: softmax(mask(cap(scale q k))) v."""
-    group = q_THD.shape[1] // k_TKD.shape[1]
+    group = query_QTD.shape[0] // key_KTD.shape[0]
     parts = []
     for start, end in pairwise(cu_seqlens):
-        q = q_THD[start:end].transpose(0, 1)
-        k = k_TKD[start:end].repeat_interleave(group, dim=1).transpose(0, 1)
-        v = v_TKD[start:end].repeat_interleave(group, dim=1).transpose(0, 1)
-        scores = (q @ k.transpose(1, 2)) * scale
+        query, key, value = (x[:, start:end] for x in (query_QTD, key_KTD, value_KTD))
+        scores = (query @ key.repeat_interleave(group, dim=0).transpose(1, 2)) * scale
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
-        seen = allowed(end - start, causal=causal, window=window, device=q.device)
-        weights = torch.softmax(scores.masked_fill(~seen, float("-inf")).float(), dim=-1)
-        parts.append((weights.to(v.dtype) @ v).transpose(0, 1))
+        scores = scores.masked_fill(~seen(end - start, window, query.device), float("-inf"))
+        if sinks_Q is not None:
+            sinks = sinks_Q.to(scores.dtype)[:, None, None].expand(-1, end - start, 1)
+            scores = torch.cat([scores, sinks], dim=2)
+        weights = torch.softmax(scores.float(), dim=-1).to(value.dtype)[..., : end - start]
+        weights = functional.dropout(weights, dropout_p, training=dropout_p > 0)
+        parts.append((weights @ value.repeat_interleave(group, dim=0)).transpose(0, 1))
     return torch.cat(parts)
 
 
-def packed_attention(
-    q_THD: Tensor,
-    k_TKD: Tensor,
-    v_TKD: Tensor,
+def plain_attention(
+    query_QTD: Tensor,
+    key_KTD: Tensor,
+    value_KTD: Tensor,
     cu_seqlens: Sequence[int],
-    scale: float,
     *,
-    causal: bool = True,
+    scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks_Q: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
-    """Return attention by torch's own operator, one call a sample; a cap of the scores needs the plain maths."""
-    if softcap:
+    """Return attention by torch's own operator, one call a sample; what it does not know, by its definition."""
+    if softcap or sinks_Q is not None:
+        more: dict[str, Any] = {"softcap": softcap, "sinks_Q": sinks_Q, "dropout_p": dropout_p}
         return reference_attention(
-            q_THD, k_TKD, v_TKD, cu_seqlens, scale, causal=causal, window=window, softcap=softcap
+            query_QTD, key_KTD, value_KTD, cu_seqlens, scale=scale, window=window, **more
         )
-    is_grouped = q_THD.shape[1] != k_TKD.shape[1]
+    is_grouped = query_QTD.shape[0] != key_KTD.shape[0]
     parts = []
     for start, end in pairwise(cu_seqlens):
-        q, k, v = (x[start:end].transpose(0, 1)[None] for x in (q_THD, k_TKD, v_TKD))
-        mask = None
-        if window and window < end - start:
-            mask = allowed(end - start, causal=causal, window=window, device=q.device)
+        query, key, value = (x[None, :, start:end] for x in (query_QTD, key_KTD, value_KTD))
+        is_cut = window is not None and window < end - start
+        mask = seen(end - start, window, query.device) if is_cut else None
         out = functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=is_grouped
+            query, key, value, mask, dropout_p, is_causal=mask is None, scale=scale, enable_gqa=is_grouped
         )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)
@@ -94,11 +100,11 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return weight_D * normed.to(x.dtype)
 
 
-def rotary(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-    """Return x with the pairs (i, i + D/2) rotated. Source: arXiv:2104.09864, eq. 34, pairs of halves."""
-    first, second = x_THD.chunk(2, dim=-1)
+def rotary(x_BNSD: Tensor, cos_BSD: Tensor, sin_BSD: Tensor) -> Tensor:
+    """Return x with the pairs (i, i + D/2) rotated. Source: arXiv:2104.09864, eq. 34, the pairs taken by halves."""
+    first, second = x_BNSD.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    return x_THD * cos_TD[:, None] + turned * sin_TD[:, None]
+    return x_BNSD * cos_BSD[:, None] + turned * sin_BSD[:, None]
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
@@ -106,11 +112,11 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
-PLAIN: dict[str, Callable[..., Any]] = {
-    "attention": packed_attention,
+PLAIN: Mapping[str, Kernel] = {
+    "attention": plain_attention,
     "rms_norm": rms_norm,
     "rotary": rotary,
     "swiglu": swiglu,
 }
-# By definition, in fp32 on a CPU: what a fused operator is compared with.
-REFERENCE: dict[str, Callable[..., Any]] = {**PLAIN, "attention": reference_attention}
+# By definition: what a fused operator is compared with, in fp32 on the CPU.
+REFERENCE: Mapping[str, Kernel] = {**PLAIN, "attention": reference_attention}

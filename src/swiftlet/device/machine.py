@@ -52,7 +52,7 @@ def look_at_machine(environ: Mapping[str, str], folder: Path = Path("/dev")) -> 
     """
     npus = _count(folder, DAVINCI)
     if npus is None and find_npu_smi(environ):
-        from swiftlet.device.npu_smi import query_mapping
+        from swiftlet.device.cards import query_mapping
 
         npus = len(query_mapping(environ)) or None
     return Machine(npus, _count(folder, NVIDIA))

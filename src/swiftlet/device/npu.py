@@ -50,33 +50,23 @@ def _number(npus: int | None) -> str:
     return f"{npus} NPUs" if npus and npus > 1 else "one NPU" if npus else "no NPU"
 
 
-def _joint(is_expected: bool) -> str:
-    return ", but" if is_expected else ", and"
-
-
 def see(environ: Mapping[str, str], machine: Machine) -> Sight:
     """Return how many NPUs torch sees, or why it sees none."""
     is_expected = machine.has_npus or ASCEND in environ
     cause = import_torch_npu()
     shown = (
-        f"{ASCEND}={environ[ASCEND]}"
-        if ASCEND in environ
-        else f"this machine shows {machine.npus or 'no'} NPUs"
+        f"{ASCEND}={environ[ASCEND]}" if ASCEND in environ else f"this machine shows {_number(machine.npus)}"
     )
+    joint = ", but" if is_expected else ", and"
     if cause is not None:
-        is_worth_saying = is_expected or importlib.util.find_spec("torch_npu") is not None
-        return Sight(
-            0,
-            f"{shown}{_joint(is_expected)} {cause.reason}" if is_worth_saying else "",
-            f"type {cause.hint}",
-            is_expected,
-        )
+        is_odd = importlib.util.find_spec("torch_npu") is not None
+        return Sight(0, f"{shown}{joint} {cause.reason}", f"type {cause.hint}", is_expected, is_odd)
     if ASCEND in environ and not environ[ASCEND].strip():
         return Sight(0, f"{ASCEND} is set but empty, which hides every NPU", f"type unset {ASCEND}", True)
     count = _count()
     if count:
         return Sight(count)
-    return Sight(0, f"{shown}{_joint(is_expected)} torch_npu sees none", "type swift doctor", is_expected)
+    return Sight(0, f"{shown}{joint} torch_npu sees none", "type swift doctor", is_expected)
 
 
 def _npu() -> Any:

@@ -5,7 +5,7 @@ Source of names, arguments and limits: the schemas in torch_npu's library and it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,10 +13,10 @@ import torch
 import torch_npu
 from torch import Tensor
 
-from swiftlet.device.kernels import packed_attention
+from swiftlet.device.kernels import Kernel, plain_attention
 
-NO_MASK, RIGHT_DOWN_CAUSAL, BAND = 0, 3, 4  # values of sparse_mode
-COMPRESSED = 2048  # edge of the mask that the sparse modes 2 to 4 take, whatever the lengths
+RIGHT_DOWN_CAUSAL, BAND = 3, 4  # values of sparse_mode
+COMPRESSED = 2048  # edge of the mask that these modes take, whatever the lengths
 
 
 @lru_cache(maxsize=8)
@@ -25,40 +25,39 @@ def _compressed_mask(device: torch.device) -> Tensor:
 
 
 def fusion_attention(
-    q_THD: Tensor,
-    k_TKD: Tensor,
-    v_TKD: Tensor,
+    query_QTD: Tensor,
+    key_KTD: Tensor,
+    value_KTD: Tensor,
     cu_seqlens: Sequence[int],
-    scale: float,
     *,
-    causal: bool = True,
+    scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks_Q: Tensor | None = None,
+    dropout_p: float = 0.0,
 ) -> Tensor:
     """Return attention of packed samples in one call: layout TND with cumulative lengths, True in the mask is unseen.
 
     A window of W tokens is a band of W - 1 tokens before. The lengths stay numbers of the host, so nothing waits.
     """
-    if softcap or (window and not causal):
-        return packed_attention(
-            q_THD, k_TKD, v_TKD, cu_seqlens, scale, causal=causal, window=window, softcap=softcap
-        )
+    if softcap or sinks_Q is not None:
+        more: dict[str, Any] = {"softcap": softcap, "sinks_Q": sinks_Q, "dropout_p": dropout_p}
+        return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, scale=scale, window=window, **more)
     ends = list(cu_seqlens[1:])
-    options: dict[str, Any] = {"sparse_mode": NO_MASK}
-    if causal:
-        options = {"sparse_mode": RIGHT_DOWN_CAUSAL, "atten_mask": _compressed_mask(q_THD.device)}
-    if window:
-        options |= {"sparse_mode": BAND, "pre_tockens": window - 1, "next_tockens": 0}
+    band = {"pre_tockens": window - 1, "next_tockens": 0} if window else {}
     out: Tensor = torch_npu.npu_fusion_attention(
-        q_THD,
-        k_TKD,
-        v_TKD,
-        q_THD.shape[1],
+        query_QTD.transpose(0, 1).contiguous(),
+        key_KTD.transpose(0, 1).contiguous(),
+        value_KTD.transpose(0, 1).contiguous(),
+        query_QTD.shape[0],
         "TND",
+        atten_mask=_compressed_mask(query_QTD.device),
         scale=scale,
+        keep_prob=1.0 - dropout_p,
         actual_seq_qlen=ends,
         actual_seq_kvlen=ends,
-        **options,
+        sparse_mode=BAND if window else RIGHT_DOWN_CAUSAL,
+        **band,
     )[0]
     return out
 
@@ -69,10 +68,10 @@ def fused_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return out
 
 
-def fused_rotary(x_THD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
-    """Return npu_rotary_mul in its layout BSND, with one sequence and the angles of all heads the same."""
-    cos, sin = (angle.to(x_THD.dtype)[None, :, None] for angle in (cos_TD, sin_TD))
-    out: Tensor = torch_npu.npu_rotary_mul(x_THD[None], cos, sin)[0]
+def fused_rotary(x_BNSD: Tensor, cos_BSD: Tensor, sin_BSD: Tensor) -> Tensor:
+    """Return npu_rotary_mul in its layout BNSD, with the angles of all heads the same (B1SD)."""
+    cos, sin = (angle.to(x_BNSD.dtype)[:, None] for angle in (cos_BSD, sin_BSD))
+    out: Tensor = torch_npu.npu_rotary_mul(x_BNSD, cos, sin)
     return out
 
 
@@ -82,7 +81,7 @@ def fused_swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
-NPU_KERNELS: dict[str, Callable[..., Any]] = {
+NPU_KERNELS: Mapping[str, Kernel] = {
     "attention": fusion_attention,
     "rms_norm": fused_rms_norm,
     "rotary": fused_rotary,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from swiftlet.config.args import AUTO
+from swiftlet.device.kernels import Kernel
 from swiftlet.device.machine import Machine, look_at_machine
 from swiftlet.device.settings import apply_settings, environment
 from swiftlet.errors import SwiftletError, UsageError, pick
@@ -21,8 +22,8 @@ from swiftlet.log import warning
 
 __all__ = ["Device", "DeviceError", "apply_settings", "choose", "environment", "open_device", "resolve_dtype"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Build = Callable[[list[dict[str, Any]], Any], torch.optim.Optimizer]
-Kernel = Callable[..., Any]
 
 
 class DeviceError(SwiftletError):
@@ -52,7 +53,7 @@ class Device:
     calls: Calls
     dtypes: frozenset[str] = frozenset(DTYPES)
     optimizers: Mapping[str, Build] = field(default_factory=dict)
-    kernels: Mapping[str, Kernel] = field(default_factory=dict)
+    kernels: Mapping[str, Kernel] = field(default_factory=dict)  # fused operators; what is missing is plain
     version: str = ""
     # Tokens of one forward pass that keep the device busy: more of them cost memory and gain no speed.
     busy_tokens: int = 8192

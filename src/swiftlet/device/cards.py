@@ -1,0 +1,194 @@
+"""What npu-smi says of this machine's cards: asked once, with the reason where it says nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from swiftlet.device.machine import ask, find_npu_smi
+from swiftlet.device.npu_smi import Card, Info, Process, is_info, parse_info
+from swiftlet.device.npu_smi_lists import Row, explain_error, find_error, is_mapping, parse_mapping
+from swiftlet.device.topology import Topology, TopologyError, is_topology, parse_ranges, parse_topology
+
+PCI = Path("/sys/bus/pci/devices")
+
+
+@dataclass
+class Cards:
+    """The cards of this machine; `failures` says which questions had no answer, and why."""
+
+    info: Info | None = None
+    mapping: list[Row] = field(default_factory=list)
+    topology: Topology | None = None
+    failures: list[str] = field(default_factory=list)
+
+
+class Chip(NamedTuple):
+    """One NPU: its number for ASCEND_RT_VISIBLE_DEVICES, its row in the table, and its name in the matrix."""
+
+    logical: int
+    card: Card
+    name: str
+    processes: list[Process]
+    cpus: list[int]
+
+
+def query_mapping(environ: Mapping[str, str]) -> list[Row]:
+    """Return the NPUs of `npu-smi info -m`, empty when it does not say."""
+    program = find_npu_smi(environ)
+    if program is None:
+        return []
+    text = ask(program, "info", "-m", environ=environ).text
+    return parse_mapping(text).npus if is_mapping(text) else []
+
+
+def _failure(question: str, text: str, failure: str) -> str:
+    said = find_error(text)
+    meaning = explain_error(said)
+    answer = f"{question} says: {said}" if said else failure or f"{question} says nothing"
+    return f"{answer} ({meaning})" if meaning else answer
+
+
+def look_at_cards(environ: Mapping[str, str], *, with_topology: bool = True) -> Cards | None:
+    """Return what npu-smi says of the cards, None when there is no npu-smi."""
+    program = find_npu_smi(environ)
+    if program is None:
+        return None
+    machine = Cards()
+    output = ask(program, "info", environ=environ)
+    if is_info(output.text):
+        machine.info = parse_info(output.text)
+    else:
+        machine.failures.append(_failure("npu-smi info", output.text, output.failure))
+        return machine
+    machine.mapping = query_mapping(environ)
+    if with_topology:
+        output = ask(program, "info", "-t", "topo", environ=environ)
+        try:
+            machine.topology = parse_topology(output.text) if is_topology(output.text) else None
+        except TopologyError as error:
+            machine.failures.append(f"npu-smi info -t topo: {error.message}")
+        if machine.topology is None and not machine.failures:
+            machine.failures.append(_failure("npu-smi info -t topo", output.text, output.failure))
+    return machine
+
+
+def _topology_name(topology: Topology | None, card: Card, logical: int, total: int) -> str:
+    """Return the name of a chip in the matrix: by its own numbers, or by its place where the numbers differ."""
+    fallback = f"NPU{card.npu if card.npu is not None else logical}"
+    if topology is None:
+        return fallback
+    for name in (f"Phy-ID{card.phy_id}", *([f"NPU{card.npu}"] if card.chip in (0, None) else [])):
+        if name in topology.ids:
+            return name
+    return topology.ids[logical] if len(topology.ids) == total else fallback
+
+
+def _near(topology: Topology | None, name: str, card: Card) -> list[int]:
+    """Return the processors next to a chip: of the matrix, else as the kernel knows them by its PCI address."""
+    ranges = topology.cpu_affinity.get(name, []) if topology else []
+    if not ranges and card.bus_id:
+        place = PCI / card.bus_id.lower() / "local_cpulist"
+        ranges = parse_ranges(place.read_text(encoding="ascii")) if place.is_file() else []
+    return [cpu for first, last in ranges for cpu in range(first, last + 1)]
+
+
+def chips_of(machine: Cards) -> list[Chip]:
+    """Return the NPUs in the order in which programs number them, which in a container is not the cards' own."""
+    cards = machine.info.cards if machine.info else []
+    processes = machine.info.processes if machine.info else []
+    chips = []
+    for logical, card in enumerate(_in_logical_order(cards, machine.mapping)):
+        own = [one for one in processes if one.npu == card.npu and one.chip in (card.chip, None)]
+        name = _topology_name(machine.topology, card, logical, len(cards))
+        chips.append(Chip(logical, card, name, own, _near(machine.topology, name, card)))
+    return chips
+
+
+def _in_logical_order(cards: Sequence[Card], mapping: Sequence[Row]) -> list[Card]:
+    order = {
+        (row.get("NPU ID"), row.get("Chip ID")): int(row["Chip Logic ID"])
+        for row in mapping
+        if str(row.get("Chip Logic ID", "")).isdigit()
+    }
+    last = len(cards)
+    return sorted(cards, key=lambda card: order.get((card.npu, card.chip or 0), last))
+
+
+BUSY_SHARE = 0.15  # an idle card has 4 to 9 % in use by its own firmware
+FULL_SHARE = 0.9
+
+
+class Finding(NamedTuple):
+    """Something about a card that a run should know; a serious one makes the run pointless."""
+
+    is_serious: bool
+    message: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}"
+
+
+HEALTH_HINTS = {
+    "Warning": "type npu-smi info -t health -i {npu} for the code; many warnings do no harm",
+    "Alarm": "type npu-smi info -t health -i {npu} for the code, and choose another card meanwhile",
+    "Critical": "choose another card, and give the code of npu-smi info -t health -i {npu} to the administrator",
+    "UNKNOWN": "the card has not started or has gone: type dmesg | grep -i devdrv, or restart the machine",
+}
+
+
+def _health_finding(chip: Chip) -> Finding | None:
+    health = chip.card.health
+    if health in ("OK", None):
+        return None
+    hint = HEALTH_HINTS.get(health, HEALTH_HINTS["Alarm"]).format(npu=chip.card.npu)
+    return Finding(False, f"NPU {chip.logical} ({chip.name}) has health {health}", hint)
+
+
+def is_busy(chip: Chip) -> bool:
+    """Return whether others hold memory of this chip, even with no work running on it."""
+    used, total = chip.card.used_mb, chip.card.total_mb
+    return bool(used and total and used > BUSY_SHARE * total)
+
+
+def _busy_finding(chip: Chip, free: Sequence[int]) -> Finding | None:
+    if not is_busy(chip):
+        return None
+    used, total = chip.card.used_mb or 0, chip.card.total_mb or 1
+    work = "" if chip.card.aicore_pct else ", with no work running on it"
+    holders = ", ".join(f"process {one.pid} {one.name}".strip() for one in chip.processes[:4])
+    by = f" by {holders}" if holders else ""
+    message = f"NPU {chip.logical} ({chip.name}) is busy: {used} of {total} MB are in use{by}{work}"
+    other = f"choose free ones: ASCEND_RT_VISIBLE_DEVICES={','.join(map(str, free))}" if free else ""
+    stop = (
+        f"end what holds it: ps -fp {','.join(str(one.pid) for one in chip.processes[:4])}" if holders else ""
+    )
+    hint = ", or ".join(part for part in (other, stop) if part)
+    return Finding(used > FULL_SHARE * total, message, hint or "type npu-smi info to see who uses the cards")
+
+
+def findings(chips: Sequence[Chip], visible: Collection[int] | None = None) -> list[Finding]:
+    """Return what is wrong with the cards that a run will use; all cards when `visible` is None."""
+    chosen = [chip for chip in chips if visible is None or chip.logical in visible]
+    free = [chip.logical for chip in chips if not is_busy(chip) and chip.card.health in ("OK", None)]
+    found = [_health_finding(chip) for chip in chosen]
+    found += [_busy_finding(chip, free[: len(chosen)]) for chip in chosen]
+    return [one for one in found if one is not None]
+
+
+def check_cards(visible: Collection[int] | None, environ: Mapping[str, str] | None = None) -> list[Finding]:
+    """Return the busy and unhealthy cards among those of a run; call it before a model is loaded.
+
+    Args:
+        visible: logical ids, as in ASCEND_RT_VISIBLE_DEVICES; None for all.
+    """
+    machine = look_at_cards(os.environ if environ is None else environ, with_topology=False)
+    if machine is None:
+        return []
+    if machine.info is None:
+        return [Finding(False, message, "type swift doctor") for message in machine.failures]
+    return findings(chips_of(machine), visible)
