@@ -70,12 +70,10 @@ class Draft:
         count = self.report.datasets[chunk.dataset]
         count.num_rows += chunk.num_records
         count.notes.update(chunk.notes)
-        for one in chunk.left_out:
-            count.leave_out(one.reason, one.place, is_bad=one.is_bad)
-            if one.is_bad:
-                self._outputs[BAD_ROWS].write(one.to_json().encode("utf-8", "backslashreplace"))
-        self.report.add_bad(chunk.left_out)
-        self.report.add_longest(chunk.longest)
+        for row in chunk.left_out:
+            self.report.leave_out(chunk.dataset, row)
+            if row.is_bad:
+                self._outputs[BAD_ROWS].write(row.to_json().encode("utf-8", "backslashreplace"))
         self.num_chunks += 1
         self.num_rows += len(rows)
         self.num_dataset_rows += len(rows) if chunk.dataset < self.num_datasets else 0

@@ -16,23 +16,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from swiftlet.data.formats import to_sample
+from swiftlet.data.formats import row_sha1, to_sample
 from swiftlet.data.rendering import TemplateError
 from swiftlet.data.report import (
     NO_LABEL_TOKENS,
-    NUM_OFFENDERS,
     OVER_LENGTH,
     LeftOut,
 )
 from swiftlet.data.rows import IGNORE_INDEX, BadRow, Origin, Record, Sample
-from swiftlet.data.store import KEPT, LEFT_OUT, ROW, pack
+from swiftlet.data.store import LEFT_OUT, ROW, pack
 from swiftlet.data.template import Template
 
 CHUNK_ROWS = 256
 CHUNK_BYTES = 4_000_000
-FEW_ROWS = 512
-SAY_EVERY_S = 10.0
-BEAT_EVERY_S = 1.0
 TRUNCATED = "truncated"
 
 
@@ -43,7 +39,8 @@ class Chunk(NamedTuple):
     records: list[Record | BadRow]
 
 
-class EncodedChunk(NamedTuple):
+@dataclass
+class EncodedChunk:
     """What became of a chunk: offsets of `rows` count from its own first token, `file` is a number in `files`."""
 
     dataset: int
@@ -53,12 +50,10 @@ class EncodedChunk(NamedTuple):
     files: list[str]
     left_out: list[LeftOut]
     notes: Counter[str]
-    longest: list[tuple[int, str]]
 
 
 class _Tokens(NamedTuple):
     packed: np.ndarray
-    length: int
     num_labels: int
     notes: tuple[str, ...]
 
@@ -103,50 +98,41 @@ class Encoder:
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Return what becomes of the rows of a chunk."""
         rows = np.zeros(len(chunk.records), ROW)
-        files: dict[str, int] = {}
-        tokens: list[np.ndarray] = []
         left_out: list[LeftOut] = []
         notes: Counter[str] = Counter()
-        longest: list[tuple[int, str]] = []
+        parts: list[np.ndarray] = []
+        files: dict[str, int] = {}
         num_rows = num_tokens = 0
         for record in chunk.records:
-            sample = to_sample(record, self.columns) if isinstance(record, Record) else record
+            if isinstance(record, BadRow):
+                left_out.append(LeftOut(*record.origin, *record[1:]))
+                continue
+            sample = to_sample(record, self.columns)
             if isinstance(sample, BadRow):
-                left_out.append(LeftOut(*sample.origin, sample.reason, sample.detail, sample.sha1))
+                left_out.append(LeftOut(*sample.origin, *sample[1:]))
                 continue
             row = rows[num_rows]
             num_rows += 1
-            row["offset"], row["dataset"] = num_tokens, chunk.dataset
-            row["line"], row["file"] = sample.origin.line, files.setdefault(sample.origin.path, len(files))
+            row["dataset"], row["offset"], row["line"] = chunk.dataset, num_tokens, sample.origin.line
+            row["file"] = files.setdefault(sample.origin.path, len(files))
             row["content"] = np.frombuffer(content_hash(sample), "<u8")
             result = self._encode(sample, record)
             if isinstance(result, LeftOut):
-                row["status"] = LEFT_OUT
+                row["status"], row["length"] = LEFT_OUT, 0
                 left_out.append(result)
-                if result.reason == OVER_LENGTH:
-                    longest.append((int(result.detail.split()[0]), str(sample.origin)))
                 continue
-            tokens.append(result.packed)
-            num_tokens += result.length
+            parts.append(result.packed)
+            num_tokens += len(result.packed)
             notes.update(result.notes)
-            row["status"], row["length"], row["num_labels"] = KEPT, result.length, result.num_labels
-            row["tokens"] = np.frombuffer(
-                hashlib.blake2b(result.packed.tobytes(), digest_size=16).digest(), "<u8"
-            )
-        joined = np.concatenate(tokens) if tokens else np.empty(0, "<i4")
-        longest.sort(key=lambda item: (-item[0], item[1]))
+            row["length"], row["num_labels"] = len(result.packed), result.num_labels
+            digest = hashlib.blake2b(result.packed.tobytes(), digest_size=16)
+            row["tokens"] = np.frombuffer(digest.digest(), "<u8")
+        tokens = np.concatenate([np.empty(0, "<i4"), *parts])
         return EncodedChunk(
-            chunk.dataset,
-            len(chunk.records),
-            rows[:num_rows],
-            joined,
-            list(files),
-            left_out,
-            notes,
-            longest[:NUM_OFFENDERS],
+            chunk.dataset, len(chunk.records), rows[:num_rows], tokens, list(files), left_out, notes
         )
 
-    def _encode(self, sample: Sample, record: Record | BadRow) -> _Tokens | LeftOut:
+    def _encode(self, sample: Sample, record: Record) -> _Tokens | LeftOut:
         try:
             encoded, notes = self.template.encode_noted(sample)
         except TemplateError as error:
@@ -156,7 +142,7 @@ class Encoder:
         is_long = 0 < self.max_length < len(ids)
         if is_long and self.truncation == "delete":
             detail = f"{len(ids)} tokens, longer than {self.max_length}"
-            return _leave_out(sample, record, OVER_LENGTH, detail, is_bad=False)
+            return _leave_out(sample, record, OVER_LENGTH, detail, is_bad=False)._replace(length=len(ids))
         if is_long:
             ids, labels = self._cut(ids, labels)
             notes = (*notes, TRUNCATED)
@@ -165,14 +151,13 @@ class Encoder:
         num_labels = int((labels != IGNORE_INDEX).sum())
         if num_labels == 0:
             where = (
-                f"once its last {self.max_length} tokens are taken"
+                f"the last {self.max_length} of its {len(encoded.input_ids)}"
                 if is_long
-                else f"of its {len(ids)} tokens"
+                else f"its {len(ids)}"
             )
-            return _leave_out(
-                sample, record, NO_LABEL_TOKENS, f"nothing to train on {where}", is_bad=not is_long
-            )
-        return _Tokens(pack(ids, labels), len(ids), num_labels, (*sample.notes, *notes))
+            detail = f"none of {where} tokens is trained on"
+            return _leave_out(sample, record, NO_LABEL_TOKENS, detail, is_bad=not is_long)
+        return _Tokens(pack(ids, labels), num_labels, (*sample.notes, *notes))
 
     def _cut(self, ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Keep the last tokens, and the first one too where it is the mark of a beginning."""
@@ -183,9 +168,5 @@ class Encoder:
         return ids_cut, labels_cut
 
 
-def _leave_out(
-    sample: Sample, record: Record | BadRow, reason: str, detail: str, *, is_bad: bool = True
-) -> LeftOut:
-    row = record.row if isinstance(record, Record) else {}
-    text = json.dumps(row, sort_keys=True, default=str)
-    return LeftOut(*sample.origin, reason, detail, hashlib.sha1(text.encode()).hexdigest(), is_bad)
+def _leave_out(sample: Sample, record: Record, reason: str, detail: str, *, is_bad: bool = True) -> LeftOut:
+    return LeftOut(*sample.origin, reason, detail, row_sha1(record.row), is_bad)

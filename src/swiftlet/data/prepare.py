@@ -225,13 +225,10 @@ def _accepted(args: DataArgs, specs: Sequence[DatasetSpec]) -> Iterator[tuple[in
     number = 0
     for chunk in read_chunks(specs, args.dataset_seed):
         for record in chunk.records:
-            count = report.datasets[chunk.dataset]
-            count.num_rows += 1
+            report.datasets[chunk.dataset].num_rows += 1
             sample = to_sample(record, args.columns) if isinstance(record, Record) else record
             if isinstance(sample, BadRow):
-                row = LeftOut(*sample.origin, sample.reason, sample.detail, sample.sha1)
-                count.leave_out(row.reason, row.place, is_bad=True)
-                report.add_bad([row])
+                report.leave_out(chunk.dataset, LeftOut(*sample.origin, *sample[1:]))
                 continue
             if args.check_dataset_strategy == "discard":
                 content = content_hash(sample)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ OVER_LENGTH, NO_LABEL_TOKENS, DUPLICATE_ROW = "over_length", "no_label_tokens", 
 
 
 class LeftOut(NamedTuple):
-    """Why a row was not taken; `detail` and `place` hold no text of the row."""
+    """Why a row was not taken; `detail` holds no text of the row, `length` its tokens where there are too many."""
 
     path: str
     line: int
@@ -33,6 +32,7 @@ class LeftOut(NamedTuple):
     detail: str
     sha1: str
     is_bad: bool = True
+    length: int = 0
 
     @property
     def place(self) -> str:
@@ -169,15 +169,14 @@ class DataReport:
             total.update(dataset.left_out)
         return total
 
-    def add_bad(self, left_out: Iterable[LeftOut]) -> None:
-        """Keep the first bad rows to be shown."""
-        for row in left_out:
-            if row.is_bad and len(self.first_bad) < NUM_SHOWN:
-                self.first_bad.append(str(row))
-
-    def add_longest(self, longest: Iterable[tuple[int, str]]) -> None:
-        """Keep the longest rows that were left out."""
-        self.longest = sorted([*self.longest, *longest], key=lambda item: (-item[0], item[1]))[:NUM_OFFENDERS]
+    def leave_out(self, dataset: int, row: LeftOut) -> None:
+        """Count a row of a dataset that was not taken, and remember it where it is among the first or the longest."""
+        self.datasets[dataset].leave_out(row.reason, row.place, is_bad=row.is_bad)
+        if row.is_bad and len(self.first_bad) < NUM_SHOWN:
+            self.first_bad.append(str(row))
+        if row.length:
+            longest = [*self.longest, (row.length, row.place)]
+            self.longest = sorted(longest, key=lambda item: -item[0])[:NUM_OFFENDERS]
 
     def lines(self) -> list[str]:
         """Return the lines of the log: one a dataset, and the token lengths of each split."""
@@ -197,7 +196,8 @@ class DataReport:
             longest, place = self.longest[0]
             found.append(
                 f"{counts[OVER_LENGTH]} of {self.num_rows} rows ({share:.1f} %) are longer than "
-                f"{self.max_length} tokens and were left out; the longest has {longest} ({place}); {how_to_keep(longest)}"
+                f"{self.max_length} tokens and were left out; the longest has {longest} ({place}); "
+                f"{how_to_keep(longest)}"
             )
         if self.num_repeated:
             found.append(
