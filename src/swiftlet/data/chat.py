@@ -1,0 +1,150 @@
+"""Turns of a conversation, in any of the public notations, to messages with role and content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from swiftlet.data.jsonlines import kind_of
+from swiftlet.data.reasons import RowFault
+from swiftlet.data.roles import ASSISTANT, CALL, SYSTEM, TOOL, USER, check_order, role_of
+from swiftlet.data.toolcalls import parsed, read_calls
+
+Message = dict[str, Any]
+MEDIA = ("image", "video", "audio", "media")
+TEXT_PARTS = {"text", "input_text", "output_text"}
+LOSS_KEYS = ("loss", "train", "weight")
+NUM_NAMES = 12
+
+
+def read_chat(value: Any, name: str, notes: set[str]) -> list[Message]:
+    """Return the messages of a conversation whose order is that of a chat, or the one answer that stands alone.
+
+    Args:
+        name: the column, for messages.
+        notes: gets the codes of what was not used.
+
+    Raises:
+        RowFault: it cannot be trained on.
+    """
+    turns = parsed(value, name)
+    if not isinstance(turns, list):
+        raise RowFault("schema", f"{name} is {kind_of(turns)}, expected a list")
+    if not turns:
+        raise RowFault("schema", f"{name} is an empty list")
+    messages: list[Message] = []
+    for number, turn in enumerate(turns):
+        for part in _split_pair(turn, number):
+            _add(messages, part, number, notes)
+    is_alone = len(messages) == 1 and messages[0]["role"] == ASSISTANT
+    if not is_alone:
+        check_order(messages)
+    _check_loss(messages)
+    return messages
+
+
+def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
+    """Return one turn, or two when question and answer stand in one object."""
+    if not isinstance(turn, dict):
+        raise RowFault("schema", f"turn {number} is {kind_of(turn)}, expected an object")
+    if "role" not in turn and "from" not in turn and {"human", "assistant"} <= turn.keys():
+        return [{"role": USER, "content": turn["human"]}, {"role": ASSISTANT, "content": turn["assistant"]}]
+    return [turn]
+
+
+def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
+    name = turn.get("role") if turn.get("role") is not None else turn.get("from")
+    if name is None:
+        keys = ", ".join(sorted(key[:40] for key in turn)[:NUM_NAMES])
+        raise RowFault("schema", f"turn {number} has no role (its keys: {keys})")
+    role = role_of(name, number)
+    raw = turn.get("content") if turn.get("content") is not None else turn.get("value")
+    if role == CALL:
+        _add_calls(messages, read_calls(raw, number), number)
+        return
+    message: Message = {"role": role, "content": content_of(raw, number, role)}
+    if role == ASSISTANT:
+        _add_extras(message, turn, number, notes)
+    elif role == TOOL:
+        message |= {key: turn[key] for key in ("tool_call_id", "name") if isinstance(turn.get(key), str)}
+    _check_content(message, number)
+    if role != SYSTEM or message["content"] is not None:
+        messages.append(message)
+
+
+def _add_calls(messages: list[Message], calls: list[dict[str, Any]], number: int) -> None:
+    """Add calls to the assistant turn that they follow, or as a turn of their own."""
+    if not calls:
+        raise RowFault("empty_assistant", f"turn {number}: an empty tool call")
+    if messages and messages[-1]["role"] == ASSISTANT:
+        messages[-1].setdefault("tool_calls", []).extend(calls)
+    else:
+        messages.append({"role": ASSISTANT, "content": "", "tool_calls": calls})
+
+
+def content_of(value: Any, number: int, role: str) -> str | None:
+    """Return the text of a turn: a text, or text parts joined.
+
+    Raises:
+        RowFault: it holds media, or something else than text.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise RowFault("schema", f"turn {number} ({role}): content is {kind_of(value)}, not a text")
+    return "".join(_part(part, number, role) for part in value)
+
+
+def _part(part: Any, number: int, role: str) -> str:
+    where = f"turn {number} ({role})"
+    if isinstance(part, str):
+        return part
+    if not isinstance(part, dict):
+        raise RowFault("schema", f"{where}: a content part is {kind_of(part)}")
+    kind = part.get("type", "text")
+    name = kind[:24] if isinstance(kind, str) and kind[:24].isidentifier() else "of unknown type"
+    if any(medium in name for medium in MEDIA):
+        raise RowFault("multimodal", f"{where}: multimodal content part {name}")
+    text = part.get("text") if part.get("text") is not None else part.get("value")
+    if name not in TEXT_PARTS or not isinstance(text, str):
+        raise RowFault("schema", f"{where}: content part {name} holds no text")
+    return text
+
+
+def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
+    """Take over an assistant's tool calls and whether it is trained on."""
+    value = turn.get("tool_calls") if turn.get("tool_calls") is not None else turn.get("function_call")
+    if value is not None and value != "":
+        calls = read_calls(value, number)
+        if calls:
+            message["tool_calls"] = calls
+            message["content"] = message["content"] or ""
+    for key in LOSS_KEYS:
+        if turn.get(key) is not None:
+            if turn[key] not in (0, 1):
+                raise RowFault("schema", f"turn {number}: {key} is neither true nor false")
+            message["loss"] = bool(turn[key])
+            break
+    if turn.get("reasoning_content"):
+        notes.add("reasoning_unused")
+
+
+def _check_content(message: Message, number: int) -> None:
+    role, content = message["role"], message["content"]
+    if role == SYSTEM or message.get("tool_calls"):
+        return
+    if role == TOOL and content is not None:
+        return
+    is_null = content is None
+    if is_null or not content.strip():
+        reason = {ASSISTANT: "empty_assistant", USER: "empty_user"}.get(role, "schema")
+        without = " and there are no tool_calls" if role == ASSISTANT and is_null else ""
+        raise RowFault(
+            reason, f"turn {number} ({role}): content is {'null' if is_null else 'empty'}{without}"
+        )
+
+
+def _check_loss(messages: list[Message]) -> None:
+    answers = [message for message in messages if message["role"] == ASSISTANT]
+    if answers and all(message.get("loss") is False for message in answers):
+        raise RowFault("no_label_tokens", "loss is false in every answer: no token is learned")

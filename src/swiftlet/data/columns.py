@@ -1,0 +1,180 @@
+"""Which columns of a row are the question and the answer; and the flag to type when none are found."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from swiftlet.data.reasons import RowFault
+from swiftlet.errors import UsageError, suggest
+
+Row = Mapping[str, Any]
+
+CHATS = ("messages", "conversations", "conversation")
+SYSTEMS = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
+QUESTIONS = (("query",), ("prompt",), ("instruction", "input"), ("question",), ("problem",))
+ANSWERS = ("response", "output", "completion", "answer", "solution", "target", "targets")
+# columns that belong together and are taken although others could be meant too
+PAIRS = ((("query",), "response"), (("instruction", "input"), "output"), (("prompt",), "completion"))
+PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages")
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+LABELS = ("label", "kto_tag")
+OURS = {
+    *CHATS,
+    *SYSTEMS,
+    *TOOLS,
+    *ANSWERS,
+    "query",
+    "prompt",
+    "instruction",
+    "input",
+    "question",
+    "problem",
+} | {
+    "history",
+    "text",
+    "role",
+    "content",
+}
+NUM_NAMES, LONGEST_NAME = 12, 40
+
+# parts of column names, in the order in which they are tried, and what such a column most likely is
+GUESSES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (
+        "response",
+        ("answer", "response", "reply", "output", "completion", "assistant", "bot", "target", "solution"),
+    ),
+    ("response", ("回答", "答案", "回复", "输出", "解答", "答")),
+    ("query", ("question", "query", "prompt", "instruction", "user", "human", "input", "problem", "ask")),
+    ("query", ("问题", "提问", "指令", "输入", "用户", "题", "问")),
+    ("messages", ("messages", "dialog", "chat", "conversation", "turns", "对话")),
+    ("text", ("text", "content", "body", "document", "正文", "文本", "内容")),
+)
+
+
+class Columns(NamedTuple):
+    """The columns of one row: the question (none: all of the answer is trained on) and the answer."""
+
+    questions: tuple[str, ...]
+    answer: str
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Make sure that `--columns theirs=ours` names columns that are ours.
+
+    Raises:
+        UsageError: an unknown name of ours.
+    """
+    for theirs, ours in columns.items():
+        if ours not in OURS:
+            raise UsageError(
+                f"--columns {theirs}={ours}: {ours!r} is no column of ours",
+                f"{suggest(ours, OURS)} (theirs=ours, such as --columns question=query)",
+            )
+
+
+def rename(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return the row under our names; a column that was mapped wins over one that had the name before."""
+    mapped = {ours: row[theirs] for theirs, ours in columns.items() if theirs in row}
+    return {name: value for name, value in row.items() if name not in columns} | mapped
+
+
+def first_set(row: Row, names: Sequence[str]) -> str | None:
+    """Return the first of the names under which the row has a value."""
+    return next((name for name in names if row.get(name) not in (None, [], "")), None)
+
+
+def find_columns(row: Row) -> Columns:
+    """Return the columns of a question and its answer.
+
+    Raises:
+        RowFault: none, or more than one could be meant.
+    """
+    for questions, answer in PAIRS:
+        present = tuple(name for name in questions if name in row)
+        if present and answer in row and any(row[name] is not None for name in (*present, answer)):
+            return Columns(present, answer)
+    answers = _present(row, [(name,) for name in ANSWERS])
+    questions_found = _present(row, QUESTIONS)
+    if not answers:
+        raise RowFault("schema", missing(row, has_question=bool(questions_found), has_answer=False))
+    if len(answers) > 1:
+        raise RowFault("columns", _ambiguous(row, "answer", [names[0] for names in answers], "response"))
+    if len(questions_found) > 1:
+        raise RowFault(
+            "columns", _ambiguous(row, "question", [names[0] for names in questions_found], "query")
+        )
+    if questions_found:
+        return Columns(questions_found[0], answers[0][0])
+    is_plain = answers[0] == ("response",) and "text" not in row and _guess(row, "query") is None
+    if not is_plain or first_set(row, SYSTEMS) or first_set(row, ("history",)):
+        raise RowFault("schema", missing(row, has_question=False, has_answer=True))
+    return Columns((), "response")
+
+
+def _present(row: Row, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Return the groups that the row has; those with a value, or, when none has one, those that exist."""
+    found = [tuple(name for name in group if name in row) for group in groups]
+    found = [names for names in found if names]
+    filled = [names for names in found if any(row[name] is not None for name in names)]
+    return filled or found[:1]
+
+
+def missing(row: Row, *, has_question: bool, has_answer: bool) -> str:
+    """Return which column is missing, those that were found, and the flag that would name it."""
+    names = ", ".join(_shown(name) for name in sorted(row)[:NUM_NAMES])
+    more = f" and {len(row) - NUM_NAMES} more" if len(row) > NUM_NAMES else ""
+    if has_answer:
+        what = "no question column"
+    elif has_question:
+        what = "no answer column"
+    else:
+        what = "no chat and no answer column"
+    return f"{what}; columns: {names}{more}; name it with {_flags(row, has_question, has_answer)}"
+
+
+def _flags(row: Row, has_question: bool, has_answer: bool) -> str:
+    chat, text = _guess(row, "messages"), _guess(row, "text")
+    if not has_question and not has_answer and chat is not None:
+        return _flag(chat, "messages")
+    question = None if has_question else _guess(row, "query")
+    answer = None if has_answer else _guess(row, "response")
+    if not has_question and not has_answer and question is None and answer is None and text is not None:
+        return _flag(text, "text")
+    flags = []
+    if not has_question:
+        flags.append(_flag(question or "COLUMN", "query"))
+    if not has_answer:
+        flags.append(_flag(answer or "COLUMN", "response"))
+    return " ".join(flags)
+
+
+def _guess(row: Row, ours: str) -> str | None:
+    """Return the column of the row that most likely is ours, by its name and what it holds."""
+    taken = {*SYSTEMS, "history"}
+    for name, value in row.items():
+        is_turns = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+        is_kind = is_turns if ours == "messages" else isinstance(value, str)
+        if is_kind and name not in taken and _meaning(name) == ours:
+            return name
+    return None
+
+
+def _meaning(name: str) -> str | None:
+    lowered = name.lower()
+    return next((ours for ours, parts in GUESSES if any(part in lowered for part in parts)), None)
+
+
+def _ambiguous(row: Row, what: str, names: Sequence[str], ours: str) -> str:
+    return f"ambiguous {what} columns: {', '.join(names)}; choose with {_flag(names[0], ours)}"
+
+
+def _flag(theirs: str, ours: str) -> str:
+    return f"--columns {shlex.quote(f'{_shown(theirs)}={ours}')}"
+
+
+def _shown(name: str) -> str:
+    name = name.encode("utf-8", "replace").decode("utf-8")
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."

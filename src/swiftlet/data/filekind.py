@@ -1,0 +1,181 @@
+"""What a file is by its first bytes: opens compressed files, and names those that are not data before a reader sees
+them. The name's suffix says which reader is wanted; the bytes must agree.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from swiftlet.data.spec import COMPRESSED, SUFFIXES
+from swiftlet.errors import DataError
+
+HEAD = 4096
+UTF8_BOM = b"\xef\xbb\xbf"
+CANDIDATES = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1252")
+SCANNED = 1 << 24
+
+OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
+    (b"\x1f\x8b", gzip.open),
+    (b"BZh", bz2.open),
+    (b"\xfd7zXZ\x00", lzma.open),
+)
+
+
+class Fault(NamedTuple):
+    """First bytes of files that are not data, what they are and what to do."""
+
+    magic: bytes
+    what: str
+    hint: str
+
+
+FAULTS = (
+    Fault(b"version https://git-lfs", "a Git LFS pointer, not the data", "run git lfs pull in its folder"),
+    Fault(
+        b"PK\x03\x04",
+        "a zip or Excel file (it starts with PK)",
+        "unpack it, or save the sheet as CSV (UTF-8)",
+    ),
+    Fault(b"\xd0\xcf\x11\xe0", "an old Excel or Office file", "save the sheet as CSV (UTF-8)"),
+    Fault(b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with zstd -d"),
+    Fault(b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
+    Fault(b"Rar!", "a rar archive", "unpack it"),
+    Fault(b"%PDF", "a PDF", "export its text as .txt or .jsonl"),
+    Fault(b"SQLite format 3", "an SQLite database", "export a table as CSV or JSON Lines"),
+    Fault(b"\x89HDF", "an HDF5 file", "export it as Parquet or JSON Lines"),
+    Fault(b"\x80\x04\x95", "a Python pickle, which is never read", "write it as JSON Lines"),
+    Fault(b"\xff\xfe\x00\x00", "UTF-32 text", "convert it with iconv -f UTF-32 -t UTF-8"),
+    Fault(b"\x00\x00\xfe\xff", "UTF-32 text", "convert it with iconv -f UTF-32 -t UTF-8"),
+    Fault(b"\xff\xfe", "UTF-16 text", "convert it with iconv -f UTF-16 -t UTF-8"),
+    Fault(b"\xfe\xff", "UTF-16 text", "convert it with iconv -f UTF-16 -t UTF-8"),
+)
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix that chooses the reader, lower case, without that of a compression."""
+    name = path.name.lower()
+    for packed in COMPRESSED:
+        name = name.removesuffix(packed)
+    return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), Path(name).suffix)
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Return the bytes of a file, unpacked when it is compressed, whatever its name says.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(8)
+        for start, opener in OPENERS:
+            if magic.startswith(start):
+                return opener(path, "rb")
+        return open(path, "rb")
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}", "check the path and its permissions"
+        ) from error
+
+
+def read_head(path: Path) -> bytes:
+    """Return the first bytes of a file, unpacked, after making sure that it can be data.
+
+    Raises:
+        DataError: it is empty, damaged, or something else than its name says.
+    """
+    try:
+        with open_bytes(path) as file:
+            head = file.read(HEAD)
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise DataError(f"{path}: the compressed file is damaged ({error})", "fetch it again") from error
+    if not head:
+        raise DataError(f"{path}: the file is empty (0 bytes)", "fetch or write it again")
+    for fault in FAULTS:
+        if head.startswith(fault.magic):
+            raise DataError(f"{path}: {fault.what}", fault.hint)
+    _check_text_or_table(path, head)
+    return head
+
+
+def _check_text_or_table(path: Path, head: bytes) -> None:
+    is_parquet = head.startswith(b"PAR1")
+    wants_parquet = suffix_of(path) == ".parquet"
+    if wants_parquet and not is_parquet:
+        looks = " (it looks like JSON)" if head.lstrip()[:1] in (b"{", b"[") else ""
+        raise DataError(f"{path}: not Parquet: no PAR1 at the start{looks}", "rename it after what it holds")
+    if is_parquet and not wants_parquet:
+        raise DataError(f"{path}: Parquet under another name", "rename it to end in .parquet")
+    if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
+        raise DataError(f"{path}: a web page, not data (a page to sign in or an error?)", "download it again")
+    if not is_parquet and _looks_like_utf16(head):
+        raise DataError(f"{path}: UTF-16 text", "convert it with iconv -f UTF-16 -t UTF-8")
+
+
+def _looks_like_utf16(head: bytes) -> bool:
+    start = head[:8]
+    even, odd = start[0::2], start[1::2]
+    return len(start) >= 4 and ((not any(odd) and all(even)) or (not any(even) and all(odd)))
+
+
+def foreign_encoding(path: Path, is_row: Callable[[str], bool] | None = None) -> str | None:
+    """Return the encoding that the file as a whole seems to be in, None when it is UTF-8 with damaged places.
+
+    A file is of another encoding when lines with bytes above 127 exist, none of them is UTF-8, and in that encoding
+    they are text.
+
+    Args:
+        is_row: says whether a line, once decoded, is a row; one of the lines must be.
+    """
+    foreign: list[bytes] = []
+    with open_bytes(path) as file:
+        for line in file.readlines(SCANNED):
+            if line.isascii():
+                continue
+            try:
+                line.removeprefix(UTF8_BOM).decode("utf-8")
+            except UnicodeDecodeError:
+                foreign.append(line)
+            else:
+                if not line.removeprefix(UTF8_BOM).isascii():
+                    return None
+    return _best_encoding(foreign[:200], is_row) if foreign else None
+
+
+def _best_encoding(lines: list[bytes], is_row: Callable[[str], bool] | None) -> str | None:
+    decoded = {}
+    for name in CANDIDATES:
+        try:
+            texts = [line.decode(name) for line in lines]
+        except UnicodeDecodeError:
+            continue
+        if is_row is None or any(is_row(text) for text in texts):
+            decoded[name] = _strangeness("".join(texts))
+    return min(decoded, key=lambda name: decoded[name]) if decoded else None
+
+
+def _strangeness(text: str) -> float:
+    """Return how unlike written language the characters above 127 are: 0 for common letters, 1 for rare signs."""
+    high = [character for character in text if ord(character) > 127]
+    common = sum(_is_common(ord(character)) for character in high)
+    return 1 - common / max(1, len(high))
+
+
+def _is_common(code: int) -> bool:
+    latin_or_punctuation = 0xC0 <= code <= 0x17F or 0x2010 <= code <= 0x2026
+    east_asian = 0x3000 <= code <= 0x30FF or 0x4E00 <= code <= 0x9FA5 or 0xAC00 <= code <= 0xD7A3
+    return latin_or_punctuation or east_asian or 0xFF01 <= code <= 0xFF5E
+
+
+def not_utf8(path: Path, line: int, byte: int, value: int, encoding: str) -> DataError:
+    """Return the error of a file in another encoding, with the command that converts it."""
+    shown = {"gb18030": "GBK"}.get(encoding, encoding.upper().replace("_", "-"))
+    return DataError(
+        f"{path}: not UTF-8 at line {line}, byte {byte} (0x{value:02x}); it looks like {shown}",
+        f"convert it: iconv -f {shown} -t UTF-8 {path.name} > utf8-{path.name}",
+    )

@@ -1,0 +1,141 @@
+"""Which files of a folder are the rows: every data file but descriptions, other splits and second copies. What is left
+out and could have been meant is said in the log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from swiftlet import log
+from swiftlet.data.filekind import suffix_of
+from swiftlet.data.spec import COMPRESSED, SUFFIXES
+from swiftlet.errors import DataError
+
+DESCRIPTIONS = {
+    "dataset_info.json",
+    "dataset_infos.json",
+    "dataset_dict.json",
+    "data_info.json",
+    "state.json",
+    "config.json",
+    "configuration.json",
+    "package.json",
+    "requirements.txt",
+    "license.txt",
+    "readme.txt",
+    "citation.txt",
+    "robots.txt",
+}
+SPLITS = {
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "val", "dev", "eval"},
+    "test": {"test", "testing"},
+}
+HELD_BACK = SPLITS["validation"] | SPLITS["test"]
+NUM_SHOWN = 6
+
+
+def choose_files(folder: Path, subsets: Sequence[str] = (), split: str | None = None) -> list[Path]:
+    """Return the data files of a folder in the order of their names.
+
+    Args:
+        subsets: keep only files in folders of these names, or with such a part in their own name.
+        split: train when None: validation and test files are left out where others exist.
+
+    Raises:
+        DataError: there are none.
+    """
+    files = sorted(_data_files(folder))
+    if not files:
+        raise DataError(
+            f"{folder}: no data files in the folder", f"give a folder that holds {', '.join(SUFFIXES)} files"
+        )
+    files = _without_notes(files)
+    if subsets:
+        files = [file for subset in subsets for file in _of_subset(folder, files, subset)]
+    return _without_copies(folder, _of_split(folder, files, split or "train"))
+
+
+def _data_files(folder: Path) -> Iterator[Path]:
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        is_hidden = any(part.startswith((".", "_")) for part in parts)
+        if (
+            not is_hidden
+            and path.name.lower() not in DESCRIPTIONS
+            and suffix_of(path) in SUFFIXES
+            and path.is_file()
+        ):
+            yield path
+
+
+def _without_notes(files: list[Path]) -> list[Path]:
+    """Return the files without .txt ones where there are tables beside them."""
+    tables = [file for file in files if suffix_of(file) != ".txt"]
+    if tables and len(tables) < len(files):
+        _say(f"{len(files) - len(tables)} .txt files beside tables are not read", ())
+    return tables or files
+
+
+def _stem(path: Path) -> str:
+    name = path.name
+    for packed in COMPRESSED:
+        name = name.removesuffix(packed)
+    return Path(name).stem
+
+
+def _of_subset(folder: Path, files: list[Path], subset: str) -> list[Path]:
+    found = [file for file in files if subset in file.relative_to(folder).parts[:-1] or subset == _stem(file)]
+    if not found:
+        part = re.compile(rf"(^|[-_.]){re.escape(subset)}($|[-_.])")
+        found = [file for file in files if part.search(_stem(file))]
+    if not found and subset != "default":
+        names = sorted({_label(folder, file) for file in files})
+        raise DataError(f"{folder}: no subset {subset!r}", f"there are: {', '.join(names[:20])}")
+    return found or files
+
+
+def _label(folder: Path, file: Path) -> str:
+    parts = file.relative_to(folder).parts[:-1]
+    return next((part for part in reversed(parts) if part != "data"), _stem(file))
+
+
+def _words(folder: Path, file: Path) -> set[str]:
+    parts = [*file.relative_to(folder).parts[:-1], _stem(file)]
+    return {word for part in parts for word in re.split(r"[-_.]", part.lower())}
+
+
+def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+    wanted = SPLITS.get(split, {split})
+    if split != "train":
+        found = [file for file in files if wanted & _words(folder, file)]
+        if not found:
+            raise DataError(
+                f"{folder}: no files of the split {split!r}", "choose another split, or name the files"
+            )
+        return found
+    found = [file for file in files if not HELD_BACK & _words(folder, file) or wanted & _words(folder, file)]
+    if found and len(found) < len(files):
+        _say("validation and test files are not trained on", [file for file in files if file not in found])
+    return found or files
+
+
+def _without_copies(folder: Path, files: list[Path]) -> list[Path]:
+    """Return the files without those that hold the same rows in another format: same folder and name, other suffix."""
+    best: dict[tuple[Path, str], Path] = {}
+    for file in files:
+        key = (file.parent, _stem(file))
+        if key not in best or SUFFIXES.index(suffix_of(file)) < SUFFIXES.index(suffix_of(best[key])):
+            best[key] = file
+    kept = [file for file in files if best[(file.parent, _stem(file))] == file]
+    if len(kept) < len(files):
+        _say("the same names in another format are not read", [file for file in files if file not in kept])
+    return kept
+
+
+def _say(what: str, files: Sequence[Path]) -> None:
+    names = ", ".join(file.name for file in files[:NUM_SHOWN])
+    more = f" and {len(files) - NUM_SHOWN} more" if len(files) > NUM_SHOWN else ""
+    log.warning(f"{what}: {names}{more}" if names else what)

@@ -1,0 +1,209 @@
+"""One row of any known shape to one conversation, or to the reason why not. Never raises, never guesses a text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from swiftlet.data.chat import Message, read_chat
+from swiftlet.data.columns import (
+    ANSWERS,
+    CHATS,
+    LABELS,
+    MEDIA,
+    PREFERENCES,
+    SYSTEMS,
+    TOOLS,
+    Columns,
+    find_columns,
+    first_set,
+    rename,
+)
+from swiftlet.data.jsonlines import kind_of
+from swiftlet.data.reasons import RowFault
+from swiftlet.data.roles import ASSISTANT, SYSTEM, USER
+from swiftlet.data.rows import BadRow, Record, Sample
+from swiftlet.data.toolcalls import parsed, read_tools
+
+
+def to_sample(record: Record, columns: Mapping[str, str]) -> Sample | BadRow:
+    """Return the conversation or plain text of a row, or why it cannot be trained on.
+
+    Args:
+        columns: their column names -> ours.
+    """
+    row = rename(record.row, columns) if columns else record.row
+    try:
+        sample = _read(row, record, is_mapped=not {"response", "messages"}.isdisjoint(columns.values()))
+        _check_text(sample)
+    except RowFault as fault:
+        return BadRow(record.origin, fault.reason, fault.detail, row_sha1(record.row))
+    except RecursionError:
+        return BadRow(record.origin, "nesting", "nested too deep", row_sha1(record.row))
+    return sample
+
+
+def row_sha1(row: Mapping[str, Any]) -> str:
+    """Return a sha1 that stands for the row in reports: of its JSON, or of its column names when that is too deep."""
+    try:
+        text = json.dumps(row, default=str)
+    except (RecursionError, ValueError, TypeError):
+        text = json.dumps(list(row))
+    return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _read(row: Mapping[str, Any], record: Record, *, is_mapped: bool) -> Sample:
+    for name in MEDIA:
+        if _holds_something(row.get(name)):
+            raise RowFault("multimodal", f"column {name}: only text is trained on")
+    preference = first_set(row, PREFERENCES)
+    if preference is not None and not is_mapped:
+        raise RowFault(
+            "preference", f"preference data (column {preference}): no answer for supervised fine-tuning"
+        )
+    notes: set[str] = set()
+    if any(isinstance(row.get(name), bool) or row.get(name) in (0, 1) for name in LABELS):
+        notes.add("label_unused")
+    chat = first_set(row, CHATS)
+    if chat is not None:
+        messages = read_chat(row[chat], chat, notes)
+    elif _is_plain_text(row):
+        return _plain(_text_of(row, "text", "empty_assistant"), record, notes)
+    else:
+        messages = _pair(row, notes)
+    if messages[0]["role"] == ASSISTANT:
+        return _plain(messages[0]["content"], record, notes)
+    messages = _with_system(row, messages)
+    tools = next((row[name] for name in TOOLS if row.get(name) is not None), None)
+    return Sample(messages, record.origin, read_tools(tools), notes=tuple(sorted(notes)))
+
+
+def _plain(text: str, record: Record, notes: set[str]) -> Sample:
+    return Sample([], record.origin, text=text, notes=tuple(sorted(notes | {"no_prompt"})))
+
+
+def _holds_something(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(_holds_something(item) for item in value)
+    return value is not None and value != "" and value != {}
+
+
+def _is_plain_text(row: Mapping[str, Any]) -> bool:
+    others = ("query", "prompt", "instruction", "question", "problem", "input", *ANSWERS)
+    return row.get("text") is not None and all(row.get(name) is None for name in others)
+
+
+def _pair(row: Mapping[str, Any], notes: set[str]) -> list[Message]:
+    """Return the messages of a question and an answer, with the history before them."""
+    empty_chat = next((name for name in CHATS if name in row), None)
+    if "input_ids" in row and all(row.get(name) is None for name in ANSWERS):
+        raise RowFault("tokenized", "already tokenized (column input_ids): text is expected")
+    try:
+        columns = find_columns(row)
+    except RowFault as fault:
+        if fault.reason == "schema" and empty_chat is not None:
+            raise RowFault("schema", f"column {empty_chat} is empty") from None
+        raise
+    answer = _text_of(row, columns.answer, "empty_assistant")
+    if not columns.questions:
+        return [{"role": ASSISTANT, "content": answer}]
+    question = _question(row, columns)
+    if "context" in row and isinstance(row["context"], str) and row["context"].strip():
+        notes.add("context_unused")
+    return [
+        *_history(row.get("history")),
+        {"role": USER, "content": question},
+        {"role": ASSISTANT, "content": answer},
+    ]
+
+
+def _question(row: Mapping[str, Any], columns: Columns) -> str:
+    texts = []
+    for name in columns.questions:
+        value = row[name]
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise RowFault("schema", f"column {name} is {kind_of(value)}, not a text")
+        if value.strip():
+            texts.append(value)
+    if not texts:
+        are = "is" if len(columns.questions) == 1 else "are"
+        raise RowFault("empty_user", f"{' and '.join(columns.questions)} {are} empty")
+    return "\n".join(texts)
+
+
+def _text_of(row: Mapping[str, Any], name: str, reason: str) -> str:
+    value = row[name]
+    if value is None:
+        raise RowFault(reason, f"column {name} is null")
+    if not isinstance(value, str):
+        raise RowFault("schema", f"column {name} is {kind_of(value)}, not a text")
+    if not value.strip():
+        raise RowFault(reason, f"column {name} is empty")
+    return value
+
+
+def _history(value: Any) -> list[Message]:
+    if value is None or value == "":
+        return []
+    history = parsed(value, "history")
+    if history is None:
+        return []
+    if not isinstance(history, list):
+        raise RowFault("schema", f"history is {kind_of(history)}, expected a list of pairs")
+    messages: list[Message] = []
+    for index, pair in enumerate(history):
+        if not isinstance(pair, list):
+            raise RowFault(
+                "schema", f"history[{index}] is {kind_of(pair)}, expected a question and an answer"
+            )
+        if len(pair) != 2:
+            raise RowFault(
+                "schema", f"history[{index}] has {len(pair)} items, expected a question and an answer"
+            )
+        for part, role, reason in ((0, USER, "empty_user"), (1, ASSISTANT, "empty_assistant")):
+            text = pair[part]
+            if text is None or (isinstance(text, str) and not text.strip()):
+                raise RowFault(reason, f"history[{index}][{part}] is {'null' if text is None else 'empty'}")
+            if not isinstance(text, str):
+                raise RowFault("schema", f"history[{index}][{part}] is {kind_of(text)}, not a text")
+            messages.append({"role": role, "content": text})
+    return messages
+
+
+def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    name = first_set(row, SYSTEMS)
+    if name is None:
+        return messages
+    system = row[name]
+    if not isinstance(system, str):
+        raise RowFault("schema", f"column {name} is {kind_of(system)}, not a text")
+    if messages[0]["role"] != SYSTEM:
+        return [{"role": SYSTEM, "content": system}, *messages]
+    if messages[0]["content"] != system:
+        raise RowFault("role_order", f"column {name} beside a system turn that says something else")
+    return messages
+
+
+def _check_text(sample: Sample) -> None:
+    """Make sure that the text can be written as UTF-8, as tokenizers need it.
+
+    Raises:
+        RowFault: it holds half of a surrogate pair.
+    """
+    try:
+        if sample.text is not None:
+            sample.text.encode()
+        for message in sample.messages:
+            message["content"].encode()
+            if "tool_calls" in message:
+                json.dumps(message["tool_calls"], ensure_ascii=False, default=str).encode()
+        if sample.tools:
+            json.dumps(sample.tools, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        raise RowFault(
+            "surrogate", "half of a surrogate pair (\\ud800 to \\udfff), which UTF-8 cannot hold"
+        ) from None

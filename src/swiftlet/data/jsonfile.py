@@ -1,0 +1,210 @@
+"""JSON files of any layout: one row a line, a list of rows, one row, or rows spread over several lines. The layout is
+seen from the content and not from the name. The elements of a list are read one by one; their number is their line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from swiftlet.data.columns import ANSWERS, CHATS, MEDIA, OURS, PREFERENCES
+from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, open_bytes, suffix_of
+from swiftlet.data.jsonlines import Keep, count_lines, explain, is_json, kind_of, read_json_lines, sha1
+from swiftlet.data.rows import BadRow, Origin, Record
+from swiftlet.errors import DataError, describe
+
+ROW_KEYS = OURS | {*MEDIA, *PREFERENCES, "input_ids"}
+TEXT_KEYS = {*ANSWERS, "query", "prompt", "instruction", "question", "problem", "input", "text"}
+LONGEST_FIRST_LINE = 1 << 26
+_SPACE = re.compile(r"[ \t\r\n]*")
+_OPEN = re.compile(rb"[{\[,:]\s*$")
+
+
+def read_json(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]:
+    """Yield the rows of a JSON file in order.
+
+    Raises:
+        DataError: the file as a whole cannot be read as rows.
+    """
+    if is_one_row_a_line(path):
+        yield from read_json_lines(path, keep)
+        return
+    for index, (row, raw, byte) in enumerate(_elements(path)):
+        if keep is None or keep(index):
+            origin = Origin(str(path), index + 1, byte)
+            if isinstance(row, dict):
+                yield Record(row, origin)
+            else:
+                yield BadRow(origin, "schema", f"{kind_of(row)}, expected an object", sha1(raw.encode()))
+
+
+def count_json(path: Path) -> int:
+    """Return the number of rows, bad ones among them.
+
+    Raises:
+        DataError: the file as a whole cannot be read as rows.
+    """
+    return count_lines(path) if is_one_row_a_line(path) else sum(1 for _ in _elements(path))
+
+
+def is_one_row_a_line(path: Path) -> bool:
+    """Return whether every line is a row of its own, as opposed to one value that spans lines."""
+    first, second = _first_lines(path)
+    start = first.lstrip()[:1]
+    if start not in (b"[", b"{"):
+        return True
+    if start == b"[" and suffix_of(path) == ".json":
+        return False
+    if not second:
+        return start == b"{" and suffix_of(path) != ".json"
+    if is_json(first.decode("utf-8", "replace")):
+        return True
+    return is_json(second.decode("utf-8", "replace")) or not _OPEN.search(first)
+
+
+def _first_lines(path: Path) -> tuple[bytes, bytes]:
+    """Return the first two lines that are not blank, b"" where there is none."""
+    found: list[bytes] = []
+    with open_bytes(path) as file:
+        while len(found) < 2 and (line := file.readline(LONGEST_FIRST_LINE)):
+            if not found:
+                line = line.removeprefix(UTF8_BOM)
+            if not line.isspace():
+                found.append(line)
+    return (found + [b"", b""])[0], (found + [b"", b""])[1]
+
+
+def _elements(path: Path) -> Iterator[tuple[Any, str, int]]:
+    """Yield the values of a list, or of values one behind the other, with their text and byte."""
+    text, skipped = _text_of(path)
+    reader = _Reader(path, text, skipped)
+    if text[reader.skip_space()] == "[":
+        yield from reader.list_items()
+        return
+    first = reader.value()
+    if reader.skip_space() == len(text):
+        _check_single(path, first[0])
+        yield first
+        return
+    yield first
+    while reader.skip_space() < len(text):
+        yield reader.value()
+
+
+def _text_of(path: Path) -> tuple[str, int]:
+    with open_bytes(path) as file:
+        data = file.read()
+    skipped = len(UTF8_BOM) if data.startswith(UTF8_BOM) else 0
+    try:
+        return data[skipped:].decode("utf-8"), skipped
+    except UnicodeDecodeError as error:
+        at = error.start + skipped
+        line = data.count(b"\n", 0, at) + 1
+        encoding = foreign_encoding(path)
+        if encoding:
+            raise not_utf8(path, line, at, data[at], encoding) from error
+        raise DataError(
+            f"{path}: not UTF-8 at line {line}, byte {at} (0x{data[at]:02x})",
+            "mend that place, or write the rows as JSON Lines, where one bad line costs one row",
+        ) from error
+
+
+class _Reader:
+    """Decodes one value after the other out of a text, keeping the place in bytes."""
+
+    def __init__(self, path: Path, text: str, byte: int) -> None:
+        self.path, self.text = path, text
+        self.at = 0
+        self._counted, self._byte = 0, byte
+        self._decode = json.JSONDecoder().raw_decode
+
+    def skip_space(self) -> int:
+        """Move over white space and return where that ends."""
+        found = _SPACE.match(self.text, self.at)
+        self.at = found.end() if found else self.at
+        return self.at
+
+    def value(self) -> tuple[Any, str, int]:
+        """Return the value that starts here, its text and its byte, and move behind it."""
+        start = self.skip_space()
+        self._byte += len(self.text[self._counted : start].encode())
+        self._counted = start
+        try:
+            value, self.at = self._decode(self.text, start)
+        except json.JSONDecodeError as error:
+            self._fail(f"not JSON: {explain(error)}", error.pos)
+        except RecursionError:
+            self._fail("nested too deep", start)
+        except ValueError:
+            self._fail("not JSON: a number of too many digits", start)
+        return value, self.text[start : self.at], self._byte
+
+    def list_items(self) -> Iterator[tuple[Any, str, int]]:
+        """Yield the items of the list that starts here; nothing may stand behind it."""
+        self.at = self.skip_space() + 1
+        is_first = True
+        while self._here() != "]":
+            if not is_first:
+                if self._here() != ",":
+                    end = "the list is cut off" if not self._here() else "a comma is missing between two rows"
+                    self._fail(f"not JSON: {end}", self.at)
+                self.at += 1
+                if self._here() == "]":
+                    self._fail("not JSON: a trailing comma before ]", self.at)
+            if not self._here():
+                self._fail("not JSON: the list is cut off", self.at)
+            yield self.value()
+            is_first = False
+        self.at += 1
+        if self.skip_space() != len(self.text):
+            self._fail("something behind the end of the list", self.at)
+
+    def _here(self) -> str:
+        return self.text[self.skip_space() : self.at + 1]
+
+    def _fail(self, what: str, at: int) -> NoReturn:
+        line = self.text.count("\n", 0, at) + 1
+        what = re.sub(r", column \d+", "", what)
+        column = at - self.text.rfind("\n", 0, at)
+        raise DataError(
+            f"{self.path}: line {line}, column {column}: {what}",
+            "mend that place, or write the rows as JSON Lines, where one bad line costs one row",
+        )
+
+
+def _check_single(path: Path, value: Any) -> None:
+    """Make sure that a file of one object holds a row and not a table.
+
+    Raises:
+        DataError: it holds the rows under a key, under their names, or column by column.
+    """
+    if not isinstance(value, Mapping):
+        raise DataError(
+            f"{path}: top level is {kind_of(value)}, expected a list of rows", "write one object a row"
+        )
+    as_columns = [key for key in TEXT_KEYS & value.keys() if isinstance(value[key], (list, dict))]
+    if as_columns:
+        raise DataError(
+            f"{path}: column {sorted(as_columns)[0]} holds all rows: the file is written column by column",
+            'write it row by row: to_json(path, orient="records", lines=True)',
+        )
+    if ROW_KEYS & value.keys() or any(name in value for name in CHATS):
+        return
+    keys = ", ".join(describe(key, 40).strip("'\"") for key in list(value)[:8])
+    message = f"{path}: top level is an object with keys {keys}, expected a list of rows"
+    inside = next((key for key, item in value.items() if isinstance(item, list) and _are_rows(item)), None)
+    if inside is not None:
+        path_of_rows = f".{inside}[]" if inside.isidentifier() else f".[{json.dumps(inside)}][]"
+        raise DataError(message, f"take {inside} out: jq -c '{path_of_rows}' {path.name} > rows.jsonl")
+    if value and all(isinstance(item, dict) for item in value.values()):
+        raise DataError(
+            message, f"it maps names to rows; take the rows: jq -c '.[]' {path.name} > rows.jsonl"
+        )
+    raise DataError(message, "write a list of objects, or one object a line")
+
+
+def _are_rows(items: list[Any]) -> bool:
+    return bool(items) and all(isinstance(item, dict) for item in items[:10])

@@ -1,0 +1,163 @@
+"""JSON Lines and plain text lines: one row a line, a bad line costs one row. Only a line feed ends a line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, open_bytes
+from swiftlet.data.rows import BadRow, Origin, Record
+
+Keep = Callable[[int], object]
+
+
+def sha1(raw: bytes) -> str:
+    """Return the hexadecimal sha1 that stands for a row in reports."""
+    return hashlib.sha1(raw, usedforsecurity=False).hexdigest()
+
+
+def lines_of(path: Path) -> Iterator[tuple[bytes, Origin]]:
+    """Yield the lines that are not blank, each without its byte order mark and with its place."""
+    name = str(path)
+    with open_bytes(path) as file:
+        byte = 0
+        for number, line in enumerate(file, 1):
+            start, byte = byte, byte + len(line)
+            if number == 1 and line.startswith(UTF8_BOM):
+                line, start = line[len(UTF8_BOM) :], len(UTF8_BOM)
+            if line and not line.isspace():
+                yield line, Origin(name, number, start)
+
+
+def count_lines(path: Path) -> int:
+    """Return the number of lines that are not blank."""
+    return sum(1 for _ in lines_of(path))
+
+
+class Decoder:
+    """UTF-8 bytes to text for one file, which decides once whether the whole file is in another encoding."""
+
+    def __init__(self, path: Path, is_row: Callable[[str], bool] | None = None) -> None:
+        self.path = path
+        self._is_row = is_row
+        self._is_asked = False
+
+    def decode(self, line: bytes, origin: Origin) -> str | BadRow:
+        """Return the text of a line, or why it has none.
+
+        Raises:
+            DataError: the file as a whole is in another encoding.
+        """
+        try:
+            return line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if not self._is_asked:
+                self._is_asked = True
+                if encoding := foreign_encoding(self.path, self._is_row):
+                    at = origin.byte + error.start
+                    raise not_utf8(self.path, origin.line, at, line[error.start], encoding) from error
+            detail = f"byte 0x{line[error.start]:02x} at byte {error.start} of the line is not UTF-8"
+            return BadRow(origin, "utf8", detail, sha1(line))
+
+
+def read_json_lines(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]:
+    """Yield the rows of a JSON Lines file in order.
+
+    Args:
+        keep: takes the number of a row, from 0, and says whether it is wanted; the others are not parsed.
+
+    Raises:
+        DataError: the file as a whole is in another encoding than UTF-8.
+    """
+    decoder = Decoder(path, is_json)
+    for index, (line, origin) in enumerate(lines_of(path)):
+        if keep is None or keep(index):
+            text = decoder.decode(line, origin)
+            yield text if isinstance(text, BadRow) else _parse(text, line, origin)
+
+
+def read_text_lines(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]:
+    """Yield one row with the column `text` a line of a text file.
+
+    Raises:
+        DataError: the file as a whole is in another encoding than UTF-8.
+    """
+    decoder = Decoder(path)
+    for index, (line, origin) in enumerate(lines_of(path)):
+        if keep is None or keep(index):
+            text = decoder.decode(line, origin)
+            yield text if isinstance(text, BadRow) else Record({"text": text.rstrip("\r\n")}, origin)
+
+
+def is_json(text: str) -> bool:
+    """Return whether a text is one JSON value."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parse(text: str, line: bytes, origin: Origin) -> Record | BadRow:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        if b"\0" in line:
+            detail = "NUL bytes (the file is damaged, for instance by a crash while writing)"
+            return BadRow(origin, "nul", detail, sha1(line))
+        return BadRow(origin, "json", f"not JSON: {explain(error)}", sha1(line))
+    except RecursionError:
+        return BadRow(origin, "nesting", "nested too deep", sha1(line))
+    except ValueError:
+        return BadRow(origin, "json", "not JSON: a number of too many digits", sha1(line))
+    if not isinstance(row, dict):
+        return BadRow(origin, "schema", f"{kind_of(row)}, expected an object", sha1(line))
+    return Record(row, origin)
+
+
+def kind_of(value: Any) -> str:
+    """Return what a JSON value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, float) and value != value:
+        return "a number (NaN)"
+    kinds: dict[type, str] = {
+        dict: "an object",
+        list: "a list",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+    }
+    return kinds.get(type(value), f"a value of type {type(value).__name__}")
+
+
+def explain(error: json.JSONDecodeError) -> str:
+    """Return what is wrong at the place of a JSON error, the likely slip, and the column, without the row's text."""
+    text, at = error.doc, error.pos
+    column = f"column {error.colno}"
+    before, after = text[:at].rstrip(), text[at:].lstrip()
+    if re.match(r"[\[{]+\s*'", text.lstrip()):
+        return f"single quotes, {column} (a Python dict was printed; write it with json.dumps)"
+    if before.endswith(",") and after[:1] in ("}", "]") or text[at:].lstrip(", \t")[:1] in ("}", "]"):
+        return f"a trailing comma, {column}"
+    if error.msg.startswith("Unterminated string"):
+        return f"a string without its end, {column} (the line is cut off)"
+    if error.msg.startswith("Invalid control character"):
+        return f"a raw line break or control character inside a string, {column} (write \\n for a line break)"
+    if error.msg.startswith("Invalid \\"):
+        return f"an invalid escape in a string, {column} (write \\\\ for a backslash)"
+    if re.match(r"(None|True|False|undefined)\b", after):
+        return f"a word that JSON does not know, {column} (write null, true or false)"
+    if error.msg.startswith("Extra data"):
+        return f"something behind the end of the value, {column}"
+    if not after:
+        return f"the line ends too early, {column}"
+    if error.msg.startswith("Expecting ',' delimiter") and before.endswith('"'):
+        return f"a comma is missing, or a quote inside a string is not escaped, {column}"
+    return f"{error.msg[:1].lower()}{error.msg[1:]}, {column}"

@@ -1,0 +1,115 @@
+"""Tables of Arrow (parquet, and arrow as `save_to_disk` writes it): rows in small batches; a null field inside a struct
+is an absent field, as it was before Arrow merged the rows into one schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from swiftlet.data.jsonlines import Keep
+from swiftlet.data.rows import BadRow, Origin, Record
+from swiftlet.errors import DataError
+
+ROWS_PER_BATCH = 256
+
+
+def read_parquet(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]:
+    """Yield the rows of a Parquet file in order.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    yield from _rows(path, _parquet_batches(path), keep)
+
+
+def count_parquet(path: Path) -> int:
+    """Return the number of rows, from the file's footer.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return file.metadata.num_rows
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path) from error
+
+
+def read_arrow(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]:
+    """Yield the rows of an Arrow file or stream in order.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    yield from _rows(path, _arrow_batches(path), keep)
+
+
+def count_arrow(path: Path) -> int:
+    """Return the number of rows.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    return sum(batch.num_rows for batch in _arrow_batches(path))
+
+
+def _parquet_batches(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=ROWS_PER_BATCH)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path) from error
+
+
+def _arrow_batches(path: Path) -> Iterator[Any]:
+    import pyarrow
+    import pyarrow.ipc
+
+    try:
+        with pyarrow.OSFile(str(path)) as file:
+            if file.read(6) == b"ARROW1":
+                reader = pyarrow.ipc.open_file(file)
+                yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+            else:
+                file.seek(0)
+                yield from pyarrow.ipc.open_stream(file)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path) from error
+
+
+def _rows(path: Path, batches: Iterator[Any], keep: Keep | None) -> Iterator[Record]:
+    name, first = str(path), 0
+    for batch in batches:
+        wanted = [index for index in range(batch.num_rows) if keep is None or keep(first + index)]
+        rows = (
+            batch.to_pylist()
+            if len(wanted) == batch.num_rows
+            else batch.take(wanted).to_pylist()
+            if wanted
+            else []
+        )
+        for index, row in zip(wanted, rows, strict=True):
+            yield Record(
+                {key: _without_nulls(value) for key, value in row.items()}, Origin(name, first + index + 1)
+            )
+        first += batch.num_rows
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path}: a damaged table (Arrow cannot read it)", "fetch or write it again")

@@ -1,0 +1,48 @@
+"""Why a row was left out and what was done to a row that was kept: every code with its explanation, as data."""
+
+from __future__ import annotations
+
+REASONS: dict[str, str] = {
+    "json": "the line is not JSON",
+    "utf8": "the bytes are not UTF-8",
+    "nul": "the line holds NUL bytes: the file is damaged",
+    "nesting": "the row is nested too deep",
+    "surrogate": "half of a surrogate pair, which no UTF-8 text can hold",
+    "cells": "the row has more or fewer cells than the header",
+    "schema": "a column is missing or holds something else than text",
+    "columns": "two columns could be the answer or the question",
+    "tokenized": "the row holds token ids, and text is expected",
+    "role_unknown": "a turn has a role that is not known",
+    "role_order": "the turns are in an order that no chat has",
+    "no_answer": "the conversation ends before an answer",
+    "empty_assistant": "an answer is empty: only the end token would be learnt",
+    "empty_user": "a question is empty",
+    "no_label_tokens": "no token of the row would be trained on",
+    "over_length": "the row is longer than max_length",
+    "duplicate_id": "the row was there before",
+    "special_token_in_text": "the text holds a control token of the model",
+    "preference": "the row holds chosen and rejected answers, which supervised fine-tuning cannot use",
+    "multimodal": "the row holds images, videos or audio, and only text is trained on",
+    "template": "the chat template cannot render the row as it is",
+}
+
+NOTES: dict[str, str] = {
+    "no_prompt": "a text without a question: all of it is trained on",
+    "label_unused": "a preference label (KTO) is not used: good and bad answers are learnt alike",
+    "context_unused": "a context column is not used; add it to the question with --columns context=input",
+    "reasoning_unused": "a reasoning_content beside the answer is not used",
+}
+
+
+class RowFault(Exception):
+    """A row cannot be trained on; caught where the row becomes a sample, and never seen by the user as such.
+
+    Args:
+        reason: a key of REASONS.
+        detail: names fields and positions, and never holds the text of the row.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail

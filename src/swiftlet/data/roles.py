@@ -1,0 +1,91 @@
+"""Who speaks: the role names of public formats and the orders of turns that a chat can have."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from swiftlet.data.reasons import RowFault
+
+SYSTEM, USER, ASSISTANT, TOOL, CALL = "system", "user", "assistant", "tool", "call"
+
+ROLES: Mapping[str, str] = {
+    "system": SYSTEM,
+    "developer": SYSTEM,
+    "user": USER,
+    "human": USER,
+    "assistant": ASSISTANT,
+    "gpt": ASSISTANT,
+    "bot": ASSISTANT,
+    "tool": TOOL,
+    "function": TOOL,
+    "observation": TOOL,
+    "tool_response": TOOL,
+    "function_response": TOOL,
+    "ipython": TOOL,
+    "function_call": CALL,
+    "tool_call": CALL,
+}
+_SHORT_NAME = re.compile(r"[\w .-]{1,24}")
+
+# which role may stand before which; None is the start
+_BEFORE: Mapping[str, tuple[str | None, ...]] = {
+    SYSTEM: (None,),
+    USER: (None, SYSTEM, ASSISTANT),
+    ASSISTANT: (USER, TOOL),
+    TOOL: (ASSISTANT, TOOL),
+}
+
+
+def role_of(name: Any, turn: int) -> str:
+    """Return our role for the name in the data.
+
+    Raises:
+        RowFault: the name is no text, or no known role.
+    """
+    if not isinstance(name, str):
+        raise RowFault("schema", f"turn {turn}: the role is not a text")
+    if name in ROLES:
+        return ROLES[name]
+    shown = f' "{name}"' if _SHORT_NAME.fullmatch(name) else ""
+    near = difflib.get_close_matches(name.strip().lower()[:40], ROLES, n=1, cutoff=0.8)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    raise RowFault("role_unknown", f"turn {turn}: unknown role{shown}{meant}")
+
+
+def check_order(messages: Sequence[Mapping[str, Any]]) -> None:
+    """Make sure that the turns alternate as in a chat that ends with an answer.
+
+    Raises:
+        RowFault: two neighbours of one role, a system turn behind the first, no answer at the end, ...
+    """
+    before: str | None = None
+    for turn, message in enumerate(messages):
+        role = message["role"]
+        if before not in _BEFORE[role]:
+            raise RowFault("role_order", _disorder(turn, before, role))
+        before = role
+    if before == USER:
+        raise RowFault("no_answer", "the conversation ends with a user turn: no answer to learn")
+    if before == TOOL:
+        raise RowFault("no_answer", "the conversation ends with a tool result: no answer after it")
+    if before == SYSTEM:
+        raise RowFault("no_answer", "only a system turn")
+
+
+def _disorder(turn: int, before: str | None, role: str) -> str:
+    if role == SYSTEM:
+        return (
+            f"turn {turn}: a second system turn"
+            if before == SYSTEM
+            else f"turn {turn}: a system turn in the middle"
+        )
+    if role == TOOL:
+        return f"turn {turn}: a tool result without a call before it"
+    if role == before:
+        return f"turns {turn - 1} and {turn} are both {role}"
+    if role == ASSISTANT:
+        return f"turn {turn}: the conversation starts with the assistant"
+    return f"turn {turn}: {role} behind {before}"

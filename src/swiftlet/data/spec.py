@@ -1,0 +1,136 @@
+"""What a value of `--dataset` means: a name, a hub id, a file or a folder, with subsets and a sample size. No I/O but
+asking whether a path exists: a path that exists is always a path, also with `#`, `:` or `,` in its name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from swiftlet.data.datasets import DATASETS
+from swiftlet.errors import UsageError, describe, suggest
+
+SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".txt", ".arrow")
+COMPRESSED = (".gz", ".bz2", ".xz")
+HUBS = {"ms": "ms", "hf": "hf", "modelscope": "ms", "huggingface": "hf"}
+_COUNT = re.compile(r"#([0-9]+)$")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*")
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """One source of rows.
+
+    Args:
+        text: as the user typed it.
+        kind: named (a row of DATASETS), ms or hf (an id of that hub), hub (an id of the default hub), path.
+        location: the name, id or path.
+        num_samples: draw so many rows of the whole set; None takes all.
+    """
+
+    text: str
+    kind: str
+    location: str
+    subsets: tuple[str, ...] = ()
+    split: str | None = None
+    num_samples: int | None = None
+
+
+def parse_spec(text: str) -> DatasetSpec:
+    """Return what one value of `--dataset` means.
+
+    Forms: NAME, ORG/DATASET, HF::ORG/DATASET, MS::ORG/DATASET, FILE, FOLDER; each with `:subset1/subset2` and then
+    `#2000` behind it.
+
+    Raises:
+        UsageError: the text has none of the forms, or names an unknown dataset.
+    """
+    if not text.strip() or "\0" in text:
+        raise UsageError(
+            f"not a dataset: {describe(text)}", "give --dataset a name, a hub id, a file or a folder"
+        )
+    path = os.path.expanduser(text)
+    if os.path.exists(path):
+        return DatasetSpec(text, "path", path)
+    rest, num_samples = _split_count(text)
+    path = os.path.expanduser(rest)
+    if os.path.exists(path):
+        return DatasetSpec(text, "path", path, num_samples=num_samples)
+    hub, rest = _split_hub(rest)
+    head, colon, tail = rest.partition(":")
+    subsets = tuple(part for part in tail.split("/") if part)
+    if colon and not subsets:
+        raise UsageError(f"no subset after ':' in --dataset {describe(text)}", "write NAME:subset1/subset2")
+    return _named_or_placed(text, hub, head, subsets, num_samples)
+
+
+def parse_specs(texts: Iterable[str]) -> tuple[DatasetSpec, ...]:
+    """Return the sources of all values of `--dataset`, each possibly several joined by commas.
+
+    Raises:
+        UsageError: as `parse_spec`.
+    """
+    specs: list[DatasetSpec] = []
+    for text in texts:
+        whole = os.path.exists(os.path.expanduser(text)) or os.path.exists(
+            os.path.expanduser(_split_count(text)[0])
+        )
+        parts = [text] if whole else [part.strip() for part in text.split(",") if part.strip()]
+        specs += [parse_spec(part) for part in parts or [text]]
+    return tuple(specs)
+
+
+def _split_count(text: str) -> tuple[str, int | None]:
+    found = _COUNT.search(text)
+    if not found:
+        return text, None
+    digits = found.group(1)
+    if len(digits) > 12 or int(digits) == 0:
+        raise UsageError(
+            f"#{digits[:20]} is no number of rows", "write NAME#2000 for a random sample of 2000 rows"
+        )
+    return text[: found.start()], int(digits)
+
+
+def _split_hub(text: str) -> tuple[str | None, str]:
+    prefix, colons, rest = text.partition("::")
+    if not colons:
+        return None, text
+    if prefix.lower() not in HUBS:
+        raise UsageError(
+            f"unknown hub {describe(prefix)} in --dataset {describe(text)}", "write HF:: or MS::"
+        )
+    return HUBS[prefix.lower()], rest
+
+
+def _named_or_placed(
+    text: str, hub: str | None, head: str, subsets: tuple[str, ...], num_samples: int | None
+) -> DatasetSpec:
+    path = os.path.expanduser(head)
+    if hub is not None:
+        if not _HUB_ID.fullmatch(head):
+            raise UsageError(f"not a hub id: {describe(head)}", "write HF::ORGANISATION/DATASET")
+        return DatasetSpec(text, hub, head, subsets, None, num_samples)
+    if head in DATASETS:
+        return DatasetSpec(text, "named", head, subsets, DATASETS[head].split, num_samples)
+    if os.path.exists(path) or looks_like_a_path(head):
+        return DatasetSpec(text, "path", path, subsets, None, num_samples)
+    if _HUB_ID.fullmatch(head):
+        return DatasetSpec(text, "hub", head, subsets, None, num_samples)
+    if "#" in head and not head.startswith("#"):
+        hint = "a sample size is a number: NAME#2000"
+    else:
+        hint = f"{suggest(head, DATASETS)}; or give a hub id (ORGANISATION/DATASET), a file or a folder"
+    raise UsageError(f"unknown dataset {describe(head)}", hint.removeprefix("; "))
+
+
+def looks_like_a_path(text: str) -> bool:
+    """Return whether a text that names nothing that exists was meant as a path."""
+    if text.startswith((".", "/", "~", "\\")):
+        return True
+    lowered = text.lower()
+    for suffix in COMPRESSED:
+        lowered = lowered.removesuffix(suffix)
+    return lowered.endswith(SUFFIXES) or text.count("/") > 1

@@ -1,0 +1,87 @@
+"""Tool descriptions and tool calls in the shape that chat templates expect; objects, or the same as JSON text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from swiftlet.data.reasons import RowFault
+
+
+def parsed(value: Any, what: str) -> Any:
+    """Return `value`, read as JSON when it is a text.
+
+    Raises:
+        RowFault: it is a text and no JSON.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except RecursionError:
+        raise RowFault("nesting", f"{what} is nested too deep") from None
+    except ValueError:
+        raise RowFault("schema", f"{what} is a text that is not JSON") from None
+
+
+def read_tools(value: Any) -> list[Any] | None:
+    """Return the descriptions of the tools, None when there are none.
+
+    Raises:
+        RowFault: not a list of objects.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    tools = parsed(value, "tools")
+    tools = [tools] if isinstance(tools, dict) else tools
+    if tools is None:
+        return None
+    if not isinstance(tools, list):
+        raise RowFault("schema", "tools is not a list")
+    found = [parsed(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+    for index, tool in enumerate(found):
+        if not isinstance(tool, dict):
+            raise RowFault("schema", f"tools[{index}] is not an object")
+    return found or None
+
+
+def read_calls(value: Any, turn: int) -> list[dict[str, Any]]:
+    """Return tool calls as `{"type": "function", "function": {"name", "arguments"}}`, arguments as an object.
+
+    Raises:
+        RowFault: not a call, or a list of calls.
+    """
+    what = f"turn {turn}: tool call"
+    calls = parsed(value, what)
+    calls = [calls] if isinstance(calls, dict) else calls
+    if calls is None:
+        return []
+    if not isinstance(calls, list):
+        raise RowFault("schema", f"{what} is not an object")
+    return [_call(parsed(call, what), what) for call in calls]
+
+
+def _call(call: Any, what: str) -> dict[str, Any]:
+    if not isinstance(call, dict):
+        raise RowFault("schema", f"{what} is not an object")
+    function = parsed(call.get("function"), what) if "function" in call else call
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise RowFault("schema", f"{what} has no name")
+    arguments = function.get("arguments", function.get("parameters"))
+    result: dict[str, Any] = {"type": "function"}
+    if isinstance(call.get("id"), str):
+        result["id"] = call["id"]
+    result["function"] = {"name": function["name"], "arguments": _arguments(arguments)}
+    return result
+
+
+def _arguments(value: Any) -> Any:
+    if value is None:
+        return {}
+    if not isinstance(value, str):
+        return value
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return read if isinstance(read, dict) else value
