@@ -92,6 +92,8 @@ def bind(
         cpus = divided[devices[local_rank]]
         return Binding(cpus, f"the processors next to device {devices[local_rank]}")
     known = sorted(set(near) | set(devices))
+    if len(set(allowed)) < len(known):
+        known = sorted(set(devices))
     why = "no processors next to the devices are known"
     if any(near.get(device) for device in devices):
         why = "the processors next to the devices are not among those that this process may use"

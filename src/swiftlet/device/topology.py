@@ -19,10 +19,10 @@ LINKS = {
     "PHB": "across one processor's PCIe bridge",
     "PIX": "across one PCIe switch",
     "PXB": "across several PCIe switches",
-    "HCCS": "HCCS",
-    "HCCS_SW": "HCCS by a switch",
+    "HCCS": "direct, by HCCS",
+    "HCCS_SW": "HCCS through a switch",
     "SIO": "inside one card (SIO)",
-    "UB": "UB",
+    "UB": "direct, by UB",
     "NA": "unknown",
 }
 

@@ -1,0 +1,247 @@
+"""The trust gate: a fused operator runs only after it gave the right answer, and gradient, on the run's own shapes.
+
+Right is what the definition gives in fp32 on the CPU. An operator that differs, or fails, is replaced by the plain one
+with one line of the log. What was found is remembered for the same device, versions, shapes and type.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from swiftlet.device.kernels import PLAIN, REFERENCE, Kernel
+from swiftlet.log import info, warning
+
+if TYPE_CHECKING:
+    from swiftlet.device.spec import Device
+
+# Largest error of a token, as a share of a typical token's length. Rounding to bf16 (2^-9 a number), fp16 (2^-12) and
+# fp32 (2^-24, summed up to a thousand times, by units that may round to 19 bits) stays below; a wrong mask, scale or
+# boundary does not.
+TOLERANCES = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 2e-3}
+LONGEST_TRY = 512  # tokens of one sample, and
+MOST_TOKENS = 1536  # of all samples of a trial: the definition needs their square
+SEED = 20_240_501
+
+
+class Case(NamedTuple):
+    """One call of an operator: the shapes of its tensors, which of them have a gradient, and its other arguments."""
+
+    operator: str
+    shapes: tuple[tuple[int, ...], ...]
+    arguments: tuple[Any, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+    with_gradient: int = 3  # so many of the first tensors
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a trial: the largest error of output and gradients, or why there is none."""
+
+    error: float = float("inf")
+    failure: str = ""
+    tolerance: float = field(default=0.0, compare=False)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the operator may be used."""
+        return not self.failure and self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        return self.failure or f"error {self.error:.1e}, at most {self.tolerance:.0e} is rounding"
+
+
+def trial_lengths(cu_seqlens: Sequence[int]) -> list[int]:
+    """Return boundaries like those of the run, cut to what the definition can compute, with a sample of one token."""
+    ends = [0, 1]
+    for length in (end - start for start, end in pairwise(cu_seqlens)):
+        length = min(length, LONGEST_TRY, MOST_TOKENS - ends[-1])
+        if length > 0:
+            ends.append(ends[-1] + length)
+    return ends
+
+
+def attention_case(
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    cu_seqlens: Sequence[int],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Case:
+    """Return the attention of a model on boundaries like those of a run."""
+    ends = trial_lengths(cu_seqlens)
+    tokens = ends[-1]
+    if window is not None and window >= LONGEST_TRY:
+        window = LONGEST_TRY // 3  # a window as long as the trial would not be seen
+    options = {"scale": scale or head_dim**-0.5, "window": window, "softcap": softcap}
+    shapes = (
+        (num_heads, tokens, head_dim),
+        (num_kv_heads, tokens, head_dim),
+        (num_kv_heads, tokens, head_dim),
+    )
+    return Case("attention", shapes, (tuple(ends),), tuple(options.items()))
+
+
+def rms_norm_case(width: int, eps: float, tokens: int = 257) -> Case:
+    """Return the norm of vectors of a width."""
+    return Case("rms_norm", ((1, tokens, width), (width,)), (eps,), with_gradient=2)
+
+
+def rotary_case(num_heads: int, head_dim: int, tokens: int = 257) -> Case:
+    """Return the rotation of one tensor of heads; the angles have no gradient."""
+    angles = (1, tokens, head_dim)
+    return Case("rotary", ((1, num_heads, tokens, head_dim), angles, angles), with_gradient=1)
+
+
+def swiglu_case(width: int, tokens: int = 257) -> Case:
+    """Return the gate of a feed-forward block."""
+    return Case("swiglu", ((1, tokens, width), (1, tokens, width)), with_gradient=2)
+
+
+def _inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:
+    """Return random tensors on the CPU, already rounded to the type in which the operator will see them."""
+    generator = torch.Generator().manual_seed(SEED)
+    return [torch.randn(shape, generator=generator).to(dtype).float() for shape in case.shapes]
+
+
+def _call(kernel: Kernel, case: Case, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the output and the gradients of one call, fp32 on the CPU."""
+    leaves = [
+        tensor.detach().clone().requires_grad_(at < case.with_gradient) for at, tensor in enumerate(tensors)
+    ]
+    arguments = [list(one) if isinstance(one, tuple) else one for one in case.arguments]
+    out = kernel(*leaves, *arguments, **dict(case.options))
+    generator = torch.Generator().manual_seed(SEED + 1)
+    direction = torch.randn(out.shape, generator=generator).to(out.dtype).to(out.device)
+    out.backward(direction)
+    found = [out, *(leaf.grad for leaf in leaves[: case.with_gradient] if leaf.grad is not None)]
+    return [tensor.detach().float().cpu() for tensor in found]
+
+
+def largest_error(found: Tensor, right: Tensor) -> float:
+    """Return the largest distance of a vector (the last axis) to the right one, over the typical length of one."""
+    if found.shape != right.shape or not bool(torch.isfinite(found).all()):
+        return float("inf")
+    typical = right.pow(2).sum(-1).mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    return float((found - right).norm(dim=-1).max() / typical)
+
+
+def try_kernel(kernel: Kernel, case: Case, dtype: torch.dtype, device: torch.device) -> Verdict:
+    """Run one operator forward and backward and compare it with its definition.
+
+    Raises:
+        torch.OutOfMemoryError: the device has no memory for the trial; that says nothing about the operator.
+    """
+    tensors = _inputs(case, dtype)
+    right = _call(REFERENCE[case.operator], case, tensors)
+    try:
+        found = _call(kernel, case, [tensor.to(device, dtype) for tensor in tensors])
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        text = str(error).strip().splitlines()
+        return Verdict(failure=f"{type(error).__name__}: {text[0] if text else 'no reason given'}")
+    error = max(largest_error(one, other) for one, other in zip(found, right, strict=True))
+    return Verdict(error, tolerance=TOLERANCES[dtype])
+
+
+class Memory:
+    """What earlier trials found, in one file; a file that cannot be read or written costs a trial, not the run."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.known: dict[str, float] = {}
+        if path is not None and path.is_file():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                content = {}
+            self.known = {str(k): float(v) for k, v in content.items()} if isinstance(content, dict) else {}
+
+    def save(self) -> None:
+        """Write what is known, in one step."""
+        if self.path is None:
+            return
+        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
+            draft.replace(self.path)
+        except OSError as error:
+            warning(
+                f"{self.path} cannot be written: {error.strerror}; fused operators are tried anew each time"
+            )
+
+
+def default_memory() -> Path:
+    """Return where the results of trials are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "swiftlet" / "operators.json"
+
+
+def _key(device: Device, kernel: Kernel, case: Case, dtype: torch.dtype) -> str:
+    from swiftlet import __version__
+
+    name = f"{getattr(kernel, '__module__', '')}.{getattr(kernel, '__qualname__', repr(kernel))}"
+    facts = [__version__, device.kind, device.name, device.version, name, str(dtype), repr(case)]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
+
+
+def trusted_kernels(
+    device: Device,
+    cases: Sequence[Case],
+    dtype: torch.dtype,
+    *,
+    memory: Path | None = None,
+    report: Callable[[str], None] = info,
+) -> dict[str, Kernel]:
+    """Return the operators to use by name: the device's fused ones that passed all their cases, else the plain ones.
+
+    An operator without a case is not tried and stays plain. An operator that a device does not have is left out.
+
+    Args:
+        memory: file of earlier results; None to try everything.
+        report: takes one line for each operator that is replaced.
+    """
+    known = Memory(memory)
+    chosen: dict[str, Kernel] = {}
+    for operator, kernel in device.kernels.items():
+        own = [case for case in cases if case.operator == operator]
+        verdicts = [_verdict(device, kernel, case, dtype, known) for case in own]
+        bad = next((verdict for verdict in verdicts if not verdict.is_good), None)
+        if own and bad is None:
+            chosen[operator] = kernel
+        else:
+            chosen[operator] = PLAIN[operator]
+            if bad is not None:
+                report(f"the fused {operator} of {device.name} is replaced by the plain one: {bad}")
+    known.save()
+    return chosen
+
+
+def _verdict(device: Device, kernel: Kernel, case: Case, dtype: torch.dtype, known: Memory) -> Verdict:
+    key = _key(device, kernel, case, dtype)
+    if key in known.known:
+        return Verdict(known.known[key], tolerance=TOLERANCES[dtype])
+    verdict = try_kernel(kernel, case, dtype, device.torch_device)
+    if not verdict.failure:  # a failure may be of the moment: it is tried again
+        known.known[key] = verdict.error
+    return verdict
+
+
+def without(kernels: Mapping[str, Kernel], *, attention: bool, others: bool) -> dict[str, Kernel]:
+    """Return the operators that the user left on: `attention`, and all others."""
+    return {
+        name: kernel for name, kernel in kernels.items() if (attention if name == "attention" else others)
+    }
