@@ -1,0 +1,227 @@
+"""A model folder to a model on its device: every weight from the files, none invented, nothing executed.
+
+The files are checked by `safety.py` first; what was checked there is what is read here. A weight that is missing,
+left over or of another shape is an error: a silently random weight would be trained as if it were the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from swiftlet import log
+from swiftlet.errors import SwiftletError
+from swiftlet.models.safety import (
+    CONFIG,
+    check_may_run_code,
+    inside,
+    read_config,
+    read_header,
+    read_json,
+    weight_files,
+    without_code_fields,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+GENERATION_CONFIG = "generation_config.json"
+QUANTISED = {"gptq": "gptqmodel", "awq": "gptqmodel"}  # method -> the package that transformers needs for it
+CONVERSION = "automatic conversion of the weights"
+LONGEST_LIST = 5
+
+
+def load_model(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Return the causal language model of a folder, in evaluation mode, each weight read straight to its place.
+
+    Args:
+        dtype: type of the weights; norms that a family keeps in fp32 stay so.
+        trust_remote_code: run the folder's own Python code, where the library has none for this model.
+
+    Raises:
+        SwiftletError: no safe weights, a config that is not understood, or weights that do not fit it.
+    """
+    raw = read_config(folder)
+    config, model_class = _build_config(folder, raw, trust_remote_code)
+    quantised = _quantisation(folder, raw)
+    tensors = _open(folder)
+    with _quietly():
+        try:
+            model, report = model_class.from_pretrained(
+                None,
+                config=config,
+                state_dict=tensors,
+                dtype=dtype,
+                device_map={"": device},
+                ignore_mismatched_sizes=True,  # they are reported, and refused below with all names
+                output_loading_info=True,
+            )
+        except ImportError as error:
+            if quantised is None:
+                raise
+            raise SwiftletError(
+                f"{folder} is quantised with {quantised}, which needs a package that is missing: {_one_line(error)}",
+                f"pip install {QUANTISED[quantised]}, or use the model without {quantised}",
+            ) from error
+        except RuntimeError as error:
+            if CONVERSION not in str(error):
+                raise
+            raise SwiftletError(
+                f"the weights of {folder} do not make up the model: experts are missing or of other shapes",
+                "the download is incomplete or its config.json is of another model: get it again",
+            ) from error
+    if quantised is None:
+        _check_complete(folder, report)
+    _own_memory(model)
+    _settle(model, folder)
+    return model
+
+
+def _build_config(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> tuple[PreTrainedConfig, Any]:
+    """Return the config and the class of the model; the library's own where it has one, else the folder's code."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = raw["model_type"]
+    safe = without_code_fields(raw)
+    try:
+        if kind in CONFIG_MAPPING:
+            config = CONFIG_MAPPING[kind].from_dict(safe)
+            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+                raise SwiftletError(
+                    f"{folder} holds a {kind}, which is no causal language model", "use another model"
+                )
+            return config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        config_class, model_class = _folder_code(folder, raw, trust_remote_code)
+        return config_class.from_dict(safe), model_class
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = f"{folder / CONFIG} does not describe a {kind}: {_one_line(error)}"
+        raise SwiftletError(reason, "get config.json again from where the model came") from error
+
+
+def _folder_code(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
+    kind, references = raw["model_type"], raw.get("auto_map")
+    if not isinstance(references, dict) or "AutoModelForCausalLM" not in references:
+        hint = "pip install -U transformers, if the model is newer than it"
+        raise SwiftletError(f"transformers does not know the model_type {kind!r} of {folder}", hint)
+    if not trust_remote_code:
+        raise SwiftletError(
+            f"the model in {folder} ({kind}) runs only with its own Python code, which is not trusted",
+            "read the code, then --trust_remote_code true; or use a model that needs none",
+        )
+    check_may_run_code(folder, raw)
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    names = ("AutoConfig", "AutoModelForCausalLM")
+    config_class, model_class = (
+        get_class_from_dynamic_module(references[name], str(folder)) for name in names
+    )
+    return config_class, model_class
+
+
+def _quantisation(folder: Path, raw: dict[str, Any]) -> str | None:
+    settings = raw.get("quantization_config")
+    if not settings:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if method not in QUANTISED:
+        known = " and ".join(sorted(QUANTISED))
+        raise SwiftletError(
+            f"{folder} is quantised with {method!r}; only {known} are read here",
+            "use the model without quantisation",
+        )
+    return str(method)
+
+
+def _open(folder: Path) -> dict[str, torch.Tensor]:
+    """Return all tensors of a folder, mapped from the files: nothing is read before it is used."""
+    from safetensors import SafetensorError, safe_open
+
+    tensors: dict[str, torch.Tensor] = {}
+    for path in weight_files(folder):
+        read_header(path)
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise SwiftletError(f"{path} cannot be read: {error}", "download the file again") from error
+    return tensors
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep the library's progress bar and report out of the log while a model loads; errors are ours to word."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def _check_complete(folder: Path, report: dict[str, Any]) -> None:
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    shapes = [
+        f"{name} is {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]
+    ]
+    parts = [
+        f"{len(names)} {what}: {', '.join(names[:LONGEST_LIST])}{', ...' if len(names) > LONGEST_LIST else ''}"
+        for names, what in (
+            (missing, "missing"),
+            (unexpected, "left over"),
+            (sorted(shapes), "of another shape"),
+        )
+        if names
+    ]
+    if parts:
+        raise SwiftletError(
+            f"the weights of {folder} do not fit its {CONFIG}; {'; '.join(parts)}",
+            "the download is incomplete or its config.json is of another model: get it again",
+        )
+
+
+def _own_memory(model: PreTrainedModel) -> None:
+    """Copy weights that still lie in a mapped file into aligned memory of their own, one at a time.
+
+    A mapped tensor lies wherever the file's header ends; kernels may then add up in another order, and the same
+    weights out of two files would not give the same bits.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+
+
+def _settle(model: PreTrainedModel, folder: Path) -> None:
+    """Set what does not come with the weights: the path, the generation settings, whether the head is tied."""
+    from transformers import GenerationConfig
+
+    model.config._name_or_path = str(folder)
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if (
+        getattr(model.config, "tie_word_embeddings", False)
+        and head is not None
+        and head.weight is not embedding.weight
+    ):
+        log.warning(f"{folder}: config.json ties head and embedding, the files hold two; both are kept")
+        model.config.tie_word_embeddings = False
+    if (folder / GENERATION_CONFIG).is_file():
+        model.generation_config = GenerationConfig.from_dict(
+            without_code_fields(read_json(inside(folder, GENERATION_CONFIG)))
+        )
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__

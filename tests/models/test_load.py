@@ -1,0 +1,213 @@
+"""Loading: the same weights, on any dtype, for many architectures; nothing random, nothing executed."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import logits, save
+
+from swiftlet.errors import SwiftletError
+from swiftlet.models.load import load_model
+
+CPU = torch.device("cpu")
+KINDS = [
+    "qwen2",
+    "llama",
+    "mistral",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "glm4",
+    "qwen3",
+    "gpt2",
+    "qwen3_moe",
+    "mixtral",
+]
+
+
+def load(folder, dtype=torch.float32, **settings):
+    return load_model(folder, dtype=dtype, device=CPU, **settings)
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loaded_model_says_what_the_saved_one_said(kind, tmp_path):
+    saved = save(tmp_path, kind)
+    loaded = load(tmp_path)
+    assert torch.equal(logits(loaded), logits(saved))
+    assert not loaded.training
+    assert all(p.is_contiguous() and p.data_ptr() % 64 == 0 for p in loaded.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_and_untied_heads_in_bf16(tied, tmp_path):
+    save(tmp_path, tie_word_embeddings=tied)
+    loaded = load(tmp_path, torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+
+
+def test_shards_are_read_through_their_index(tmp_path):
+    saved = save(tmp_path / "whole")
+    saved.save_pretrained(tmp_path / "cut", max_shard_size="20KB")
+    assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 2
+    assert torch.equal(logits(load(tmp_path / "cut")), logits(saved))
+
+
+def test_generation_settings_come_from_the_folder(tmp_path):
+    save(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9], "top_k": 5}')
+    assert load(tmp_path).generation_config.eos_token_id == [7, 9]
+
+
+def test_a_tied_config_with_two_matrices_keeps_both_and_says_so(tmp_path, capsys):
+    saved = save(tmp_path, tie_word_embeddings=False)
+    edit_config(tmp_path, tie_word_embeddings=True)
+    loaded = load(tmp_path)
+    assert "the files hold two" in capsys.readouterr().err
+    assert torch.equal(logits(loaded), logits(saved))
+    assert loaded.config.tie_word_embeddings is False
+
+
+def change_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+NORM = "model.layers.1.input_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(NORM), f"1 missing: {NORM}"),
+        (lambda t: t.update(surplus=torch.zeros(2)), "1 left over: surplus"),
+        (lambda t: t.update({NORM: torch.zeros(5)}), rf"{NORM} is \(5,\), not \(32,\)"),
+        (lambda t: [t.pop(name) for name in list(t)[3:]], r"missing: .*, \.\.\."),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(change, message, tmp_path):
+    save(tmp_path)
+    change_weights(tmp_path, change)
+    with pytest.raises(SwiftletError, match=message):
+        load(tmp_path)
+
+
+def test_a_missing_expert_is_refused(tmp_path):
+    save(tmp_path, "qwen3_moe")
+    change_weights(tmp_path, lambda t: t.pop("model.layers.1.mlp.experts.2.up_proj.weight"))
+    with pytest.raises(SwiftletError, match="experts are missing or of other shapes"):
+        load(tmp_path)
+
+
+def test_an_unknown_kind_and_kinds_that_are_no_language_model(tmp_path):
+    save(tmp_path)
+    edit_config(tmp_path, model_type="quantum_llm")
+    with pytest.raises(SwiftletError, match="does not know the model_type 'quantum_llm'") as caught:
+        load(tmp_path)
+    assert "pip install -U transformers" in caught.value.hint
+    edit_config(tmp_path, model_type="vit")
+    with pytest.raises(SwiftletError, match="no causal language model"):
+        load(tmp_path)
+
+
+def test_sizes_that_make_no_sense_are_refused(tmp_path):
+    save(tmp_path)
+    edit_config(tmp_path, hidden_size="many")
+    with pytest.raises(SwiftletError, match="does not describe a qwen2"):
+        load(tmp_path)
+
+
+def test_quantised_models_name_the_package_that_is_missing(tmp_path):
+    save(tmp_path)
+    edit_config(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
+    with pytest.raises(
+        SwiftletError, match="quantised with gptq, which needs a package that is missing"
+    ) as caught:
+        load(tmp_path)
+    assert "pip install gptqmodel" in caught.value.hint
+    edit_config(tmp_path, quantization_config={"quant_method": "mxfp4"})
+    with pytest.raises(SwiftletError, match="quantised with 'mxfp4'; only awq and gptq"):
+        load(tmp_path)
+
+
+CODE = """
+import pathlib
+pathlib.Path(__file__).with_name("ran").touch()
+from transformers import Qwen2Config, Qwen2ForCausalLM
+class OwnConfig(Qwen2Config):
+    model_type = "own_llm"
+class OwnForCausalLM(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+AUTO_MAP = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+
+
+def test_code_beside_a_known_model_is_never_run(tmp_path):
+    """The fields that have been used to run code: auto_map, nested trust, kernels and files from elsewhere."""
+    saved = save(tmp_path)
+    (tmp_path / "modeling_own.py").write_text(CODE)
+    edit_config(
+        tmp_path,
+        auto_map=AUTO_MAP,
+        trust_remote_code=True,
+        nested={"trust_remote_code": True, "auto_map": AUTO_MAP},
+        _attn_implementation="someone/kernels",
+        _attn_implementation_internal="someone/kernels",
+        attn_implementation="someone/kernels",
+        transformers_weights="../elsewhere.safetensors",
+        kernel_config={"RMSNorm": "someone/kernels"},
+        fusion_config={"all": True},
+    )
+    loaded = load(tmp_path, trust_remote_code=False)
+    assert torch.equal(logits(loaded), logits(saved))
+    assert not (tmp_path / "ran").exists()
+    assert loaded.config._attn_implementation in ("sdpa", "eager")
+
+
+def test_own_code_runs_only_with_the_flag_and_from_a_folder_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "model"
+    save(folder)
+    (folder / "modeling_own.py").write_text(CODE.replace("__file__", repr(str(folder / "x"))))
+    edit_config(folder, model_type="own_llm", auto_map=AUTO_MAP)
+    folder.chmod(0o755)
+    with pytest.raises(SwiftletError, match="runs only with its own Python code") as caught:
+        load(folder)
+    assert "--trust_remote_code true" in caught.value.hint
+    assert not (folder / "ran").exists()
+    (folder / "modeling_own.py").chmod(0o666)
+    with pytest.raises(SwiftletError, match="others can write to .*modeling_own.py") as caught:
+        load(folder, trust_remote_code=True)
+    assert "chmod go-w" in caught.value.hint
+    (folder / "modeling_own.py").chmod(0o644)
+    edit_config(folder, auto_map={name: f"someone/else--{where}" for name, where in AUTO_MAP.items()})
+    with pytest.raises(SwiftletError, match="takes its code from another repository"):
+        load(folder, trust_remote_code=True)
+    assert not (folder / "ran").exists()
+    edit_config(folder, auto_map=AUTO_MAP)
+    assert type(load(folder, trust_remote_code=True)).__name__ == "OwnForCausalLM"
+    assert (folder / "ran").exists()
+
+
+def test_loading_imports_nothing_that_sees_or_hears(tmp_path):
+    save(tmp_path)
+    code = f"""
+import sys, pathlib, torch
+from swiftlet.models.load import load_model
+load_model(pathlib.Path({str(tmp_path)!r}), dtype=torch.float32, device=torch.device("cpu"))
+unwanted = {{"torchvision", "torchaudio", "librosa", "soundfile", "cv2", "pandas", "scipy", "sklearn"}}
+unwanted |= {{"datasets", "tensorflow", "jax", "matplotlib", "peft"}}
+assert not unwanted & set(sys.modules), unwanted & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Loading weights" not in done.stderr

@@ -1,0 +1,57 @@
+"""Tiny random models of many architectures, for tests: two layers, grouped query attention, 120 words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SIZES: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 120,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+OWN: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 120, "n_positions": 64},
+    "gpt_neox": {"rotary_pct": 0.5},
+    "gemma2": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8},
+    "qwen3": {"head_dim": 8},
+    "glm": {"head_dim": 8},
+    "glm4": {"head_dim": 8},
+    "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2, "head_dim": 8},
+    "mixtral": {"num_local_experts": 4},
+}
+
+
+def make(kind: str, *, seed: int = 0, **settings: Any) -> Any:
+    """Return a random model of this model_type in fp32."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    sizes = {} if kind == "gpt2" else SIZES
+    config = AutoConfig.for_model(kind, **{**sizes, **OWN.get(kind, {}), **settings})
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():  # norms and biases too, so that each one matters
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def save(folder: Path, kind: str = "qwen2", **settings: Any) -> Any:
+    """Write such a model into a folder and return it."""
+    model = make(kind, **settings)
+    model.save_pretrained(folder)
+    return model
+
+
+def logits(model: Any) -> torch.Tensor:
+    """Return what a model says about a fixed prompt."""
+    with torch.no_grad():
+        return model(torch.tensor([[3, 5, 7, 11, 13, 17]])).logits
