@@ -100,10 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return run_command(sys.argv[1:] if argv is None else argv)
     except SwiftletError as error:
-        print(show_error(error), file=sys.stderr)
         from swiftlet import heartbeat
 
-        heartbeat.end(error.exit_code, error.message)
+        if not heartbeat.is_watched():
+            print(show_error(error), file=sys.stderr)
+        heartbeat.end(error.exit_code, show_error(error))
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -11,10 +11,12 @@ import faulthandler
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 VARIABLE = "SWIFTLET_HEARTBEAT_DIR"
@@ -72,19 +74,37 @@ def end(exit_code: int, message: str = "") -> None:
         _write(folder / f"rank-{words.rank}.end.json", words._asdict())
 
 
+def is_watched() -> bool:
+    """Return whether a watchdog reads the signs of this process, and prints its last words."""
+    return _folder() is not None
+
+
 @contextmanager
 def answering() -> Iterator[None]:
-    """Write the stacks of all threads when the watchdog asks with SIGUSR1."""
+    """Write the stacks of all threads when the watchdog asks with SIGUSR1; leave last words for a bug of ours."""
     folder = _folder()
     if folder is None:
         yield
         return
+    former = sys.excepthook
+    sys.excepthook = _say_last_words
     with (folder / f"rank-{_rank()}.stacks").open("w", encoding="utf-8") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         try:
             yield
         finally:
             faulthandler.unregister(signal.SIGUSR1)
+            if sys.exc_info()[0] is None:
+                sys.excepthook = former
+
+
+def _say_last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of the rank that failed first; the others fail because it is gone, and say no more."""
+    folder = _folder()
+    is_first = folder is None or not any(words.exit_code for words in read_ends(folder))
+    end(1, f"{kind.__name__}: {error}")
+    if is_first:
+        sys.__excepthook__(kind, error, trace)
 
 
 def read_beats(folder: Path) -> list[Beat]:

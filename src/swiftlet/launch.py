@@ -96,7 +96,7 @@ def worker_command(name: str, words: Sequence[str], shape: Shape) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "swiftlet.elastic",
         *meeting,
         f"--nproc_per_node={shape.processes_per_node}",
         "--no-python",

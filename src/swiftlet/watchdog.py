@@ -12,6 +12,7 @@ import os
 import signal
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -182,7 +183,7 @@ def _passing(folder: Path, process: subprocess.Popen[bytes]) -> Callable[[int, o
 
 
 def exit_code(ends: Sequence[End], gone: Sequence[Beat], launcher_code: int) -> int:
-    """Return the exit code of the rank that failed first; name the first one that went without a word.
+    """Return the exit code of the rank that failed first and print what it said, or name the one that went silently.
 
     Args:
         ends: the last words of ranks, the earliest first.
@@ -190,7 +191,10 @@ def exit_code(ends: Sequence[End], gone: Sequence[Beat], launcher_code: int) -> 
     """
     failed = [end for end in ends if end.exit_code]
     if failed:
-        return failed[0].exit_code
+        first = failed[0]
+        is_of_all = len(failed) > 1 and all(end.message == first.message for end in failed)
+        print(first.message if is_of_all else f"rank {first.rank}: {first.message}", file=sys.stderr)
+        return first.exit_code
     if launcher_code and gone:
         beat = gone[0]
         warning(f"rank {beat.rank} ended without a word in phase {beat.phase}, step {beat.step} (killed?)")

@@ -29,6 +29,7 @@ LEVEL = {
     "infer": 5,
     "commands": 6,
     "watchdog": 6,
+    "elastic": 6,
     "launch": 7,
     "cli": 8,
     "__init__": 9,

@@ -57,7 +57,9 @@ def open_checkpoint_source(ckpt_dir: str, model: Any) -> CheckpointSource:
         return CheckpointSource(folder, Source(str(args.get("model", "")), Path(recorded)), args)
     if args.get("model_type") or args.get("model_id_or_path"):
         names = {name: args.get(name) for name in ("model_type", "model_id_or_path", "model_revision")}
-        return CheckpointSource(folder, find_source(_Names(**names, trust_remote_code=model.trust_remote_code)), args)
+        return CheckpointSource(
+            folder, find_source(_Names(**names, trust_remote_code=model.trust_remote_code)), args
+        )
     base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if base and Path(base).is_dir():
         return CheckpointSource(folder, Source(Path(base).name, Path(base)), args)
@@ -86,7 +88,8 @@ def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], 
             "add --dataset, or leave the flag out",
         )
     names = [*TAKEN, *(TAKEN_WITH_DATA if with_data else ())]
-    flags = flags_of(type(args))
+    command: Any = type(args)
+    flags = flags_of(command)
     taken = {
         name: tuple(found[name]) if flags[name].is_list else found[name]
         for name in names

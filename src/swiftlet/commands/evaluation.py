@@ -49,12 +49,14 @@ def generation_settings(generation: Any) -> Settings:
 def _generated_scores(args: Any, ready: Ready, model: CausalLM, world: World) -> Callable[[], Scores]:
     _, samples = read_split(args.data)
     rows = [row_of(sample.messages, ready.template.encode_prompt) for sample in samples if sample.messages]
+    tokenizer = ready.template.tokenizer
     generator = Generator(
         model=model.model,
-        tokenizer=ready.template.tokenizer,
+        decode=lambda ids: tokenizer.decode(ids, skip_special=True),
+        pad_id=tokenizer.pad_id,
         stop_token_ids=ready.template.stop_token_ids,
         settings=generation_settings(args.generation),
-        context_length=None,
+        context_length=ready.max_length + args.generation.max_new_tokens,
     )
 
     def scores() -> Scores:

@@ -11,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from swiftlet import __version__, heartbeat, log
 from swiftlet.commands.evaluation import build_evaluator
+from swiftlet.commands.model_setup import build_engine, build_model
 from swiftlet.commands.run_folder import ARGS_FILE, args_text, write_args
 from swiftlet.commands.sft import Outcome, Ready
 from swiftlet.config.fields import with_values
@@ -23,18 +22,15 @@ from swiftlet.data.loader import load_steps
 from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, dtype_name, open_device, resolve_dtype
 from swiftlet.models import tuner
-from swiftlet.models.causal import CausalLM, build_causal
-from swiftlet.models.load import load_model
+from swiftlet.models.causal import CausalLM
 from swiftlet.models.save import model_bytes, write_model
-from swiftlet.parallel.ddp import build_ddp_engine
-from swiftlet.parallel.engine import Engine, build_single_engine
+from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World, close_world, init_world
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.evaluate import Goal
 from swiftlet.train.lock import locked
 from swiftlet.train.loop import Every, Run, train
 from swiftlet.train.manifest import Identity
-from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
 from swiftlet.train.report import Report, Silence, build_report
 from swiftlet.train.resume import check_identity
 from swiftlet.train.schedule import build_schedule, num_warmup_steps
@@ -89,9 +85,9 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
         write_args(ready.folder, text())
     state, identity = _state(args, ready, world, base)
     heartbeat.beat("load")
-    model = _model(args, ready, device)
+    model = build_model(args, ready, device)
     log.info(tuner.describe_parameters(model.model))
-    engine = _engine(args, model, device, world)
+    engine = build_engine(args, model, device, world)
     if ready.checkpoint is not None:
         engine.load_optimizer(open_optimizer(ready.checkpoint.path))
         log.info(f"continuing {ready.checkpoint.path} after step {state.global_step}")
@@ -127,57 +123,6 @@ def _state(args: Any, ready: Ready, world: World, base: str) -> tuple[TrainState
     if args.output.resume_override:
         state.num_steps = total
     return state, identity
-
-
-def _model(args: Any, ready: Ready, device: Device) -> CausalLM:
-    """Return the model with what is trained in it: loaded, tuned, and as far as its checkpoint was."""
-    checkpoint, settings = ready.checkpoint, args.tuner
-    is_full = settings.sft_type == "full"
-    folder = checkpoint.path if checkpoint is not None and is_full else ready.source.folder
-    dtype = resolve_dtype(args.model.dtype, device)
-    log.info(f"{ready.source.name} from {ready.source.folder}: {dtype}, {device.name}")
-    model = load_model(
-        folder, dtype=dtype, device=device.torch_device, trust_remote_code=args.model.trust_remote_code
-    )
-    torch.manual_seed(args.train.seed)
-    if is_full:
-        tuner.apply_full(
-            model, freeze_parameters=settings.freeze_parameters, freeze_ratio=settings.freeze_parameters_ratio
-        )
-    elif checkpoint is not None:
-        model = tuner.load_adapter(model, checkpoint.path, is_trainable=True)
-    else:
-        model = tuner.apply_lora(model, tuner.settings_from(settings))
-    return build_causal(
-        model,
-        gradient_checkpointing=args.train.gradient_checkpointing == "true",
-        neftune_alpha=settings.neftune_noise_alpha,
-        attention=device.kernels.get("attention"),
-        log=log.info,
-    )
-
-
-def _engine(args: Any, model: CausalLM, device: Device, world: World) -> Engine:
-    train_args = args.train
-    settings = OptimizerSettings(
-        learning_rate=train_args.learning_rate,
-        weight_decay=train_args.weight_decay,
-        beta1=train_args.adam_beta1,
-        beta2=train_args.adam_beta2,
-        epsilon=train_args.adam_epsilon,
-    )
-    groups = build_groups(model.model, settings)
-    if args.tuner.lora_lr_ratio is not None:
-        groups = tuner.parameter_groups_lora_plus(
-            model.model,
-            learning_rate=settings.learning_rate,
-            ratio=args.tuner.lora_lr_ratio,
-            weight_decay=settings.weight_decay,
-        )
-    optimizer = build_optimizer(train_args.optim, groups, settings, device.optimizers)
-    if world.is_alone:
-        return build_single_engine(model.model, optimizer)
-    return build_ddp_engine(model.model, optimizer, world)
 
 
 def _saver(

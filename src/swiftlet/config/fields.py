@@ -65,13 +65,13 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 
 @functools.cache
-def groups_of(command_args: type) -> dict[str, type]:
+def groups_of(command_args: Any) -> dict[str, type]:
     """Return the argument groups of a command: field name -> dataclass."""
     return typing.get_type_hints(command_args)
 
 
 @functools.cache
-def flags_of(command_args: type) -> dict[str, Flag]:
+def flags_of(command_args: Any) -> dict[str, Flag]:
     """Return every flag of a command by name, in the order of the groups."""
     flags: dict[str, Flag] = {}
     for group, cls in groups_of(command_args).items():

@@ -1,0 +1,117 @@
+"""`swift infer` and `swift export` on checkpoints: the same held-out rows, chat, merge with its proof."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from swiftlet import cli, export, infer
+from swiftlet.errors import CheckpointError, UsageError
+from swiftlet.infer.proof import MergeError
+
+GREEDY = {"do_sample": False, "max_new_tokens": 5, "device": "cpu"}
+
+
+@pytest.fixture
+def checkpoint(fine_tune):
+    return Path(fine_tune(max_steps=3).last_checkpoint)
+
+
+def answers(rows):
+    return [row["response"] for row in rows]
+
+
+def test_the_same_held_out_rows_come_back(checkpoint, rows_file):
+    rows = infer(ckpt_dir=str(checkpoint), load_dataset_config=True, show_dataset_sample=-1, **GREEDY)
+    texts = [json.loads(line) for line in rows_file.read_text("utf-8").splitlines()]
+    assert len(rows) == 4
+    assert all(
+        any(row["query"] == text["query"] and row["label"] == text["response"] for text in texts)
+        for row in rows
+    )
+    (file,) = (checkpoint / "infer_result").glob("*.jsonl")
+    assert [json.loads(line) for line in file.read_text("utf-8").splitlines()] == rows
+    again = infer(ckpt_dir=str(checkpoint), load_dataset_config=True, show_dataset_sample=2, **GREEDY)
+    assert again == rows[:2]
+
+
+def test_adapter_merged_and_merged_by_infer_answer_alike(checkpoint):
+    options = {"load_dataset_config": True, **GREEDY}
+    rows = infer(ckpt_dir=str(checkpoint), **options)
+    merged = infer(ckpt_dir=str(checkpoint), merge_lora=True, **options)
+    assert answers(merged) == answers(rows)
+    folder = checkpoint.with_name("checkpoint-3-merged")
+    proof = json.loads((folder / "merge_proof.json").read_text("utf-8"))
+    assert proof["max_difference"] <= proof["tolerance"]
+    assert proof["num_prompts"] > 0
+    assert answers(infer(ckpt_dir=str(folder), **options)) == answers(rows)
+    assert answers(infer(ckpt_dir=str(checkpoint), merge_lora=True, **options)) == answers(rows)
+
+
+def test_a_merge_is_never_silently_skipped(checkpoint):
+    folder = Path(export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu"))
+    with pytest.raises(UsageError, match="exists already"):
+        export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu")
+    assert Path(export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu", overwrite=True)) == folder
+    weights = load_file(checkpoint / "adapter_model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, checkpoint / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="was merged from another adapter"):
+        infer(ckpt_dir=str(checkpoint), merge_lora=True, load_dataset_config=True, **GREEDY)
+    (folder / "merge_proof.json").unlink()
+    with pytest.raises(CheckpointError, match="has no readable merge_proof.json"):
+        infer(ckpt_dir=str(checkpoint), merge_lora=True, load_dataset_config=True, **GREEDY)
+
+
+def test_a_merge_that_answers_differently_is_refused_and_leaves_nothing(checkpoint):
+    with pytest.raises(MergeError, match="the merged model differs from the adapter by"):
+        export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu", merge_tolerance=1e-30)
+    assert not checkpoint.with_name("checkpoint-3-merged").exists()
+    assert not list(checkpoint.parent.glob(".tmp-*"))
+
+
+def test_a_full_checkpoint_answers_too(fine_tune):
+    outcome = fine_tune(sft_type="full", max_steps=2, learning_rate=1e-3)
+    rows = infer(ckpt_dir=outcome.last_checkpoint, load_dataset_config=True, **GREEDY)
+    assert len(rows) == 4
+    with pytest.raises(UsageError, match="is a whole model, not an adapter"):
+        export(ckpt_dir=outcome.last_checkpoint, merge_lora=True)
+
+
+def test_chat_at_the_terminal(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1 w2\nclear\nw3\nexit\n"))
+    code = cli.main(
+        [
+            "infer",
+            "--ckpt_dir",
+            str(checkpoint),
+            "--do_sample",
+            "false",
+            "--max_new_tokens",
+            "4",
+            "--device",
+            "cpu",
+        ]
+    )
+    out = capsys.readouterr().out
+    assert code == 0
+    assert out.count("-" * 50) == 2
+
+
+def test_a_moved_base_model_is_named(checkpoint, model_folder):
+    args = json.loads((checkpoint / "sft_args.json").read_text("utf-8"))
+    args |= {"model_dir": "/nowhere/model", "model_id_or_path": None}
+    (checkpoint / "sft_args.json").write_text(json.dumps(args), encoding="utf-8")
+    adapter = json.loads((checkpoint / "adapter_config.json").read_text("utf-8"))
+    adapter["base_model_name_or_path"] = "/nowhere/model"
+    (checkpoint / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
+    with pytest.raises(
+        CheckpointError, match="its base model '/nowhere/model' is not on this machine"
+    ) as caught:
+        infer(ckpt_dir=str(checkpoint), load_dataset_config=True, **GREEDY)
+    assert "--model_id_or_path" in caught.value.hint
+    rows = infer(
+        ckpt_dir=str(checkpoint), load_dataset_config=True, model_id_or_path=str(model_folder), **GREEDY
+    )
+    assert len(rows) == 4

@@ -1,0 +1,230 @@
+"""`swift sft` as a whole on a tiny model: files, trajectories, resume, and agreement with transformers and peft."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from swiftlet.errors import CheckpointError, DataError, UsageError
+from swiftlet.train.manifest import sha256
+
+
+def lines(folder):
+    return [json.loads(line) for line in (Path(folder) / "logging.jsonl").read_text("utf-8").splitlines()]
+
+
+def losses(folder, name="loss"):
+    return [line[name] for line in lines(folder) if name in line]
+
+
+def hashes(folder):
+    return {
+        p.relative_to(folder).as_posix(): sha256(p) for p in sorted(Path(folder).rglob("*")) if p.is_file()
+    }
+
+
+def test_a_run_leaves_the_files_of_the_contract(fine_tune):
+    outcome = fine_tune(add_output_dir_suffix=True)
+    folder = Path(outcome.output_dir)
+    assert folder.name.startswith("v0-")
+    for name in ("sft_args.json", "logging.jsonl", "runs", "images/train_loss.png", "images/eval_loss.png"):
+        assert (folder / name).exists(), name
+    checkpoint = Path(outcome.last_checkpoint)
+    assert checkpoint == folder / "checkpoint-6"
+    found = {path.name for path in checkpoint.iterdir()}
+    assert found >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "sft_args.json",
+        "trainer_state.json",
+        "optimizer-00001.safetensors",
+        "MANIFEST.json",
+    }
+    args = json.loads((folder / "sft_args.json").read_text("utf-8"))
+    assert args["sft_type"] == "lora"
+    assert args["dtype"] == "fp32"
+    assert args["gradient_accumulation_steps"] == 1
+    first = lines(folder)[0]
+    keys = {
+        "loss",
+        "acc",
+        "grad_norm",
+        "learning_rate",
+        "epoch",
+        "global_step",
+        "memory_gib",
+        "tokens_per_second",
+    }
+    assert keys <= set(first)
+    assert lines(folder)[-1]["last_model_checkpoint"] == str(checkpoint)
+    second = fine_tune(add_output_dir_suffix=True, max_steps=1)
+    assert Path(second.output_dir).name.startswith("v1-")
+
+
+def test_the_loss_falls(fine_tune):
+    outcome = fine_tune(max_steps=40, num_train_epochs=100, eval_steps=40)
+    assert losses(outcome.output_dir)[-1] < 0.9 * losses(outcome.output_dir)[0]
+
+
+@pytest.mark.parametrize("sft_type", ["lora", "full"])
+def test_the_trajectory_does_not_depend_on_batch_and_accumulation(fine_tune, sft_type):
+    shared = {"lora_dropout_p": 0.0} if sft_type == "lora" else {}
+    runs = [
+        fine_tune(
+            f"run{batch}",
+            sft_type=sft_type,
+            batch_size=batch,
+            gradient_accumulation_steps=8 // batch,
+            **shared,
+        )
+        for batch in (1, 4, 8)
+    ]
+    padded = fine_tune("alone", sft_type=sft_type, batch_size=8, packing=False, **shared)
+    for name in ("loss", "grad_norm", "eval_loss"):
+        golden = losses(runs[0].output_dir, name)
+        for run in (*runs[1:], padded):
+            assert losses(run.output_dir, name) == pytest.approx(golden, rel=1e-5), name
+
+
+@pytest.mark.parametrize("sft_type", ["lora", "full"])
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_resumed_run_equals_an_uninterrupted_one_in_every_byte(
+    fine_tune, plan_fault, tmp_path, sft_type, step
+):
+    golden = fine_tune("golden", sft_type=sft_type, save_steps=1, learning_rate=1e-3)
+    plan_fault(f"opt:step={step + 1}=exc")
+    with pytest.raises(RuntimeError, match="injected at opt"):
+        fine_tune("broken", sft_type=sft_type, save_steps=1, learning_rate=1e-3)
+    resumed = fine_tune(
+        "broken", sft_type=sft_type, save_steps=1, learning_rate=1e-3, resume_from_checkpoint="auto"
+    )
+    assert hashes(resumed.last_checkpoint) == hashes(golden.last_checkpoint)
+
+
+def test_a_resumed_run_with_other_settings_or_data_is_refused(fine_tune, rows_file, tmp_path):
+    fine_tune(max_steps=3, num_train_epochs=3)
+    with pytest.raises(CheckpointError, match="learning_rate: 0.01 in the checkpoint, 0.001 now"):
+        fine_tune(max_steps=3, num_train_epochs=3, learning_rate=1e-3, resume_from_checkpoint="auto")
+    edited = tmp_path / "rows.jsonl"
+    edited.write_text(rows_file.read_text("utf-8").replace("w1 ", "w2 ", 1), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="dataset: "):
+        fine_tune(max_steps=3, num_train_epochs=3, dataset=str(edited), resume_from_checkpoint="auto")
+
+
+def test_a_finished_run_resumed_does_nothing_more(fine_tune):
+    first = fine_tune()
+    again = fine_tune(resume_from_checkpoint="auto")
+    assert again.num_steps == 6
+    assert hashes(first.last_checkpoint) == hashes(again.last_checkpoint)
+
+
+def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(fine_tune, model_folder, rows_file):
+    """Ten steps written here from the public API: padded batches, full logits, torch's AdamW, linear schedule."""
+    outcome = fine_tune(
+        max_steps=10, num_train_epochs=10, lora_dropout_p=0.0, save_strategy="no", eval_steps=100
+    )
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
+
+    from swiftlet.config.args import SftArgs
+    from swiftlet.config.parse import parse_mapping
+    from swiftlet.data.batching import Batches
+    from swiftlet.data.prepare import prepare
+    from swiftlet.data.template import build_template
+    from swiftlet.data.tokenizer import load_tokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        model_folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    torch.manual_seed(42)
+    model = get_peft_model(
+        model,
+        LoraConfig(r=8, lora_alpha=32, lora_dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj"]),
+    )
+    model.train()
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-2, betas=(0.9, 0.999), weight_decay=0.1
+    )
+    schedule = get_linear_schedule_with_warmup(optimizer, num_warmup_steps=1, num_training_steps=10)
+    args = parse_mapping(SftArgs, {"dataset": str(rows_file), "dataset_test_ratio": 0.1}).args
+    template = build_template(load_tokenizer(model_folder))
+    cache = rows_file.parent / "cache"
+    store = prepare(args.data, template, max_length=128, cache_dir=cache, output_dir=None).train
+    order = Batches(store, 42, 4, len(store) // 4, 0)
+    found = []
+    for step in range(10):
+        rows = order.step(step // (len(store) // 4), step % (len(store) // 4)).samples
+        texts = [tokenizer.decode(store[row][0]) for row in rows]
+        encoded = [torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        assert all(ids.tolist() == store[row][0].tolist() for ids, row in zip(encoded, rows, strict=True))
+        labels = [torch.tensor(store[row][1].astype("int64")) for row in rows]
+        pad = torch.nn.utils.rnn.pad_sequence
+        batch = pad(encoded, batch_first=True, padding_value=0)
+        mask = pad([torch.ones_like(ids) for ids in encoded], batch_first=True)
+        targets = pad(labels, batch_first=True, padding_value=-100)
+        logits = model(input_ids=batch, attention_mask=mask).logits[:, :-1].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits, targets[:, 1:].flatten(), reduction="sum")
+        loss = loss / (targets[:, 1:] != -100).sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    assert losses(outcome.output_dir) == pytest.approx(found, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"lora_lr_ratio": 16.0},
+        {"lora_target_modules": ["ALL"], "lora_modules_to_save": ["lm_head"]},
+        {"lora_target_modules": ["EMBEDDING", "q_proj"]},
+        {"neftune_noise_alpha": 5.0},
+        {"init_lora_weights": "pissa"},
+        {"sft_type": "full", "freeze_parameters": ["model.embed_tokens"]},
+        {"gradient_checkpointing": True},
+        {"predict_with_generate": True, "max_new_tokens": 4, "do_sample": False},
+        {"dtype": "bf16"},
+        {"optim": "adafactor", "lr_scheduler_type": "cosine"},
+        {"truncation_strategy": "truncation_left", "max_length": 12},
+        {"evaluation_strategy": "epoch", "save_strategy": "epoch"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_can_be_chosen_trains_saves_and_answers(fine_tune, options):
+    from swiftlet import infer
+
+    outcome = fine_tune(
+        max_steps=8 if "evaluation_strategy" in options else 3, **{"learning_rate": 1e-3, **options}
+    )
+    assert all(loss > 0 for loss in losses(outcome.output_dir))
+    rows = infer(ckpt_dir=outcome.last_checkpoint, load_dataset_config=True, max_new_tokens=3, device="cpu")
+    assert len(rows) == 4
+    assert set(rows[0]) == {"response", "query", "label", "history", "system"}
+
+
+def test_generated_answers_are_scored(fine_tune):
+    outcome = fine_tune(predict_with_generate=True, max_new_tokens=4, do_sample=False, max_steps=3)
+    line = next(line for line in lines(outcome.output_dir) if "eval_rouge_l" in line)
+    assert {"eval_loss", "eval_acc", "eval_exact_match", "eval_rouge_l"} <= set(line)
+
+
+def test_mistakes_are_named(fine_tune, tmp_path):
+    with pytest.raises(UsageError, match="no such data file"):
+        fine_tune(dataset=str(tmp_path / "none.jsonl"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="has no config.json"):
+        fine_tune(model_id_or_path=str(tmp_path / "empty"))
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"query": "w1", "response": "w2"}\n{"query": "w1", "response":\n', encoding="utf-8")
+    with pytest.raises(DataError, match="bad.jsonl:2"):
+        fine_tune(dataset=str(bad))
+    assert json.loads((tmp_path / "run" / "bad_rows.jsonl").read_text("utf-8"))["line"] == 2
