@@ -13,7 +13,7 @@ from swiftlet.data.toolcalls import parsed, read_calls
 Message = dict[str, Any]
 MEDIA = ("image", "video", "audio", "media")
 TEXT_PARTS = {"text", "input_text", "output_text"}
-LOSS_KEYS = ("loss", "train", "weight")
+LOSS_KEYS = ("loss", "train", "weight", "loss_weight")
 NUM_NAMES = 12
 
 
@@ -37,7 +37,7 @@ def read_chat(value: Any, name: str, notes: set[str]) -> list[Message]:
         for part in _split_pair(turn, number):
             _add(messages, part, number, notes)
     is_alone = len(messages) == 1 and messages[0]["role"] == ASSISTANT
-    if not is_alone:
+    if not is_alone or "tool_calls" in messages[0]:
         check_order(messages)
     _check_loss(messages)
     return messages
@@ -55,10 +55,11 @@ def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
 def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
     name = turn.get("role") if turn.get("role") is not None else turn.get("from")
     if name is None:
-        keys = ", ".join(sorted(key[:40] for key in turn)[:NUM_NAMES])
-        raise RowFault("schema", f"turn {number} has no role (its keys: {keys})")
+        raise RowFault("schema", f"turn {number} has no role (its keys: {_keys(turn)})")
     role = role_of(name, number)
     raw = turn.get("content") if turn.get("content") is not None else turn.get("value")
+    if raw is None and "content" not in turn and "value" not in turn and not _has_calls(turn):
+        raise RowFault("schema", f"turn {number} ({role}) has no content (its keys: {_keys(turn)})")
     if role == CALL:
         _add_calls(messages, read_calls(raw, number), number)
         return
@@ -70,6 +71,14 @@ def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: s
     _check_content(message, number)
     if role != SYSTEM or message["content"] is not None:
         messages.append(message)
+
+
+def _keys(turn: Mapping[str, Any]) -> str:
+    return ", ".join(sorted(key[:40].encode("utf-8", "replace").decode() for key in turn)[:NUM_NAMES])
+
+
+def _has_calls(turn: Mapping[str, Any]) -> bool:
+    return bool(turn.get("tool_calls") or turn.get("function_call"))
 
 
 def _add_calls(messages: list[Message], calls: list[dict[str, Any]], number: int) -> None:
@@ -121,12 +130,18 @@ def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: s
             message["content"] = message["content"] or ""
     for key in LOSS_KEYS:
         if turn.get(key) is not None:
-            if turn[key] not in (0, 1):
-                raise RowFault("schema", f"turn {number}: {key} is neither true nor false")
-            message["loss"] = bool(turn[key])
+            message["loss"] = _is_trained_on(turn[key], f"turn {number}: {key}", notes)
             break
     if turn.get("reasoning_content"):
         notes.add("reasoning_unused")
+
+
+def _is_trained_on(value: Any, what: str, notes: set[str]) -> bool:
+    if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:
+        raise RowFault("schema", f"{what} is not true or false, nor a number from 0 to 1")
+    if 0 < value < 1:
+        notes.add("weight_unused")
+    return value > 0
 
 
 def _check_content(message: Message, number: int) -> None:

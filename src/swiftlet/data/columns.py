@@ -18,7 +18,14 @@ QUESTIONS = (("query",), ("prompt",), ("instruction", "input"), ("question",), (
 ANSWERS = ("response", "output", "completion", "answer", "solution", "target", "targets")
 # columns that belong together and are taken although others could be meant too
 PAIRS = ((("query",), "response"), (("instruction", "input"), "output"), (("prompt",), "completion"))
-PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages")
+PREFERENCES = (
+    "chosen",
+    "rejected",
+    "chosen_messages",
+    "rejected_messages",
+    "chosen_response",
+    "rejected_response",
+)
 MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 LABELS = ("label", "kto_tag")
 OURS = {

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, open_bytes, suffix_of
+from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, open_bytes, reading, suffix_of
 from swiftlet.data.jsonlines import Keep, sha1
 from swiftlet.data.rows import BadRow, Origin, Record
 from swiftlet.errors import DataError, describe
@@ -85,7 +85,10 @@ def _records(path: Path) -> Iterator[tuple[list[str], list[str], Origin, Fault]]
     separator = "\t" if suffix_of(path) == ".tsv" else ","
     # the reader's own limit of 128 KiB a cell is one for the whole process, and long answers pass it
     csv.field_size_limit(LONGEST_CELL)
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (
+        reading(path) as raw,
+        io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         lines = _Lines(path, file)
         reader = csv.reader(lines, delimiter=separator, strict=True)
         names: list[str] | None = None

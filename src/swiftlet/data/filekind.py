@@ -7,7 +7,9 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -83,17 +85,28 @@ def open_bytes(path: Path) -> IO[bytes]:
         ) from error
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file as `open_bytes` and say so when it turns out to be damaged while it is read.
+
+    Raises:
+        DataError: the file cannot be read to its end.
+    """
+    with open_bytes(path) as file:
+        try:
+            yield file
+        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+            raise DataError(f"{path}: the file is damaged or cut off ({error})", "fetch it again") from error
+
+
 def read_head(path: Path) -> bytes:
     """Return the first bytes of a file, unpacked, after making sure that it can be data.
 
     Raises:
         DataError: it is empty, damaged, or something else than its name says.
     """
-    try:
-        with open_bytes(path) as file:
-            head = file.read(HEAD)
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise DataError(f"{path}: the compressed file is damaged ({error})", "fetch it again") from error
+    with reading(path) as file:
+        head = file.read(HEAD)
     if not head:
         raise DataError(f"{path}: the file is empty (0 bytes)", "fetch or write it again")
     for fault in FAULTS:
@@ -133,7 +146,7 @@ def foreign_encoding(path: Path, is_row: Callable[[str], bool] | None = None) ->
         is_row: says whether a line, once decoded, is a row; one of the lines must be.
     """
     foreign: list[bytes] = []
-    with open_bytes(path) as file:
+    with reading(path) as file:
         for line in file.readlines(SCANNED):
             if line.isascii():
                 continue

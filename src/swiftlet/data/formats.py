@@ -28,6 +28,11 @@ from swiftlet.data.rows import BadRow, Record, Sample
 from swiftlet.data.toolcalls import parsed, read_tools
 
 
+# most rows have none of these, and one look at all names is cheaper than one each
+UNUSUAL = frozenset({*MEDIA, *PREFERENCES, *LABELS})
+NO_PAIR = frozenset({*CHATS, *SYSTEMS, *TOOLS})
+
+
 def to_sample(record: Record, columns: Mapping[str, str]) -> Sample | BadRow:
     """Return the conversation or plain text of a row, or why it cannot be trained on.
 
@@ -55,18 +60,10 @@ def row_sha1(row: Mapping[str, Any]) -> str:
 
 
 def _read(row: Mapping[str, Any], record: Record, *, is_mapped: bool) -> Sample:
-    for name in MEDIA:
-        if _holds_something(row.get(name)):
-            raise RowFault("multimodal", f"column {name}: only text is trained on")
-    preference = first_set(row, PREFERENCES)
-    if preference is not None and not is_mapped:
-        raise RowFault(
-            "preference", f"preference data (column {preference}): no answer for supervised fine-tuning"
-        )
     notes: set[str] = set()
-    if any(isinstance(row.get(name), bool) or row.get(name) in (0, 1) for name in LABELS):
-        notes.add("label_unused")
-    chat = first_set(row, CHATS)
+    if not UNUSUAL.isdisjoint(row):
+        _check_unusual(row, notes, is_mapped=is_mapped)
+    chat = None if NO_PAIR.isdisjoint(row) else _chat_column(row)
     if chat is not None:
         messages = read_chat(row[chat], chat, notes)
     elif _is_plain_text(row):
@@ -75,9 +72,31 @@ def _read(row: Mapping[str, Any], record: Record, *, is_mapped: bool) -> Sample:
         messages = _pair(row, notes)
     if messages[0]["role"] == ASSISTANT:
         return _plain(messages[0]["content"], record, notes)
-    messages = _with_system(row, messages)
-    tools = next((row[name] for name in TOOLS if row.get(name) is not None), None)
+    tools = None
+    if not NO_PAIR.isdisjoint(row):
+        messages = _with_system(row, messages)
+        tools = next((row[name] for name in TOOLS if row.get(name) is not None), None)
     return Sample(messages, record.origin, read_tools(tools), notes=tuple(sorted(notes)))
+
+
+def _check_unusual(row: Mapping[str, Any], notes: set[str], *, is_mapped: bool) -> None:
+    """Look at the columns that most data have not: media, preferences, labels."""
+    for name in MEDIA:
+        if _holds_something(row.get(name)):
+            raise RowFault("multimodal", f"column {name}: only text is trained on")
+    preference = first_set(row, PREFERENCES)
+    if preference is not None and not is_mapped:
+        raise RowFault(
+            "preference", f"column {preference}: preference data has no answer to be fine-tuned on"
+        )
+    if any(isinstance(row.get(name), bool) or row.get(name) in (0, 1) for name in LABELS):
+        notes.add("label_unused")
+
+
+def _chat_column(row: Mapping[str, Any]) -> str | None:
+    """Return the column of the conversation, one with a list before one with a text; None when there is none."""
+    found = [name for name in CHATS if name in row and row[name] not in (None, [], "")]
+    return next((name for name in found if isinstance(row[name], list)), found[0] if found else None)
 
 
 def _plain(text: str, record: Record, notes: set[str]) -> Sample:

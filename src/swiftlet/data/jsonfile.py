@@ -7,18 +7,27 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
 from swiftlet.data.columns import ANSWERS, CHATS, MEDIA, OURS, PREFERENCES
-from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, open_bytes, suffix_of
-from swiftlet.data.jsonlines import Keep, count_lines, explain, is_json, kind_of, read_json_lines, sha1
+from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, reading, suffix_of
+from swiftlet.data.jsonlines import (
+    Keep,
+    count_lines,
+    explain,
+    is_json,
+    kind_of,
+    lines_of,
+    read_json_lines,
+    sha1,
+)
 from swiftlet.data.rows import BadRow, Origin, Record
 from swiftlet.errors import DataError, describe
 
 ROW_KEYS = OURS | {*MEDIA, *PREFERENCES, "input_ids"}
 TEXT_KEYS = {*ANSWERS, "query", "prompt", "instruction", "question", "problem", "input", "text"}
-LONGEST_FIRST_LINE = 1 << 26
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OPEN = re.compile(rb"[{\[,:]\s*$")
 
@@ -67,14 +76,8 @@ def is_one_row_a_line(path: Path) -> bool:
 
 def _first_lines(path: Path) -> tuple[bytes, bytes]:
     """Return the first two lines that are not blank, b"" where there is none."""
-    found: list[bytes] = []
-    with open_bytes(path) as file:
-        while len(found) < 2 and (line := file.readline(LONGEST_FIRST_LINE)):
-            if not found:
-                line = line.removeprefix(UTF8_BOM)
-            if not line.isspace():
-                found.append(line)
-    return (found + [b"", b""])[0], (found + [b"", b""])[1]
+    found = [line for line, _ in islice(lines_of(path), 2)]
+    return (*found, b"", b"")[0], (*found, b"", b"")[1]
 
 
 def _elements(path: Path) -> Iterator[tuple[Any, str, int]]:
@@ -95,7 +98,7 @@ def _elements(path: Path) -> Iterator[tuple[Any, str, int]]:
 
 
 def _text_of(path: Path) -> tuple[str, int]:
-    with open_bytes(path) as file:
+    with reading(path) as file:
         data = file.read()
     skipped = len(UTF8_BOM) if data.startswith(UTF8_BOM) else 0
     try:
@@ -194,10 +197,15 @@ def _check_single(path: Path, value: Any) -> None:
     if ROW_KEYS & value.keys() or any(name in value for name in CHATS):
         return
     keys = ", ".join(describe(key, 40).strip("'\"") for key in list(value)[:8])
-    message = f"{path}: top level is an object with keys {keys}, expected a list of rows"
+    with_keys = f"an object with keys {keys}" if value else "an empty object"
+    message = f"{path}: top level is {with_keys}, expected a list of rows"
     inside = next((key for key, item in value.items() if isinstance(item, list) and _are_rows(item)), None)
     if inside is not None:
         path_of_rows = f".{inside}[]" if inside.isidentifier() else f".[{json.dumps(inside)}][]"
+        # the export of a dataset viewer wraps each row once more
+        path_of_rows += (
+            ".row" if all(isinstance(item.get("row"), dict) for item in value[inside][:10]) else ""
+        )
         raise DataError(message, f"take {inside} out: jq -c '{path_of_rows}' {path.name} > rows.jsonl")
     if value and all(isinstance(item, dict) for item in value.values()):
         raise DataError(

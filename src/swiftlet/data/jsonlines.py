@@ -7,9 +7,9 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, open_bytes
+from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, reading
 from swiftlet.data.rows import BadRow, Origin, Record
 
 Keep = Callable[[int], object]
@@ -21,16 +21,31 @@ def sha1(raw: bytes) -> str:
 
 
 def lines_of(path: Path) -> Iterator[tuple[bytes, Origin]]:
-    """Yield the lines that are not blank, each without its byte order mark and with its place."""
+    """Yield the lines that are not blank, each with its place and without a byte order mark.
+
+    A mark may stand before any line: files were joined. A file without any line feed is cut at carriage returns.
+
+    Raises:
+        DataError: the file cannot be read to its end.
+    """
     name = str(path)
-    with open_bytes(path) as file:
+    with reading(path) as file:
         byte = 0
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_cut(file), 1):
             start, byte = byte, byte + len(line)
-            if number == 1 and line.startswith(UTF8_BOM):
-                line, start = line[len(UTF8_BOM) :], len(UTF8_BOM)
+            if line.startswith(UTF8_BOM):
+                line, start = line[len(UTF8_BOM) :], start + len(UTF8_BOM)
             if line and not line.isspace():
                 yield line, Origin(name, number, start)
+
+
+def _cut(file: IO[bytes]) -> Iterator[bytes]:
+    first = file.readline()
+    if first.endswith(b"\n") or b"\r" not in first.rstrip():
+        yield first
+        yield from file
+    else:
+        yield from first.replace(b"\r", b"\n").splitlines(keepends=True)
 
 
 def count_lines(path: Path) -> int:

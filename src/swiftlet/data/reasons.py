@@ -30,6 +30,7 @@ NOTES: dict[str, str] = {
     "no_prompt": "a text without a question: all of it is trained on",
     "label_unused": "a preference label (KTO) is not used: good and bad answers are learnt alike",
     "context_unused": "a context column is not used; add it to the question with --columns context=input",
+    "weight_unused": "a weight between 0 and 1 is not used: the answer counts in full",
     "reasoning_unused": "a reasoning_content beside the answer is not used",
 }
 
