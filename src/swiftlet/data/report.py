@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,7 +209,7 @@ class DataReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON values."""
-        return asdict(self)
+        return {**vars(self), "datasets": [vars(dataset) for dataset in self.datasets]}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> DataReport:
