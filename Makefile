@@ -22,6 +22,26 @@ demo-smollm2: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov=swiftlet --cov-report=term --cov-fail-under=90
 
+NPU_VENV ?= .venv-npu
+NPU_BIN := $(abspath $(NPU_VENV)/bin)
+NPU_STAMP := $(NPU_VENV)/.installed
+SIMULATOR := $(NPU_VENV)/.simulator
+SIMULATOR_FILES := $(shell find tests/simulated_npu -type f -not -path '*/build/*' -not -path '*.egg-info/*' -not -name '*.pyc')
+
+$(NPU_STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.txt)
+	test -x $(NPU_BIN)/python || $(PYTHON) -m venv $(NPU_VENV)
+	$(NPU_BIN)/python -m pip install -q -c constraints.txt torch==2.13.0 torch-npu==2.13.0
+	$(NPU_BIN)/python -m pip install -q -c constraints.txt -e '.[llm,deepspeed,dev]'
+	touch $@
+
+$(SIMULATOR): $(NPU_STAMP) $(SIMULATOR_FILES)
+	$(NPU_BIN)/python -m pip install -q --no-build-isolation --no-deps ./tests/simulated_npu
+	touch $@
+
+# torch-npu lives in an environment of its own: without the simulator (NPUSIM=1) it keeps torch from importing.
+npu-test: $(SIMULATOR)
+	PATH="$(NPU_BIN):$$PATH" NPUSIM=1 NPUSIM_REQUIRED=1 OMP_NUM_THREADS=1 $(NPU_BIN)/python -m pytest -m npu_sim tests/npu
+
 check: $(STAMP)
 	$(BIN)/ruff format --check src tests tools benchmarks
 	$(BIN)/ruff check src tests tools benchmarks

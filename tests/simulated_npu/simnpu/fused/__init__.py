@@ -1,0 +1,25 @@
+"""Operators of torch_npu's own name space (npu::) in plain maths on the CPU.
+
+Names, arguments and defaults are read from the schemas in the wheel; what an argument means is taken from the operator
+documentation. An argument that the maths here does not know is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Registers every operator of this package."""
+    from simnpu.fused import kernels
+
+    with kernels.registering():
+        from simnpu.fused import (  # noqa: F401  (each module registers its operators)
+            activations,
+            attention,
+            formats,
+            losses,
+            matmul,
+            norms,
+            optimizers,
+            random,
+            rotary,
+        )

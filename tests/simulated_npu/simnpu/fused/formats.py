@@ -1,0 +1,78 @@
+"""Types and storage formats. Formats are recorded in the tensor's description; the bytes stay in plain order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simnpu.fused.kernels import kernel
+
+
+@kernel("_npu_dtype_cast")
+def dtype_cast(input: Tensor, dtype: torch.dtype) -> Tensor:
+    return input.to(dtype, copy=True)
+
+
+@kernel("_npu_dtype_cast_backward")
+def dtype_cast_backward(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    return grad.to(dtype, copy=True)
+
+
+@kernel("npu_dtype_cast_")
+def dtype_cast_(input: Tensor, src: Tensor) -> Tensor:
+    input.copy_(src)
+    return input
+
+
+@kernel("npu_format_cast", "_npu_format_cast", on_host=False)
+def format_cast(input: Tensor, acl_format: int) -> Tensor:
+    """torch_npu itself makes the tensor: it knows sizes, and whether internal formats are allowed."""
+    if torch.ops.simnpu.get_format(input) == acl_format:
+        return input
+    result = torch.ops.npu.empty_with_format(
+        input.shape, dtype=input.dtype, device=input.device, acl_format=acl_format
+    )
+    return result.copy_(input)
+
+
+@kernel("npu_format_cast_.acl_format", on_host=False)
+def format_cast_(input: Tensor, acl_format: int) -> Tensor:
+    return torch.ops.simnpu.set_format(input, torch.ops.simnpu.get_format(format_cast(input, acl_format)))
+
+
+@kernel("npu_format_cast_", on_host=False)
+def format_cast_like_(input: Tensor, src: Tensor) -> Tensor:
+    input.copy_(src)
+    return torch.ops.simnpu.set_format(input, torch.ops.simnpu.get_format(src))
+
+
+@kernel("copy_memory_", on_host=False)
+def copy_memory_(input: Tensor, src: Tensor, non_blocking: bool) -> Tensor:
+    return input.copy_(src, non_blocking=non_blocking)
+
+
+@kernel("npu_view_copy", on_host=False)
+def view_copy(input: Tensor, other: Tensor, non_blocking: bool) -> Tensor:
+    return input.copy_(other, non_blocking=non_blocking)
+
+
+@kernel("npu_transpose", on_host=False)
+def transpose(input: Tensor, perm: list[int], require_contiguous: bool) -> Tensor:
+    return input.permute(perm).contiguous()
+
+
+@kernel("npu_confusion_transpose", on_host=False)
+def confusion_transpose(input: Tensor, perm: list[int], shape: list[int], transpose_first: bool) -> Tensor:
+    if transpose_first:
+        return input.permute(perm).contiguous().view(shape)
+    return input.reshape(shape).permute(perm).contiguous()
+
+
+@kernel("npu_broadcast", on_host=False)
+def broadcast(input: Tensor, size: list[int]) -> Tensor:
+    return input.expand(size).contiguous()
+
+
+@kernel("one_", on_host=False)
+def one_(input: Tensor) -> Tensor:
+    return input.fill_(1)

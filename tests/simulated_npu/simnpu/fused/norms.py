@@ -1,0 +1,108 @@
+"""Normalisations: computed in float32, returned in the type of the input."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simnpu.fused.kernels import check, gradients, kernel
+
+
+def last_dims(x: Tensor, gamma: Tensor) -> tuple[int, ...]:
+    return tuple(range(x.dim() - gamma.dim(), x.dim()))
+
+
+@kernel("npu_rms_norm")
+def rms_norm(input: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """Returns y of input's type (float32 only if gamma's type is wider) and rstd, float32, of shape [..., 1]."""
+    check(
+        input.shape[-gamma.dim() :] == gamma.shape,
+        f"npu_rms_norm: gamma {tuple(gamma.shape)} must match the last dims of {tuple(input.shape)}",
+    )
+    wide = input.float()
+    rstd = torch.rsqrt(wide.pow(2).mean(last_dims(input, gamma), keepdim=True) + epsilon)
+    return (wide * rstd * gamma.float()).to(input.dtype), rstd
+
+
+@kernel("npu_rms_norm_backward")
+def rms_norm_backward(dy: Tensor, input: Tensor, gamma: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """Uses the rstd that forward kept, as the device does; the gradient of gamma is float32."""
+    x, upstream = input.float(), dy.float()
+    scaled = upstream * gamma.float()
+    mean = (scaled * x).mean(last_dims(input, gamma), keepdim=True)
+    dx = rstd * (scaled - x * rstd * rstd * mean)
+    dgamma = (upstream * x * rstd).sum(tuple(range(input.dim() - gamma.dim())))
+    return dx.to(input.dtype), dgamma
+
+
+@kernel("npu_gemma_rms_norm")
+def gemma_rms_norm(input: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+    """As rms_norm, with 1 + gamma as the weight."""
+    return rms_norm(input, gamma.float() + 1, epsilon)
+
+
+@kernel("npu_add_rms_norm")
+def add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float) -> tuple[Tensor, Tensor, Tensor]:
+    total = x1 + x2
+    y, rstd = rms_norm(total, gamma, epsilon)
+    return y, rstd, total
+
+
+@kernel("npu_deep_norm")
+def deep_norm(
+    x: Tensor, gx: Tensor, beta: Tensor, gamma: Tensor, alpha: float, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Layer norm of alpha * x + gx; returns mean, rstd, y."""
+    total = alpha * x.float() + gx.float()
+    dims = last_dims(x, gamma)
+    mean = total.mean(dims, keepdim=True)
+    rstd = torch.rsqrt((total - mean).pow(2).mean(dims, keepdim=True) + epsilon)
+    y = (total - mean) * rstd * gamma.float() + beta.float()
+    return mean, rstd, y.to(x.dtype)
+
+
+@kernel("npu_deep_norm_backward")
+def deep_norm_backward(
+    dy: Tensor, x: Tensor, gx: Tensor, gamma: Tensor, mean: Tensor, rstd: Tensor, alpha: float
+) -> tuple[Tensor, ...]:
+    def forward(x: Tensor, gx: Tensor, beta: Tensor, gamma: Tensor) -> Tensor:
+        total = alpha * x.float() + gx.float()
+        dims = last_dims(x, gamma)
+        centred = total - total.mean(dims, keepdim=True)
+        # the variance is differentiated too; its epsilon is what forward's rstd implies
+        epsilon = rstd.pow(-2) - centred.detach().pow(2).mean(dims, keepdim=True)
+        normal = centred * torch.rsqrt(centred.pow(2).mean(dims, keepdim=True) + epsilon)
+        return (normal * gamma.float() + beta.float()).to(x.dtype)
+
+    return gradients(forward, (x, gx, torch.zeros_like(gamma), gamma), [dy])
+
+
+@kernel("npu_layer_norm_eval")
+def layer_norm_eval(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    return F.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+@kernel("npu_add_layer_norm")
+def add_layer_norm(
+    x1: Tensor, x2: Tensor, gamma: Tensor, beta: Tensor, epsilon: float, additional_output: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    total = x1.float() + x2.float()
+    dims = last_dims(x1, gamma)
+    mean = total.mean(dims, keepdim=True)
+    rstd = torch.rsqrt((total - mean).pow(2).mean(dims, keepdim=True) + epsilon)
+    y = ((total - mean) * rstd * gamma.float() + beta.float()).to(x1.dtype)
+    return y, mean, rstd, total.to(x1.dtype) if additional_output else torch.empty(0)
+
+
+@kernel("npu_group_norm_silu")
+def group_norm_silu(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, group: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns silu(group_norm(input)), and mean and rstd of every group."""
+    groups = input.float().reshape(input.shape[0], group, -1)
+    mean = groups.mean(-1)
+    rstd = torch.rsqrt(groups.var(-1, unbiased=False) + eps)
+    return F.silu(F.group_norm(input, group, weight, bias, eps)), mean.to(input.dtype), rstd.to(input.dtype)

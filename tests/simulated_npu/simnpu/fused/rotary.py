@@ -1,0 +1,47 @@
+"""Rotary position embeddings."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from simnpu.fused.kernels import check, gradients, kernel
+
+
+def rotated(x: Tensor, mode: str) -> Tensor:
+    """The quarter turn: of the two halves of the last dim ("half"), or of neighbours ("interleave")."""
+    check(mode in ("half", "interleave"), f"npu_rotary_mul: rotary_mode {mode!r} must be half or interleave")
+    if mode == "half":
+        first, second = x.chunk(2, -1)
+        return torch.cat((-second, first), -1)
+    return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+
+
+@kernel("npu_rotary_mul")
+def rotary_mul(input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str, rotate: Tensor | None) -> Tensor:
+    """r1 * input + r2 * rotated(input)."""
+    check(input.dim() == r1.dim() == r2.dim() == 4, "npu_rotary_mul: input, r1 and r2 must be 4-D")
+    size = input.shape[-1]
+    check(size % 2 == 0 and size < 896, f"npu_rotary_mul: the last dim {size} must be even and below 896")
+    turned = rotated(input, rotary_mode) if rotate is None else input @ rotate
+    return (r1 * input + r2 * turned).to(input.dtype)
+
+
+@kernel("npu_rotary_mul_backward")
+def rotary_mul_backward(
+    grad: Tensor, input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return gradients(lambda x, a, b: rotary_mul(x, a, b, rotary_mode, None), (input, r1, r2), [grad])
+
+
+@kernel("npu_apply_rotary_pos_emb")
+def apply_rotary_pos_emb(
+    query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, layout: str, rotary_mode: str
+) -> tuple[Tensor, Tensor]:
+    """Both at once; changes query and key in place, as the device does."""
+    check(
+        layout in ("BSND", "BSH", "TND", "1"), f"npu_apply_rotary_pos_emb: layout {layout!r} is not supported"
+    )
+    for x in (query, key):
+        x.copy_((cos * x + sin * rotated(x, rotary_mode)).to(x.dtype))
+    return query, key

@@ -1,0 +1,153 @@
+// Points the aten operators of the real torch_npu at the CPU's kernels, and offers a few operators to Python.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+
+#include <atomic>
+#include <mutex>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "fallback.h"
+#include "torch_npu/csrc/core/NPUStorageImpl.h"
+
+namespace simnpu {
+namespace {
+
+using c10::DispatchKey;
+
+std::mutex counting;
+std::unordered_map<std::string, int64_t> counted;
+std::atomic<bool> counts{false};
+
+// What torch_npu does well without a device: its tensors have a storage class of their own, so it must make them.
+bool stays_with_torch_npu(const std::string& name) {
+  static const std::unordered_set<std::string> names{
+      "aten::empty", "aten::empty_strided", "aten::empty_like", "aten::empty_with_swapped_memory", "aten::as_strided",
+      "aten::view", "aten::_reshape_alias", "aten::set_", "aten::resize_", "aten::resize_as_", "aten::record_stream",
+      "aten::_pin_memory", "aten::pin_memory", "aten::is_pinned", "aten::_has_compatible_shallow_copy_type",
+      "aten::_copy_from_and_resize", "aten::contiguous", "aten::unfold", "aten::view_as_real", "aten::view_as_complex",
+      "aten::to", "aten::_lazy_clone", "aten::alias", "aten::_conj",
+      // its own attention, which calls npu_fusion_attention
+      "aten::scaled_dot_product_attention", "aten::_fused_sdp_choice"};
+  return names.count(name) > 0 || name.find("_scaled_dot_product") != std::string::npos;
+}
+
+template <DispatchKey key>
+void run_kernel_of(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  op.callBoxedForDispatchKey(key, *stack);
+}
+
+// Views and factories made of other operators must run on npu tensors; anything else may run on the CPU whole.
+bool is_view_or_factory(const c10::FunctionSchema& schema) {
+  for (const auto& result : schema.returns()) {
+    if (result.alias_info() != nullptr && !schema.is_mutable()) return true;
+  }
+  for (const auto& argument : schema.arguments()) {
+    if (argument.name() == "device") return true;
+  }
+  return false;
+}
+
+std::string short_name(const c10::OperatorName& name) {
+  const auto full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
+  return full.substr(std::string("aten::").size());
+}
+
+// torch_npu has autograd kernels of its own for some operators, which call device kernels: use torch's.
+void restore_autograd(torch::Library& library, const c10::OperatorHandle& op, const std::string& name) {
+  if (!op.hasKernelForDispatchKey(DispatchKey::AutogradPrivateUse1)) return;
+  if (op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::CompositeImplicitAutograd>>());
+  } else if (op.hasKernelForDispatchKey(DispatchKey::Autograd)) {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::Autograd>>());
+  }
+}
+
+bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, const std::string& name) {
+  const bool has_npu = op.hasKernelForDispatchKey(DispatchKey::PrivateUse1);
+  const bool has_cpu = op.hasKernelForDispatchKey(DispatchKey::CPU);
+  const bool is_explicit = op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd);
+  const bool is_implicit = op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd);
+  if (has_cpu || name == "copy_" || (is_explicit && !is_view_or_factory(op.schema()))) {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
+  } else if (has_npu && is_explicit) {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::CompositeExplicitAutograd>>());
+  } else if (has_npu && is_implicit) {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::CompositeImplicitAutograd>>());
+  } else {
+    return false;
+  }
+  return true;
+}
+
+// torch warns for every kernel that is registered over another.
+struct Quiet : c10::WarningHandler {
+  void process(const c10::Warning&) override {}
+};
+
+const torch_npu::NPUStorageDesc& description(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.device().is_privateuseone(), "Expected an npu tensor, got one on ", tensor.device());
+  return static_cast<torch_npu::NPUStorageImpl*>(tensor.storage().unsafeGetStorageImpl())->npu_desc_;
+}
+
+// Formats are only recorded: the bytes stay in the plain order.
+at::Tensor set_format(const at::Tensor& tensor, int64_t format) {
+  const_cast<torch_npu::NPUStorageDesc&>(description(tensor)).npu_format_ = static_cast<aclFormat>(format);
+  return tensor;
+}
+
+int64_t get_format(const at::Tensor& tensor) { return description(tensor).npu_format_; }
+
+void set_counting(bool on) { counts = on; }
+
+}  // namespace
+
+void count(const std::string& what, int64_t by) {
+  if (!counts) return;
+  std::lock_guard<std::mutex> guard(counting);
+  counted[what] += by;
+}
+
+c10::Dict<std::string, int64_t> counters() {
+  std::lock_guard<std::mutex> guard(counting);
+  c10::Dict<std::string, int64_t> result;
+  for (const auto& [what, number] : counted) result.insert(what, number);
+  counted.clear();
+  return result;
+}
+
+int64_t install() {
+  static auto* kernels = new torch::Library(torch::Library::IMPL, "aten", DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  static auto* autograd = new torch::Library(torch::Library::IMPL, "aten", DispatchKey::AutogradPrivateUse1, __FILE__, __LINE__);
+  Quiet quiet;
+  c10::WarningUtils::WarningHandlerGuard guard(&quiet);
+  auto& dispatcher = c10::Dispatcher::singleton();
+  int64_t replaced = 0;
+  for (const auto& name : dispatcher.getAllOpNames()) {
+    if (name.name.rfind("aten::", 0) != 0 || stays_with_torch_npu(name.name)) continue;
+    const auto op = dispatcher.findOp(name);
+    if (!op || !op->hasSchema()) continue;
+    restore_autograd(*autograd, *op, short_name(name));
+    if (replace_kernel(*kernels, *op, short_name(name))) replaced++;
+  }
+  return replaced;
+}
+
+TORCH_LIBRARY(simnpu, m) {
+  m.def("install() -> int", &install);
+  m.def("count(str what) -> ()", [](const std::string& what) { count(what); });
+  m.def("counters() -> Dict(str, int)", &counters);
+  m.def("set_counting(bool on) -> ()", &set_counting);
+  m.def("cpu_alias(Tensor tensor) -> Tensor");
+  m.def("set_format(Tensor tensor, int format) -> Tensor");
+  m.def("get_format(Tensor tensor) -> int");
+}
+
+TORCH_LIBRARY_IMPL(simnpu, CompositeImplicitAutograd, m) {
+  m.impl("cpu_alias", cpu_alias);
+  m.impl("set_format", set_format);
+  m.impl("get_format", get_format);
+}
+
+}  // namespace simnpu

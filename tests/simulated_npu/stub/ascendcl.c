@@ -1,0 +1,316 @@
+/* A stub of the Ascend runtime: devices, contexts, memory, streams and events over host memory.
+ *
+ * Only names, argument lists and return codes are those of the real one. Streams are synchronous: work is done when
+ * its call returns, so a missing synchronisation is never caught here. */
+#define _GNU_SOURCE
+#include "machine.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+enum { HEADER = 4096, READ_WRITE = PROT_READ | PROT_WRITE };
+typedef int aclError;
+
+/* As in the real runtime a thread has no device until it sets one: torch_npu relies on the error that this gives. */
+static __thread int device = -1;
+static int contexts[MAX_CARDS];
+static long synchronisations;
+
+static int card(void) { return machine_physical(device); }
+
+#define RETURN_FAULT()                               \
+    do {                                             \
+        int code_ = fault_check(__func__, card());   \
+        if (code_) return code_;                     \
+    } while (0)
+#define NEED_DEVICE()                                           \
+    do {                                                        \
+        if (device < 0) return fail(CONTEXT_NULL, __func__);    \
+    } while (0)
+
+/* How often this process waited for a device: read by simnpu.trace. */
+long npusim_synchronisations(void) { return synchronisations; }
+
+/* ---- process and device ---- */
+
+aclError aclInit(const char *config) {
+    RETURN_FAULT();
+    return OK;
+}
+
+aclError aclFinalize(void) { return OK; }
+
+aclError aclrtSetDevice(int id) {
+    if (id < 0 || id >= machine_visible(NULL)) return fail(INVALID_DEVICE, __func__);
+    int code = fault_check(__func__, machine_physical(id));
+    if (code) return code;
+    device = id;
+    return OK;
+}
+
+aclError aclrtResetDevice(int id) { return OK; }
+
+aclError aclrtGetDevice(int *id) {
+    if (device < 0) return CONTEXT_NULL;
+    *id = device;
+    return OK;
+}
+
+aclError aclrtGetDeviceCount(uint32_t *count) {
+    RETURN_FAULT();
+    *count = (uint32_t)machine_visible(NULL);
+    return OK;
+}
+
+/* The driver's count (libascend_hal.so) knows nothing of visible ids. */
+aclError drvGetDevNum(uint32_t *count) {
+    *count = (uint32_t)machine_cards();
+    return OK;
+}
+
+const char *aclrtGetSocName(void) {
+    const char *name = getenv("NPUSIM_SOC");
+    return name ? name : "Ascend910B3";
+}
+
+const char *aclGetRecentErrMsg(void) { return fault_text(); }
+
+aclError aclrtGetCurrentContext(void **context) {
+    if (device < 0) return CONTEXT_NULL;
+    *context = &contexts[device];
+    return OK;
+}
+
+aclError aclrtSetCurrentContext(void *context) {
+    device = (int)((int *)context - contexts);
+    return OK;
+}
+
+aclError aclrtCreateContext(void **context, int id) {
+    *context = &contexts[id];
+    return OK;
+}
+
+aclError aclrtGetPrimaryCtxState(int id, uint32_t *flags, int *active) {
+    *active = id == device;
+    return OK;
+}
+
+/* Two values are asked for: the cores of a card. A 910B3 has 20 AI cores and 40 vector cores. */
+aclError aclGetDeviceCapability(uint32_t id, int what, int64_t *value) {
+    *value = what == 1 ? 40 : 20;
+    return OK;
+}
+
+aclError aclrtGetDeviceInfo(uint32_t id, int what, int64_t *value) {
+    *value = what == 1 ? 40 : 20;
+    return OK;
+}
+
+aclError aclrtGetLogicDevIdByUserDevId(int user, int *logic) {
+    *logic = user;
+    return OK;
+}
+
+aclError aclrtGetPhyDevIdByLogicDevId(int logic, int *physical) {
+    *physical = machine_physical(logic);
+    return OK;
+}
+
+aclError aclrtQueryDeviceStatus(int id, int *status) {
+    *status = 0;
+    return OK;
+}
+
+aclError aclrtGetDeviceUtilizationRate(int id, void *rates) {
+    memset(rates, 0, 4 * sizeof(int32_t));
+    return OK;
+}
+
+aclError aclrtDeviceCanAccessPeer(int *can, int from, int to) {
+    *can = 1;
+    return OK;
+}
+
+/* ---- memory ---- */
+
+typedef struct {
+    size_t bytes;
+    int card;
+} Block;
+
+aclError aclrtMalloc(void **pointer, size_t bytes, int policy) {
+    NEED_DEVICE();
+    RETURN_FAULT();
+    if (machine_take(card(), bytes)) return fail(OUT_OF_MEMORY, __func__);
+    /* pages are not touched, so cards may be larger than the host */
+    char *start = mmap(NULL, bytes + HEADER, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (start == MAP_FAILED) {
+        machine_give(card(), bytes);
+        return fail(OUT_OF_MEMORY, __func__);
+    }
+    *(Block *)start = (Block){bytes, card()};
+    *pointer = start + HEADER;
+    return OK;
+}
+
+aclError aclrtMallocAlign32(void **pointer, size_t bytes, int policy) { return aclrtMalloc(pointer, bytes, policy); }
+
+aclError aclrtFree(void *pointer) {
+    if (!pointer) return OK;
+    char *start = (char *)pointer - HEADER;
+    Block block = *(Block *)start;
+    machine_give(block.card, block.bytes);
+    munmap(start, block.bytes + HEADER);
+    return OK;
+}
+
+aclError aclrtGetMemInfo(int kind, size_t *free_bytes, size_t *total) {
+    /* torch_npu asks before it has set a device: device properties are read that way */
+    int physical = device < 0 ? machine_physical(0) : card();
+    *total = machine_capacity();
+    size_t used = machine_used(physical);
+    *free_bytes = used < *total ? *total - used : 0;
+    return OK;
+}
+
+aclError aclrtMallocHost(void **pointer, size_t bytes) {
+    RETURN_FAULT();
+    return posix_memalign(pointer, 64, bytes ? bytes : 1) ? OUT_OF_MEMORY : OK;
+}
+
+aclError aclrtFreeHost(void *pointer) {
+    free(pointer);
+    return OK;
+}
+
+aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, int kind) {
+    RETURN_FAULT();
+    if (bytes > room) return fail(INVALID_PARAM, __func__);
+    memmove(to, from, bytes);
+    return OK;
+}
+
+aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t bytes, int kind, void *stream) {
+    return aclrtMemcpy(to, room, from, bytes, kind);
+}
+
+aclError aclrtMemset(void *to, size_t room, int value, size_t bytes) {
+    memset(to, value, bytes);
+    return OK;
+}
+
+aclError aclrtMemsetAsync(void *to, size_t room, int value, size_t bytes, void *stream) {
+    memset(to, value, bytes);
+    return OK;
+}
+
+aclError aclrtPointerGetAttributes(const void *pointer, void *attributes) { return OK; }
+
+/* ---- virtual memory of expandable segments: an address range, and pages that are mapped into it ---- */
+
+aclError aclrtReserveMemAddress(void **pointer, size_t bytes, size_t alignment, void *wish, uint64_t flags) {
+    *pointer = mmap(wish, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return *pointer == MAP_FAILED ? fail(OUT_OF_MEMORY, __func__) : OK;
+}
+
+aclError aclrtReleaseMemAddress(void *pointer) { return OK; }
+
+aclError aclrtMallocPhysical(void **handle, size_t bytes, const void *properties, uint64_t flags) {
+    NEED_DEVICE();
+    RETURN_FAULT();
+    if (machine_take(card(), bytes)) return fail(OUT_OF_MEMORY, __func__);
+    Block *block = malloc(sizeof *block);
+    *block = (Block){bytes, card()};
+    *handle = block;
+    return OK;
+}
+
+aclError aclrtFreePhysical(void *handle) {
+    Block *block = handle;
+    machine_give(block->card, block->bytes);
+    free(block);
+    return OK;
+}
+
+aclError aclrtMapMem(void *pointer, size_t bytes, size_t offset, void *handle, uint64_t flags) {
+    return mprotect(pointer, bytes, READ_WRITE) ? fail(INVALID_PARAM, __func__) : OK;
+}
+
+aclError aclrtUnmapMem(void *pointer) { return OK; }
+
+/* ---- streams and events ---- */
+
+static void *token(void) { return calloc(1, 64); }
+
+#define CREATE(name, ...)                   \
+    aclError name(void **made, ##__VA_ARGS__) { \
+        NEED_DEVICE();                      \
+        RETURN_FAULT();                     \
+        *made = token();                    \
+        return OK;                          \
+    }
+CREATE(aclrtCreateStream)
+CREATE(aclrtCreateStreamWithConfig, uint32_t priority, uint32_t flags)
+CREATE(aclrtCreateEvent)
+CREATE(aclrtCreateEventWithFlag, uint32_t flags)
+CREATE(aclrtCreateEventExWithFlag, uint32_t flags)
+
+aclError aclrtDestroyEvent(void *event) {
+    free(event);
+    return OK;
+}
+
+aclError aclrtRecordEvent(void *event, void *stream) {
+    RETURN_FAULT();
+    if (event) clock_gettime(CLOCK_MONOTONIC, event);
+    return OK;
+}
+
+aclError aclrtEventElapsedTime(float *milliseconds, void *begin, void *end) {
+    const struct timespec *from = begin, *to = end;
+    *milliseconds = (float)((double)(to->tv_sec - from->tv_sec) * 1e3 + (double)(to->tv_nsec - from->tv_nsec) / 1e6);
+    return OK;
+}
+
+aclError aclrtQueryEventStatus(void *event, int *status) {
+    RETURN_FAULT();
+    *status = 1; /* complete */
+    return OK;
+}
+
+aclError aclrtQueryEventWaitStatus(void *event, int *status) {
+    *status = 1;
+    return OK;
+}
+
+aclError aclrtStreamQuery(void *stream, int *status) {
+    RETURN_FAULT();
+    *status = 0; /* complete */
+    return OK;
+}
+
+#define WAIT(name, ...)                     \
+    aclError name(__VA_ARGS__) {            \
+        synchronisations++;                 \
+        RETURN_FAULT();                     \
+        return OK;                          \
+    }
+WAIT(aclrtSynchronizeEvent, void *event)
+WAIT(aclrtSynchronizeStream, void *stream)
+WAIT(aclrtSynchronizeStreamWithTimeout, void *stream, int milliseconds)
+WAIT(aclrtSynchronizeDevice, void)
+WAIT(aclrtSynchronizeDeviceWithTimeout, int milliseconds)
+
+aclError aclrtDeviceGetStreamPriorityRange(int *least, int *greatest) {
+    *least = 7;
+    *greatest = 0;
+    return OK;
+}
+
+aclError aclrtStreamGetId(void *stream, int *id) {
+    *id = 1;
+    return OK;
+}

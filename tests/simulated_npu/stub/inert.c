@@ -1,0 +1,129 @@
+/* Functions that torch_npu looks up and that have nothing to do here: they succeed, or report "none". */
+#include "machine.h"
+#include <stdlib.h>
+#include <string.h>
+
+enum { CANN_VERSION_NUMBER = 80300000 };
+static const char CANN_VERSION[] = "8.3.RC1";
+
+int aclGetCannAttribute(int what, int *value) {
+    *value = 0;
+    return OK;
+}
+
+int aclGetCannAttributeList(const int **list, size_t *count) {
+    *count = 0;
+    return OK;
+}
+
+int aclsysGetCANNVersion(int package, void *version) {
+    memset(version, 0, 64);
+    memcpy(version, CANN_VERSION, sizeof CANN_VERSION);
+    return OK;
+}
+
+int aclsysGetVersionStr(char *package, char *version) {
+    memcpy(version, CANN_VERSION, sizeof CANN_VERSION);
+    return OK;
+}
+
+int aclsysGetVersionNum(char *package, int *version) {
+    *version = CANN_VERSION_NUMBER;
+    return OK;
+}
+
+int aclrtGetSysParamOpt(int option, int64_t *value) {
+    *value = 0;
+    return OK;
+}
+
+int aclrtCtxGetSysParamOpt(int option, int64_t *value) { return aclrtGetSysParamOpt(option, value); }
+
+/* No graph is being captured. */
+int aclmdlRICaptureGetInfo(void *stream, int *status, void **model) {
+    *status = 0;
+    *model = NULL;
+    return OK;
+}
+
+int aclrtDeviceGetBareTgid(int *pid) {
+    *pid = 1;
+    return OK;
+}
+
+void *aclCreateDataBuffer(void *data, size_t bytes) { return calloc(1, 64); }
+int aclDestroyDataBuffer(void *buffer) {
+    free(buffer);
+    return OK;
+}
+void *aclCreateTensorDesc(int type, int dimensions, const int64_t *sizes, int format) { return calloc(1, 64); }
+void aclDestroyTensorDesc(void *desc) { free(desc); }
+
+#define DOES_NOTHING(name) \
+    int name(void) { return OK; }
+DOES_NOTHING(aclAppLog)
+DOES_NOTHING(aclGenGraphAndDumpForOp)
+DOES_NOTHING(aclGetTensorDescDimV2)
+DOES_NOTHING(aclGetTensorDescFormat)
+DOES_NOTHING(aclGetTensorDescNumDims)
+DOES_NOTHING(aclGetTensorDescType)
+DOES_NOTHING(aclSetCompileopt)
+DOES_NOTHING(aclSetTensorDescName)
+DOES_NOTHING(aclSetTensorFormat)
+DOES_NOTHING(aclSetTensorPlaceMent)
+DOES_NOTHING(aclSetTensorShape)
+DOES_NOTHING(aclmdlFinalizeDump)
+DOES_NOTHING(aclmdlInitDump)
+DOES_NOTHING(aclmdlSetDump)
+DOES_NOTHING(aclopCreateAttr)
+DOES_NOTHING(aclopDestroyAttr)
+DOES_NOTHING(aclopSetAttrBool)
+DOES_NOTHING(aclopSetAttrDataType)
+DOES_NOTHING(aclopSetAttrFloat)
+DOES_NOTHING(aclopSetAttrInt)
+DOES_NOTHING(aclopSetAttrListBool)
+DOES_NOTHING(aclopSetAttrListFloat)
+DOES_NOTHING(aclopSetAttrListInt)
+DOES_NOTHING(aclopSetAttrListListInt)
+DOES_NOTHING(aclopSetAttrString)
+DOES_NOTHING(aclopSetCompileFlag)
+DOES_NOTHING(aclrtCtxSetSysParamOpt)
+DOES_NOTHING(aclrtDestroyStream)
+DOES_NOTHING(aclrtDestroyStreamForce)
+DOES_NOTHING(aclrtDeviceEnablePeerAccess)
+DOES_NOTHING(aclrtPeekAtLastError)
+DOES_NOTHING(aclrtProcessReport)
+DOES_NOTHING(aclrtResetEvent)
+DOES_NOTHING(aclrtSetDefaultSearchStream)
+DOES_NOTHING(aclrtSetDeviceSatMode)
+DOES_NOTHING(aclrtSetExceptionInfoCallback)
+DOES_NOTHING(aclrtSetOpExecuteTimeOut)
+DOES_NOTHING(aclrtSetOpWaitTimeout)
+DOES_NOTHING(aclrtSetStreamFailureMode)
+DOES_NOTHING(aclrtSetStreamOverflowSwitch)
+DOES_NOTHING(aclrtSetSysParamOpt)
+DOES_NOTHING(aclrtStreamWaitEvent)
+DOES_NOTHING(aclrtSubscribeReport)
+DOES_NOTHING(aclrtUnSubscribeReport)
+DOES_NOTHING(aclrtUseStreamResInCurrentThread)
+DOES_NOTHING(MsprofGetHashId)
+DOES_NOTHING(MsprofRegisterCallback)
+DOES_NOTHING(MsprofReportAdditionalInfo)
+DOES_NOTHING(MsprofReportApi)
+DOES_NOTHING(MsprofReportCompactInfo)
+DOES_NOTHING(MsprofSysCycleTime)
+
+/* Functions that would have to do something: a caller must hear that they cannot. */
+#define IS_REFUSED(name) \
+    int name(void) { return fail(NOT_SUPPORTED, #name); }
+IS_REFUSED(aclopCompileAndExecute)
+IS_REFUSED(aclrtBinaryGetFunction)
+IS_REFUSED(aclrtBinaryLoadFromData)
+IS_REFUSED(aclrtGetFunctionAddr)
+IS_REFUSED(aclrtMemExportToShareableHandle)
+IS_REFUSED(aclrtMemImportFromShareableHandle)
+IS_REFUSED(aclrtMemSetPidToShareableHandle)
+IS_REFUSED(rtDevBinaryRegister)
+IS_REFUSED(rtFunctionRegister)
+IS_REFUSED(rtGetC2cCtrlAddr)
+IS_REFUSED(rtKernelLaunch)

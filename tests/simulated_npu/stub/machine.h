@@ -1,0 +1,45 @@
+/* The simulated machine: cards, memory shared by processes, faults. Settings come from the environment. */
+#ifndef NPUSIM_MACHINE_H
+#define NPUSIM_MACHINE_H
+#include <stddef.h>
+#include <stdint.h>
+
+enum { MAX_CARDS = 64, MAX_PROCESSES = 512 };
+
+/* Return codes of the real runtime (names of its error_codes/rt_error_codes.h). */
+enum {
+    OK = 0,
+    INVALID_PARAM = 107000,
+    INVALID_DEVICE = 107001,
+    CONTEXT_NULL = 107002,
+    NOT_SUPPORTED = 207000,
+    OUT_OF_MEMORY = 207001,
+    LOST_HEARTBEAT = 507010,
+    DEVICE_OPEN_FAILED = 507033,
+};
+
+/* One process that uses cards. The layout is read by bin/npu-smi too: keep them in step. */
+typedef struct {
+    int32_t pid;
+    uint32_t reserved;
+    uint64_t started; /* clock ticks since boot, so that a re-used pid is not taken for the old one */
+    char name[16];
+    uint64_t used[MAX_CARDS]; /* bytes of every physical card */
+} Process;
+
+int machine_cards(void);               /* cards in the machine */
+int machine_visible(int *physical);    /* cards this process may see; their physical ids */
+int machine_physical(int logical);     /* the card behind a visible index */
+size_t machine_capacity(void);         /* bytes of a card */
+size_t machine_used(int physical);     /* bytes in use by all living processes */
+int machine_take(int physical, size_t bytes); /* OK or OUT_OF_MEMORY */
+void machine_give(int physical, size_t bytes);
+const char *machine_folder(void); /* where processes meet: $NPUSIM_STATE, else a folder of the user */
+
+/* Faults of $NPUSIM_FAULT, see ../README.md. fault_check returns what the call must return; it may also never
+ * return ("hang", "kill"). fault_text is what the runtime says about the last failure of this thread. */
+int fault_check(const char *call, int physical);
+int fault_says(const char *word, int physical);
+const char *fault_text(void);
+int fail(int code, const char *call);
+#endif
