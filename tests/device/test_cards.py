@@ -1,0 +1,117 @@
+"""From the answers of npu-smi to chips by their logical numbers, and to the cards that a run should not use."""
+
+from __future__ import annotations
+
+import pytest
+from npu_smi_texts import HEAD, card_lines, info_text, mapping_text, topology_text
+
+from swiftlet.device.affinity import as_text
+from swiftlet.device.cards import check_cards, chips_of, look_at_cards
+from swiftlet.device.npu_smi import Card
+
+
+def test_eight_cards_with_their_processors(eight_cards):
+    found = look_at_cards(eight_cards)
+    chips = chips_of(found)
+    assert found.failures == []
+    assert [chip.logical for chip in chips] == list(range(8))
+    assert as_text(chips[3].cpus) == "96-119"
+
+
+def test_a_container_keeps_the_cards_numbers(npu_smi):
+    cards = [card_lines(4), card_lines(6)]
+    matrix = topology_text(["NPU4", "NPU6"], ["0-23", "48-71"])
+    chips = chips_of(look_at_cards(npu_smi(info_text(cards), mapping_text([4, 6]), matrix)))
+    assert [(chip.logical, chip.card.npu, chip.name, as_text(chip.cpus)) for chip in chips] == [
+        (0, 4, "NPU4", "0-23"),
+        (1, 6, "NPU6", "48-71"),
+    ]
+
+
+def test_the_matrix_may_count_otherwise_than_the_table(npu_smi):
+    matrix = topology_text(["NPU0", "NPU1"], ["0-23", "48-71"])
+    chips = chips_of(
+        look_at_cards(npu_smi(info_text([card_lines(4), card_lines(6)]), mapping_text([4, 6]), matrix))
+    )
+    assert [(chip.name, as_text(chip.cpus)) for chip in chips] == [("NPU0", "0-23"), ("NPU1", "48-71")]
+
+
+def test_logical_ids_of_the_list_win_over_the_order_of_the_table(npu_smi):
+    cards = [card_lines(4), card_lines(6)]
+    chips = chips_of(look_at_cards(npu_smi(info_text(cards), mapping_text([6, 4]))))
+    assert [chip.card.npu for chip in chips] == [6, 4]
+
+
+def test_chips_with_physical_ids_find_their_row(npu_smi):
+    text = HEAD.replace("Chip       ", "Chip  Phy-ID")
+    for npu, chip, phy in ((0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 3)):
+        text += f"| {npu}     Ascend910  | OK  | 180.0   36   0    / 0  |\n"
+        text += f"| {chip}     {phy}     | 0000:9{phy}:00.0  | 0   0    / 0    3200 / 65536  |\n"
+    matrix = topology_text([f"Phy-ID{number}" for number in range(4)], ["0-3", "4-7", "8-11", "12-15"])
+    chips = chips_of(look_at_cards(npu_smi(text, "", matrix)))
+    assert [(chip.logical, chip.name, chip.cpus[0]) for chip in chips] == [
+        (0, "Phy-ID0", 0),
+        (1, "Phy-ID1", 4),
+        (2, "Phy-ID2", 8),
+        (3, "Phy-ID3", 12),
+    ]
+
+
+def test_no_matrix_is_said_and_the_cards_are_still_known(npu_smi):
+    found = look_at_cards(
+        npu_smi(info_text([card_lines(0)]), mapping_text([0]), "This device does not support querying topo.")
+    )
+    assert found.failures == ["npu-smi info -t topo says: This device does not support querying topo."]
+    assert len(chips_of(found)) == 1 and chips_of(found)[0].cpus == []
+
+
+def test_a_refused_matrix_is_said(npu_smi):
+    found = look_at_cards(
+        npu_smi(info_text([card_lines(0)]), "", topology_text(["NPU0", "NPUx"], ["0-3", ""]))
+    )
+    assert found.failures == ["npu-smi info -t topo: NPUx is a placeholder of a document"]
+
+
+def test_without_npu_smi_nothing_is_said(tmp_path):
+    assert look_at_cards({"PATH": str(tmp_path)}) is None
+    assert check_cards(None, {"PATH": str(tmp_path)}) == []
+
+
+def test_idle_cards_are_no_finding(eight_cards):
+    assert check_cards(None, eight_cards) == []
+
+
+def test_a_full_card_with_no_work_running_is_busy(npu_smi):
+    cards = [card_lines(0), card_lines(1, used=64300), card_lines(2), card_lines(3, used=20000, aicore=45)]
+    environ = npu_smi(info_text(cards, [(1, 4711, "python", 60984)]), mapping_text(range(4)))
+    full, part = check_cards(None, environ)
+    assert full.is_serious
+    assert full.message == (
+        "NPU 1 (NPU1) is busy: 64300 of 65536 MB are in use by process 4711 python, with no work running on it"
+    )
+    assert full.hint == "choose free ones: ASCEND_RT_VISIBLE_DEVICES=0,2, or end what holds it: ps -fp 4711"
+    assert not part.is_serious and part.message.endswith("20000 of 65536 MB are in use")
+    assert check_cards([0, 2], environ) == []
+    assert "type npu-smi info" in check_cards([0], npu_smi(info_text([card_lines(0, used=64300)])))[0].hint
+
+
+@pytest.mark.parametrize("health", ["Warning", "Alarm", "Critical", "UNKNOWN"])
+def test_an_unhealthy_card_is_named_with_what_to_do(npu_smi, health):
+    environ = npu_smi(info_text([card_lines(4), card_lines(6, health=health)]), mapping_text([4, 6]))
+    (found,) = check_cards(None, environ)
+    assert found.message == f"NPU 1 (NPU6) has health {health}"
+    assert found.hint and (health == "UNKNOWN" or "-i 6" in found.hint)
+    assert "hint:" in str(found)
+
+
+def test_an_error_of_npu_smi_becomes_a_finding(npu_smi):
+    (found,) = check_cards(None, npu_smi("dcmi module initialize failed. ret is -8005\n", code=1))
+    assert found.message.startswith(
+        "npu-smi info says: dcmi module initialize failed. ret is -8005 (the driver gives"
+    )
+    (found,) = check_cards(None, npu_smi("", code=3))
+    assert found.message == "npu-smi info ended with exit code 3"
+
+
+def test_memory_of_a_card_without_figures_is_unknown():
+    assert Card().used_mb is None and Card().total_mb is None
