@@ -5,8 +5,9 @@ so the ids before an answer are those that the model is given at inference, what
 conversation up to any answer is a prefix of the whole. A segment continues the one before it: where the tokenizer
 puts a space before a text, the segment is tokenised behind the end of the one before it, and that is taken off.
 
-In an answer's segment a token is trained on if it stands for at least one character of the span. So a scaffold
-before the content is not trained on, except for a space that the vocabulary joins to the first word.
+A scaffold before the content is a segment of its own, which is not trained on, but for spaces at its end: they stay
+with the content, because a vocabulary may join them to the first word. Of that segment a token is trained on if it
+stands for at least one character of the span.
 
 Only what the template printed can be a control token: where a content spells one, it becomes ordinary pieces.
 """
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple
 
 from swiftlet.data.rendering import TemplateError
 from swiftlet.data.rows import IGNORE_INDEX
+from swiftlet.data.skeleton import Conversation, Turn
 from swiftlet.data.spans import Region
 from swiftlet.data.tokenizer import Pieces, Span, Tokenizer
-from swiftlet.data.turns import Conversation, Turn
 
+_OTHER_TEXTS = ("tool_calls", "name", "tool_call_id")
 _LEAVE_OUT = "leave such rows out with --bad_rows skip"
 
 
@@ -48,9 +50,12 @@ def encode_conversation(
     printed = _printed_control(tokenizer, conversation, messages, tools)
     input_ids: list[int] = []
     labels: list[int] = []
-    segments = cut_segments(tokenizer, conversation, messages)
-    for segment in segments:
-        ids, offsets = _encode_segment(tokenizer, conversation.text, segment, printed)
+    for segment in cut_segments(tokenizer, conversation, messages):
+        if printed is None and not segment.trained and (segment.start == 0 or not tokenizer.adds_prefix):
+            ids = tokenizer.encode(conversation.text[segment.start : segment.end])
+            offsets: list[Span] = []
+        else:
+            ids, offsets = _encode_segment(tokenizer, conversation.text, segment, printed)
         input_ids += ids
         if segment.trained is None:
             labels += [IGNORE_INDEX] * len(ids)
@@ -68,11 +73,15 @@ def cut_segments(
     """Yield the segments of a conversation in order; `trained` counts from the segment's start."""
     done = 0
     for turn in conversation.turns:
-        if turn.begin > done:
-            yield Segment(done, turn.begin, None)
+        scaffold = conversation.text[turn.begin : turn.start]
+        spaces = len(scaffold) - len(scaffold.rstrip(" "))
+        first = turn.start - spaces
+        for start, border in ((done, turn.begin), (turn.begin, first)):
+            if border > start:
+                yield Segment(start, border, None)
         end = _after_greedy_token(tokenizer, conversation, turn)
         is_trained = messages[turn.message].get("loss") is not False
-        yield Segment(turn.begin, end, turn.start - turn.begin if is_trained else None)
+        yield Segment(first, end, spaces if is_trained else None)
         done = end
     if done < len(conversation.text):
         yield Segment(done, len(conversation.text), None)
@@ -109,9 +118,10 @@ def _printed_control(
         TemplateError: a text spells a control token, and its place in the rendered text is not known.
     """
     spelt = [n for n, m in enumerate(messages) if tokenizer.control_pattern.search(m.get("content") or "")]
-    others = [message.get(key) for message in messages for key in ("tool_calls", "name", "tool_call_id")]
-    texts = json.dumps([tools, others], ensure_ascii=False)
-    if tokenizer.control_pattern.search(texts):
+    others = [message[key] for message in messages for key in _OTHER_TEXTS if message.get(key)]
+    if (tools or others) and tokenizer.control_pattern.search(
+        json.dumps([tools, others], ensure_ascii=False)
+    ):
         raise TemplateError(
             "the description of a tool or the call of one spells a control token",
             _LEAVE_OUT,

@@ -51,8 +51,7 @@ class Locator:
         Raises:
             TemplateError: it cannot be rendered, or it cannot be told where its answers stand.
         """
-        shown = [as_template_message(message) for message in messages]
-        text = self.renderer.render(shown, tools, generation_prompt=prompt)
+        text = self.render(messages, tools, prompt=prompt)
         plane = _free_plane(text, messages)
         found = self._by_whole_contents(text, messages, Request(tools, prompt), plane)
         if found is None:
@@ -67,6 +66,15 @@ class Locator:
                 _LEAVE_OUT,
             )
         return found
+
+    def render(self, messages: Messages, tools: list[Any] | None, *, prompt: bool) -> str:
+        """Return the text of a conversation.
+
+        Raises:
+            TemplateError: the template refuses the conversation.
+        """
+        shown = [as_template_message(message) for message in messages]
+        return self.renderer.render(shown, tools, generation_prompt=prompt)
 
     def marked(self, messages: Messages, request: Request, contents: Sequence[str], plane: int) -> Marked:
         """Render `messages` with marked `contents` and take the marks out.

@@ -22,9 +22,10 @@ from swiftlet.data.named_templates import named_template, needs
 from swiftlet.data.rendering import Renderer, TemplateError, source_of
 from swiftlet.data.rows import IGNORE_INDEX, Encoded, Sample
 from swiftlet.data.segments import encode_conversation
+from swiftlet.data.skeleton import Conversation
 from swiftlet.data.spans import Locator
 from swiftlet.data.tokenizer import Tokenizer
-from swiftlet.data.turns import Conversation, TurnFinder
+from swiftlet.data.turns import TurnFinder
 
 __all__ = ["Template", "TemplateError", "build_template"]
 PLAIN = "default-generation"
@@ -64,7 +65,7 @@ class Template:
     @cached_property
     def stop_token_ids(self) -> list[int]:
         """The tokens that end an answer: the template's end marker, a header that follows it without one, and EOS."""
-        closing = self._finder(False).plain
+        closing = self._finders[False].plain
         marker = closing.middle or closing.last
         found = self.tokenizer.added_pattern.findall(marker)
         ids = [self.tokenizer.id_of(found[-1])] if found else []
@@ -88,7 +89,7 @@ class Template:
         if sample.text is not None:
             return self._encode_text(sample.text), ()
         messages = self._with_system(sample.messages)
-        conversation = self._finder(bool(sample.tools)).find(messages, sample.tools)
+        conversation = self.find(messages, sample.tools)
         input_ids, labels = encode_conversation(
             self.tokenizer, self._closed(conversation), messages, sample.tools
         )
@@ -97,7 +98,7 @@ class Template:
             is_trained = messages[conversation.turns[-1].message].get("loss") is not False
             input_ids += end
             labels += end if is_trained else [IGNORE_INDEX] * len(end)
-        if all(label == IGNORE_INDEX for label in labels):
+        if labels.count(IGNORE_INDEX) == len(labels):
             raise TemplateError(
                 "no token of the row would be trained on", _LEAVE_OUT, reason="no_label_tokens"
             )
@@ -112,8 +113,16 @@ class Template:
             TemplateError: as `encode`.
         """
         shown = self._with_system(messages)
-        conversation = self._finder(bool(tools)).find(shown, tools, prompt=True)
+        conversation = self._finders[bool(tools)].find(shown, tools, prompt=True)
         return encode_conversation(self.tokenizer, conversation, shown, tools)[0]
+
+    def find(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> Conversation:
+        """Return a conversation as rendered, and the characters of its answers.
+
+        Raises:
+            TemplateError: as `encode`.
+        """
+        return self._finders[bool(tools)].find(messages, tools)
 
     def show(self, encoded: Encoded) -> str:
         """Return the decoded text of a sample, what is not trained on in brackets."""
@@ -130,9 +139,6 @@ class Template:
             parts.append(f"[{text}]" if labels[start] == IGNORE_INDEX else text)
             start = at
         return "".join(parts)
-
-    def _finder(self, has_tools: bool) -> TurnFinder:
-        return self._finders[has_tools]
 
     @cached_property
     def _finders(self) -> dict[bool, TurnFinder]:

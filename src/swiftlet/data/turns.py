@@ -18,36 +18,15 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from swiftlet.data.rendering import TemplateError
+from swiftlet.data.skeleton import Conversation, Skeleton, Turn, fill, learn, shape_of
 from swiftlet.data.spans import Located, Locator, Messages, Region
 from swiftlet.data.tokenizer import Tokenizer
 
 _LEAVE_OUT = "leave such rows out with --bad_rows skip, or choose another template with --template_type"
+_MOST_SHAPES, _MOST_SKELETONS = 4096, 4
 _QUESTION: dict[str, Any] = {"role": "user", "content": "q"}
 _ANSWER: dict[str, Any] = {"role": "assistant", "content": "a"}
 _SYSTEM: dict[str, Any] = {"role": "system", "content": "s"}
-
-
-class Turn(NamedTuple):
-    """An assistant turn: characters [start, end) are trained on, the model begins to write at `begin` <= start."""
-
-    message: int
-    begin: int
-    start: int
-    content_end: int
-    end: int
-
-
-class Conversation(NamedTuple):
-    """A rendered conversation: where its contents stand, its assistant turns, and what to append to it.
-
-    `append` is the text of an end marker that the template leaves out after the last turn; '' where it prints one;
-    None where it never prints any.
-    """
-
-    text: str
-    located: Located
-    turns: list[Turn]
-    append: str | None
 
 
 class Closing(NamedTuple):
@@ -64,6 +43,7 @@ class TurnFinder:
     locator: Locator
     tokenizer: Tokenizer
     closings: dict[tuple[Any, ...], Closing] = field(default_factory=dict)
+    skeletons: dict[tuple[object, ...], list[Skeleton]] = field(default_factory=dict)
 
     def find(
         self, messages: Messages, tools: list[Any] | None = None, *, prompt: bool = False
@@ -73,6 +53,21 @@ class TurnFinder:
         Raises:
             TemplateError: it cannot be rendered, or it cannot be told where its answers stand.
         """
+        shape = None if tools else shape_of(messages, prompt=prompt)
+        known = [] if shape is None else self.skeletons.get(shape, [])
+        if known:
+            text = self.locator.render(messages, tools, prompt=prompt)
+            for skeleton in known:
+                filled = fill(skeleton, messages, text)
+                if filled is not None:
+                    return filled
+        conversation = self._search(messages, tools, prompt)
+        skeleton_found = learn(conversation, messages)
+        if shape is not None and skeleton_found is not None and len(self.skeletons) < _MOST_SHAPES:
+            self.skeletons[shape] = [skeleton_found, *known[: _MOST_SKELETONS - 1]]
+        return conversation
+
+    def _search(self, messages: Messages, tools: list[Any] | None, prompt: bool) -> Conversation:
         located = self.locator.locate(messages, tools, prompt=prompt)
         occupied = sorted(region for regions in located.regions for region in regions)
         turns: list[Turn] = []
