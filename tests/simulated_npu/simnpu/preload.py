@@ -58,7 +58,6 @@ class AfterTorchNpu(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ) -> importlib.machinery.ModuleSpec | None:
         if name != "torch_npu":
             return None
-        sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         if spec is not None:
             self.loader, spec.loader = spec.loader, self
@@ -68,6 +67,7 @@ class AfterTorchNpu(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        sys.meta_path.remove(self)  # only now: find_spec also answers those who merely ask whether torch_npu is there
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
         from simnpu import activate
