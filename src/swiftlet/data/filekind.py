@@ -175,14 +175,31 @@ def _best_encoding(lines: list[bytes], is_row: Callable[[str], bool] | None) -> 
 def _strangeness(text: str) -> float:
     """Return how unlike written language the characters above 127 are: 0 for common letters, 1 for rare signs."""
     high = [character for character in text if ord(character) > 127]
-    common = sum(_is_common(ord(character)) for character in high)
+    common = sum(_is_common(character) for character in high)
     return 1 - common / max(1, len(high))
 
 
-def _is_common(code: int) -> bool:
+def _is_common(character: str) -> bool:
+    code = ord(character)
+    if 0x4E00 <= code <= 0x9FFF:
+        return _is_frequent(character, "gb2312", range(0xB0, 0xD8)) or _is_frequent(
+            character, "big5", range(0xA4, 0xC7)
+        )
     latin_or_punctuation = 0xC0 <= code <= 0x17F or 0x2010 <= code <= 0x2026
-    east_asian = 0x3000 <= code <= 0x30FF or 0x4E00 <= code <= 0x9FA5 or 0xAC00 <= code <= 0xD7A3
-    return latin_or_punctuation or east_asian or 0xFF01 <= code <= 0xFF5E
+    return (
+        latin_or_punctuation
+        or 0x3000 <= code <= 0x30FF
+        or 0xAC00 <= code <= 0xD7A3
+        or 0xFF01 <= code <= 0xFF5E
+    )
+
+
+def _is_frequent(character: str, encoding: str, first_bytes: range) -> bool:
+    """Return whether a Chinese character lies in the part of an encoding that holds the frequent ones."""
+    try:
+        return character.encode(encoding)[0] in first_bytes
+    except UnicodeEncodeError:
+        return False
 
 
 def not_utf8(path: Path, line: int, byte: int, value: int, encoding: str) -> DataError:

@@ -27,7 +27,6 @@ from swiftlet.data.roles import ASSISTANT, SYSTEM, USER
 from swiftlet.data.rows import BadRow, Record, Sample
 from swiftlet.data.toolcalls import parsed, read_tools
 
-
 # most rows have none of these, and one look at all names is cheaper than one each
 UNUSUAL = frozenset({*MEDIA, *PREFERENCES, *LABELS})
 NO_PAIR = frozenset({*CHATS, *SYSTEMS, *TOOLS})

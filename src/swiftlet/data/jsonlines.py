@@ -163,6 +163,8 @@ def explain(error: json.JSONDecodeError) -> str:
         return f"a trailing comma, {column}"
     if error.msg.startswith("Unterminated string"):
         return f"a string without its end, {column} (the line is cut off)"
+    if error.msg.startswith("Invalid control character") and not text[at:].strip("\r\n"):
+        return f"a string does not end on its line, {column} (a raw line break inside it: write \\n; or it is cut off)"
     if error.msg.startswith("Invalid control character"):
         return f"a raw line break or control character inside a string, {column} (write \\n for a line break)"
     if error.msg.startswith("Invalid \\"):

@@ -1,0 +1,307 @@
+"""Files of rows: what is read, what costs one row, and what stops with a message. JSON, JSON Lines and text."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from swiftlet.data.reasons import REASONS
+from swiftlet.data.rows import BadRow, Record
+from swiftlet.data.sources import count_records, read_records
+from swiftlet.data.spec import parse_spec
+from swiftlet.errors import DataError
+
+GOOD = '{"query": "你好", "response": "好"}'
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write a file of the given name and return its path as text."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+        return str(path)
+
+    return write
+
+
+def rows_of(path):
+    spec = parse_spec(path)
+    rows = list(read_records(spec))
+    assert count_records(spec) == len(rows)
+    return rows
+
+
+def good_rows(path):
+    rows = rows_of(path)
+    assert all(isinstance(row, Record) for row in rows), rows
+    return [row.row for row in rows]
+
+
+def bad_rows(path):
+    rows = [row for row in rows_of(path) if isinstance(row, BadRow)]
+    assert all(row.reason in REASONS for row in rows)
+    return rows
+
+
+def stop(path):
+    with pytest.raises(DataError) as caught:
+        list(read_records(parse_spec(path)))
+    assert path in caught.value.message or path in str(caught.value)
+    assert caught.value.hint
+    return caught.value
+
+
+def test_lines_keep_their_number_and_byte(make):
+    rows = rows_of(make("a.jsonl", f"\n{GOOD}\r\n  \n{GOOD}"))
+    assert [(row.origin.line, row.origin.byte) for row in rows] == [
+        (2, 1),
+        (4, 1 + len(GOOD.encode()) + 2 + 3),
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_row(make):
+    rows = rows_of(make("a.jsonl", b"\xef\xbb\xbf" + f"{GOOD}\n".encode() + b"\xef\xbb\xbf" + GOOD.encode()))
+    assert [type(row) for row in rows] == [Record, Record]
+    assert rows[0].origin.byte == 3
+
+
+def test_only_a_line_feed_ends_a_line(make):
+    text = "one\u2028two\u2029three\x85four\x0bfive\x0csix"
+    assert good_rows(make("a.jsonl", json.dumps({"text": text}, ensure_ascii=False))) == [{"text": text}]
+    assert good_rows(make("a.txt", f"{text}\nnext\n")) == [{"text": text}, {"text": "next"}]
+
+
+def test_a_file_with_carriage_returns_alone_is_cut_there(make):
+    assert len(good_rows(make("a.jsonl", f"{GOOD}\r{GOOD}\r"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        ('{"query": "a", "response": "b",}', "json", "a trailing comma, column 3"),
+        (
+            "{'query': 'a'}",
+            "json",
+            "single quotes, column 2 (a Python dict was printed; write it with json.dumps)",
+        ),
+        ('{"query": "say "hi" now"}', "json", "a quote inside a string is not escaped, column 17"),
+        ('{"query": "C:\\Users"}', "json", "an invalid escape in a string, column 14"),
+        ('{"query": "a", "respon', "json", "a string does not end on its line, column 23"),
+        ('{"query": "a"', "json", "the line ends too early"),
+        ('{"query": None}', "json", "a word that JSON does not know, column 11 (write null, true or false)"),
+        ('{"query": "a\tb"}', "json", "a raw line break or control character inside a string, column 13"),
+        (GOOD + GOOD, "json", "something behind the end of the value, column"),
+        ('{"query": ' + "9" * 5000 + "}", "json", "too many digits"),
+        ("\0\0\0\0", "nul", "NUL bytes (the file is damaged"),
+        ('{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", "nesting", "nested too deep"),
+        ('"words"', "schema", "a text, expected an object"),
+        ("42", "schema", "a number, expected an object"),
+        ("null", "schema", "null, expected an object"),
+        ("true", "schema", "true or false, expected an object"),
+        ('[{"role": "user"}]', "schema", "a list, expected an object"),
+    ],
+)
+def test_a_bad_line_costs_one_line(make, line, reason, detail):
+    path = make("a.jsonl", f"{GOOD}\n{line}\n{GOOD}\n")
+    assert [isinstance(row, Record) for row in rows_of(path)] == [True, False, True]
+    (bad,) = bad_rows(path)
+    assert bad.reason == reason
+    assert detail in bad.detail
+    assert bad.origin.line == 2
+    assert len(bad.sha1) == 40
+
+
+def test_a_file_that_is_cut_off_in_its_last_line_costs_that_line(make):
+    (bad,) = bad_rows(make("a.jsonl", f'{GOOD}\n{{"query": "a", "respon'))
+    assert bad.detail == "not JSON: a string without its end, column 16 (the line is cut off)"
+
+
+def test_a_damaged_byte_costs_one_line_of_a_file_in_utf8(make):
+    (bad,) = bad_rows(make("a.jsonl", GOOD.encode() + b'\n{"query": "\xe9", "response": "b"}\n'))
+    assert (bad.reason, bad.origin.line) == ("utf8", 2)
+    assert "byte 0xe9 at byte 11 of the line" in bad.detail
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "shown"),
+    [
+        ("gbk", "等于几，苹果还剩几个？", "GBK"),
+        ("cp1252", "café “oui”", "CP1252"),
+        ("shift_jis", "こんにちは、カタカナです", "SHIFT-JIS"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
+def test_a_file_in_another_encoding_stops_with_the_command_that_converts_it(
+    make, encoding, text, shown, name
+):
+    row = json.dumps({"query": "a", "response": text}, ensure_ascii=False)
+    content = {"a.jsonl": f"{{}}\n{row}\n", "a.json": f"[\n{row}]", "a.csv": f"query,response\na,{text}\n"}
+    error = stop(make(name, content.get(name, f"plain\n{text}\n").encode(encoding)))
+    assert "not UTF-8 at line 2" in error.message
+    assert f"it looks like {shown}" in error.message
+    assert f"iconv -f {shown} -t UTF-8 {name}" in error.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "hint"),
+    [
+        ("a.jsonl", b"", "the file is empty (0 bytes)", "again"),
+        ("a.jsonl", b" \n\n\t\n", "no rows", "holds rows"),
+        ("a.json", b"[]", "no rows", "holds rows"),
+        ("a.csv", b"query,response\n", "no rows after the header", "holds rows"),
+        (
+            "a.jsonl",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "a Git LFS",
+            "git lfs pull",
+        ),
+        ("a.csv", b"PK\x03\x04 sheet", "a zip or Excel file (it starts with PK)", "save the sheet as CSV"),
+        ("a.json", b"\xd0\xcf\x11\xe0 sheet", "an old Excel", "save the sheet as CSV"),
+        ("a.jsonl", GOOD.encode("utf-16"), "UTF-16 text", "iconv -f UTF-16"),
+        ("a.jsonl", GOOD.encode("utf-16-le"), "UTF-16 text", "iconv -f UTF-16"),
+        ("a.jsonl", GOOD.encode("utf-16-be"), "UTF-16 text", "iconv -f UTF-16"),
+        ("a.jsonl", GOOD.encode("utf-32"), "UTF-32 text", "iconv -f UTF-32"),
+        ("a.json", b"<!DOCTYPE html><html>", "a web page, not data", "download"),
+        ("a.jsonl", b"\x28\xb5\x2f\xfd....", "compressed with zstd", "zstd -d"),
+        ("a.parquet", GOOD.encode(), "not Parquet: no PAR1 at the start (it looks like JSON)", "rename it"),
+        ("a.parquet", b"PAR1 and nothing else", "a damaged table", "fetch"),
+        ("a.jsonl", b"PAR1 and more", "Parquet under another name", "end in .parquet"),
+        ("a.jsonl", b"\x80\x04\x95abc", "a Python pickle, which is never read", "JSON Lines"),
+        ("a.doc", b"words", "unknown suffix '.doc'", ".jsonl"),
+    ],
+)
+def test_files_that_are_no_data_are_named(make, name, content, message, hint):
+    error = stop(make(name, content))
+    assert message in error.message
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.csv.xz", "a.txt.bz2"])
+def test_compressed_files_are_read_whatever_their_name(make, pack, name):
+    content = b"query,response\na,b\n" if ".csv" in name else f"{GOOD}\n".encode()
+    assert len(good_rows(make(name, pack(content)))) == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz"])
+def test_an_archive_that_is_cut_off_stops(make, name):
+    lines = ["query,response", *(f"q{number},r{hash(number) ** 3}" for number in range(20_000))]
+    rows = [json.dumps({"query": line}) for line in lines]
+    text = {"a.jsonl.gz": "\n".join(rows), "a.json.gz": f"[{','.join(rows)}]", "a.csv.gz": "\n".join(lines)}[
+        name
+    ]
+    packed = gzip.compress(text.encode())
+    assert "damaged or cut off" in stop(make(name, packed[: len(packed) // 2])).message
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"[{GOOD},{GOOD}]",
+        f"[\n {GOOD},\n {GOOD}\n]\n",
+        json.dumps([json.loads(GOOD)] * 2, indent=2),
+        "\n".join([json.dumps(json.loads(GOOD), indent=1)] * 2),
+        f"{GOOD}\n{GOOD}\n",
+        f"\ufeff[{GOOD},\n{GOOD}]",
+    ],
+)
+def test_the_layout_of_json_is_seen_from_the_content(make, name, content):
+    assert good_rows(make(name, content)) == [json.loads(GOOD)] * 2
+
+
+def test_rows_of_a_list_count_as_lines_and_know_their_byte(make):
+    text = f"[ {GOOD}, 7,\n{GOOD}]"
+    rows = rows_of(make("a.json", text))
+    assert [row.origin.line for row in rows] == [1, 2, 3]
+    for row, start in zip(rows, ("{", "7", "{"), strict=True):
+        assert text.encode()[row.origin.byte :].decode().startswith(start)
+    assert rows[1].detail == "a number, expected an object"
+
+
+def test_one_object_with_a_data_column_is_one_row(make):
+    assert good_rows(make("a.json", '{\n "messages": []\n}')) == [{"messages": []}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (
+            '{"version": 1, "data": [{"query": "a"}]}',
+            "keys version, data, expected a list",
+            "jq -c '.data[]' a.json",
+        ),
+        (
+            '{"rows": [{"row_idx": 0, "row": {"query": "a"}}]}',
+            "keys rows, expected",
+            "jq -c '.rows[].row' a.json",
+        ),
+        ('{"the rows": [{"query": "a"}]}', "keys the rows, expected", """jq -c '.["the rows"][]' a.json"""),
+        ('{"q1": {"query": "a"}, "q2": {"query": "b"}}', "keys q1, q2, expected", "jq -c '.[]' a.json"),
+        ('{"query": ["a", "b"], "response": ["c", "d"]}', "written column by column", 'orient="records"'),
+        ('{"query": {"0": "a"}, "response": {"0": "c"}}', "written column by column", 'orient="records"'),
+        ('{"a": 1}', "keys a, expected a list of rows", "a list of objects"),
+        ("{}", "an empty object", "a list of objects"),
+    ],
+)
+def test_one_object_that_is_no_row_stops_and_says_how_to_take_the_rows_out(make, content, message, hint):
+    error = stop(make("a.json", content))
+    assert message in error.message
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (f"[\n{GOOD},\n]", "line 3, column 1: not JSON: a trailing comma"),
+        (f"[\n{GOOD}\n{GOOD}]", "line 3, column 1: not JSON: a comma is missing between two rows"),
+        (f"[\n{GOOD},\n" + '{"query": "a", "resp', "line 3, column 16: not JSON: a string without its end"),
+        (f"[\n{GOOD}", "line 2, column 33: not JSON: the list is cut off"),
+        (f"[\n{GOOD},\n", "line 3, column 1: not JSON: the list is cut off"),
+        (f"[{GOOD}]\nmore", "line 2, column 1: something behind the end of the list"),
+        ("[" * 100_000, "nested too deep"),
+        ('[{"a": ' + "9" * 5000 + "}]", "too many digits"),
+    ],
+)
+def test_a_broken_list_stops_at_the_place(make, content, message):
+    assert message in stop(make("a.json", content)).message
+
+
+def test_a_damaged_byte_in_a_list_stops_at_the_place(make):
+    error = stop(make("a.json", f"[{GOOD},\n".encode() + b'{"query": "\xff"}]'))
+    assert "not UTF-8 at line 2, byte" in error.message
+    assert "(0xff)" in error.message
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(st.lists(st.binary(max_size=40), max_size=8))
+def test_any_bytes_behind_a_good_line_are_rows_or_bad_rows_one_a_line(make, garbage):
+    content = b"\n".join([GOOD.encode(), *garbage])
+    num_lines = sum(
+        1 for line in content.split(b"\n") if line.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r\n\x0b\x0c")
+    )
+    rows = rows_of(make("garbage.jsonl", content))
+    assert len(rows) == num_lines
+    assert all(isinstance(row, (Record, BadRow)) for row in rows)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(st.binary(max_size=60), st.sampled_from(["g.jsonl", "g.json", "g.csv", "g.tsv", "g.txt", "g.parquet"]))
+def test_any_file_is_read_or_refused_with_a_hint(make, content, name):
+    try:
+        rows_of(make(name, content))
+    except DataError as error:
+        assert error.hint
+
+
+def test_a_row_of_ten_megabytes_is_a_row(make):
+    text = "ab" * 5_000_000
+    assert good_rows(make("a.jsonl", json.dumps({"text": text})))[0]["text"] == text
+    assert good_rows(make("a.csv", f'text,id\n"{text}",1\n'))[0]["text"] == text

@@ -1,0 +1,201 @@
+"""Tables: csv, tsv, parquet, arrow."""
+
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+
+from swiftlet.data.rows import BadRow, Record
+from swiftlet.data.sources import count_records, read_records
+from swiftlet.data.spec import parse_spec
+from swiftlet.errors import DataError
+
+
+@pytest.fixture
+def read(tmp_path):
+    """Write a file, read it, and return its rows."""
+
+    def write_and_read(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        spec = parse_spec(str(path))
+        rows = list(read_records(spec))
+        assert count_records(spec) == len(rows)
+        return rows
+
+    return write_and_read
+
+
+def cells_of(rows):
+    assert all(isinstance(row, Record) for row in rows), rows
+    return [row.row for row in rows]
+
+
+def test_cells_stay_the_text_that_they_are(read):
+    cells = [
+        "007",
+        "3.30",
+        "NA",
+        "null",
+        "None",
+        "nan",
+        "1e5",
+        "2024-01-02",
+        "true",
+        " spaces ",
+        "{{name}}",
+        "",
+    ]
+    rows = read("a.csv", "id,text\n" + "".join(f"{at},{cell}\n" for at, cell in enumerate(cells)))
+    assert [row["text"] for row in cells_of(rows)] == cells
+
+
+def test_line_breaks_quotes_and_commas_inside_quotes(read):
+    rows = read("a.csv", b'\xef\xbb\xbfquery,response\r\n"a\r\nb","c, ""d"""\r\nlast,row')
+    assert cells_of(rows) == [{"query": "a\r\nb", "response": 'c, "d"'}, {"query": "last", "response": "row"}]
+    assert [(row.origin.line, row.origin.byte) for row in rows] == [(2, 19), (4, 38)]
+
+
+def test_tabs_separate_in_tsv(read):
+    assert cells_of(read("a.tsv", "query\tresponse\na, b\tc\n")) == [{"query": "a, b", "response": "c"}]
+
+
+def test_the_index_column_of_pandas_and_empty_columns_at_the_end_are_not_taken(read):
+    assert cells_of(read("a.csv", ",query,response,\n0,a,b,\n1,c,d\n")[:1]) == [
+        {"query": "a", "response": "b"}
+    ]
+    assert cells_of(read("a.csv", "query,response\na,b,,\n")) == [{"query": "a", "response": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "detail"),
+    [
+        ("bye", "cells", "1 cell, the header has 3"),
+        ("a,b,c,d", "cells", "4 cells, the header has 3"),
+        (",,", "cells", "all cells are empty"),
+        ('"a"b,c,d', "cells", 'a quote inside a quoted field is not written twice ("")'),
+        ("a,b\0,c", "nul", "line 3 holds NUL bytes"),
+    ],
+)
+def test_a_bad_row_costs_one_row(read, line, reason, detail):
+    rows = read("a.csv", f"system,query,response\na,b,c\n{line}\nd,é,f\n")
+    assert [isinstance(row, Record) for row in rows] == [True, False, True]
+    bad = rows[1]
+    assert isinstance(bad, BadRow)
+    assert (bad.reason, bad.origin.line) == (reason, 3)
+    assert detail in bad.detail
+
+
+def test_a_damaged_byte_costs_one_row_of_a_table_in_utf8(read):
+    rows = read("a.csv", "query,response\né,b\n".encode() + b"\xff,c\nd,e\n")
+    assert [isinstance(row, Record) for row in rows] == [True, False, True]
+    assert (rows[1].reason, rows[1].detail) == ("utf8", "byte 0xff in line 3 is not UTF-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "hint"),
+    [
+        (
+            "a.csv",
+            'query,response\nok,fine\n"never closed,oops\nlost,row\n',
+            "line 3: a quoted field is never",
+            '("")',
+        ),
+        (
+            "a.csv",
+            "query\tresponse\na\tb\n",
+            "one column named 'query\\tresponse': the separator is a tab",
+            ".tsv",
+        ),
+        ("a.csv", "query;response\na;b\n", "the separator is a semicolon", "separate with a comma"),
+        ("a.tsv", "query,response\na,b\n", "the separator is a comma", "separate with a tab"),
+        ("a.csv", "sep=;\nquery;response\n", "the first line is Excel's 'sep=;'", "remove it"),
+        ("a.csv", "query,response,response\na,b,c\n", "column 'response' twice (cells 2 and 3)", "rename"),
+        ("a.csv", ",\na,b\n", "the first line names no column", "column names"),
+        ("a.csv", '"a"b,c\n1,2\n', "the header: a quote inside", "mend the first line"),
+    ],
+)
+def test_a_broken_table_stops(tmp_path, name, content, message, hint):
+    path = tmp_path / name
+    path.write_text(content, newline="")
+    with pytest.raises(DataError) as caught:
+        list(read_records(parse_spec(str(path))))
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def write_parquet(path, rows, schema=None):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), path, row_group_size=100)
+    return parse_spec(str(path))
+
+
+def test_a_null_field_of_a_struct_is_an_absent_field(tmp_path):
+    calls = [
+        {"function": {"name": "f", "arguments": {"x": 1}}},
+        {"function": {"name": "g", "arguments": {"y": "2"}}},
+    ]
+    spec = write_parquet(
+        tmp_path / "a.parquet", [{"messages": [{"role": "user", "tool_calls": calls}], "system": None}]
+    )
+    (row,) = read_records(spec)
+    assert row.row == {"messages": [{"role": "user", "tool_calls": calls}], "system": None}
+
+
+def test_dictionary_columns_and_the_pandas_index_are_no_trouble(tmp_path):
+    table = pyarrow.table(
+        {
+            "query": pyarrow.array(["a", "a", "b"]).dictionary_encode(),
+            "response": pyarrow.array(["x", "y", "z"], pyarrow.large_string()),
+            "__index_level_0__": [3, 1, 2],
+        }
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    rows = list(read_records(parse_spec(str(tmp_path / "a.parquet"))))
+    assert [(row.row["query"], row.row["response"], row.origin.line) for row in rows] == [
+        ("a", "x", 1),
+        ("a", "y", 2),
+        ("b", "z", 3),
+    ]
+
+
+def test_a_sample_of_a_table_is_the_same_rows_as_reading_all(tmp_path):
+    spec = write_parquet(tmp_path / "a.parquet", [{"text": f"row {number}"} for number in range(1000)])
+    everything = {row.origin.line: row.row for row in read_records(spec)}
+    drawn = list(read_records(parse_spec(f"{tmp_path / 'a.parquet'}#50")))
+    assert len(drawn) == 50
+    assert all(everything[row.origin.line] == row.row for row in drawn)
+    assert count_records(spec) == 1000
+
+
+def test_no_rows_and_a_cut_file_stop(tmp_path):
+    empty = write_parquet(tmp_path / "a.parquet", [], pyarrow.schema([("text", pyarrow.string())]))
+    for act in (lambda: list(read_records(empty)), lambda: count_records(empty)):
+        with pytest.raises(DataError, match="no rows"):
+            act()
+    write_parquet(tmp_path / "b.parquet", [{"text": f"{number}"} for number in range(500)])
+    data = (tmp_path / "b.parquet").read_bytes()
+    (tmp_path / "b.parquet").write_bytes(data[: len(data) // 2])
+    for act in (lambda spec: list(read_records(spec)), count_records):
+        with pytest.raises(DataError, match="a damaged table"):
+            act(parse_spec(str(tmp_path / "b.parquet")))
+
+
+@pytest.mark.parametrize("new", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
+def test_arrow_files_as_saved_to_disk(tmp_path, new):
+    table = pyarrow.table({"query": ["a", "b"], "response": ["c", "d"]})
+    with (
+        pyarrow.OSFile(str(tmp_path / "data-00000-of-00001.arrow"), "wb") as file,
+        new(file, table.schema) as writer,
+    ):
+        writer.write_table(table)
+    (tmp_path / "state.json").write_text("{}")
+    (tmp_path / "dataset_info.json").write_text("{}")
+    spec = parse_spec(str(tmp_path))
+    assert [row.row for row in read_records(spec)] == table.to_pylist()
+    assert count_records(spec) == 2
+
+
+def test_a_damaged_arrow_file_stops(tmp_path):
+    (tmp_path / "a.arrow").write_bytes(b"\xff\xff\xff\xff\x10\x00\x00\x00 not arrow at all")
+    with pytest.raises(DataError, match="a damaged table"):
+        list(read_records(parse_spec(str(tmp_path / "a.arrow"))))
