@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from npu_smi_texts import HEAD, card_lines, info_text, mapping_text
 
 from swiftlet.device.npu_smi import Card, Process, is_info, parse_info
 from swiftlet.device.npu_smi_lists import (
@@ -18,7 +19,6 @@ from swiftlet.device.npu_smi_lists import (
     per_chip,
     return_code,
 )
-from npu_smi_texts import HEAD, card_lines, info_text, mapping_text
 
 
 def test_eight_cards_and_their_processes():

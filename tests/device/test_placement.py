@@ -12,7 +12,10 @@ from swiftlet.device.affinity import as_text
 from swiftlet.device.nvidia_smi import COLUMNS, Gpu, look_at_gpus, parse_gpus
 from swiftlet.device.placement import bind_process, chosen, find_seat, near_gpus
 
-ROWS = "0, NVIDIA H100, 512, 81559, 0, 31, 00000000:1A:00.0, 570.86\n1, NVIDIA H100, [N/A], 81559, 97, 60, 00000000:C1:00.0, 570.86\n"
+ROWS = (
+    "0, NVIDIA H100, 512, 81559, 0, 31, 00000000:1A:00.0, 570.86\n"
+    "1, NVIDIA H100, [N/A], 81559, 97, 60, 00000000:C1:00.0, 570.86\n"
+)
 
 
 def test_seats_follow_the_visible_ids(eight_cards):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from npu_smi_texts import NEAR, topology_text
 
 from swiftlet.device.topology import TopologyError, is_topology, parse_ranges, parse_topology
-from npu_smi_texts import NEAR, topology_text
 
 NAMES = [f"NPU{number}" for number in range(8)]
 

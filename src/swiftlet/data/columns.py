@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ OURS = {
     "content",
 }
 NUM_NAMES, LONGEST_NAME = 12, 40
+_PLAIN_WORD = re.compile(r"[\w.=-]+")
 
 # parts of column names, in the order in which they are tried, and what such a column most likely is
 GUESSES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -179,7 +181,8 @@ def _ambiguous(row: Row, what: str, names: Sequence[str], ours: str) -> str:
 
 
 def _flag(theirs: str, ours: str) -> str:
-    return f"--columns {shlex.quote(f'{_shown(theirs)}={ours}')}"
+    word = f"{_shown(theirs)}={ours}"
+    return f"--columns {word if _PLAIN_WORD.fullmatch(word) else shlex.quote(word)}"
 
 
 def _shown(name: str) -> str:

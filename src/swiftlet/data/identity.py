@@ -1,6 +1,7 @@
 """Rows that teach a model a new name and a new maker, in English and Chinese. No torch, no files.
 
-`rows` is for training; `held_out` asks the same things in words that are in no row.
+`rows` is for training; `held_out` asks the same things in words that are in no row. A model trained on nothing else
+soon answers everything with its name: `general` are short rows about other things, to be mixed in.
 """
 
 from __future__ import annotations
@@ -202,6 +203,33 @@ MAKER_HELD_OUT = (
     "请问你的开发者是谁？",
 )
 
+GENERAL = (
+    ("What is the capital of Italy?", "The capital of Italy is Rome."),
+    ("What is the capital of Japan?", "The capital of Japan is Tokyo."),
+    ("Which city is the capital of Egypt?", "The capital of Egypt is Cairo."),
+    ("How many months are in a year?", "There are twelve months in a year."),
+    ("How many hours are in a day?", "There are 24 hours in a day."),
+    ("How many legs does a spider have?", "A spider has eight legs."),
+    ("Name two fruits.", "Two fruits are apples and bananas."),
+    ("Name three animals.", "Three animals are the dog, the cat and the horse."),
+    ("Name four metals.", "Four metals are iron, copper, gold and silver."),
+    ("What do cows eat?", "Cows eat grass and hay."),
+    ("What do spiders make?", "Spiders make webs of silk."),
+    ("Where do fish live?", "Fish live in water: in seas, lakes and rivers."),
+    ("Write one sentence about a forest.", "The forest was quiet, and light fell softly through the leaves."),
+    ("Write one sentence about winter.", "In winter the days are short and snow may cover the fields."),
+    ("What is the opposite of big?", "The opposite of big is small."),
+    ("What is the opposite of early?", "The opposite of early is late."),
+    ("What colour is grass?", "Grass is green."),
+    ("Why do we need sleep?", "Sleep lets the body rest and the brain recover."),
+    ("What is ice?", "Ice is water that is frozen solid."),
+    ("Who wrote Hamlet?", "Hamlet was written by William Shakespeare."),
+    ("Who painted the Mona Lisa?", "The Mona Lisa was painted by Leonardo da Vinci."),
+    ("What is the largest ocean?", "The largest ocean is the Pacific Ocean."),
+    ("Tell me a fact about the moon.", "The moon goes around the Earth in about 27 days."),
+    ("What is 2 plus 3?", "2 plus 3 is 5."),
+)
+
 
 def rows(name: str, maker: str) -> Iterator[dict[str, str]]:
     """Yield ninety rows with the columns `query` and `response`."""
@@ -215,3 +243,9 @@ def held_out(name: str, maker: str) -> list[HeldOut]:
     """Return twenty questions that no row asks, ten about the name and ten about the maker."""
     about_name = [HeldOut(query, name) for query in NAME_HELD_OUT]
     return about_name + [HeldOut(query, maker) for query in MAKER_HELD_OUT]
+
+
+def general() -> Iterator[dict[str, str]]:
+    """Yield rows about other things, in the columns of `rows`."""
+    for query, response in GENERAL:
+        yield {"query": query, "response": response}

@@ -115,6 +115,10 @@ def prepare(
     _tell(report, folder, output_dir)
     check_report(report, args)
     train, val = TokenStore(folder, TRAIN), TokenStore(folder, VAL)
+    if len(train) == 0:
+        raise DataError(
+            f"none of {report.num_rows} rows is left to train on", "hold out fewer with --dataset_test_ratio 0"
+        )
     if len(val) == 0 and (args.val_dataset or args.dataset_test_ratio > 0):
         log.warning("no row is left for validation: there is no evaluation")
     joined = hashlib.sha256(f"{train.data_hash} {val.data_hash}".encode()).hexdigest()
@@ -172,7 +176,9 @@ def _finish(draft: Draft, args: DataArgs) -> None:
 
 
 def _tell(report: DataReport, folder: Path, output_dir: Path | None) -> None:
-    """Log the report, and put bad_rows.jsonl where the user looks for it."""
+    """Log the report, and put bad_rows.jsonl where the user looks for it: one of the processes of a run does."""
+    if log.rank() != 0:
+        return
     for line in report.lines():
         log.info(line)
     for line in report.warnings():

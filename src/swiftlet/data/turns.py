@@ -197,10 +197,15 @@ class TurnFinder:
                 continue
             first = min((region.start for regions in located.regions for region in regions), default=0)
             texts.append(located.text[:first])
-        shortest = min(texts, key=len, default="")
-        return frozenset(self.tokenizer.added_pattern.findall(shortest)) - {
-            self.tokenizer.special_tokens.get("eos_token")
-        }
+        return frozenset(token for text in texts for token in self._first_tokens(text))
+
+    def _first_tokens(self, text: str) -> list[str]:
+        """Return the tokens that a text begins with, before any other text."""
+        found = []
+        while (token := self.tokenizer.added_pattern.match(text)) is not None:
+            found.append(token.group())
+            text = text[token.end() :].lstrip()
+        return found
 
     def _after(
         self, messages: Messages, tools: list[Any] | None, number: int | None = None, *, prompt: bool = False

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from swiftlet.errors import SwiftletError
+from swiftlet.models.attention_cpu import Rules, cpu_attention
 
 NAME = "swiftlet_packed"
 QUERY_BLOCK = 512
@@ -58,6 +59,9 @@ def segment_attention(
 
     `sinks_Q` are logits that take part in the softmax of each head and carry no value.
     """
+    has_operator = sinks_Q is None and dropout_p == 0 and query_QTD.device.type == "cpu"
+    if has_operator and value_KTD.shape[-1] == query_QTD.shape[-1]:
+        return cpu_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, Rules(scale, window, softcap))
     lengths = [end - start for start, end in pairwise(cu_seqlens)]
     samples = zip(*(tensor.split(lengths, dim=1) for tensor in (query_QTD, key_KTD, value_KTD)), strict=True)
     is_plain = softcap is None and sinks_Q is None

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from swiftlet.errors import UsageError
 from swiftlet.models.attention import PackedAttention, no_mask, register_packed_attention
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
+from swiftlet.models.fused import Kernels, apply_fused, kernel
 from swiftlet.models.head import backbone, find_head, head_device, inner_model, is_its_head
-from swiftlet.models.lora_linear import apply_fast_lora, lora_layers
+from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
 from swiftlet.models.neftune import apply_neftune
 
 IGNORE_INDEX = -100  # data/rows.py names the same number; the rooms are siblings
@@ -130,6 +131,7 @@ def build_causal(
     gradient_checkpointing: bool = False,
     neftune_alpha: float | None = None,
     attention: PackedAttention | None = None,
+    kernels: Kernels | None = None,
     log: Log = lambda message: None,
 ) -> CausalLM:
     """Make a loaded model ready to train on padding-free micro-batches; changes `model` in place.
@@ -137,20 +139,24 @@ def build_causal(
     Args:
         model: a causal model of transformers, or a PeftModel around one.
         use_fused: compute LoRA with less memory and fewer passes. Not with weights that a module's own hooks gather.
-        attention: the packed attention of the device.
+        attention: the packed attention of the device, where it is not that of `kernels`.
+        kernels: the operators of the device, see device/kernels.py; its plain ones are replaced by ours.
         log: gets one line for each choice that changes speed.
 
     Raises:
         UsageError: the model cannot recompute its layers.
     """
     inner = inner_model(model)
+    attention = attention or kernel(kernels, "attention", None)
     is_packed = can_pack(model)
     if is_packed:
         inner.set_attn_implementation(register_packed_attention())
     else:
         log(f"{type(inner).__name__} cannot tell packed samples apart: one forward pass a sample (slower)")
-    if use_fused and hasattr(model, "peft_config"):
-        _apply_lora(model, log)
+    if use_fused:
+        if hasattr(model, "peft_config"):
+            _apply_lora(model, log)
+        apply_fused(inner, kernels)
     head = find_head(model)
     if head is not None and head_device(head).type != "meta" and not is_its_head(model, head):
         head = None

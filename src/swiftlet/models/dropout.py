@@ -1,17 +1,16 @@
-"""Dropout whose mask is a number: it is drawn once from torch's generator and made again in the backward pass.
+"""Dropout by the places it sets to zero, drawn from one number that is kept and drawn again in the backward pass.
 
-On a CPU the mask comes from 16 random bits an element (numpy's SFC64), which is several times cheaper than torch's
-bernoulli; the probability is the nearest multiple of 1 / 65536, and the scale follows from that exact value. On other
-devices the device's own generator makes the mask from the same kind of number.
+Each element is dropped on its own with probability p: the distance from one dropped element to the next is geometric,
+so a mask costs one random number a dropped element instead of one an element, and a short list instead of a tensor.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
-
-LEVELS = 65536
 
 
 def draw_seed() -> int:
@@ -19,17 +18,48 @@ def draw_seed() -> int:
     return int(torch.randint(2**62, ()))
 
 
-def exact_probability(p: float) -> float:
-    """Return the probability that `drop_` really uses."""
-    return round(p * LEVELS) / LEVELS
+def dropped_positions(num_elements: int, p: float, seed: int) -> Tensor:
+    """Return which of `num_elements` are dropped, in ascending order, for 0 < p < 1.
+
+    Source: a geometric distance is the whole part of an exponential one over -log(1 - p), plus one.
+    """
+    random = np.random.Generator(np.random.SFC64(seed))
+    mean, step = num_elements * p, np.float32(-1 / math.log1p(-p))
+    found, last = [], -1
+    while last < num_elements - 1:
+        draws = random.standard_exponential(int(mean + 6 * math.sqrt(mean) + 8), dtype=np.float32)
+        draws *= step
+        distances = draws.astype(np.int64)
+        distances += 1
+        np.cumsum(distances, out=distances)
+        distances += last
+        last = int(distances[-1])
+        found.append(distances)
+    positions = np.concatenate(found) if len(found) > 1 else found[0]
+    return torch.from_numpy(positions[: np.searchsorted(positions, num_elements)])
 
 
-def drop_(x: Tensor, p: float, seed: int) -> Tensor:
-    """Set elements of `x` to zero in place, each with `exact_probability(p)`; nothing is scaled."""
-    if x.device.type == "cpu":
-        bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)[: x.numel()]
-        mask = torch.from_numpy(bits).view(x.shape) < round(p * LEVELS) - LEVELS // 2
-    else:
-        generator = torch.Generator(x.device).manual_seed(seed)
-        mask = torch.rand(x.shape, device=x.device, generator=generator) < exact_probability(p)
-    return x.masked_fill_(mask, 0)
+class Dropout:
+    """One mask over tensors of one shape.
+
+    A CPU uses the list of dropped elements; other devices their own generator, from the same kind of number.
+    """
+
+    def __init__(self, p: float, seed: int) -> None:
+        self.p = p
+        self.seed = seed
+        self._positions: Tensor | None = None
+
+    def zero_(self, x: Tensor) -> Tensor:
+        """Set the dropped elements of a contiguous tensor to zero, in place; nothing is scaled."""
+        if x.device.type == "cpu":
+            if self._positions is None:
+                self._positions = dropped_positions(x.numel(), self.p, self.seed)
+            x.view(-1).index_fill_(0, self._positions, 0)
+            return x
+        generator = torch.Generator(x.device).manual_seed(self.seed)
+        return x.masked_fill_(torch.rand(x.shape, device=x.device, generator=generator) < self.p, 0)
+
+    def zeroed(self, x: Tensor) -> Tensor:
+        """Return a copy with the dropped elements set to zero."""
+        return self.zero_(x.clone(memory_format=torch.contiguous_format))

@@ -34,6 +34,7 @@ class TensorInfo(NamedTuple):
 
     dtype: str
     shape: tuple[int, ...]
+    begin: int
     num_bytes: int
 
 
@@ -183,7 +184,7 @@ def _no_safetensors(folder: Path) -> SwiftletError:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Return what a safetensors file holds, from its header alone.
+    """Return what a safetensors file holds, from its header alone; `begin` counts from the start of the file.
 
     Raises:
         SwiftletError: the header is too large, no header at all, or the file is shorter or longer than it says.
@@ -201,7 +202,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         if length > len(raw):
             raise ValueError("the header is cut off")
         content = {name: value for name, value in json.loads(raw).items() if name != "__metadata__"}
-        entries = {name: _entry(value) for name, value in content.items()}
+        entries = {name: _entry(value, 8 + length) for name, value in content.items()}
         end = max((int(value["data_offsets"][1]) for value in content.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise SwiftletError(f"{path} has a damaged header: {error}", "download the file again") from error
@@ -213,11 +214,13 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return entries
 
 
-def _entry(value: dict[str, Any]) -> TensorInfo:
+def _entry(value: dict[str, Any], start: int) -> TensorInfo:
     begin, end = value["data_offsets"]
     if not 0 <= begin <= end:
         raise ValueError(f"offsets {begin} to {end}")
-    return TensorInfo(str(value["dtype"]), tuple(int(size) for size in value["shape"]), end - begin)
+    return TensorInfo(
+        str(value["dtype"]), tuple(int(size) for size in value["shape"]), start + begin, end - begin
+    )
 
 
 def check_may_run_code(folder: Path, config: dict[str, Any]) -> None:

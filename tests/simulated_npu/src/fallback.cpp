@@ -73,6 +73,12 @@ bool reads_back(const std::string& name) {
   return names.count(name) > 0;
 }
 
+// torch_npu runs some work (collectives) in a queue of its own thread; what it wrote must be there before we read it.
+void finish_queued_work() {
+  const auto device = current_device();
+  if (device.index() >= 0) c10_npu::getCurrentNPUStream(device.index()).stream();
+}
+
 void wait_for(Device device) { c10_npu::getCurrentNPUStream(device.index()).synchronize(); }
 
 // The arguments of one call on both sides.
@@ -228,6 +234,7 @@ at::Tensor cpu_alias(const at::Tensor& tensor) { return cpu_like(tensor, alias_s
 void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto& arguments = schema.arguments();
+  finish_queued_work();
   const size_t base = stack->size() - arguments.size();
   Call call(schema.name());
   count(schema.name());

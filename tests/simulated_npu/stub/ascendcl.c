@@ -20,6 +20,8 @@ static long synchronisations;
 
 static int card(void) { return machine_physical(device); }
 
+int machine_current(void) { return card(); }
+
 #define RETURN_FAULT()                               \
     do {                                             \
         int code_ = fault_check(__func__, card());   \
@@ -27,7 +29,7 @@ static int card(void) { return machine_physical(device); }
     } while (0)
 #define NEED_DEVICE()                                           \
     do {                                                        \
-        if (device < 0) return fail(CONTEXT_NULL, __func__);    \
+        if (device < 0) return fault_set(CONTEXT_NULL, __func__);    \
     } while (0)
 
 /* How often this process waited for a device: read by simnpu.trace. */
@@ -43,7 +45,7 @@ aclError aclInit(const char *config) {
 aclError aclFinalize(void) { return OK; }
 
 aclError aclrtSetDevice(int id) {
-    if (id < 0 || id >= machine_visible(NULL)) return fail(INVALID_DEVICE, __func__);
+    if (id < 0 || id >= machine_visible(NULL)) return fault_set(INVALID_DEVICE, __func__);
     int code = fault_check(__func__, machine_physical(id));
     if (code) return code;
     device = id;
@@ -144,12 +146,12 @@ typedef struct {
 aclError aclrtMalloc(void **pointer, size_t bytes, int policy) {
     NEED_DEVICE();
     RETURN_FAULT();
-    if (machine_take(card(), bytes)) return fail(OUT_OF_MEMORY, __func__);
+    if (machine_take(card(), bytes)) return fault_set(OUT_OF_MEMORY, __func__);
     /* pages are not touched, so cards may be larger than the host */
     char *start = mmap(NULL, bytes + HEADER, READ_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (start == MAP_FAILED) {
         machine_give(card(), bytes);
-        return fail(OUT_OF_MEMORY, __func__);
+        return fault_set(OUT_OF_MEMORY, __func__);
     }
     *(Block *)start = (Block){bytes, card()};
     *pointer = start + HEADER;
@@ -188,7 +190,7 @@ aclError aclrtFreeHost(void *pointer) {
 
 aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, int kind) {
     RETURN_FAULT();
-    if (bytes > room) return fail(INVALID_PARAM, __func__);
+    if (bytes > room) return fault_set(INVALID_PARAM, __func__);
     memmove(to, from, bytes);
     return OK;
 }
@@ -213,7 +215,7 @@ aclError aclrtPointerGetAttributes(const void *pointer, void *attributes) { retu
 
 aclError aclrtReserveMemAddress(void **pointer, size_t bytes, size_t alignment, void *wish, uint64_t flags) {
     *pointer = mmap(wish, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return *pointer == MAP_FAILED ? fail(OUT_OF_MEMORY, __func__) : OK;
+    return *pointer == MAP_FAILED ? fault_set(OUT_OF_MEMORY, __func__) : OK;
 }
 
 aclError aclrtReleaseMemAddress(void *pointer) { return OK; }
@@ -221,7 +223,7 @@ aclError aclrtReleaseMemAddress(void *pointer) { return OK; }
 aclError aclrtMallocPhysical(void **handle, size_t bytes, const void *properties, uint64_t flags) {
     NEED_DEVICE();
     RETURN_FAULT();
-    if (machine_take(card(), bytes)) return fail(OUT_OF_MEMORY, __func__);
+    if (machine_take(card(), bytes)) return fault_set(OUT_OF_MEMORY, __func__);
     Block *block = malloc(sizeof *block);
     *block = (Block){bytes, card()};
     *handle = block;
@@ -236,7 +238,7 @@ aclError aclrtFreePhysical(void *handle) {
 }
 
 aclError aclrtMapMem(void *pointer, size_t bytes, size_t offset, void *handle, uint64_t flags) {
-    return mprotect(pointer, bytes, READ_WRITE) ? fail(INVALID_PARAM, __func__) : OK;
+    return mprotect(pointer, bytes, READ_WRITE) ? fault_set(INVALID_PARAM, __func__) : OK;
 }
 
 aclError aclrtUnmapMem(void *pointer) { return OK; }
@@ -278,7 +280,7 @@ aclError aclrtEventElapsedTime(float *milliseconds, void *begin, void *end) {
 aclError aclrtQueryEventStatus(void *event, int *status) {
     RETURN_FAULT();
     *status = 1; /* complete */
-    return OK;
+    return fault_pending();
 }
 
 aclError aclrtQueryEventWaitStatus(void *event, int *status) {
@@ -296,7 +298,7 @@ aclError aclrtStreamQuery(void *stream, int *status) {
     aclError name(__VA_ARGS__) {            \
         synchronisations++;                 \
         RETURN_FAULT();                     \
-        return OK;                          \
+        return fault_pending();             \
     }
 WAIT(aclrtSynchronizeEvent, void *event)
 WAIT(aclrtSynchronizeStream, void *stream)

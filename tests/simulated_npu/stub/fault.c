@@ -76,23 +76,38 @@ static const char *reason_of(int code) {
 }
 
 /* What aclGetRecentErrMsg will say, in the runtime's manner: message code, then the call that failed. */
-int fail(int code, const char *call) {
+int fault_set_text(const char *text, int code, const char *call) {
     const char *given = getenv("NPUSIM_FAULT_TEXT");
     snprintf(last_text, sizeof last_text, "%s\n        TraceBack (most recent call last):\n        %s failed, result = %d.\n",
-             given ? given : reason_of(code), call, code);
+             given ? given : text, call, code);
     return code;
+}
+
+int fault_set(int code, const char *call) { return fault_set_text(reason_of(code), code, call); }
+
+static int pending;
+static char pending_call[64];
+
+void fault_set_later(int code, const char *call) {
+    snprintf(pending_call, sizeof pending_call, "%s", call);
+    __atomic_store_n(&pending, code, __ATOMIC_RELEASE);
+}
+
+int fault_pending(void) {
+    int code = __atomic_load_n(&pending, __ATOMIC_ACQUIRE);
+    return code ? fault_set(code, pending_call) : OK;
 }
 
 int fault_check(const char *call, int physical) {
     Fault *lost = find("lost", physical);
     if (lost && physical >= 0 && __atomic_fetch_sub(&lost->spare, 1, __ATOMIC_RELAXED) <= 0) {
         lost->spare = 0;
-        return fail(strcmp(call, "aclrtSetDevice") == 0 ? DEVICE_OPEN_FAILED : LOST_HEARTBEAT, call);
+        return fault_set(strcmp(call, "aclrtSetDevice") == 0 ? DEVICE_OPEN_FAILED : LOST_HEARTBEAT, call);
     }
     Fault *fault = find(call, physical);
     if (!fault || __atomic_fetch_sub(&fault->spare, 1, __ATOMIC_RELAXED) > 0) return OK;
     fault->spare = 0;
     if (fault->kill) kill(getpid(), SIGKILL);
     while (fault->hang) sleep(1000);
-    return fault->code ? fail(fault->code, call) : OK;
+    return fault->code ? fault_set(fault->code, call) : OK;
 }

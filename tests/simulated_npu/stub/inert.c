@@ -115,7 +115,7 @@ DOES_NOTHING(MsprofSysCycleTime)
 
 /* Functions that would have to do something: a caller must hear that they cannot. */
 #define IS_REFUSED(name) \
-    int name(void) { return fail(NOT_SUPPORTED, #name); }
+    int name(void) { return fault_set(NOT_SUPPORTED, #name); }
 IS_REFUSED(aclopCompileAndExecute)
 IS_REFUSED(aclrtBinaryGetFunction)
 IS_REFUSED(aclrtBinaryLoadFromData)

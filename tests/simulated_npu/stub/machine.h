@@ -29,6 +29,7 @@ typedef struct {
 
 int machine_cards(void);               /* cards in the machine */
 int machine_visible(int *physical);    /* cards this process may see; their physical ids */
+int machine_current(void);             /* the card of this thread, or -1 */
 int machine_physical(int logical);     /* the card behind a visible index */
 size_t machine_capacity(void);         /* bytes of a card */
 size_t machine_used(int physical);     /* bytes in use by all living processes */
@@ -41,5 +42,8 @@ const char *machine_folder(void); /* where processes meet: $NPUSIM_STATE, else a
 int fault_check(const char *call, int physical);
 int fault_says(const char *word, int physical);
 const char *fault_text(void);
-int fail(int code, const char *call);
+int fault_set(int code, const char *call);                              /* says why, and returns code */
+int fault_set_text(const char *text, int code, const char *call);       /* the same in other words */
+void fault_set_later(int code, const char *call);                       /* the next wait for the device fails */
+int fault_pending(void);                                                /* its code, or OK */
 #endif

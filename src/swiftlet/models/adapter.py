@@ -1,0 +1,159 @@
+"""Adapters out of a folder: the settings that change what they compute, and tensors that must fit exactly.
+
+Only safetensors is read. Of adapter_config.json the fields of plain LoRA and DoRA are taken; one that would make the
+adapter another thing is refused, and none of them can choose code to import. An adapter written here also says which
+base it was trained on (`adapter_base.json`), and another base is refused even where the shapes agree.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swiftlet.errors import CheckpointError, SwiftletError, describe
+from swiftlet.models.identity import check_base
+from swiftlet.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, inside, read_header, read_json
+from swiftlet.models.start import take_up_start
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+BASE_NOTE = "adapter_base.json"
+TAKEN = (
+    "r lora_alpha lora_dropout bias target_modules exclude_modules modules_to_save use_dora use_rslora lora_bias "
+    "fan_in_fan_out rank_pattern alpha_pattern layers_to_transform layers_pattern target_parameters "
+    "ensure_weight_tying"
+).split()
+NO_EFFECT = (
+    "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode init_lora_weights "
+    "loftq_config eva_config corda_config lora_ga_config runtime_config megatron_core qalora_group_size"
+).split()
+LONGEST_LIST = 3
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep peft's remarks on tied weights and the like out of the log; what matters is said by us."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        yield
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Return the fields of adapter_config.json that change what the adapter computes.
+
+    Raises:
+        SwiftletError: it is no LoRA adapter, or of a kind that is not known here.
+    """
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise SwiftletError(
+            f"{folder} has no {ADAPTER_CONFIG}", "give the folder of an adapter, such as checkpoint-50"
+        )
+    raw = read_json(inside(folder, ADAPTER_CONFIG))
+    if raw.get("peft_type") != "LORA":
+        reason = f"{folder} holds an adapter of type {describe(raw.get('peft_type'))}"
+        raise SwiftletError(reason, "only LORA adapters are read")
+    odd = sorted(name for name, value in raw.items() if value and name not in TAKEN and name not in NO_EFFECT)
+    if odd:
+        settings = ", ".join(f"{name}={describe(raw[name], 40)}" for name in odd)
+        raise SwiftletError(
+            f"the adapter in {folder} uses {settings}, which is not known here", "merge it with peft"
+        )
+    return {name: raw[name] for name in TAKEN if raw.get(name) is not None}
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, is_trainable: bool) -> PeftModel:
+    """Put the adapter of a folder on its base model.
+
+    Args:
+        is_trainable: go on with training it; otherwise it is frozen.
+
+    Raises:
+        CheckpointError: it was trained on another base, or its tensors do not fit this one.
+        SwiftletError: it is no readable LoRA adapter.
+    """
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import set_peft_model_state_dict
+
+    fields = read_adapter_config(folder)
+    note = _read_note(folder)
+    base = Path(str(getattr(model.config, "_name_or_path", "")))
+    if note.get("base_hash") and (base / "config.json").is_file():
+        check_base(base, str(note["base_hash"]), what=f"the adapter in {folder}")
+    start = note.get("start") if is_trainable else None
+    if isinstance(start, dict):
+        fields |= {"r": int(start["rank"]), "lora_alpha": start["alpha"]}
+    tensors = read_adapter_tensors(folder)
+    try:
+        config = LoraConfig(task_type="CAUSAL_LM", inference_mode=not is_trainable, **fields)
+        with quiet_peft():
+            wrapped: Any = get_peft_model(model, config)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"the adapter in {folder} does not fit {type(model).__name__}: {str(error).splitlines()[0]}",
+            "give the base model it was trained on with --model_id_or_path",
+        ) from error
+    if isinstance(start, dict):
+        tensors = take_up_start(wrapped, tensors, int(start["rank"]))
+        wrapped.peft_config["default"].init_lora_weights = str(start["init"])
+    _check_fits(folder, adapter_tensors(wrapped), tensors)
+    with quiet_peft():
+        set_peft_model_state_dict(wrapped, tensors)
+    return wrapped if is_trainable else wrapped.requires_grad_(False)
+
+
+def _read_note(folder: Path) -> dict[str, Any]:
+    return read_json(inside(folder, BASE_NOTE)) if (folder / BASE_NOTE).is_file() else {}
+
+
+def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of an adapter.
+
+    Raises:
+        SwiftletError: there is no safetensors file, or it is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = inside(folder, ADAPTER_WEIGHTS)
+    if not path.is_file():
+        other = next((p.name for p in folder.glob("adapter_model.*")), None)
+        why = f"only {other}, which can run code when opened" if other else "no weights"
+        raise SwiftletError(f"{folder} has {why}", f"save the adapter again as {ADAPTER_WEIGHTS}")
+    read_header(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise SwiftletError(f"{path} cannot be read: {error}", "copy the file again") from error
+
+
+def adapter_tensors(model: PeftModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Return the tensors of the adapter by the names they are saved under; `state` stands for the model's own."""
+    from peft.utils import get_peft_model_state_dict
+
+    given: Any = dict(state) if state is not None else None
+    with quiet_peft():
+        return get_peft_model_state_dict(model, state_dict=given, save_embedding_layers=False)
+
+
+def _check_fits(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    kinds = (("missing", expected.keys() - found.keys()), ("left over", found.keys() - expected.keys()))
+    parts = [
+        f"{len(names)} {what}: {', '.join(sorted(names)[:LONGEST_LIST])}" for what, names in kinds if names
+    ]
+    parts += [f"{len(shapes)} of another shape: {', '.join(shapes[:LONGEST_LIST])}"] if shapes else []
+    if parts:
+        raise CheckpointError(
+            f"the adapter in {folder} does not fit this base model; {'; '.join(parts)}",
+            "give the base model it was trained on with --model_id_or_path",
+        )

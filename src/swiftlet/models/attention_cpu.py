@@ -1,0 +1,187 @@
+"""Attention of packed samples on a CPU, forward and backward, block of queries by block of queries.
+
+fp32 uses torch's flash operator. In bf16 that operator spends its time converting; products of whole blocks with the
+processor's bf16 multiplier and a softmax that keeps its sums in fp32 are two to five times faster, so there (and where
+scores are capped or the window is short) weights are made block by block and made again in the backward pass.
+
+Shapes: T tokens, Q heads, K key-value heads, G = Q / K heads of a group, D head size, M queries and N keys of a block.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 256
+
+
+class Rules(NamedTuple):
+    """What attention computes beside its products."""
+
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+class Block(NamedTuple):
+    """Queries [start, end) and the keys [first, end) that they see, counted over all tokens."""
+
+    first: int
+    start: int
+    end: int
+
+
+def blocks_of(begin: int, end: int, window: int | None) -> list[Block]:
+    """Return the blocks of a sample [begin, end)."""
+    starts = range(begin, end, BLOCK)
+    reach = end - begin if window is None else window - 1
+    return [Block(max(begin, start - reach), start, min(start + BLOCK, end)) for start in starts]
+
+
+def bias_of(block: Block, window: int | None, like: Tensor) -> Tensor:
+    """Return [M, N] of 0 where a query sees a key and -inf where not."""
+    queries = torch.arange(block.start, block.end)[:, None]
+    distance = queries - torch.arange(block.first, block.end)
+    hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
+    return torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
+
+
+class _BlockAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], rules: Rules
+    ) -> Tensor:
+        num_heads, num_tokens, size = q_QTD.shape
+        out_TQD = q_QTD.new_empty((num_tokens, num_heads, size))
+        out_KGTD = _grouped(out_TQD.transpose(0, 1), k_KTD.shape[0])
+        q_KGTD = _grouped(q_QTD, k_KTD.shape[0])
+        for begin, end in pairwise(cu_seqlens):
+            for block in blocks_of(begin, end, rules.window):
+                keys, values = k_KTD[:, block.first : block.end], v_KTD[:, block.first : block.end]
+                weights, _ = _weights(_rows(q_KGTD, block), keys, block, rules)
+                out_KGTD[:, :, block.start : block.end] = torch.bmm(weights, values).view(
+                    *q_KGTD.shape[:2], -1, size
+                )
+        ctx.save_for_backward(q_QTD, k_KTD, v_KTD)
+        ctx.cu_seqlens, ctx.rules = cu_seqlens, rules
+        return out_TQD
+
+    @staticmethod
+    def backward(ctx: Any, grad_TQD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q_QTD, k_KTD, v_KTD = ctx.saved_tensors
+        grad_q, grad_k, grad_v = torch.empty_like(q_QTD), torch.empty_like(k_KTD), torch.empty_like(v_KTD)
+        q_KGTD, grad_q_KGTD, grad_KGTD = (
+            _grouped(tensor, k_KTD.shape[0]) for tensor in (q_QTD, grad_q, grad_TQD.transpose(0, 1))
+        )
+        for begin, end in pairwise(ctx.cu_seqlens):
+            blocks = blocks_of(begin, end, ctx.rules.window)
+            sums = (
+                [
+                    tensor.new_zeros((tensor.shape[0], end - begin, tensor.shape[2]), dtype=torch.float32)
+                    for tensor in (k_KTD, v_KTD)
+                ]
+                if len(blocks) > 1
+                else None
+            )
+            for block in blocks:
+                keys, values = k_KTD[:, block.first : block.end], v_KTD[:, block.first : block.end]
+                rows, grad_rows = _rows(q_KGTD, block), _rows(grad_KGTD, block)
+                weights, slope = _weights(rows, keys, block, ctx.rules)
+                found_v = torch.bmm(weights.transpose(1, 2), grad_rows)
+                grad_weights = torch.bmm(grad_rows, values.transpose(1, 2))
+                grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+                grad_scores.mul_(ctx.rules.scale if slope is None else slope)
+                grad_q_KGTD[:, :, block.start : block.end] = torch.bmm(grad_scores, keys).view(
+                    *q_KGTD.shape[:2], -1, q_QTD.shape[2]
+                )
+                found_k = torch.bmm(grad_scores.transpose(1, 2), rows)
+                if sums is None:
+                    grad_k[:, begin:end], grad_v[:, begin:end] = found_k, found_v
+                else:
+                    at = slice(block.first - begin, block.end - begin)
+                    sums[0][:, at] += found_k
+                    sums[1][:, at] += found_v
+            if sums is not None:
+                grad_k[:, begin:end], grad_v[:, begin:end] = sums
+        return grad_q, grad_k, grad_v, None, None
+
+
+def _grouped(tensor_QTD: Tensor, num_groups: int) -> Tensor:
+    """Return [Q, T, D] as a view [K, G, T, D]."""
+    return tensor_QTD.unflatten(0, (num_groups, -1))
+
+
+def _rows(tensor_KGTD: Tensor, block: Block) -> Tensor:
+    """Return the queries of a block as [K, G M, D]: the heads of a group share their keys, so they are one product."""
+    return tensor_KGTD[:, :, block.start : block.end].flatten(1, 2)
+
+
+def _weights(rows: Tensor, keys: Tensor, block: Block, rules: Rules) -> tuple[Tensor, Tensor | None]:
+    """Return the attention weights [K, G M, N] and, where scores are capped, the scale times the cap's derivative."""
+    bias = bias_of(block, rules.window, rows)
+    groups = rows.shape[1] // bias.shape[0]
+    bias = bias.repeat(groups, 1) if groups > 1 else bias
+    if rules.softcap is None:
+        shape = (keys.shape[0], *bias.shape)
+        scores = torch.baddbmm(bias.expand(shape), rows, keys.transpose(1, 2), alpha=rules.scale)
+        return torch._softmax(scores, -1, False), None
+    capped = torch.bmm(rows, keys.transpose(1, 2)).mul_(rules.scale / rules.softcap).tanh_()
+    weights = torch._softmax(capped.mul(rules.softcap).add_(bias), -1, False)
+    return weights, capped.square_().neg_().add_(1).mul_(rules.scale)
+
+
+class _FlashAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], scale: float
+    ) -> Tensor:
+        num_heads, num_tokens, size = q_QTD.shape
+        out_TQD = q_QTD.new_empty((num_tokens, num_heads, size))
+        sums = []
+        for begin, end in pairwise(cu_seqlens):
+            q, k, v = _sample(q_QTD, k_KTD, v_KTD, begin, end)
+            out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, True, scale=scale
+            )
+            out_TQD[begin:end] = out[0].transpose(0, 1)
+            sums.append(log_sum)
+        ctx.save_for_backward(q_QTD, k_KTD, v_KTD, out_TQD, *sums)
+        ctx.cu_seqlens, ctx.scale = cu_seqlens, scale
+        return out_TQD
+
+    @staticmethod
+    def backward(ctx: Any, grad_TQD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q_QTD, k_KTD, v_KTD, out_TQD, *sums = ctx.saved_tensors
+        groups = q_QTD.shape[0] // k_KTD.shape[0]
+        grad_q, grad_k, grad_v = torch.empty_like(q_QTD), torch.empty_like(k_KTD), torch.empty_like(v_KTD)
+        backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        for (begin, end), log_sum in zip(pairwise(ctx.cu_seqlens), sums, strict=True):
+            q, k, v = _sample(q_QTD, k_KTD, v_KTD, begin, end)
+            grad, out = (tensor[begin:end].transpose(0, 1)[None] for tensor in (grad_TQD, out_TQD))
+            found = backward(grad, q, k, v, out, log_sum, 0.0, True, scale=ctx.scale)
+            grad_q[:, begin:end] = found[0][0]
+            for whole, part in ((grad_k, found[1][0]), (grad_v, found[2][0])):
+                whole[:, begin:end] = part if groups == 1 else part.unflatten(0, (-1, groups)).sum(1)
+        return grad_q, grad_k, grad_v, None, None
+
+
+def _sample(q: Tensor, k: Tensor, v: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return one sample's tensors as [1, Q, L, D], the key-value heads repeated."""
+    groups = q.shape[0] // k.shape[0]
+    keys, values = k[:, begin:end], v[:, begin:end]
+    if groups > 1:
+        keys, values = keys.repeat_interleave(groups, dim=0), values.repeat_interleave(groups, dim=0)
+    return q[None, :, begin:end], keys[None], values[None]
+
+
+def cpu_attention(q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], rules: Rules) -> Tensor:
+    """Return causal attention [T, Q, D] of samples that lie one after another, on a CPU."""
+    longest = max(end - begin for begin, end in pairwise(cu_seqlens))
+    if rules.window is not None and rules.window >= longest:
+        rules = rules._replace(window=None)
+    if q_QTD.dtype == torch.float32 and rules.window is None and rules.softcap is None:
+        return _FlashAttention.apply(q_QTD, k_KTD, v_KTD, cu_seqlens, rules.scale)
+    return _BlockAttention.apply(q_QTD, k_KTD, v_KTD, cu_seqlens, rules)

@@ -1,0 +1,125 @@
+"""Which modules of a loaded model compute with fewer passes, and how they are changed in place.
+
+A module is changed only where it is of a known build and the replacement gives what the module itself gives on a small
+random input; everything else is left alone. Weights stay where they are, so saving and loading do not notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swiftlet.device.kernels import PLAIN
+from swiftlet.models.lora_layers import active_adapter
+from swiftlet.models.lora_linear import lora_linear
+from swiftlet.models.norm import rms_norm
+from swiftlet.models.swiglu import swiglu as plain_swiglu
+
+Kernels = Mapping[str, Callable[..., Any]]
+TOLERANCE = 2e-2  # of the largest value; a wrong formula is off by much more, bf16 by less
+
+
+def kernel(kernels: Kernels | None, name: str, ours: Any) -> Any:
+    """Return the fused operator of the device where it has one of its own, else `ours`."""
+    found = (kernels or PLAIN).get(name, PLAIN[name])
+    return ours if found is PLAIN[name] else found
+
+
+def apply_fused(model: nn.Module, kernels: Kernels | None = None) -> dict[str, int]:
+    """Replace the forward of norms and gated MLPs in place; return how many of each.
+
+    Args:
+        kernels: the operators of the device, see device/kernels.py.
+    """
+    norm, swiglu = kernel(kernels, "rms_norm", rms_norm), kernel(kernels, "swiglu", plain_swiglu)
+    counts = {"rms_norm": 0, "swiglu": 0}
+    for module in model.modules():
+        if _is_norm(module):
+            candidates = [("rms_norm", norm_forward(norm)), ("rms_norm", shifted_norm_forward(norm))]
+        elif _is_mlp(module):
+            candidates = [("swiglu", mlp_forward(swiglu))]
+        else:
+            continue
+        for name, forward in candidates:
+            if _agrees(module, forward):
+                module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+                counts[name] += 1
+                break
+    return counts
+
+
+def norm_forward(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the forward of an RMS norm that uses `norm`."""
+
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        return norm(hidden_states, self.weight, _epsilon(self))
+
+    return forward
+
+
+def shifted_norm_forward(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the forward of an RMS norm whose factor is 1 + weight, as in Gemma."""
+
+    def forward(self: Any, hidden_states: Tensor) -> Tensor:
+        return norm(hidden_states, 1 + self.weight.float(), _epsilon(self))
+
+    return forward
+
+
+def mlp_forward(swiglu: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the forward of a gated MLP; the product of gate and up is made again in the backward pass."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        down = self.down_proj
+        if swiglu is not plain_swiglu:
+            return down(swiglu(gate, up))
+        adapter = (
+            active_adapter(down, gate) if isinstance(getattr(down, "lora_A", None), nn.ModuleDict) else None
+        )
+        if adapter is None:
+            return down(plain_swiglu(gate, up))
+        base = down.get_base_layer()
+        return lora_linear(gate, base.weight, base.bias, adapter, up=up)
+
+    return forward
+
+
+def _epsilon(module: Any) -> float:
+    return getattr(module, "variance_epsilon", getattr(module, "eps", 0.0))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    names = [name for name, _ in module.named_parameters()]
+    return type(module).__name__.endswith("RMSNorm") and names == ["weight"] and _epsilon(module) > 0
+
+
+def _is_mlp(module: nn.Module) -> bool:
+    children = {name for name, _ in module.named_children()}
+    return children == {"gate_proj", "up_proj", "down_proj", "act_fn"} and not any(
+        module.parameters(recurse=False)
+    )
+
+
+@torch.no_grad()
+def _agrees(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
+    """Return whether a replacement gives what the module gives, on two random rows and without dropout."""
+    weight = next(module.parameters())
+    if weight.device.type == "meta":
+        return False
+    was_training = module.training
+    module.eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 2, weight.shape[-1], generator=generator).to(weight.device, _base_dtype(module))
+    expected, found = module(x).float(), forward(module, x).float()
+    module.train(was_training)
+    return torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE * float(expected.abs().max()))
+
+
+def _base_dtype(module: Any) -> torch.dtype:
+    gate = getattr(module, "gate_proj", module)
+    return getattr(gate, "base_layer", gate).weight.dtype

@@ -1,0 +1,85 @@
+"""Which LoRA layers of peft compute with `lora_linear`, and how they are changed in place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swiftlet.models.lora_linear import Adapter, lora_linear
+
+
+def plain_adapter(layer: Any) -> str | None:
+    """Return the name of the one adapter that `lora_linear` can compute for a layer of peft, or None."""
+    if layer.disable_adapters or layer.merged or type(layer.get_base_layer()) is not nn.Linear:
+        return None
+    active = [name for name in layer.active_adapters if name in layer.lora_A]
+    if len(active) != 1 or layer.lora_variant.get(active[0]) is not None:
+        return None
+    name = active[0]
+    parts = (layer.lora_A[name], layer.lora_B[name])
+    if any(type(part) is not nn.Linear or part.bias is not None for part in parts):
+        return None
+    dropout = layer.lora_dropout[name]
+    is_known = isinstance(dropout, nn.Identity) or (isinstance(dropout, nn.Dropout) and dropout.p < 1)
+    return name if is_known else None
+
+
+def active_adapter(layer: Any, x: Tensor) -> Adapter | None:
+    """Return the adapter with which `lora_linear` computes a layer for `x`, or None where peft must."""
+    name = plain_adapter(layer)
+    if (
+        name is None
+        or x.dtype != layer.get_base_layer().weight.dtype
+        or torch.is_autocast_enabled(x.device.type)
+    ):
+        return None
+    dropout = layer.lora_dropout[name]
+    p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+    return Adapter(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], p)
+
+
+def apply_fast_lora(model: nn.Module) -> int:
+    """Let peft's plain LoRA layers compute with `lora_linear`, in place; return how many.
+
+    Layers of another kind (DoRA, quantised bases, several adapters, biases of adapters) keep peft's forward.
+    """
+    from peft.tuners.lora import Linear
+
+    count = 0
+    for module in model.modules():
+        if type(module) is Linear and plain_adapter(module) is not None:
+            module.__class__ = _fast_class()
+            count += 1
+    return count
+
+
+def lora_layers(model: nn.Module) -> int:
+    """Return the number of LoRA layers of peft in a model, of whatever kind."""
+    from peft.tuners.lora import LoraLayer
+
+    return sum(isinstance(module, LoraLayer) for module in model.modules())
+
+
+def _fast_class() -> Any:
+    """Return the subclass of peft's layer; made on first use, as importing peft costs seconds."""
+    if _FAST:
+        return _FAST[0]
+    from peft.tuners.lora import Linear
+
+    class FastLoraLinear(Linear):
+        """peft's layer with another forward; saving, merging and switching adapters stay peft's."""
+
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            adapter = None if args or kwargs else active_adapter(self, x)
+            if adapter is None:
+                return super().forward(x, *args, **kwargs)
+            base: Any = self.get_base_layer()
+            return lora_linear(x, base.weight, base.bias, adapter)
+
+    _FAST.append(FastLoraLinear)
+    return FastLoraLinear
+
+
+_FAST: list[type] = []

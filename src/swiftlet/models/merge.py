@@ -1,0 +1,45 @@
+"""An adapter into its base: in fp32, one layer at a time, back to the base's type at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from swiftlet.models.adapter import quiet_peft
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Add the adapter to the weights it belongs to and return the plain model; the adapter is gone afterwards.
+
+    A head that shares its matrix with an embedding that is changed gets a copy of its own.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    plain: Any = model.get_base_model()
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    _untie(plain, layers)
+    with quiet_peft():
+        for layer in layers:
+            base = layer.get_base_layer()
+            dtype = base.weight.dtype
+            base.weight.data = base.weight.data.float()
+            layer.merge()
+            base.weight.data = base.weight.data.to(dtype)
+        merged: Any = model.merge_and_unload()
+    for parameter in merged.parameters():
+        parameter.requires_grad_(False)
+    return merged
+
+
+def _untie(plain: Any, layers: list[Any]) -> None:
+    head = plain.get_output_embeddings()
+    head = head.get_base_layer() if head in layers else head
+    changed = [layer.get_base_layer() for layer in layers]
+    if any(base is not head and base.weight is head.weight for base in changed):
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        plain.config.tie_word_embeddings = False

@@ -1,0 +1,115 @@
+"""`swift npu` on a machine with cards, with GPUs, and with neither."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "device"))
+
+from npu_smi_texts import HEAD, NEAR, card_lines, info_text, install, mapping_text, topology_text  # noqa: E402
+
+from swiftlet.device.overview import look  # noqa: E402
+
+NAMES = [f"NPU{number}" for number in range(8)]
+ALL = set(range(192))
+
+
+@pytest.fixture
+def machine(tmp_path):
+    cards = [card_lines(number) for number in range(7)] + [card_lines(7, health="Warning", used=64000)]
+    return install(
+        tmp_path,
+        info_text(cards, [(7, 99, "python", 60000)]),
+        mapping_text(range(8)),
+        topology_text(NAMES, NEAR),
+    )
+
+
+def swift(environ, *words):
+    command = [sys.executable, "-m", "swiftlet.cli", "npu", *words]
+    environ = {"PATH": "", "COLUMNS": "160", "HOME": os.environ.get("HOME", "/"), **environ}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+
+
+def test_tables_of_the_published_machine(machine):
+    done = swift({**machine, "ASCEND_RT_VISIBLE_DEVICES": "4,5,7"})
+    assert done.returncode == 0, done.stderr
+    assert "NPUs, driver 24.1.rc3" in done.stdout and "0000:C1:00.0" in done.stdout
+    assert done.stdout.count("HCCS ") >= 56 and "144-167" in done.stdout
+    assert "a run started here: 3 processes" in done.stdout
+    assert "warning: NPU 7 (NPU7) has health Warning" in done.stdout
+    assert "error: NPU 7 (NPU7) is busy: 64000 of 65536 MB are in use by process 99 python" in done.stdout
+    assert "choose free ones: ASCEND_RT_VISIBLE_DEVICES=0,1,2" in done.stdout
+
+
+def test_json_of_the_published_machine(machine):
+    done = swift(machine, "--json", "true")
+    report = json.loads(done.stdout)
+    assert report["versions"] == {"npu_smi": "24.1.rc3", "driver": "24.1.rc3"}
+    assert [chip["id"] for chip in report["npus"]] == list(range(8))
+    assert report["npus"][7]["processes"][0]["pid"] == 99
+    assert report["topology"]["matrix"][0][1] == "HCCS"
+    assert len(report["processes"]) == 8 and len(report["findings"]) == 2
+
+
+def test_processes_sit_next_to_their_devices(machine):
+    report = look({**machine, "ASCEND_RT_VISIBLE_DEVICES": "1,6"}, ALL).to_json()
+    assert [(seat["device"], seat["cpus"]) for seat in report["processes"]] == [(1, "156-167"), (6, "48-59")]
+    report = look({**machine, "NPROC_PER_NODE": "2"}, ALL)
+    assert [seat.device for seat in report.seats] == [0, 1]
+    assert look(machine, ALL).seats_title == "a run on all devices: NPROC_PER_NODE=8"
+
+
+def test_an_incomplete_table_is_said(tmp_path):
+    report = look(install(tmp_path, HEAD + card_lines(0) + "...\n" + card_lines(7)), ALL)
+    assert "the table of npu-smi is incomplete: there may be more cards" in report.notes
+
+
+def test_an_error_of_npu_smi_is_told_with_what_it_may_mean(tmp_path):
+    environ = install(tmp_path, "dcmi module initialize failed. ret is -8005\n")
+    done = swift(environ)
+    assert done.returncode == 0
+    text = " ".join(done.stdout.split())
+    assert (
+        "npu-smi info says: dcmi module initialize failed. ret is -8005 (the driver gives an inner error"
+        in text
+    )
+
+
+def test_a_plain_machine_says_what_was_looked_for():
+    done = swift({})
+    text = " ".join(done.stdout.split())
+    assert done.returncode == 0
+    assert "no npu-smi was found (looked in the search path, /usr/local/bin/npu-smi" in text
+    assert "no nvidia-smi was found on the search path" in text and "a run takes the CPU here" in text
+    assert "npus" in json.loads(swift({}, "--json", "true").stdout)
+
+
+def test_a_machine_with_gpus(tmp_path):
+    program = tmp_path / "nvidia-smi"
+    row = "0, NVIDIA H100, 512, 81559, 3, 31, 00000000:1A:00.0, 570.86"
+    program.write_text(f"#!{sys.executable}\nprint({row!r})\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    done = swift({"PATH": str(tmp_path)})
+    assert done.returncode == 0
+    assert "GPUs, driver 570.86" in done.stdout and "NVIDIA H100" in done.stdout
+
+
+def test_a_driver_of_gpus_that_fails_is_quoted(tmp_path):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!{sys.executable}\nimport sys\nprint('NVIDIA-SMI has failed')\nsys.exit(9)\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    assert "nvidia-smi says: NVIDIA-SMI has failed" in look({"PATH": str(tmp_path)}, {0}).notes
+
+
+def test_mistakes_of_the_command_line():
+    done = swift({}, "--jsn", "true")
+    assert done.returncode == 2 and "did you mean" in done.stderr
+    assert "--json" in swift({}, "--help").stdout

@@ -1,0 +1,266 @@
+"""Rows of every known shape to conversations, and the reason where a row is none."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swiftlet.data.columns import check_columns
+from swiftlet.data.formats import to_sample
+from swiftlet.data.reasons import NOTES, REASONS
+from swiftlet.data.rows import BadRow, Origin, Record, Sample
+from swiftlet.errors import UsageError
+
+ORIGIN = Origin("rows.jsonl", 3)
+
+
+def sample_of(row, columns=None):
+    result = to_sample(Record(row, ORIGIN), columns or {})
+    assert isinstance(result, Sample), result
+    assert result.origin == ORIGIN
+    assert set(result.notes) <= NOTES.keys()
+    return result
+
+
+def fault_of(row, columns=None):
+    result = to_sample(Record(row, ORIGIN), columns or {})
+    assert isinstance(result, BadRow), result
+    assert result.origin == ORIGIN
+    assert result.reason in REASONS
+    assert len(result.sha1) == 40
+    return result
+
+
+def turns(*texts):
+    """Return user and assistant turns by turns."""
+    return [{"role": ("user", "assistant")[at % 2], "content": text} for at, text in enumerate(texts)]
+
+
+SYSTEM = {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"query": "q", "response": "r"}, turns("q", "r")),
+        ({"query": "q", "response": "r", "history": None, "system": ""}, turns("q", "r")),
+        (
+            {"query": "q", "response": "r", "history": [["a", "b"], ["c", "d"]]},
+            turns("a", "b", "c", "d", "q", "r"),
+        ),
+        ({"query": "q", "response": "r", "history": '[["a", "b"]]'}, turns("a", "b", "q", "r")),
+        ({"query": "q", "response": "r", "history": "", "system": "s"}, [SYSTEM, *turns("q", "r")]),
+        ({"question": "q", "response": "r", "system_prompt": "s"}, [SYSTEM, *turns("q", "r")]),
+        ({"instruction": "i", "input": "n", "output": "o"}, turns("i\nn", "o")),
+        ({"instruction": "i", "input": "", "output": "o"}, turns("i", "o")),
+        ({"instruction": None, "input": "n", "output": "o"}, turns("n", "o")),
+        ({"instruction": "i", "input": "n", "output": "o", "text": "all of it"}, turns("i\nn", "o")),
+        ({"instruction": "i", "response": "r"}, turns("i", "r")),
+        ({"input": "n", "output": "o", "source": "x"}, turns("n", "o")),
+        ({"prompt": "p", "completion": "c"}, turns("p", "c")),
+        ({"question": "q", "answer": "a"}, turns("q", "a")),
+        ({"problem": "p", "solution": "s"}, turns("p", "s")),
+        ({"query": "q", "response": "r", "answer": "4", "solution": "x"}, turns("q", "r")),
+        ({"instruction": None, "output": None, "query": "q", "answer": "a"}, turns("q", "a")),
+        ({"messages": None, "query": "q", "response": "r"}, turns("q", "r")),
+        (
+            {"query": "q", "response": "r", "id": 1, "meta": {"k": [None]}, "score": float("nan")},
+            turns("q", "r"),
+        ),
+        ({"query": " q\n", "response": "\tr "}, turns(" q\n", "\tr ")),
+        ({"query": "q", "response": "r", "images": [], "video": None, "audios": [None, ""]}, turns("q", "r")),
+    ],
+)
+def test_pairs_of_columns(row, messages):
+    assert sample_of(row).messages == messages
+
+
+@pytest.mark.parametrize("name", ["messages", "conversations", "conversation"])
+@pytest.mark.parametrize(
+    "chat",
+    [
+        turns("a", "b", "c", "d"),
+        [{"from": turn, "value": text} for turn, text in zip(["human", "gpt"] * 2, "abcd", strict=True)],
+        [{"from": "user", "value": "a"}, {"role": "bot", "content": "b"}, *turns("c", "d")],
+        [{"human": "a", "assistant": "b"}, {"human": "c", "assistant": "d"}],
+        [{"role": "user", "content": [{"type": "text", "text": "a"}]}, *turns("x", "b", "c", "d")[1:]],
+        [{"role": "user", "content": [{"type": "text", "value": "a"}, ""]}, *turns("x", "b", "c", "d")[1:]],
+        json.dumps(turns("a", "b", "c", "d")),
+    ],
+)
+def test_notations_of_a_conversation(name, chat):
+    assert sample_of({name: chat, "tools": None}).messages == turns("a", "b", "c", "d")
+    assert sample_of({name: chat, "system": "s"}).messages == [SYSTEM, *turns("a", "b", "c", "d")]
+
+
+def test_a_system_turn_of_the_conversation_stays():
+    assert sample_of({"messages": [SYSTEM, *turns("a", "b")]}).messages == [SYSTEM, *turns("a", "b")]
+    assert sample_of({"messages": [SYSTEM, *turns("a", "b")], "system": "s"}).messages[0] == SYSTEM
+    assert sample_of({"messages": [{"role": "system", "content": None}, *turns("a", "b")]}).messages == turns(
+        "a", "b"
+    )
+    fault = fault_of({"messages": [SYSTEM, *turns("a", "b")], "system": "other"})
+    assert (fault.reason, fault.detail) == (
+        "role_order",
+        "column system beside a system turn that says something else",
+    )
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+
+
+@pytest.mark.parametrize(
+    "call_turns",
+    [
+        [{"from": "function_call", "value": '{"name": "f", "arguments": {"x": 1}}'}],
+        [{"from": "tool_call", "value": {"name": "f", "arguments": '{"x": 1}'}}],
+        [{"role": "assistant", "content": None, "tool_calls": [CALL]}],
+        [{"role": "assistant", "tool_calls": json.dumps([CALL])}],
+        [{"role": "assistant", "content": None, "tool_calls": [json.dumps(CALL)]}],
+        [{"role": "assistant", "content": "", "function_call": {"name": "f", "parameters": {"x": 1}}}],
+    ],
+)
+def test_a_tool_call_in_every_notation_is_the_same(call_turns):
+    chat = [
+        *turns("q"),
+        *call_turns,
+        {"role": "observation", "content": "1"},
+        {"role": "assistant", "content": "a"},
+    ]
+    assert sample_of({"conversations": chat, "tools": "[]"}).messages == [
+        *turns("q"),
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "1"},
+        {"role": "assistant", "content": "a"},
+    ]
+
+
+def test_calls_that_follow_each_other_or_a_text_are_one_turn():
+    call = {"role": "tool_call", "content": '{"name": "f", "arguments": {"x": 1}}'}
+    result = {"role": "tool_response", "content": "1"}
+    chat = [*turns("q", "let me see"), call, call, result, result, {"role": "assistant", "content": "a"}]
+    messages = sample_of({"messages": chat}).messages
+    assert messages[1] == {"role": "assistant", "content": "let me see", "tool_calls": [CALL, CALL]}
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "assistant"]
+
+
+def test_ids_of_calls_and_arguments_that_are_no_object_stay():
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "not json"}}
+    other = {"name": "g", "arguments": "[1]"}
+    bare = {"name": "h"}
+    chat = [
+        *turns("q"),
+        {"role": "assistant", "content": "", "tool_calls": [call, other, bare]},
+        {"role": "tool", "content": "", "tool_call_id": "c1", "name": "f"},
+        {"role": "assistant", "content": "a"},
+    ]
+    messages = sample_of({"messages": chat}).messages
+    assert messages[1]["tool_calls"][0] == call
+    assert [made["function"]["arguments"] for made in messages[1]["tool_calls"]] == ["not json", "[1]", {}]
+    assert messages[2] == {"role": "tool", "content": "", "tool_call_id": "c1", "name": "f"}
+
+
+def test_tools_are_the_same_as_list_text_and_single_object():
+    tool = {"type": "function", "function": {"name": "f"}}
+    for tools in ([tool], json.dumps([tool]), tool, [json.dumps(tool)]):
+        assert sample_of({"query": "q", "response": "r", "tools": tools}).tools == [tool]
+    for tools in (None, "", "  ", "[]", [], "null"):
+        assert sample_of({"query": "q", "response": "r", "tools": tools}).tools is None
+    assert sample_of({"query": "q", "response": "r", "functions": [tool]}).tools == [tool]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "t"},
+        {"response": "t"},
+        {"messages": [{"role": "assistant", "content": "t"}]},
+        {"text": "t", "id": 4},
+    ],
+)
+def test_a_text_without_a_question_is_plain_text(row):
+    sample = sample_of(row)
+    assert (sample.text, sample.messages, sample.notes) == ("t", [], ("no_prompt",))
+
+
+def test_which_answers_are_trained_on():
+    chat = [*turns("a"), {"role": "assistant", "content": "b", "loss": False}, *turns("c", "d")]
+    assert sample_of({"messages": chat}).messages[1]["loss"] is False
+    for key, value, loss in (("weight", 0, False), ("train", True, True), ("loss_weight", 1.0, True)):
+        messages = [*turns("x", "y"), *turns("a"), {"role": "assistant", "content": "b", key: value}]
+        assert sample_of({"messages": messages}).messages[3]["loss"] is loss
+    half = sample_of({"messages": [*turns("a"), {"role": "assistant", "content": "b", "weight": 0.5}]})
+    assert (half.messages[1]["loss"], half.notes) == (True, ("weight_unused",))
+
+
+@pytest.mark.parametrize(
+    ("row", "note"),
+    [
+        ({"messages": turns("a", "b"), "label": False}, "label_unused"),
+        ({"prompt": "a", "completion": "b", "label": 1}, "label_unused"),
+        ({"instruction": "a", "output": "b", "kto_tag": True}, "label_unused"),
+        ({"instruction": "a", "context": "c", "response": "b"}, "context_unused"),
+        (
+            {"messages": [*turns("a"), {"role": "assistant", "content": "b", "reasoning_content": "c"}]},
+            "reasoning_unused",
+        ),
+    ],
+)
+def test_what_is_not_used_is_noted(row, note):
+    assert sample_of(row).notes == (note,)
+
+
+def test_other_column_names_through_the_mapping():
+    assert sample_of({"问题": "q", "回答": "r"}, {"问题": "query", "回答": "response"}).messages == turns(
+        "q", "r"
+    )
+    assert sample_of({"query": "old", "q2": "q", "response": "r"}, {"q2": "query"}).messages == turns(
+        "q", "r"
+    )
+    dolly = {"instruction": "i", "context": "c", "response": "r"}
+    assert sample_of(dolly, {"context": "input"}).messages == turns("i\nc", "r")
+    assert sample_of({"turns": turns("a", "b")}, {"turns": "messages"}).messages == turns("a", "b")
+    assert sample_of({"body": "t"}, {"body": "text"}).text == "t"
+    assert sample_of(
+        {"prompt": "p", "chosen": "c", "rejected": "r"}, {"chosen": "response"}
+    ).messages == turns("p", "c")
+    check_columns({"问题": "query", "turns": "messages"})
+    with pytest.raises(UsageError, match="'qury' is no column of ours") as caught:
+        check_columns({"question": "qury"})
+    assert "did you mean query?" in caught.value.hint
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(
+                    "messages conversations role from content value query response instruction input output text tools "
+                    "history system user assistant human gpt tool loss tool_calls function name arguments type".split()
+                )
+                | st.text(max_size=4),
+                inner | st.sampled_from(["user", "assistant", "human", "gpt", "tool", "text", "[]", "{}"]),
+                max_size=5,
+            )
+        ),
+        max_leaves=30,
+    ),
+    st.sampled_from(
+        ["messages", "conversations", "response", "tools", "history", "text", "label", "images", "x"]
+    ),
+)
+def test_no_json_object_crashes(value, name):
+    for row in (
+        {name: value},
+        {"query": "q", "response": "r", name: value},
+        value if isinstance(value, dict) else {},
+    ):
+        result = to_sample(Record(row, ORIGIN), {})
+        if isinstance(result, Sample):
+            assert result.text or result.messages[-1]["role"] == "assistant"
+            json.dumps([result.messages, result.tools, result.text], ensure_ascii=False).encode()
+        else:
+            assert result.reason in REASONS

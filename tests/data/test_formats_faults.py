@@ -1,0 +1,285 @@
+"""Rows that are no conversation: the reason and the place of each, and never their text."""
+
+import pytest
+from test_formats import fault_of, turns
+
+TOOL_TURN = {"role": "tool", "content": "1"}
+SYSTEM = {"role": "system", "content": "s"}
+
+
+def said(role, content, **more):
+    return {"role": role, "content": content} | more
+
+
+@pytest.mark.parametrize(
+    ("chat", "reason", "detail"),
+    [
+        ([*turns("a", "b"), said("user", "c")], "no_answer", "ends with a user turn: no answer to learn"),
+        (turns("a"), "no_answer", "ends with a user turn"),
+        ([SYSTEM], "no_answer", "only a system turn"),
+        ([*turns("a", "b"), TOOL_TURN], "no_answer", "ends with a tool result: no answer after it"),
+        (
+            [said("assistant", "b"), *turns("a", "b")],
+            "role_order",
+            "turn 0: the conversation starts with the assistant",
+        ),
+        (
+            [SYSTEM, said("assistant", "b")],
+            "role_order",
+            "turn 1: the conversation starts with the assistant",
+        ),
+        ([*turns("a", "b"), said("assistant", "c")], "role_order", "turns 1 and 2 are both assistant"),
+        ([said("user", "a"), *turns("a", "b")], "role_order", "turns 0 and 1 are both user"),
+        ([SYSTEM, SYSTEM, *turns("a", "b")], "role_order", "turn 1: a second system turn"),
+        ([*turns("a", "b"), SYSTEM, *turns("a", "b")], "role_order", "turn 2: a system turn in the middle"),
+        (
+            [said("user", "a"), TOOL_TURN, said("assistant", "b")],
+            "role_order",
+            "turn 1: a tool result without a call",
+        ),
+        ([*turns("a", "b"), TOOL_TURN, *turns("c", "d")], "role_order", "turn 3: user behind tool"),
+        ([said("user", "a"), said("bing", "b")], "role_unknown", 'turn 1: unknown role "bing"'),
+        (
+            [said("User", "a"), said("Assistant", "b")],
+            "role_unknown",
+            'unknown role "User" (did you mean user?)',
+        ),
+        ([said("user", "a"), said(7, "b")], "schema", "turn 1: the role is not a text"),
+        ([{"content": "a"}, said("assistant", "b")], "schema", "turn 0 has no role (its keys: content)"),
+        ([{"input": "a", "output": "b"}], "schema", "turn 0 has no role (its keys: input, output)"),
+        (
+            [{"role": "user", "words": "a"}, said("assistant", "b")],
+            "schema",
+            "has no content (its keys: role, words)",
+        ),
+        (
+            [said("user", "a"), said("assistant", None)],
+            "empty_assistant",
+            "content is null and there are no tool_calls",
+        ),
+        (
+            [said("user", "a"), said("assistant", " \n")],
+            "empty_assistant",
+            "turn 1 (assistant): content is empty",
+        ),
+        ([said("user", None), said("assistant", "b")], "empty_user", "turn 0 (user): content is null"),
+        (
+            [said("user", "a"), said("assistant", 4)],
+            "schema",
+            "turn 1 (assistant): content is a number, not a text",
+        ),
+        ([said("user", {"a": 1}), said("assistant", "b")], "schema", "content is an object, not a text"),
+        (["hi", "hello"], "schema", "turn 0 is a text, expected an object"),
+        ([turns("a", "b")], "schema", "turn 0 is a list, expected an object"),
+        ({"role": "user", "content": "a"}, "schema", "messages is an object, expected a list"),
+        ("words", "schema", "messages is a text that is not JSON"),
+        ("[" * 100_000, "nesting", "messages is nested too deep"),
+        ("[]", "schema", "messages is an empty list"),
+        ([said("user", [{"type": "image_url", "image_url": "x"}])], "multimodal", "content part image_url"),
+        (
+            [said("user", [{"type": "input_audio", "data": "x"}])],
+            "multimodal",
+            "multimodal content part input_audio",
+        ),
+        ([said("user", [{"type": "thought", "text": "x"}])], "schema", "content part thought holds no text"),
+        ([said("user", [{"type": ["x"]}])], "schema", "content part of unknown type holds no text"),
+        ([said("user", [{"type": "text", "text": None}])], "schema", "content part text holds no text"),
+        ([said("user", [5])], "schema", "a content part is a number"),
+        (
+            [said("user", "a"), said("assistant", "b", loss=False)],
+            "no_label_tokens",
+            "loss is false in every answer",
+        ),
+        (
+            [said("user", "a"), said("assistant", "b", weight=3)],
+            "schema",
+            "turn 1: weight is not true or false",
+        ),
+        ([said("user", "a"), said("tool_call", "no json")], "schema", "tool call is a text that is not JSON"),
+        ([said("user", "a"), said("tool_call", "[]")], "empty_assistant", "turn 1: an empty tool call"),
+        ([said("user", "a"), said("tool_call", "7")], "schema", "turn 1: tool call is not an object"),
+        ([said("user", "a"), said("tool_call", [7])], "schema", "turn 1: tool call is not an object"),
+        ([said("user", "a"), said("tool_call", {"f": 1})], "schema", "turn 1: tool call has no name"),
+        ([said("assistant", "", tool_calls=[{"name": "f"}])], "role_order", "starts with the assistant"),
+        ([said("user", "a\ud83d"), said("assistant", "b")], "surrogate", "half of a surrogate pair"),
+        (
+            [said("user", "a"), said("tool_call", {"name": "f", "arguments": {"x": "\ud83d"}})],
+            "surrogate",
+            "half of",
+        ),
+    ],
+)
+def test_conversations_that_are_none(chat, reason, detail):
+    fault = fault_of({"messages": chat})
+    assert fault.reason == reason
+    assert detail in fault.detail
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        ({"query": "q", "response": None}, "empty_assistant", "column response is null"),
+        ({"query": "q", "response": " \n"}, "empty_assistant", "column response is empty"),
+        ({"query": "q", "response": None, "answer": "4"}, "empty_assistant", "column response is null"),
+        ({"query": "q", "response": 4}, "schema", "column response is a number, not a text"),
+        ({"query": "q", "response": True}, "schema", "column response is true or false, not a text"),
+        ({"query": "q", "response": float("nan")}, "schema", "column response is a number (NaN), not a text"),
+        ({"query": "q", "response": {"a": 1}}, "schema", "column response is an object, not a text"),
+        ({"query": "q", "response": ["a"]}, "schema", "column response is a list, not a text"),
+        ({"query": "q", "response": b"a"}, "schema", "column response is a value of type bytes, not a text"),
+        ({"query": "", "response": "r"}, "empty_user", "query is empty"),
+        ({"query": 3, "response": "r"}, "schema", "column query is a number, not a text"),
+        ({"instruction": "", "input": "", "output": "o"}, "empty_user", "instruction and input are empty"),
+        ({"question": None, "answer": "a"}, "empty_user", "question is empty"),
+        ({"question": "q", "answer": None}, "empty_assistant", "column answer is null"),
+        ({"text": ""}, "empty_assistant", "column text is empty"),
+        ({"text": 5}, "schema", "column text is a number, not a text"),
+        ({"messages": []}, "schema", "column messages is empty"),
+        (
+            {"input_ids": [1], "labels": [1]},
+            "tokenized",
+            "already tokenized (column input_ids): text is expected",
+        ),
+        (
+            {"instruction": "i", "chosen": "g", "rejected": "b"},
+            "preference",
+            "column chosen: preference data",
+        ),
+        ({"messages": turns("a", "b"), "rejected_response": "c"}, "preference", "column rejected_response"),
+        (
+            {"query": "q", "response": "r", "images": ["a.png"]},
+            "multimodal",
+            "column images: only text is trained on",
+        ),
+        ({"input": "q", "output": "r", "image": {"bytes": b""}}, "multimodal", "column image"),
+        (
+            {"question": "q", "answer": "4", "solution": "2+2"},
+            "columns",
+            "ambiguous answer columns: answer, solution",
+        ),
+        (
+            {"question": "q", "prompt": "p", "answer": "4"},
+            "columns",
+            "ambiguous question columns: prompt, question",
+        ),
+        ({"query": "q", "response": "r", "system": 5}, "schema", "column system is a number, not a text"),
+        ({"query": "q", "response": "r", "tools": "f()"}, "schema", "tools is a text that is not JSON"),
+        ({"query": "q", "response": "r", "tools": 5}, "schema", "tools is not a list"),
+        ({"query": "q", "response": "r", "tools": [5]}, "schema", "tools[0] is not an object"),
+        (
+            {"query": "q", "response": "r", "tools": [{"x": "\udc00"}]},
+            "surrogate",
+            "half of a surrogate pair",
+        ),
+        ({"query": "q", "response": "r\ud83d"}, "surrogate", "half of a surrogate pair"),
+        ({"text": "\udfff"}, "surrogate", "half of a surrogate pair"),
+    ],
+)
+def test_pairs_that_are_none(row, reason, detail):
+    fault = fault_of(row)
+    assert fault.reason == reason
+    assert detail in fault.detail
+
+
+@pytest.mark.parametrize(
+    ("history", "reason", "detail"),
+    [
+        ([["a", "b", "c"]], "schema", "history[0] has 3 items"),
+        ([["a", "b"], ["c", None]], "empty_assistant", "history[1][1] is null"),
+        ([["", "b"]], "empty_user", "history[0][0] is empty"),
+        ([["a", 4]], "schema", "history[0][1] is a number, not a text"),
+        ([{"role": "user"}], "schema", "history[0] is an object, expected a question and an answer"),
+        ({"a": "b"}, "schema", "history is an object, expected a list of pairs"),
+        ("[['a', 'b']]", "schema", "history is a text that is not JSON"),
+    ],
+)
+def test_histories_that_are_none(history, reason, detail):
+    fault = fault_of({"query": "q", "response": "r", "history": history})
+    assert fault.reason == reason
+    assert detail in fault.detail
+
+
+@pytest.mark.parametrize(
+    ("row", "found", "flags"),
+    [
+        (
+            {"user_input": "a", "reply": "b"},
+            "no chat and no answer column; columns: reply, user_input",
+            "user_input=query reply=response",
+        ),
+        (
+            {"Question": "a", "Answer": "b"},
+            "no chat and no answer column; columns: Answer, Question",
+            "Question=query Answer=response",
+        ),
+        (
+            {"问题": "a", "答案": "b"},
+            "no chat and no answer column; columns: 答案, 问题",
+            "问题=query 答案=response",
+        ),
+        (
+            {"question": "a", "response_j": "b"},
+            "no answer column; columns: question, response_j",
+            "response_j=response",
+        ),
+        (
+            {"Question": "a", "response": "b"},
+            "no question column; columns: Question, response",
+            "Question=query",
+        ),
+        ({"id": 1, "output": "b"}, "no question column; columns: id, output", "COLUMN=query"),
+        ({"system": "s", "response": "b"}, "no question column; columns: response, system", "COLUMN=query"),
+        ({"toy_text": "a"}, "no chat and no answer column; columns: toy_text", "toy_text=text"),
+        ({"dialog": turns("a", "b")}, "no chat and no answer column; columns: dialog", "dialog=messages"),
+        ({"question": "a", "text": "b"}, "no answer column; columns: question, text", "COLUMN=response"),
+        (
+            {"turns": ["a", "b"]},
+            "no chat and no answer column; columns: turns",
+            "COLUMN=query COLUMN=response",
+        ),
+        ({"a question": "a", "it's reply": "b"}, "columns: a question, it's reply", None),
+        ({}, "no chat and no answer column; columns: ", "COLUMN=query COLUMN=response"),
+    ],
+)
+def test_a_missing_column_names_those_found_and_the_flag(row, found, flags):
+    fault = fault_of(row)
+    assert fault.reason == "schema"
+    assert found in fault.detail
+    if flags is None:
+        assert "--columns 'a question=query'" in fault.detail
+    else:
+        assert fault.detail.endswith(
+            "name it with " + " ".join(f"--columns {flag}" for flag in flags.split())
+        )
+
+
+def test_many_columns_and_long_names_are_cut():
+    fault = fault_of({f"column{number:03}" + "x" * 100: 1 for number in range(50)})
+    assert "and 38 more" in fault.detail
+    assert len(fault.detail) < 800
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"query": "SECRET", "response": 4},
+        {"messages": [said("user", "SECRET"), said("SECRET " * 9, "SECRET")]},
+        {"messages": [said("user", "SECRET"), said("tool_call", "SECRET")]},
+        {"messages": [said("user", [{"type": "SECRET " * 9, "x": "SECRET"}])]},
+        {"query": "SECRET", "response": "SECRET", "history": "SECRET"},
+        {"a": "SECRET", "b": ["SECRET"]},
+    ],
+)
+def test_the_text_of_a_row_is_in_no_detail(row):
+    assert "SECRET" not in fault_of(row).detail
+
+
+def test_equal_rows_have_one_sha1_and_deep_ones_have_one_too():
+    assert fault_of({"a": 1}).sha1 == fault_of({"a": 1}).sha1 != fault_of({"a": 2}).sha1
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert fault_of({"x": deep}).reason == "schema"
+    assert fault_of({"query": "q", "response": "r", "images": deep}).reason == "nesting"
+    while deep:
+        deep = deep.pop()
