@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from swiftlet import log
+from swiftlet.commands.operators import choose_kernels
 from swiftlet.commands.sft import Ready
 from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.models import tuner
@@ -36,13 +37,37 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
     elif checkpoint is not None:
         model = tuner.load_adapter(model, checkpoint.path, is_trainable=True)
     else:
-        model = tuner.apply_lora(model, tuner.settings_from(settings))
+        model = tuner.apply_lora(model, lora_settings(settings))
+    kernels = choose_kernels(
+        device,
+        model.config,
+        ready.data.train.lengths,
+        dtype,
+        attention=args.model.use_flash_attn,
+        others=args.model.fused_operators,
+    )
     return build_causal(
         model,
+        use_fused=args.model.fused_operators != "false",
         gradient_checkpointing=args.train.gradient_checkpointing == "true",
         neftune_alpha=settings.neftune_noise_alpha,
-        attention=device.kernels.get("attention"),
+        kernels=kernels,
         log=log.info,
+    )
+
+
+def lora_settings(args: Any) -> tuner.LoraSettings:
+    """Return what the flags of the tuner say about adapters."""
+    return tuner.LoraSettings(
+        rank=args.lora_rank,
+        alpha=args.lora_alpha,
+        dropout=args.lora_dropout_p,
+        bias=args.lora_bias_trainable,
+        target_modules=args.lora_target_modules,
+        modules_to_save=args.lora_modules_to_save,
+        use_dora=args.use_dora,
+        use_rslora=args.use_rslora,
+        init_weights=args.init_lora_weights,
     )
 
 

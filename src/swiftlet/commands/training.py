@@ -19,6 +19,7 @@ from swiftlet.commands.sft import Outcome, Ready
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import Batches, num_steps, num_steps_per_epoch
 from swiftlet.data.loader import load_steps
+from swiftlet.device.placement import bind_process
 from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, dtype_name, open_device, resolve_dtype
 from swiftlet.models import tuner
@@ -49,14 +50,17 @@ NOT_SHAPING = frozenset(
     "micro_batch_tokens gradient_checkpointing dataloader_num_workers predict_with_generate "
     "early_stopping_patience".split()
 )
+LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # set by torchrun
 NEXT = "swift infer --ckpt_dir {checkpoint} --load_dataset_config true"
 
 
 def train_model(args: Any, ready: Ready) -> Outcome:
     """Train the model that is ready and return where everything is."""
-    device = open_device(
-        args.parallel.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")), environ=os.environ
-    )
+    local_rank, local_world_size = (int(os.environ.get(name, default)) for name, default in LOCAL.items())
+    device = open_device(args.parallel.device, local_rank=local_rank, environ=os.environ)
+    if args.parallel.bind_cpu:
+        for line in bind_process(device.kind, local_rank, local_world_size, os.environ):
+            log.info(line)
     for line in apply_settings(device, deterministic=args.train.deterministic):
         log.info(line)
     dtype = dtype_name(resolve_dtype(args.model.dtype, device))

@@ -42,7 +42,12 @@ def load(batches: Batches, step: Step) -> LoadedStep:
 
 
 def load_steps(
-    batches: Batches, *, epoch: int = 0, step_in_epoch: int = 0, num_workers: int = 1, timeout_s: float = TIMEOUT_S
+    batches: Batches,
+    *,
+    epoch: int = 0,
+    step_in_epoch: int = 0,
+    num_workers: int = 1,
+    timeout_s: float = TIMEOUT_S,
 ) -> Generator[LoadedStep, None, None]:
     """Yield loaded steps without end, from `step_in_epoch` of `epoch` on, in the same order for any `num_workers`.
 
@@ -89,7 +94,9 @@ def _receive(task: _Task, threads: list[threading.Thread], timeout_s: float) -> 
         except queue.Empty:
             dead = [thread.name for thread in threads if not thread.is_alive()]
             if dead:
-                raise SwiftletError(f"{', '.join(dead)} died before {place}", "its traceback is above") from None
+                raise SwiftletError(
+                    f"{', '.join(dead)} died before {place}", "its traceback is above"
+                ) from None
             if time.monotonic() >= deadline:
                 raise SwiftletError(
                     f"the loader delivered nothing for {timeout_s:.0f} s: {place}",

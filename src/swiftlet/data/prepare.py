@@ -117,7 +117,8 @@ def prepare(
     train, val = TokenStore(folder, TRAIN), TokenStore(folder, VAL)
     if len(train) == 0:
         raise DataError(
-            f"none of {report.num_rows} rows is left to train on", "hold out fewer with --dataset_test_ratio 0"
+            f"none of {report.num_rows} rows is left to train on",
+            "hold out fewer with --dataset_test_ratio 0",
         )
     if len(val) == 0 and (args.val_dataset or args.dataset_test_ratio > 0):
         log.warning("no row is left for validation: there is no evaluation")

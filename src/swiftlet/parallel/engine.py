@@ -112,7 +112,9 @@ class SingleEngine:
         current = self.optimizer.state_dict()
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         state = {
-            number: {key.removeprefix(NUMBER): _value(key, tensors[name]) for key, name in keys[self.names[p]]}
+            number: {
+                key.removeprefix(NUMBER): _value(key, tensors[name]) for key, name in keys[self.names[p]]
+            }
             for number, p in enumerate(parameters)
             if self.names[p] in keys
         }

@@ -86,4 +86,6 @@ def _bucket(members: list[tuple[str, nn.Parameter]]) -> Bucket:
     first = parameters[0]
     flat = torch.zeros(sum(p.numel() for p in parameters), dtype=first.dtype, device=first.device)
     parts = flat.split([p.numel() for p in parameters])
-    return Bucket(names, parameters, [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)], flat)
+    return Bucket(
+        names, parameters, [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)], flat
+    )

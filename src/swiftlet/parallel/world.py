@@ -91,7 +91,9 @@ def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, a
     if world_size > 1 or always:
         if world_size == 1:
             store = dist.HashStore()
-            dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=timeout_s))
+            dist.init_process_group(
+                backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=timeout_s)
+            )
         else:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     return World(rank, local_rank, world_size, device)
