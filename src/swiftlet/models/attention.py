@@ -24,22 +24,20 @@ QUERY_BLOCK = 512
 
 
 class PackedAttention(Protocol):
-    """What a device's table offers: attention over samples that lie one after another.
-
-    Token i of a sample sees token j of the same sample with j <= i and, where there is a window, i - j < window.
-    """
+    """What a device's table offers as "attention" (device/kernels.py): `segment_attention` with its own operators."""
 
     def __call__(
         self,
-        q_THD: Tensor,
-        k_TKD: Tensor,
-        v_TKD: Tensor,
+        query_QTD: Tensor,
+        key_KTD: Tensor,
+        value_KTD: Tensor,
         cu_seqlens: list[int],
-        scale: float,
         *,
-        causal: bool = True,
+        scale: float,
         window: int | None = None,
         softcap: float | None = None,
+        sinks_Q: Tensor | None = None,
+        dropout_p: float = 0.0,
     ) -> Tensor: ...
 
 
@@ -199,7 +197,7 @@ def packed_attention(
     Args:
         query: [1, Q, T, D]; key and value [1, K, T, D].
         cu_seqlens: boundaries of the samples; None for transformers' own SDPA with its mask.
-        packed: the function of the device, which knows neither sinks nor dropout; None for `segment_attention`.
+        packed: the attention of the device; None for `segment_attention`.
 
     Returns:
         The output [1, T, Q, D], and no attention weights.
@@ -216,10 +214,8 @@ def packed_attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window, softcap, sinks_Q = kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux")
-    if packed is not None and sinks_Q is None and dropout == 0:
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return packed(q, k, v, cu_seqlens, scale, causal=True, window=window, softcap=softcap)[None], None
-    output = segment_attention(
+    attend = segment_attention if packed is None else packed
+    output = attend(
         query[0],
         key[0],
         value[0],
