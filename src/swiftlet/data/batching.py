@@ -13,12 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from swiftlet.data.rows import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    import torch  # planning uses the arithmetic alone
 
 
 class Samples(Protocol):
@@ -180,6 +182,8 @@ class Batches:
 
 def collate(store: Samples, sample_ids: Sequence[int]) -> MicroBatch:
     """Return the samples as one micro-batch; no samples give one token without a label, which contributes 0."""
+    import torch
+
     if not sample_ids:
         zero = torch.zeros(1, dtype=torch.long)
         return MicroBatch(zero, torch.full_like(zero, IGNORE_INDEX), zero, [0, 1], [])
