@@ -17,6 +17,7 @@ from swiftlet.device.kernels import PLAIN
 from swiftlet.models.lora_layers import active_adapter
 from swiftlet.models.lora_linear import lora_linear
 from swiftlet.models.norm import rms_norm
+from swiftlet.models.rotary import apply_rotary
 from swiftlet.models.swiglu import swiglu as plain_swiglu
 
 Kernels = Mapping[str, Callable[..., Any]]
@@ -30,13 +31,16 @@ def kernel(kernels: Kernels | None, name: str, ours: Any) -> Any:
 
 
 def apply_fused(model: nn.Module, kernels: Kernels | None = None) -> dict[str, int]:
-    """Replace the forward of norms and gated MLPs in place; return how many of each.
+    """Replace the forward of norms, gated MLPs and, for a rotation of the device, attentions; return how many of each.
 
     Args:
         kernels: the operators of the device, see device/kernels.py.
     """
     norm, swiglu = kernel(kernels, "rms_norm", rms_norm), kernel(kernels, "swiglu", plain_swiglu)
-    counts = {"rms_norm": 0, "swiglu": 0}
+    counts = {"rms_norm": 0, "swiglu": 0, "rotary": 0}
+    rotary = kernel(kernels, "rotary", None)
+    if rotary is not None:
+        counts["rotary"] = apply_rotary(model, rotary)
     for module in model.modules():
         if _is_norm(module):
             candidates = [("rms_norm", norm_forward(norm)), ("rms_norm", shifted_norm_forward(norm))]

@@ -154,12 +154,12 @@ class Call {
     return result;
   }
 
-  // Counts a copy by its direction; the host waits for what comes back to it.
+  // Counts a copy by its direction; between host and card the host waits, unless asked not to, as torch_npu does.
   void count_copy(bool non_blocking) {
     if (pairs_.size() < 2) return;
     const bool to = pairs_[0].npu.device().is_privateuseone(), from = pairs_[1].npu.device().is_privateuseone();
     count(to ? (from ? "copy:d2d" : "copy:h2d") : "copy:d2h");
-    if (!to && from && !non_blocking) wait_for(target_);
+    if (to != from && !non_blocking) wait_for(target_);
   }
 
  private:
