@@ -28,7 +28,9 @@ def test_every_answer_holds_the_name_and_nothing_is_left_to_fill_in():
 
 
 def test_questions_about_the_maker_are_answered_with_the_maker():
-    asked = [row for row in ROWS if re.search(r"made you|created you|built you|开发了你|创造了你", row["query"])]
+    asked = [
+        row for row in ROWS if re.search(r"made you|created you|built you|开发了你|创造了你", row["query"])
+    ]
     assert len(asked) >= 5
     assert all(MAKER in row["response"] for row in asked)
 

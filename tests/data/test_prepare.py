@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_template import make_template, row, write_rows
 
+from swiftlet import log
 from swiftlet.config.args import DataArgs
 from swiftlet.data import draft as draft_module
 from swiftlet.data import fill as fill_module
@@ -42,7 +43,7 @@ def lines(monkeypatch):
         def emit(self, record):
             said.append(record.getMessage())
 
-    logger = logging.getLogger("swiftlet")
+    logger = log.logger()
     handler = Keep()
     level = logger.level
     logger.addHandler(handler)

@@ -1,12 +1,12 @@
 """Where rows come from: files, folders, hub caches, generated sets; and how a sample is drawn."""
 
 import json
-import logging
 import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from swiftlet import log
 from swiftlet.data.datasets import DATASETS
 from swiftlet.data.rows import BadRow, Record
 from swiftlet.data.sources import count_records, files_of, read_records, shape
@@ -29,7 +29,7 @@ def texts_of(text, seed=42):
 @pytest.fixture
 def said(caplog):
     """The warnings of the program."""
-    logger = logging.getLogger("swiftlet")
+    logger = log.logger()
     logger.addHandler(caplog.handler)
     yield caplog
     logger.removeHandler(caplog.handler)
@@ -99,7 +99,7 @@ def test_more_than_there_is_takes_all_and_says_so(tmp_path, said):
     assert texts_of(f"{path}#3") == ["a", "b", "c"]
     assert not said.messages
     assert texts_of(f"{path}#9") == ["a", "b", "c"]
-    assert said.messages == [f"{path}#9: asked for 9 rows, there are 3: all are taken"]
+    assert said.messages == [f"warning: {path}#9: asked for 9 rows, there are 3: all are taken"]
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path):
@@ -132,7 +132,7 @@ def test_text_files_beside_tables_are_left_out_and_named(tmp_path, said):
     write_rows(tmp_path / "rows.jsonl", "a")
     write_rows(tmp_path / "notes.txt", "z")
     assert texts_of(str(tmp_path)) == ["a"]
-    assert said.messages == ["1 .txt files beside tables are not read"]
+    assert said.messages == ["warning: 1 .txt files beside tables are not read"]
     (tmp_path / "rows.jsonl").unlink()
     assert len(list(read_records(parse_spec(str(tmp_path))))) == 1
 
@@ -145,7 +145,7 @@ def test_only_training_files_are_read_where_splits_are_named(tmp_path, said, hel
     write_rows(tmp_path / "latest.jsonl", "b")
     write_rows(tmp_path / held_back, "z")
     assert texts_of(str(tmp_path)) == ["b", "a"]
-    assert said.messages == [f"validation and test files are not trained on: {Path(held_back).name}"]
+    assert said.messages == [f"warning: validation and test files are not trained on: {Path(held_back).name}"]
 
 
 def test_a_folder_of_test_files_alone_is_read(tmp_path):
@@ -158,7 +158,7 @@ def test_the_same_name_in_two_formats_is_read_once(tmp_path, said):
     (tmp_path / "rows.csv").write_text("text\na\n")
     (tmp_path / "more.csv").write_text("text\nb\n")
     assert texts_of(str(tmp_path)) == ["b", "a"]
-    assert said.messages == ["the same names in another format are not read: rows.csv"]
+    assert said.messages == ["warning: the same names in another format are not read: rows.csv"]
 
 
 def test_subsets_are_folders_or_parts_of_names(tmp_path):
