@@ -1,0 +1,118 @@
+"""LoRA's linear layer: the derivative of what it computes, exact dropout, and nothing kept beyond what is needed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from swiftlet.models.dropout import Dropout, dropped_positions
+from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
+from swiftlet.models.lora_linear import Adapter, lora_linear
+
+T, I, O, R = 5, 6, 4, 2  # noqa: E741
+
+
+def draw(*shapes, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+@pytest.mark.parametrize("is_gated", [False, True])
+def test_the_backward_pass_is_the_derivative_of_the_forward_pass(p, is_gated):
+    x, up, weight, bias, a, b = draw((T, I), (T, I), (O, I), (O,), (R, I), (O, R))
+
+    def layer(x, up, weight, bias, a, b):
+        torch.manual_seed(1)  # the same elements are dropped each time
+        return lora_linear(x, weight, bias, Adapter(a, b, 0.7, p), up=up if is_gated else None)
+
+    assert torch.autograd.gradcheck(layer, (x, up, weight, bias, a, b))
+
+
+def test_dropout_zeroes_the_same_elements_forward_and_backward_and_scales_the_rest():
+    x, weight, a, b = draw((200, I), (O, I), (R, I), (O, R))
+    torch.manual_seed(1)
+    found = lora_linear(x, weight, None, Adapter(a, b, 0.7, 0.25))
+    torch.manual_seed(1)
+    dropped = Dropout(0.25, int(torch.randint(2**62, ()))).zeroed(x) / 0.75
+    expected = x @ weight.t() + 0.7 * dropped @ a.t() @ b.t()
+    torch.testing.assert_close(found, expected)
+    assert 0.2 < float((dropped == 0).double().mean()) < 0.3
+
+
+@pytest.mark.parametrize("p", [0.001, 0.05, 0.5, 0.95])
+def test_each_element_is_dropped_on_its_own_with_the_same_probability(p):
+    size, rounds = 1000, 400
+    masks = torch.zeros(rounds, size)
+    for seed in range(rounds):
+        positions = dropped_positions(size, p, seed)
+        assert positions.unique().numel() == positions.numel()
+        masks[seed, positions] = 1
+    spread = (p * (1 - p)) ** 0.5
+    assert abs(float(masks.mean()) - p) < 5 * spread / (rounds * size) ** 0.5
+    for column in (0, 1, size - 1):
+        assert abs(float(masks[:, column].mean()) - p) < 5 * spread / rounds**0.5
+    pairs = ((masks[:, 1:] - p) * (masks[:, :-1] - p)).mean() / spread**2
+    assert abs(float(pairs)) < 5 / (rounds * (size - 1)) ** 0.5
+
+
+def test_a_mask_of_one_element_is_drawn_too():
+    share = sum(len(dropped_positions(1, 0.3, seed)) for seed in range(2000)) / 2000
+    assert abs(share - 0.3) < 0.05
+
+
+def tuned(dtype, **settings):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(I, O)).to(dtype)
+    config = LoraConfig(r=R, lora_alpha=4, target_modules=["0"], init_lora_weights=False, **settings)
+    return get_peft_model(model, config)
+
+
+def test_fp32_adapters_over_a_bf16_base_get_fp32_gradients_as_with_autocast():
+    fast, slow = tuned(torch.bfloat16), tuned(torch.bfloat16)
+    for model in (fast, slow):
+        for p in model.parameters():
+            p.data = p.data.float() if p.requires_grad else p.data
+    assert apply_fast_lora(fast) == 1
+    (x,) = draw((T, I), dtype=torch.bfloat16)
+    fast(x).float().square().sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        slow(x).float().square().sum().backward()
+    pairs = zip(fast.named_parameters(), slow.parameters(), strict=True)
+    for (name, ours), theirs in pairs:
+        if ours.requires_grad:
+            assert ours.grad.dtype == torch.float32
+            bound = 0.02 * float(theirs.grad.abs().max())
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=0.02, atol=bound, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{"use_dora": True}, {"lora_bias": True}])
+def test_adapters_of_another_kind_keep_the_forward_of_peft(settings):
+    model = tuned(torch.float32, **settings)
+    assert apply_fast_lora(model) == 0 and lora_layers(model) == 1
+
+
+def test_an_adapter_that_is_switched_off_adds_nothing():
+    model = tuned(torch.float32)
+    apply_fast_lora(model)
+    (x,) = draw((T, I), dtype=torch.float32)
+    base = model.base_model.model[0].base_layer
+    with model.disable_adapter():
+        torch.testing.assert_close(model(x), base(x))
+    assert not torch.allclose(model(x), base(x))
+
+
+def test_nothing_of_the_size_of_the_input_is_kept_but_the_input_itself():
+    x, up, weight, a, b = draw((64, 32), (64, 32), (16, 32), (2, 32), (16, 2), dtype=torch.float32)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        lora_linear(x, weight.detach(), None, Adapter(a, b, 1.0, 0.1), up=up)
+    given = {t.untyped_storage().data_ptr() for t in (x, up, weight, a, b)}
+    assert sum(size for pointer, size in kept.items() if pointer not in given) == 2 * 64
