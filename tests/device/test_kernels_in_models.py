@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_operators_of_a_device_are_called_and_change_nothing(family):
     fused = build_causal(model, kernels={name: counted(name, one) for name, one in plain.items()})
     ids = torch.randint(1, 61, (17,), generator=torch.Generator().manual_seed(1))
     boundaries = [0, 7, 8, 17]
-    positions = torch.cat([torch.arange(end - start) for start, end in zip(boundaries, boundaries[1:])])
+    positions = torch.cat([torch.arange(end - start) for start, end in pairwise(boundaries)])
     labels = ids.clone()
     labels[boundaries[:-1]] = -100
     counts.update(dict.fromkeys(counts, 0))  # the trials while it was built

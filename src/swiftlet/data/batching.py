@@ -64,9 +64,11 @@ class MicroBatch(NamedTuple):
     sample_ids: list[int]
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """Return the micro-batch with its tensors on `device`."""
-        ids, labels, positions = (t.to(device, non_blocking=True) for t in self[:3])
-        return MicroBatch(ids, labels, positions, self.cu_seqlens, self.sample_ids)
+        """Return the micro-batch for `device`; labels stay, as the host says which positions are trained on."""
+        from swiftlet.device.transfer import send
+
+        ids, positions = send(self.input_ids_T, device), send(self.position_ids_T, device)
+        return MicroBatch(ids, self.labels_T, positions, self.cu_seqlens, self.sample_ids)
 
 
 def num_steps_per_epoch(num_samples: int, *, batch_size: int, accumulation: int, world_size: int) -> int:

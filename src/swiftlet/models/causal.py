@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
 from swiftlet.models.attention import PackedAttention, no_mask, register_packed_attention
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
@@ -60,10 +61,12 @@ class CausalLM(nn.Module):
     ) -> TokenLosses:
         """Return the losses of the labelled tokens; `labels_T[t]` is predicted from position t - 1.
 
-        The label of a sample's first token must be IGNORE_INDEX: nothing of its own sample predicts it.
+        The label of a sample's first token must be IGNORE_INDEX: nothing of its own sample predicts it. Labels on the
+        CPU spare the device a wait: how many positions there are is then known without asking it.
         """
         positions_N = (labels_T[1:] != IGNORE_INDEX).nonzero().squeeze(1)
-        targets_N = labels_T[1:][positions_N]
+        targets_N = send(labels_T[1:][positions_N], input_ids_T.device)
+        positions_N = send(positions_N, input_ids_T.device)
         if self.head is None:
             return self._own_logits(input_ids_T, position_ids_T, cu_seqlens, positions_N, targets_N)
         hidden_TH = self.hidden_states(input_ids_T, position_ids_T, cu_seqlens)

@@ -109,7 +109,8 @@ def compute_gradient(
         engine.backward(result.loss_sum * scale, is_last=number == last)
         losses.append(result.loss_sum.detach() * forward_factor)
         counts.append(torch.as_tensor(result.num_correct, device=losses[-1].device))
-    sums = torch.stack([_sum(losses), _sum(counts), losses[0].new_tensor(float(is_stop_requested)).float()])
+    stop = torch.full((), float(is_stop_requested), device=losses[0].device)
+    sums = torch.stack([_sum(losses), _sum(counts), stop])
     norm = engine.grad_norm().reshape(1)
     loss_sum, num_correct, stops, grad_norm = torch.cat([world.sum(sums), norm.to(sums)]).tolist()
     correct = round(num_correct) if math.isfinite(num_correct) else 0
