@@ -9,6 +9,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+# Machines that run tests are shared and slow at times; a slow test is not a wrong one.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 WORDS = "<pad> <unk> <|im_start|> <|im_end|> system user assistant hello world what is your name I am tiny".split()
 WORDS += [f"w{number}" for number in range(48)]

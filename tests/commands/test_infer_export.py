@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from swiftlet import cli, export, infer
 from swiftlet.errors import CheckpointError, UsageError
-from swiftlet.infer.proof import MergeError
+from swiftlet.inference.proof import MergeError
 
 GREEDY = {"do_sample": False, "max_new_tokens": 5, "device": "cpu"}
 

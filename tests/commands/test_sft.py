@@ -66,13 +66,14 @@ def test_a_run_leaves_the_files_of_the_contract(fine_tune):
 
 
 def test_the_loss_falls(fine_tune):
-    outcome = fine_tune(max_steps=40, num_train_epochs=100, eval_steps=40)
-    assert losses(outcome.output_dir)[-1] < 0.9 * losses(outcome.output_dir)[0]
+    outcome = fine_tune(sft_type="full", max_steps=40, num_train_epochs=100, eval_steps=40)
+    assert losses(outcome.output_dir)[-1] < 0.8 * losses(outcome.output_dir)[0]
 
 
 @pytest.mark.parametrize("sft_type", ["lora", "full"])
 def test_the_trajectory_does_not_depend_on_batch_and_accumulation(fine_tune, sft_type):
-    shared = {"lora_dropout_p": 0.0} if sft_type == "lora" else {}
+    shared = {"dataset_test_ratio": 0.2}  # 32 rows: as many steps an epoch for each batch
+    shared |= {"lora_dropout_p": 0.0} if sft_type == "lora" else {}
     runs = [
         fine_tune(
             f"run{batch}",
@@ -122,6 +123,13 @@ def test_a_finished_run_resumed_does_nothing_more(fine_tune):
     assert hashes(first.last_checkpoint) == hashes(again.last_checkpoint)
 
 
+def written(tokenizer, rows_file, line):
+    """Return the tokens of a row as transformers writes them."""
+    row = json.loads(rows_file.read_text("utf-8").splitlines()[line - 1])
+    messages = [{"role": "user", "content": row["query"]}, {"role": "assistant", "content": row["response"]}]
+    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+
+
 def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(fine_tune, model_folder, rows_file):
     """Ten steps written here from the public API: padded batches, full logits, torch's AdamW, linear schedule."""
     outcome = fine_tune(
@@ -159,8 +167,7 @@ def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(fine_tune, 
     found = []
     for step in range(10):
         rows = order.step(step // (len(store) // 4), step % (len(store) // 4)).samples
-        texts = [tokenizer.decode(store[row][0]) for row in rows]
-        encoded = [torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        encoded = [torch.tensor(written(tokenizer, rows_file, store.origin(row).line)) for row in rows]
         assert all(ids.tolist() == store[row][0].tolist() for ids, row in zip(encoded, rows, strict=True))
         labels = [torch.tensor(store[row][1].astype("int64")) for row in rows]
         pad = torch.nn.utils.rnn.pad_sequence

@@ -17,10 +17,10 @@ from swiftlet.data.prepare import read_split
 from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, open_device, resolve_dtype
 from swiftlet.errors import DataError
-from swiftlet.infer.chat import Chat
-from swiftlet.infer.generate import Generator
-from swiftlet.infer.metrics import score
-from swiftlet.infer.rows import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows, row_of
+from swiftlet.inference.chat import Chat
+from swiftlet.inference.generate import Generator
+from swiftlet.inference.metrics import score
+from swiftlet.inference.rows import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows, row_of
 from swiftlet.models.load import load_model
 from swiftlet.models.tuner import load_adapter
 from swiftlet.parallel.world import World, close_world, init_world

@@ -9,9 +9,9 @@ from swiftlet import log
 from swiftlet.commands.sft import Ready
 from swiftlet.data.prepare import read_split
 from swiftlet.device.spec import Device
-from swiftlet.infer.generate import Generator, Settings
-from swiftlet.infer.metrics import score
-from swiftlet.infer.rows import answer_rows, row_of
+from swiftlet.inference.generate import Generator, Settings
+from swiftlet.inference.metrics import score
+from swiftlet.inference.rows import answer_rows, row_of
 from swiftlet.models.causal import CausalLM
 from swiftlet.parallel.world import World
 from swiftlet.train.evaluate import Evaluator, Scores

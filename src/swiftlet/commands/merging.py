@@ -12,10 +12,10 @@ from swiftlet.commands.checkpoint_source import CheckpointSource
 from swiftlet.commands.model_source import open_template
 from swiftlet.commands.training import PROMPTS_FILE
 from swiftlet.device.spec import dtype_name, open_device, resolve_dtype
-from swiftlet.infer import proof
+from swiftlet.inference import proof
 from swiftlet.models.load import load_model
 from swiftlet.models.merge import merge_adapter
-from swiftlet.models.save import write_model
+from swiftlet.models.save import COPIED, copy_files, write_model
 from swiftlet.models.tuner import load_adapter
 
 # Prompts for a checkpoint that keeps none, such as one made by another tool.
@@ -54,7 +54,8 @@ def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, 
         f"merged and adapter agree on {figures.num_prompts} prompts: largest difference of log-probabilities "
         f"{figures.max_difference:.3g} (at most {tolerance:g}), {100 * figures.token_agreement:.1f} % same next token"
     )
-    write_model(merged, draft, source=source.tokenizer_folder, is_adapter=False)
+    write_model(merged, draft, source=source.model_folder, is_adapter=False)
+    copy_files(source.tokenizer_folder, draft, COPIED)
     return {**figures.to_json(), "tolerance": tolerance, "dtype": dtype_name(dtype)}
 
 

@@ -2,8 +2,8 @@
 
 import json
 
-from swiftlet.infer.generate import Generator, Settings
-from swiftlet.infer.rows import ResultFile, answer_rows, row_of
+from swiftlet.inference.generate import Generator, Settings
+from swiftlet.inference.rows import ResultFile, answer_rows, row_of
 
 CONVERSATION = [
     {"role": "system", "content": "s"},

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from swiftlet.infer.proof import MergeError, check, compare, log_probabilities
+from swiftlet.inference.proof import MergeError, check, compare, log_probabilities
 
 PROMPTS = [[2, 5, 7, 8, 3], [7, 8, 9]]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftlet.errors import DataError
-from swiftlet.infer.generate import Generator, batches_by_length
+from swiftlet.inference.generate import Generator, batches_by_length
 
 PROGRESS_BAR_ABOVE = 100
 

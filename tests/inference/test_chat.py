@@ -1,7 +1,7 @@
 """The words that steer a chat, its history, and ways to leave it."""
 
 from swiftlet.errors import DataError
-from swiftlet.infer.chat import GREETING, Chat
+from swiftlet.inference.chat import GREETING, Chat
 
 
 def talk(*lines, answer=None, system=None):

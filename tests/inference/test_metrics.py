@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiftlet.infer.metrics import exact_match, longest_common_subsequence, rouge_l, score, units
+from swiftlet.inference.metrics import exact_match, longest_common_subsequence, rouge_l, score, units
 
 
 def test_chinese_characters_and_words_are_units():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftlet.errors import DataError
-from swiftlet.infer.generate import Generator, Settings, batches_by_length
+from swiftlet.inference.generate import Generator, Settings, batches_by_length
 
 PROMPTS = [[2, 5, 7, 8, 3], [2, 5, 9], [7], [2, 5, 9, 10, 11, 12, 3, 6]]
 
