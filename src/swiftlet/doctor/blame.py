@@ -15,11 +15,10 @@ from swiftlet.doctor.logs import Line
 
 NOBODY = {"4294967295", "unknown", "-1", ""}
 OWN = re.compile(r"\brankId\[(\d+)|\bRankID:(\d+)|\blocalRank:(\d+)")
-AWAITED = (
-    re.compile(r"remote ?[rR]ank: ?\[?(\d+)\]?"),
-    re.compile(r"wait socket establish timeout, role\[\d\] rank\[(\d+)\]"),
-)
-LINK = re.compile(r"\|\s*[\d.:a-f]+\((\d+)\)\s*\|\s*[\d.:a-f]+\((\d+)\)\s*\|\s*(?:client|server)\s*\|")
+AWAITED = re.compile(r"remote ?[rR]ank:? ?\[?(\d+)\]?")
+CREATION = re.compile(r"\[Timeout\].*-localUserrank\[(\d+)\].*-remoteUserrank\[(\d+)\]")
+ADDRESS = r"\|\s*[\d.:a-f]+\((\d+)\)\s*(?:\|\s*\d+\s*)?"  # newer tables have a column of ports
+LINK = re.compile(ADDRESS * 2 + r"\|\s*(?:client|server)\s*\|")
 
 
 class Wait(NamedTuple):
@@ -52,13 +51,15 @@ def _pairs(line: Line) -> list[tuple[str, str]]:
     link = LINK.search(line.text)
     if link:
         return [(link[2], link[1])]
-    for pattern in AWAITED:
-        found = pattern.search(line.text)
-        if found:
-            own = OWN.search(line.text)
-            rank = next((group for group in own.groups() if group), None) if own else line.rank
-            return [(rank if rank is not None else line.place, found[1])]
-    return []
+    creation = CREATION.search(line.text)
+    if creation:
+        return [(creation[1], creation[2])]
+    found = AWAITED.search(line.text)
+    if not found:
+        return []
+    own = OWN.search(line.text)
+    rank = next((group for group in own.groups() if group), None) if own else line.rank
+    return [(rank if rank is not None else line.place, found[1])]
 
 
 def blame(waits: Sequence[Wait]) -> Blame:

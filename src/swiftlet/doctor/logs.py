@@ -20,7 +20,8 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[-T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{3})(?:\.(\d{3}))?)?")
 HEADING = re.compile(r"==> (?P<path>\S.*?) <==|^\s*(?P<rank>rank ?\d+) ?[:：]\s*$", re.IGNORECASE)
 RANK = re.compile(
-    r"\[rank ?(\d+)\]|\bRankID:(\d+)|\brankId\[(\d+)|\b[Rr]ank\[(\d+)\]|\brank[ =:](\d+)\b|\bTP(\d+)\b|\brank (\d+)\b"
+    r"\[rank ?(\d+)\]|\[Rank ?(\d+)\]|^\W{0,3}[Rr]ank ?(\d+)[:\]]|\bRankID:(\d+)|\brankId\[(\d+)|\bRank\[(\d+)\]"
+    r"|[( ]rank=(\d+)|\bTP(\d+) pid"
 )
 PROCESS = re.compile(r"\bPID: ?(\d+)|\b[A-Z]{2,12}\((\d+),|\bpid[= ](\d+)")
 FILE_RANK = re.compile(r"(?:rank|worker|device)[-_ ]?(\d+)", re.IGNORECASE)

@@ -1,0 +1,153 @@
+"""An explanation of a log in words of one language, and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from swiftlet.doctor.explain import Explanation, Match
+from swiftlet.doctor.logs import Line
+from swiftlet.doctor.tables import Words, fill
+
+LABELS = {
+    "en": {
+        "cause": "cause",
+        "likely": "probable cause",
+        "unknown": "the log does not show the cause",
+        "known": "known",
+        "rank": "look first at",
+        "do": "do",
+        "next": "next",
+        "shown": "shown by",
+        "codes": "codes",
+        "also": "also in the log",
+        "waited": "rank {rank}, which {waiting} waits for",
+        "circle": "the network between ranks {circle}, which wait for each other",
+        "named": "{who}, which the log itself names",
+        "first": "rank {rank}, which shows the cause",
+        "reports": "rank {rank} reports; the log does not show whose fault it is",
+        "nothing": "no known error is in it",
+        "follow": "read the first error of the plog of each rank: grep -rn ERROR ~/ascend/log | sort -k2 | head; "
+        "then swift doctor --log FILES",
+    },
+    "zh": {
+        "cause": "原因",
+        "likely": "可能的原因",
+        "unknown": "日志没有显示原因",
+        "known": "已知",
+        "rank": "先看",
+        "do": "处理",
+        "next": "下一步",
+        "shown": "依据",
+        "codes": "错误码",
+        "also": "日志里还有",
+        "waited": "rank {rank}，rank {waiting} 在等它",
+        "circle": "rank {circle} 之间的网络，它们在互相等待",
+        "named": "{who}，日志自己点名的",
+        "first": "rank {rank}，原因出现在它的日志里",
+        "reports": "rank {rank} 报错，但日志没有显示是谁的问题",
+        "nothing": "里面没有已知的错误",
+        "follow": "看每个 rank 的 plog 里的第一条错误：grep -rn ERROR ~/ascend/log | sort -k2 | head；再 swift doctor --log 这些文件",
+    },
+}
+WAITING_DEPTH = 60  # from here on a cause is that a rank waited, and the one it waited for is to blame
+LONGEST = 300  # characters of a line that is quoted
+MOST_CODES = 8
+
+
+def look_at(found: Explanation, language: str) -> str:
+    """Return which rank or device to look at first, empty where the log does not tell or has one process only."""
+    words, first, who = LABELS[language], found.first, found.blame
+    if first and first.fields.get("who"):
+        return fill(words["named"], first.fields)
+    if first is None or first.cause.depth >= WAITING_DEPTH:
+        if who.circle:
+            return fill(words["circle"], {"circle": ", ".join(who.circle)})
+        if who.rank is not None:
+            return fill(words["waited"], {"rank": who.rank, "waiting": ", ".join(dict.fromkeys(who.waiting))})
+    line = first.line if first else found.symptoms[0].line if found.symptoms else None
+    if line is None or line.rank is None:
+        return ""
+    return fill(
+        words["first" if first and first.cause.depth < WAITING_DEPTH else "reports"], {"rank": line.rank}
+    )
+
+
+def _quote(line: Line) -> str:
+    text = line.text.strip()
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
+
+
+def _said(words: Words, match: Match, language: str) -> str:
+    return fill(words[language], match.fields)
+
+
+def in_words(found: Explanation, language: str, notes: Sequence[str] = ()) -> str:
+    """Return the explanation as text: the cause first, then whom to look at, what to do, and the lines that show it."""
+    words, first = LABELS[language], found.first
+    lines = []
+    if first:
+        label = words["likely" if first.cause.is_likely else "cause"]
+        lines.append(f"{label}: {_said(first.cause.words, first, language)}")
+    else:
+        known = "; ".join(f"{one.code}: {one.known.words[language]}" for one in found.symptoms[:MOST_CODES])
+        lines += [f"{words['cause']}: {words['unknown']}", f"{words['known']}: {known or words['nothing']}"]
+    who = look_at(found, language)
+    lines += [f"{words['rank']}: {who}"] if who else []
+    if first:
+        lines.append(f"{words['do']}: {_said(first.cause.remedy, first, language)}")
+    else:
+        step = found.symptoms[0].known.remedy[language] if found.symptoms else words["follow"]
+        lines.append(f"{words['next']}: {step}")
+    lines += _evidence(found, language) + list(notes)
+    return "\n".join(lines)
+
+
+def _evidence(found: Explanation, language: str) -> list[str]:
+    words, first = LABELS[language], found.first
+    lines = []
+    if found.excerpt:
+        top = found.excerpt[0]
+        lines.append(f"{words['shown']} {top.source}:{top.number}:")
+        lines += [f"    {_quote(line)}" for line in found.excerpt if line.text.strip()]
+    codes = [
+        f"{one.code} {one.known.name}".strip() + f": {one.known.words[language]}" for one in found.symptoms
+    ]
+    if first and codes:
+        lines += [f"{words['codes']}:", *(f"    {code}" for code in codes[:MOST_CODES])]
+    if found.others:
+        lines.append(f"{words['also']}:")
+        lines += [f"    {_said(one.cause.words, one, language)}" for one in found.others[:3]]
+    return lines
+
+
+def as_json(found: Explanation, language: str, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the explanation for a program; `cause` is null when the log does not show it."""
+    first = found.first
+    return {
+        "id": first.cause.id if first else "unknown",
+        "cause": _said(first.cause.words, first, language) if first else None,
+        "remedy": _said(first.cause.remedy, first, language)
+        if first
+        else (found.symptoms[0].known.remedy[language] if found.symptoms else LABELS[language]["follow"]),
+        "is_likely": bool(first and first.cause.is_likely),
+        "look_at": look_at(found, language),
+        "evidence": [
+            {"file": line.source, "line": line.number, "rank": line.rank, "text": _quote(line)}
+            for line in found.excerpt
+        ],
+        "codes": [
+            {"code": one.code, "kind": one.kind, "name": one.known.name, "meaning": one.known.words[language]}
+            for one in found.symptoms
+        ],
+        "also": [
+            {"id": one.cause.id, "cause": _said(one.cause.words, one, language)} for one in found.others
+        ],
+        "notes": list(notes),
+    }
+
+
+def to_json(content: Any) -> str:
+    """Return JSON as it is printed."""
+    return json.dumps(content, ensure_ascii=False, indent=2)
