@@ -15,7 +15,8 @@ from swiftlet.doctor.logs import Line
 
 NOBODY = {"4294967295", "unknown", "-1", ""}
 OWN = re.compile(r"\brankId\[(\d+)|\bRankID:(\d+)|\blocalRank:(\d+)")
-AWAITED = re.compile(r"remote ?[rR]ank:? ?\[?(\d+)\]?")
+AWAITED = re.compile(r"remote ?rank:? ?\[?(\d+)\]?", re.IGNORECASE)
+GROUP = re.compile(r"\bgroup:\[(group_\w+)\]")
 CREATION = re.compile(r"\[Timeout\].*-localUserrank\[(\d+)\].*-remoteUserrank\[(\d+)\]")
 ADDRESS = r"\|\s*[\d.:a-f]+\((\d+)\)\s*(?:\|\s*\d+\s*)?"  # newer tables have a column of ports
 LINK = re.compile(ADDRESS * 2 + r"\|\s*(?:client|server)\s*\|")
@@ -75,7 +76,10 @@ def blame(waits: Sequence[Wait]) -> Blame:
     if not ends:
         return Blame()
     guilty = ends.most_common(1)[0][0]
-    return Blame(guilty, (), tuple(wait.rank for wait in waits if wait.other == guilty))
+    theirs = [wait for wait in waits if wait.other == guilty]
+    group = GROUP.search(theirs[0].line.text)  # its ranks count from 0 within the group
+    name = f"{guilty} of {group[1]}" if group else guilty
+    return Blame(name, (), tuple(dict.fromkeys(wait.rank for wait in theirs)))
 
 
 def _circle(first: str, after: dict[str, list[str]]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from swiftlet.doctor.blame import Blame, blame, find_waits
 from swiftlet.doctor.collectives import describe_unequal, find_calls, find_unequal
-from swiftlet.doctor.logs import Line
+from swiftlet.doctor.logs import Line, Text
 from swiftlet.doctor.tables import Cause, Code, Tables
 
 UNITS = {"": 1.0, "K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
@@ -52,18 +52,19 @@ class Explanation:
 
 def explain(lines: Sequence[Line], tables: Tables) -> Explanation:
     """Return the first cause of a log, what else it shows, and which rank to look at."""
-    found = _find_causes(lines, tables)
-    symptoms = _find_symptoms(lines, tables)
+    text = Text(lines)
+    found = _find_causes(text, tables)
+    symptoms = _find_symptoms(text, tables)
     found += [_as_match(one) for one in symptoms if not one.known.hides]
-    who = blame(find_waits(lines))
-    found += _across_ranks(lines, tables, who)
+    who = blame(find_waits(text.lines))
+    found += _across_ranks(text.lines, tables, who)
     found.sort(key=lambda match: (match.cause.depth, _moment(match.line), match.at))
     distinct: dict[str, Match] = {}
     for match in found:
         distinct.setdefault(match.cause.id, match)
     first, *others = [*distinct.values(), None]
     at = first.at if first else symptoms[0].at if symptoms else None
-    excerpt = list(lines[at : at + 3]) if at is not None else []
+    excerpt = text.lines[at : at + 3] if at is not None else []
     return Explanation(first, [one for one in others if one], symptoms, who, excerpt)
 
 
@@ -71,27 +72,19 @@ def _moment(line: Line) -> float:
     return line.time_s if line.time_s is not None else float("inf")
 
 
-def _find_causes(lines: Sequence[Line], tables: Tables) -> list[Match]:
+def _find_causes(text: Text, tables: Tables) -> list[Match]:
     """Return the first line of each cause that has one."""
     found = []
     for cause in tables.causes.values():
-        hits = [(at, hit) for at, line in enumerate(lines) if (hit := _hit(cause.match, line.text))]
-        if not hits or not all(_somewhere(pattern, lines) for pattern in cause.also):
+        hits = [hit for pattern in cause.match for hit in text.hits(pattern)]
+        if not hits or not all(text.has(pattern) for pattern in cause.also):
             continue
-        if any(_somewhere(pattern, lines) for pattern in cause.unless):
+        if any(text.has(pattern) for pattern in cause.unless):
             continue
-        at, hit = min(hits, key=lambda one: (_moment(lines[one[0]]), one[0]))
-        match = Match(cause, lines[at], at, hit.groupdict())
+        at, hit = min(hits, key=lambda one: (_moment(text.lines[one[0]]), one[0]))
+        match = Match(cause, text.lines[at], at, hit.groupdict())
         found.append(_memory(match, tables) if "allocated" in match.fields else match)
     return found
-
-
-def _hit(patterns: Sequence[re.Pattern[str]], text: str) -> re.Match[str] | None:
-    return next((hit for pattern in patterns if (hit := pattern.search(text))), None)
-
-
-def _somewhere(pattern: re.Pattern[str], lines: Sequence[Line]) -> bool:
-    return any(pattern.search(line.text) for line in lines)
 
 
 def _gib(text: str | None) -> float:
@@ -114,15 +107,14 @@ def _memory(match: Match, tables: Tables) -> Match:
     return match._replace(cause=tables.causes[which], fields=fields)
 
 
-def _find_symptoms(lines: Sequence[Line], tables: Tables) -> list[Symptom]:
+def _find_symptoms(text: Text, tables: Tables) -> list[Symptom]:
     """Return every known code at its first place."""
     found: dict[tuple[str, str], Symptom] = {}
-    for at, line in enumerate(lines):
-        for kind, pattern in tables.find:
-            for code in pattern.findall(line.text):
-                known = tables.code(kind, code)
-                if known and (kind, code) not in found:
-                    found[kind, code] = Symptom(kind, code, known, line, at)
+    for kind, pattern in tables.find:
+        for at, hit in text.hits(pattern):
+            known = tables.code(kind, hit[1])
+            if known and (kind, hit[1]) not in found:
+                found[kind, hit[1]] = Symptom(kind, hit[1], known, text.lines[at], at)
     return sorted(found.values(), key=lambda one: (_moment(one.line), one.at))
 
 
@@ -138,7 +130,12 @@ def _across_ranks(lines: Sequence[Line], tables: Tables, who: Blame) -> list[Mat
     unequal = find_unequal(find_calls(lines))
     if unequal:
         one, other = unequal
-        fields: dict[str, str | None] = {"index": one.index, "what": describe_unequal(one, other)}
+        both = f"{one.rank}, {other.rank}"
+        fields: dict[str, str | None] = {
+            "index": one.index,
+            "what": describe_unequal(one, other),
+            "ranks": both,
+        }
         cause = tables.causes["collective.unequal_operation"]
         found.append(Match(cause, one.line, _index(lines, one.line), fields))
     if who.circle:

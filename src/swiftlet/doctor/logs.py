@@ -6,9 +6,12 @@ Ranks are written in many ways; a line that does not say its own has that of its
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +21,18 @@ LARGEST_BYTES = 16 << 20  # of a file: the first and the last half of it; the fi
 QUIET = re.compile(r"\[(?:INFO|DEBUG|EVENT|TRACE)\]")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[-T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{3})(?:\.(\d{3}))?)?")
+TROUBLE = re.compile(
+    r"err|fail|exception|exit|abort|kill|time|cannot|refus|denied|warn|invalid", re.IGNORECASE
+)
+NO_LETTERS = re.compile(r"[^A-Za-z\u4e00-\u9fff]+")
+REPEATS, TROUBLE_REPEATS = 3, 100  # lines that differ in figures only: the first ones count
 HEADING = re.compile(r"==> (?P<path>\S.*?) <==|^\s*(?P<rank>rank ?\d+) ?[:：]\s*$", re.IGNORECASE)
 RANK = re.compile(
     r"\[rank ?(\d+)\]|\[Rank ?(\d+)\]|^\W{0,3}[Rr]ank ?(\d+)[:\]]|\bRankID:(\d+)|\brankId\[(\d+)|\bRank\[(\d+)\]"
     r"|[( ]rank=(\d+)|\bTP(\d+) pid"
 )
 PROCESS = re.compile(r"\bPID: ?(\d+)|\b[A-Z]{2,12}\((\d+),|\bpid[= ](\d+)")
-FILE_RANK = re.compile(r"(?:rank|worker|device)[-_ ]?(\d+)", re.IGNORECASE)
+FILE_RANK = re.compile(r"(?<![A-Za-z])rank[-_ ]?(\d+)", re.IGNORECASE)
 
 
 @dataclass
@@ -42,6 +50,24 @@ class Line:
     def place(self) -> str:
         """Return who says the line."""
         return self.rank if self.rank is not None else f"{self.source}:{self.process or ''}"
+
+
+class Text:
+    """Lines joined, so that a pattern runs over all of them at once."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self.lines = list(lines)
+        self.starts = list(accumulate((len(line.text) + 1 for line in self.lines), initial=0))
+        self.joined = "\n".join(line.text for line in self.lines)
+
+    def hits(self, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
+        """Return each match with the place of its line."""
+        for hit in pattern.finditer(self.joined):
+            yield bisect_right(self.starts, hit.start()) - 1, hit
+
+    def has(self, pattern: re.Pattern[str]) -> bool:
+        """Return whether some line matches."""
+        return pattern.search(self.joined) is not None
 
 
 class Log(NamedTuple):
@@ -102,13 +128,14 @@ def _head_and_tail(path: Path, notes: list[str]) -> str:
 def lines_of(text: str, source: str = "log") -> list[Line]:
     """Return the lines of one text. A line break that a JSON string holds as backslash and n breaks a line too."""
     state = _State(source, rank=_file_rank(source))
+    seen: Counter[str] = Counter()
     found = []
     for number, row in enumerate(text.split("\n"), start=1):
         for part in COLOUR.sub("", row).replace("\\n", "\n").split("\n"):
             heading = HEADING.search(part)
             if heading:
                 _head(state, heading)
-            elif not QUIET.match(part):
+            elif not QUIET.match(part) and not _repeats(part, seen):
                 found.append(_line(part.rstrip("\r"), number, state))
     earliest: dict[str, float | None] = {}
     for line in reversed(found):
@@ -117,6 +144,13 @@ def lines_of(text: str, source: str = "log") -> list[Line]:
         line.time_s = line.time_s if line.time_s is not None else earliest.get(line.source)
         earliest[line.source] = line.time_s
     return found
+
+
+def _repeats(text: str, seen: Counter[str]) -> bool:
+    """Return whether the line is one of many that differ in figures only, such as those of each training step."""
+    shape = NO_LETTERS.sub("", text)
+    seen[shape] += 1
+    return seen[shape] > REPEATS and (seen[shape] > TROUBLE_REPEATS or not TROUBLE.search(text))
 
 
 def _file_rank(path: str) -> str | None:

@@ -118,7 +118,7 @@ def _remedy(row: Mapping[str, Any], remedies: Mapping[str, Words]) -> Words:
 
 def _patterns(row: Mapping[str, Any], name: str) -> tuple[re.Pattern[str], ...]:
     found = row.get(name, ())
-    return tuple(re.compile(text) for text in ([found] if isinstance(found, str) else found))
+    return tuple(re.compile(text, re.MULTILINE) for text in ([found] if isinstance(found, str) else found))
 
 
 def _add(tables: Tables, content: Mapping[str, Any]) -> None:

@@ -22,9 +22,10 @@ LABELS = {
         "shown": "shown by",
         "codes": "codes",
         "also": "also in the log",
-        "waited": "rank {rank}, which {waiting} waits for",
+        "waited": "rank {rank}, which rank {waiting} waits for",
         "circle": "the network between ranks {circle}, which wait for each other",
-        "named": "{who}, which the log itself names",
+        "place": "device {place}, which the log itself names",
+        "ranks": "ranks {ranks}, which the log itself names",
         "first": "rank {rank}, which shows the cause",
         "reports": "rank {rank} reports; the log does not show whose fault it is",
         "nothing": "no known error is in it",
@@ -44,14 +45,17 @@ LABELS = {
         "also": "日志里还有",
         "waited": "rank {rank}，rank {waiting} 在等它",
         "circle": "rank {circle} 之间的网络，它们在互相等待",
-        "named": "{who}，日志自己点名的",
+        "place": "设备 {place}，日志自己点名的",
+        "ranks": "rank {ranks}，日志自己点名的",
         "first": "rank {rank}，原因出现在它的日志里",
         "reports": "rank {rank} 报错，但日志没有显示是谁的问题",
         "nothing": "里面没有已知的错误",
-        "follow": "看每个 rank 的 plog 里的第一条错误：grep -rn ERROR ~/ascend/log | sort -k2 | head；再 swift doctor --log 这些文件",
+        "follow": "看每个 rank 的 plog 里的第一条错误：grep -rn ERROR ~/ascend/log | sort -k2 | head；"
+        "再 swift doctor --log 这些文件",
     },
 }
-WAITING_DEPTH = 60  # from here on a cause is that a rank waited, and the one it waited for is to blame
+LINK_DEPTH = 40  # from here on a cause lies between two ranks,
+WAITING_DEPTH = 60  # and from here on it is that one waited for the other
 LONGEST = 300  # characters of a line that is quoted
 MOST_CODES = 8
 
@@ -59,19 +63,18 @@ MOST_CODES = 8
 def look_at(found: Explanation, language: str) -> str:
     """Return which rank or device to look at first, empty where the log does not tell or has one process only."""
     words, first, who = LABELS[language], found.first, found.blame
-    if first and first.fields.get("who"):
-        return fill(words["named"], first.fields)
-    if first is None or first.cause.depth >= WAITING_DEPTH:
-        if who.circle:
-            return fill(words["circle"], {"circle": ", ".join(who.circle)})
-        if who.rank is not None:
-            return fill(words["waited"], {"rank": who.rank, "waiting": ", ".join(dict.fromkeys(who.waiting))})
+    depth = first.cause.depth if first else WAITING_DEPTH
+    for name in ("place", "ranks"):
+        if first and first.fields.get(name):
+            return fill(words[name], first.fields)
+    if depth >= WAITING_DEPTH and who.circle:
+        return fill(words["circle"], {"circle": ", ".join(who.circle)})
+    if depth >= LINK_DEPTH and who.rank is not None:
+        return fill(words["waited"], {"rank": who.rank, "waiting": ", ".join(who.waiting)})
     line = first.line if first else found.symptoms[0].line if found.symptoms else None
     if line is None or line.rank is None:
         return ""
-    return fill(
-        words["first" if first and first.cause.depth < WAITING_DEPTH else "reports"], {"rank": line.rank}
-    )
+    return fill(words["first" if depth < WAITING_DEPTH else "reports"], {"rank": line.rank})
 
 
 def _quote(line: Line) -> str:
