@@ -60,3 +60,13 @@ def is_its_head(model: nn.Module, head: Head) -> bool:
 def head_device(head: Head) -> torch.device:
     """Return the device of a head's parameters."""
     return next(head.module.parameters()).device
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """Return the modules that run one after another and are large: the decoder layers, and an embedding of its own."""
+    inner = inner_model(model)
+    names = set(getattr(inner, "_no_split_modules", None) or ())
+    layers = [module for module in inner.modules() if type(module).__name__ in names]
+    embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    is_tied = head is None or {*embedding.parameters()} & {*head.parameters()}
+    return layers if is_tied else [embedding, *layers]

@@ -15,6 +15,7 @@ import torch
 
 from swiftlet import log
 from swiftlet.errors import SwiftletError
+from swiftlet.models.hollow import make_hollow, meta_tensors
 from swiftlet.models.safety import (
     CONFIG,
     check_may_run_code,
@@ -36,13 +37,19 @@ LONGEST_LIST = 5
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    trust_remote_code: bool = False,
+    hollow: bool = False,
 ) -> PreTrainedModel:
     """Return the causal language model of a folder, in evaluation mode, each weight read straight to its place.
 
     Args:
         dtype: type of the weights; norms that a family keeps in fp32 stay so.
         trust_remote_code: run the folder's own Python code, where the library has none for this model.
+        hollow: weights take no memory and are not read; `hollow.open_weights` says where they are.
 
     Raises:
         SwiftletError: no safe weights, a config that is not understood, or weights that do not fit it.
@@ -50,7 +57,11 @@ def load_model(
     raw = read_config(folder)
     config, model_class = _build_config(folder, raw, trust_remote_code)
     quantised = _quantisation(folder, raw)
-    tensors = _open(folder)
+    if hollow and quantised is not None:
+        raise SwiftletError(
+            f"{folder} is quantised and cannot be sharded", "leave out --fsdp and --deepspeed"
+        )
+    tensors = meta_tensors(folder, dtype) if hollow else _open(folder)
     with _quietly():
         try:
             model, report = model_class.from_pretrained(
@@ -58,7 +69,7 @@ def load_model(
                 config=config,
                 state_dict=tensors,
                 dtype=dtype,
-                device_map={"": device},
+                device_map={"": "meta" if hollow else device},
                 ignore_mismatched_sizes=True,  # they are reported, and refused below with all names
                 output_loading_info=True,
             )
@@ -78,7 +89,10 @@ def load_model(
             ) from error
     if quantised is None:
         _check_complete(folder, report)
-    _own_memory(model)
+    if hollow:
+        make_hollow(model, folder, device)
+    else:
+        _own_memory(model)
     _settle(model, folder)
     return model
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from swiftlet.parallel.engine import SingleEngine, build_single_engine
-from swiftlet.parallel.gradients import Bucket
+from swiftlet.parallel.gradients import Bucket, Gradients
 from swiftlet.parallel.world import World
 
 
@@ -100,6 +100,9 @@ class DDPEngine:
         """Set the optimizer state on every rank."""
         self.inner.load_optimizer(tensors)
 
+    def model_tensors(self, *, is_trained: bool) -> None:
+        """Return None: every rank's model has all its tensors."""
+
 
 def build_ddp_engine(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> DDPEngine:
     """Return an engine of replicas; rank 0's trained parameters and buffers are copied to all."""
@@ -108,10 +111,15 @@ def build_ddp_engine(model: nn.Module, optimizer: torch.optim.Optimizer, world: 
             if parameter.requires_grad and not world.is_alone:
                 dist.broadcast(parameter.data, src=0)
     inner = build_single_engine(model, optimizer)
-    reducer = Reducer(inner.gradients.buckets)
-    for number, bucket in enumerate(inner.gradients.buckets):
+    return DDPEngine(inner, build_reducer(inner.gradients))
+
+
+def build_reducer(gradients: Gradients) -> Reducer:
+    """Return what sums these gradients over ranks, with its hooks in place."""
+    reducer = Reducer(gradients.buckets)
+    for number, bucket in enumerate(gradients.buckets):
         for name, parameter in zip(bucket.names, bucket.parameters, strict=True):
             parameter.register_post_accumulate_grad_hook(
                 lambda _, number=number, name=name: reducer.ready(number, name)
             )
-    return DDPEngine(inner, reducer)
+    return reducer

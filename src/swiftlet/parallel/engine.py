@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from swiftlet.parallel.gradients import Gradients, build_gradients
-
-NUMBER = "number:"
+from swiftlet.parallel.pieces import Piece, load_state, state_tensors, whole_piece
 
 
 class Engine(Protocol):
@@ -49,6 +48,13 @@ class Engine(Protocol):
     def load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the optimizer state from `optimizer_tensors` of any engine; tensors are read as they are needed."""
 
+    def model_tensors(self, *, is_trained: bool) -> Iterator[tuple[str, torch.Tensor]] | None:
+        """Yield (name, whole tensor) of the model, gathered one at a time on every rank; None where it has them all.
+
+        Args:
+            is_trained: only parameters that are trained.
+        """
+
 
 @dataclass
 class SingleEngine:
@@ -56,7 +62,7 @@ class SingleEngine:
 
     optimizer: torch.optim.Optimizer
     gradients: Gradients
-    names: Mapping[nn.Parameter, str]
+    pieces: list[Piece]
     _norm: torch.Tensor | None = field(default=None, repr=False)
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
@@ -94,35 +100,15 @@ class SingleEngine:
         return set_learning_rate(self.optimizer, factor)
 
     def optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the optimizer state by parameter name, in the order of the groups; plain numbers as 0-d tensors."""
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                for key, value in sorted(self.optimizer.state.get(parameter, {}).items()):
-                    if isinstance(value, torch.Tensor):
-                        yield f"{key}/{self.names[parameter]}", value
-                    elif value is not None:
-                        yield f"{NUMBER}{key}/{self.names[parameter]}", torch.tensor(value)
+        """Yield the optimizer state by parameter name, in the order of the groups."""
+        return state_tensors(self.optimizer, self.pieces)
 
     def load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Set the optimizer state; a parameter that `tensors` does not name starts afresh."""
-        keys: dict[str, list[tuple[str, str]]] = {}
-        for name in tensors:
-            key, _, parameter_name = name.partition("/")
-            keys.setdefault(parameter_name, []).append((key, name))
-        current = self.optimizer.state_dict()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state = {
-            number: {
-                key.removeprefix(NUMBER): _value(key, tensors[name]) for key, name in keys[self.names[p]]
-            }
-            for number, p in enumerate(parameters)
-            if self.names[p] in keys
-        }
-        self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+        load_state(self.optimizer, self.pieces, tensors)
 
-
-def _value(key: str, tensor: torch.Tensor) -> torch.Tensor | float | int:
-    return tensor.item() if key.startswith(NUMBER) else tensor
+    def model_tensors(self, *, is_trained: bool) -> None:
+        """Return None: the model itself has all its tensors."""
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
@@ -135,4 +121,5 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
 def build_single_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> SingleEngine:
     """Return an engine for one device; every trained parameter gets its gradient buffer."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return SingleEngine(optimizer, build_gradients(model.named_parameters()), names)
+    pieces = [whole_piece(names[p], p) for group in optimizer.param_groups for p in group["params"]]
+    return SingleEngine(optimizer, build_gradients(model.named_parameters()), pieces)

@@ -1,0 +1,251 @@
+"""Fully sharded: each rank keeps a slice of every matrix, gathered layer by layer while it is used (FSDP2).
+
+Adapters are small: they stay whole on every rank and are reduced as replicas are. Gradients of sharded parameters are
+summed, not averaged, and reduced after each micro-batch: without that every rank would hold them whole until the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+
+from swiftlet.parallel.ddp import Reducer, build_reducer
+from swiftlet.parallel.engine import set_learning_rate
+from swiftlet.parallel.gradients import Gradients, build_gradients
+from swiftlet.parallel.pieces import Piece, load_state, state_tensors, whole_piece
+from swiftlet.parallel.world import World
+
+Groups = list[dict[str, Any]]
+
+
+class Source(Protocol):
+    """Where the values of a parameter are; `elements` gives a range of it, flattened."""
+
+    def elements(self, start: int, stop: int) -> Tensor:
+        """Return the elements [start, stop)."""
+
+
+class Shard(NamedTuple):
+    """A parameter that is sharded, and this rank's rows of it, which share its memory."""
+
+    name: str
+    parameter: Any
+    held: nn.Parameter
+
+
+@dataclass
+class FSDPEngine:
+    """Sharded parameters and replicated adapters; build it with `build_fsdp_engine`."""
+
+    optimizer: torch.optim.Optimizer
+    module: nn.Module
+    shards: list[Shard]
+    replicas: Gradients
+    reducer: Reducer
+    pieces: list[Piece]
+    world: World
+    dtype: torch.dtype
+    _norm: Tensor | None = field(default=None, repr=False)
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add the gradient of `loss`, summed over ranks for what is sharded; reduce the rest with the last one."""
+        self._norm = None
+        if is_last:
+            self.reducer.arm()
+        loss.backward()
+        if is_last:
+            self.reducer.finish()
+
+    def grad_norm(self) -> Tensor:
+        """Return the norm of the summed gradient over all shards and replicas."""
+        if self._norm is None:
+            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self._gradients()]
+            square = torch.stack(norms).square().sum() if norms else torch.zeros((), device=self.world.device)
+            square = self.world.sum(square.to(self.world.device))
+            if self.replicas.buckets:
+                square = square + self.replicas.norm().square().to(square)
+            self._norm = square.sqrt()
+        return self._norm
+
+    def update(self, max_grad_norm: float) -> Tensor:
+        """Clip, step and clear; return the norm before clipping."""
+        norm = self.grad_norm()
+        if max_grad_norm > 0:
+            coefficient = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+            for gradient in self._gradients():
+                gradient.mul_(coefficient.to(gradient))
+            self.replicas.clip(norm, max_grad_norm)
+        for shard in self.shards:
+            gradient = shard.parameter.grad
+            shard.held.grad = None if gradient is None else gradient.to_local()
+        self.optimizer.step()
+        self.drop()
+        return norm
+
+    def drop(self) -> None:
+        """Clear the gradient without an update."""
+        self._norm = None
+        self.replicas.clear()
+        for shard in self.shards:
+            shard.parameter.grad = shard.held.grad = None
+
+    def bad_gradient(self) -> str | None:
+        """Return the name of the first parameter whose gradient is not finite on any rank; every rank calls it."""
+        bad = [
+            shard.name
+            for shard in self.shards
+            if shard.parameter.grad is not None
+            and not bool(torch.isfinite(shard.parameter.grad.to_local()).all())
+        ]
+        found = {name for names in self.world.gather(bad[:1]) for name in names}
+        return (
+            next((shard.name for shard in self.shards if shard.name in found), None)
+            or self.replicas.first_bad()
+        )
+
+    def set_learning_rate(self, factor: float) -> float:
+        """Set each group's rate to `factor` times its peak; return the first group's rate."""
+        return set_learning_rate(self.optimizer, factor)
+
+    def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the optimizer state by parameter name, gathered one tensor at a time."""
+        return state_tensors(self.optimizer, self.pieces)
+
+    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the optimizer state; each rank keeps its part of each tensor."""
+        load_state(self.optimizer, self.pieces, tensors)
+
+    def model_tensors(self, *, is_trained: bool) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, whole tensor) of the model or of its trained part, in the type of the forward pass."""
+        self.module.reshard()  # type: ignore[operator]
+        for name, tensor in _inner(self.module).state_dict(keep_vars=True).items():
+            if is_trained and not tensor.requires_grad:
+                continue
+            whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            is_finer = hasattr(tensor, "full_tensor") and tensor.requires_grad
+            yield name, whole.detach().to(self.dtype) if is_finer else whole.detach()
+
+    def _gradients(self) -> list[Tensor]:
+        grads = (shard.parameter.grad for shard in self.shards)
+        return [grad.to_local() for grad in grads if grad is not None]
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    return module.get_submodule("model")
+
+
+def _rows(parameter: Any) -> nn.Parameter:
+    return nn.Parameter(parameter.to_local(), parameter.requires_grad)
+
+
+def build_fsdp_engine(
+    module: nn.Module,
+    blocks: Sequence[nn.Module],
+    sources: Mapping[str, Source],
+    replicas: Collection[str],
+    groups: Groups,
+    build_optimizer: Callable[[Groups], torch.optim.Optimizer],
+    *,
+    world: World,
+    dtype: torch.dtype,
+    is_offloaded: bool = False,
+) -> FSDPEngine:
+    """Shard a model in place and return its engine; each rank reads its own slices alone.
+
+    Args:
+        module: its forward pass is the whole step's; its submodule `model` names the parameters.
+        blocks: modules that are gathered one at a time; the rest is gathered for the whole pass.
+        sources: where the values of parameters without memory are, by name.
+        replicas: names of trained parameters that stay whole on every rank.
+        groups: the trained parameters, as for an optimizer.
+        dtype: type of the forward pass; sharded parameters that are trained are kept in fp32.
+        is_offloaded: keep shards, gradients and optimizer state in the host's memory.
+    """
+    by_name = dict(_inner(module).named_parameters())
+    kept = {by_name[name] for name in replicas}
+    in_groups = {p: name for name, p in by_name.items()}
+    named_groups = [{**group, "params": [in_groups[p] for p in group["params"]]} for group in groups]
+    _shard(module, blocks, kept, world, dtype, is_offloaded)
+    shards = [
+        Shard(name, p, _rows(p)) for name, p in _inner(module).named_parameters() if name not in replicas
+    ]
+    pieces = {}
+    for shard in shards:
+        pieces[shard.name] = piece = _piece(shard, world, dtype)
+        if piece.size and shard.name in sources:
+            values = sources[shard.name].elements(piece.start, piece.start + piece.size)
+            shard.held.data.view(-1).copy_(values)
+    pieces |= {name: whole_piece(name, by_name[name]) for name in replicas}
+    _share_start(kept, world)
+    ready = [{**group, "params": [pieces[n].held for n in group["params"]]} for group in named_groups]
+    gradients = build_gradients((name, p) for name, p in by_name.items() if p in kept)
+    return FSDPEngine(
+        build_optimizer(ready),
+        module,
+        [shard for shard in shards if shard.parameter.requires_grad],
+        gradients,
+        build_reducer(gradients),
+        [pieces[name] for group in named_groups for name in group["params"]],
+        world,
+        dtype,
+    )
+
+
+def _shard(
+    module: nn.Module,
+    blocks: Sequence[nn.Module],
+    kept: set[nn.Parameter],
+    world: World,
+    dtype: torch.dtype,
+    is_offloaded: bool,
+) -> None:
+    mesh = init_device_mesh(world.device.type, (world.world_size,))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    offload = CPUOffloadPolicy(pin_memory=world.device.type != "cpu") if is_offloaded else OffloadPolicy()
+    for part in (*blocks, module):
+        _take_memory(part, kept)
+        sharded: Any = fully_shard(
+            part, mesh=mesh, mp_policy=policy, offload_policy=offload, ignored_params=kept
+        )
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
+        sharded.set_reduce_scatter_unused_params(True)
+
+
+def _take_memory(part: nn.Module, kept: set[nn.Parameter]) -> None:
+    """Give hollow parameters memory that nothing is written to: sharding keeps this rank's rows and frees the rest."""
+    found: dict[nn.Parameter, nn.Parameter] = {}
+    for owner in part.modules():
+        for name, parameter in list(owner._parameters.items()):
+            if parameter is None or parameter in kept or hasattr(parameter, "to_local"):
+                continue
+            if parameter not in found:
+                kind = torch.float32 if parameter.requires_grad else parameter.dtype
+                is_hollow = not parameter.is_contiguous()
+                value = (
+                    parameter.new_empty(parameter.shape, dtype=kind) if is_hollow else parameter.data.to(kind)
+                )
+                found[parameter] = nn.Parameter(value, parameter.requires_grad)
+            owner._parameters[name] = found[parameter]
+
+
+def _piece(shard: Shard, world: World, dtype: torch.dtype) -> Piece:
+    shape = shard.parameter.shape
+    rows = -(-shape[0] // world.world_size)
+    start = min(world.rank * rows, shape[0]) * shape[1:].numel()
+    is_master = shard.parameter.requires_grad and dtype != shard.held.dtype
+    return Piece(shard.name, shape, shard.held, 0, start, shard.held.numel(), is_master=is_master)
+
+
+@torch.no_grad()
+def _share_start(kept: Iterable[nn.Parameter], world: World) -> None:
+    for parameter in kept:
+        if parameter.requires_grad and not world.is_alone:
+            dist.broadcast(parameter.data, src=0)
