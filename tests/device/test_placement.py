@@ -7,10 +7,11 @@ import stat
 import sys
 
 import pytest
+from npu_smi_texts import card_lines, info_text, mapping_text
 
 from swiftlet.device.affinity import as_text
 from swiftlet.device.nvidia_smi import COLUMNS, Gpu, look_at_gpus, parse_gpus
-from swiftlet.device.placement import bind_process, chosen, find_seat, near_gpus
+from swiftlet.device.placement import bind_process, check_devices, chosen, find_seat, near_gpus
 
 ROWS = (
     "0, NVIDIA H100, 512, 81559, 0, 31, 00000000:1A:00.0, 570.86\n"
@@ -91,3 +92,16 @@ def test_processes_on_one_cpu_share_it():
         assert os.sched_getaffinity(0) <= before
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_only_cards_that_the_run_will_use_are_named(npu_smi):
+    cards = [card_lines(0), card_lines(1, used=64300), card_lines(2, health="Alarm"), card_lines(3)]
+    environ = npu_smi(info_text(cards), mapping_text(range(4)))
+
+    def named(kind="AUTO", **more):
+        return [finding.message.split(" (")[0] for finding in check_devices(kind, environ | more)]
+
+    assert named() == [] == named("cpu", NPROC_PER_NODE="4")
+    assert named(NPROC_PER_NODE="2") == ["NPU 1"] == named("npu", ASCEND_RT_VISIBLE_DEVICES="0,1,3")
+    assert named(ASCEND_RT_VISIBLE_DEVICES="1,2", NPROC_PER_NODE="1") == ["NPU 1"]
+    assert named(NPROC_PER_NODE="4") == ["NPU 2", "NPU 1"]

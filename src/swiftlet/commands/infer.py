@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from swiftlet import heartbeat, log
 from swiftlet.commands.checkpoint_source import CheckpointSource, open_checkpoint_source, with_checkpoint
-from swiftlet.commands.model_source import apply_environment, find_source, open_template
+from swiftlet.commands.model_source import apply_environment, find_source, open_template, warn_of_devices
 from swiftlet.config.args import InferArgs
 from swiftlet.config.check import check_infer
 from swiftlet.config.parse import Parsed, parse_mapping
@@ -47,6 +47,7 @@ def prepare(parsed: Parsed) -> dict[str, str]:
             "several processes answer the rows of a dataset, not a chat",
             "leave NPROC_PER_NODE out, or add --dataset or --load_dataset_config true",
         )
+    warn_of_devices(ready.args.machine.device, os.environ)
     return {}
 
 
@@ -106,6 +107,8 @@ def answer(parsed: Parsed) -> list[dict[str, Any]]:
     with heartbeat.answering():
         heartbeat.beat("start")
         ready = get_ready(parsed)
+        if log.world_size() == 1:
+            warn_of_devices(ready.args.machine.device, os.environ)
         from swiftlet.device.settings import environment
 
         apply_environment(environment(ready.args.machine.device, os.environ))

@@ -82,6 +82,18 @@ def longest_sample(asked: int, folder: Path) -> int:
     return asked
 
 
+def warn_of_devices(kind: str, environ: Mapping[str, str]) -> None:
+    """Name busy and unhealthy devices that a run started here would use; call it before a model is loaded.
+
+    Args:
+        kind: as --device says it.
+    """
+    from swiftlet.device.placement import check_devices
+
+    for finding in check_devices(kind, environ):
+        log.warning(str(finding))
+
+
 def apply_environment(settings: Mapping[str, str]) -> None:
     """Set what the device's libraries read when they are imported; what the user has set stays."""
     for name, value in settings.items():

@@ -19,6 +19,7 @@ from swiftlet.commands.model_source import (
     find_source,
     longest_sample,
     open_template,
+    warn_of_devices,
 )
 from swiftlet.commands.run_folder import VARIABLE, run_folder, runs_root
 from swiftlet.config.args import SftArgs
@@ -70,6 +71,7 @@ def prepare(parsed: Parsed) -> dict[str, str]:
     Raises:
         SwiftletError: the model, the data or the checkpoint cannot be used.
     """
+    warn_of_devices(parsed.args.parallel.device, os.environ)
     ready = get_ready(parsed.args, os.environ)
     show_sample(ready)
     checkpoint = str(ready.checkpoint.path) if ready.checkpoint else ""
@@ -136,6 +138,8 @@ def fine_tune(parsed: Parsed) -> Outcome:
         for name, value in inherited(parsed.args, world_size).items():
             log.info(f"{name} is {value:g} (not given)")
         is_alone = VARIABLE not in os.environ
+        if is_alone:
+            warn_of_devices(args.parallel.device, os.environ)
         ready = get_ready(args, os.environ)
         if is_alone:
             show_sample(ready)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swiftlet.device.affinity import Binding, apply, as_text, bind
-from swiftlet.device.cards import PCI, Cards, Chip, chips_of, look_at_cards
+from swiftlet.device.cards import PCI, Cards, Chip, Finding, check_cards, chips_of, look_at_cards
 from swiftlet.device.nvidia_smi import Gpu, look_at_gpus
+from swiftlet.device.settings import AUTO
 from swiftlet.device.topology import parse_ranges
-from swiftlet.device.visible import ASCEND, CUDA, visible_ids
+from swiftlet.device.visible import ASCEND, CUDA, PROCESSES, processes_per_node, visible_ids
 
 
 class Seat(NamedTuple):
@@ -28,6 +29,20 @@ def chosen(variable: str, environ: Mapping[str, str], total: int) -> list[int]:
     if ids is None:
         return list(range(total))
     return [int(one) for one in ids if one.isdigit() and int(one) < total]
+
+
+def check_devices(kind: str, environ: Mapping[str, str]) -> list[Finding]:
+    """Return the busy and unhealthy devices among those that a run started here will use; before a model is loaded.
+
+    Args:
+        kind: as --device says it.
+    """
+    if kind not in (AUTO, "npu"):
+        return []
+    processes = int(environ.get(PROCESSES) or processes_per_node(environ))
+    ids = visible_ids(ASCEND, environ)
+    used = range(processes) if ids is None else [int(one) for one in ids[:processes] if one.isdigit()]
+    return check_cards(used, environ)
 
 
 def seats(
