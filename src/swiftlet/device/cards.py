@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from swiftlet.device.machine import ask, find_npu_smi
+from swiftlet.device.machine import TIMEOUT_S, ask, find_npu_smi
 from swiftlet.device.npu_smi import Card, Info, Process, is_info, parse_info
 from swiftlet.device.npu_smi_lists import Row, explain_error, find_error, is_mapping, parse_mapping
 from swiftlet.device.topology import Topology, TopologyError, is_topology, parse_ranges, parse_topology
@@ -36,12 +36,12 @@ class Chip(NamedTuple):
     cpus: list[int]
 
 
-def query_mapping(environ: Mapping[str, str]) -> list[Row]:
+def query_mapping(environ: Mapping[str, str], timeout_s: float = TIMEOUT_S) -> list[Row]:
     """Return the NPUs of `npu-smi info -m`, empty when it does not say."""
     program = find_npu_smi(environ)
     if program is None:
         return []
-    text = ask(program, "info", "-m", environ=environ).text
+    text = ask(program, "info", "-m", environ=environ, timeout_s=timeout_s).text
     return parse_mapping(text).npus if is_mapping(text) else []
 
 
@@ -52,21 +52,23 @@ def _failure(question: str, text: str, failure: str) -> str:
     return f"{answer} ({meaning})" if meaning else answer
 
 
-def look_at_cards(environ: Mapping[str, str], *, with_topology: bool = True) -> Cards | None:
+def look_at_cards(
+    environ: Mapping[str, str], *, with_topology: bool = True, timeout_s: float = TIMEOUT_S
+) -> Cards | None:
     """Return what npu-smi says of the cards, None when there is no npu-smi."""
     program = find_npu_smi(environ)
     if program is None:
         return None
     machine = Cards()
-    output = ask(program, "info", environ=environ)
+    output = ask(program, "info", environ=environ, timeout_s=timeout_s)
     if is_info(output.text):
         machine.info = parse_info(output.text)
     else:
         machine.failures.append(_failure("npu-smi info", output.text, output.failure))
         return machine
-    machine.mapping = query_mapping(environ)
+    machine.mapping = query_mapping(environ, timeout_s)
     if with_topology:
-        output = ask(program, "info", "-t", "topo", environ=environ)
+        output = ask(program, "info", "-t", "topo", environ=environ, timeout_s=timeout_s)
         try:
             machine.topology = parse_topology(output.text) if is_topology(output.text) else None
         except TopologyError as error:

@@ -62,10 +62,11 @@ def explain(lines: Sequence[Line], tables: Tables) -> Explanation:
     distinct: dict[str, Match] = {}
     for match in found:
         distinct.setdefault(match.cause.id, match)
-    first, *others = [*distinct.values(), None]
+    ranked = list(distinct.values())
+    first = ranked[0] if ranked else None
     at = first.at if first else symptoms[0].at if symptoms else None
     excerpt = text.lines[at : at + 3] if at is not None else []
-    return Explanation(first, [one for one in others if one], symptoms, who, excerpt)
+    return Explanation(first, ranked[1:], symptoms, who, excerpt)
 
 
 def _moment(line: Line) -> float:

@@ -1,0 +1,133 @@
+"""The live checks: devices are tried in processes of their own, with a limit of time, and their words become findings."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from swiftlet.device.settings import environment, guess_kind
+from swiftlet.device.visible import ASCEND, CUDA, visible_ids
+from swiftlet.doctor.finding import Finding, found
+from swiftlet.doctor.scene import Scene
+
+CHILD = "swiftlet.doctor.live_child"
+POLL_S = 0.05
+
+
+class Job(NamedTuple):
+    """One process that tries devices, and where its output goes."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    errors: Path
+
+
+def devices_of(scene: Scene) -> tuple[str, list[int]]:
+    """Return the kind of device of a run started here, and the local numbers of those that it may use."""
+    kind = guess_kind(scene.environ, scene.machine)
+    total = {"npu": scene.machine.npus, "cuda": scene.machine.gpus}.get(kind) or 1
+    ids = visible_ids(ASCEND if kind == "npu" else CUDA, scene.environ) if kind != "cpu" else None
+    return kind, list(range(len(ids) if ids else total))
+
+
+def check_live(scene: Scene, timeout_s: float) -> Iterator[Finding]:
+    """Try each device by itself, and two of them together."""
+    kind, numbers = devices_of(scene)
+    environ = {**scene.environ, **environment(kind, scene.environ, timeout_s=120)}
+    with tempfile.TemporaryDirectory(prefix="swiftlet-doctor-") as name:
+        folder = Path(name)
+        jobs = [_start(kind, numbers, "", environ, folder)]
+        pair = numbers[:2] if kind != "cpu" else [0, 0]
+        if len(pair) == 2:
+            for rank, number in enumerate(pair):
+                ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(number)}
+                jobs.append(_start(kind, [number], str(folder / "meeting"), {**environ, **ranks}, folder))
+        _wait(jobs, timeout_s)
+        for job in jobs:
+            yield from _findings(job, timeout_s)
+    if len(pair) < 2:
+        yield found("live.skipped", check="all-reduce", said="there is one device only")
+
+
+def _start(kind: str, numbers: Sequence[int], meeting: str, environ: Mapping[str, str], folder: Path) -> Job:
+    name = f"{len(list(folder.iterdir()))}"
+    output, errors = folder / f"{name}.out", folder / f"{name}.err"
+    command = [
+        sys.executable,
+        "-m",
+        CHILD,
+        kind,
+        ",".join(map(str, numbers)),
+        *([meeting] if meeting else []),
+    ]
+    with output.open("wb") as out, errors.open("wb") as err:
+        return Job(subprocess.Popen(command, stdout=out, stderr=err, env=dict(environ)), output, errors)
+
+
+def _wait(jobs: Sequence[Job], timeout_s: float) -> None:
+    """Wait for all jobs; end those that are not done in time, or that wait for one that has failed."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until and any(job.process.poll() is None for job in jobs):
+        if any(job.process.poll() not in (None, 0) for job in jobs[1:]):
+            break
+        time.sleep(POLL_S)
+    for job in jobs[1:] if time.monotonic() < until else jobs:
+        if job.process.poll() is None:
+            job.process.kill()
+    for job in jobs:
+        remaining = max(0.0, until - time.monotonic())
+        try:
+            job.process.wait(remaining)
+        except subprocess.TimeoutExpired:
+            job.process.kill()
+            job.process.wait()
+
+
+def _findings(job: Job, timeout_s: float) -> Iterator[Finding]:
+    begun: dict[str, Any] | None = None
+    for line in job.output.read_text("utf-8", "replace").splitlines():
+        if not line.startswith("{"):
+            continue  # a library that prints
+        said = json.loads(line)
+        begun = said if said["state"] == "begins" else None
+        about = {"check": said["check"], "device": said["device"]}
+        if said["state"] == "right":
+            yield found(
+                "live.done", **about, said=f"difference {said['difference']:.1g}, {said['seconds']:.1f} s"
+            )
+        elif said["state"] == "wrong":
+            yield found("live.wrong", **about, said=f"difference {said['difference']:.1g}")
+        elif said["state"] == "left out":
+            yield found("live.skipped", check=said["check"], said=said["reason"])
+    code = job.process.returncode
+    if code == -9:
+        name = f"{begun['check']} on {begun['device']}" if begun else "the start of a process"
+        yield found("live.hangs", check=name, limit=f"{timeout_s:.0f}")
+    elif code:
+        yield _failure(job, begun)
+
+
+def _failure(job: Job, begun: Mapping[str, Any] | None) -> Finding:
+    from swiftlet.doctor.explain import explain
+    from swiftlet.doctor.logs import lines_of
+    from swiftlet.doctor.tables import fill, load
+
+    text = job.errors.read_text("utf-8", "replace")
+    explained = explain(lines_of(text, "live check"), load({})).first
+    last = next((line for line in reversed(text.strip().splitlines()) if line.strip()), "no reason is given")
+    hint = (
+        last.removeprefix("hint: ")
+        if last.startswith("hint: ")
+        else "swift doctor --log FILE with the whole output"
+    )
+    if explained:
+        last = fill(explained.cause.words["en"], explained.fields)
+        hint = fill(explained.cause.remedy["en"], explained.fields)
+    check, device = (begun["check"], begun["device"]) if begun else ("the start of a process", "this machine")
+    return found("live.failed", check=check, device=device, said=last, hint=hint)
