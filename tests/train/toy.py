@@ -22,7 +22,7 @@ from swiftlet.train.report import build_report
 from swiftlet.train.schedule import build_schedule
 from swiftlet.train.signals import StopRequest
 from swiftlet.train.state import TrainState
-from swiftlet.train.statefile import open_optimizer
+from swiftlet.train.statefile import copied, open_optimizer
 
 VOCABULARY = 16
 
@@ -79,7 +79,11 @@ class Store:
 def write_toy(model):
     from safetensors.torch import save_file
 
-    return lambda folder: save_file(model.state_dict(), folder / "model.safetensors")
+    def take(folder):
+        copy = dict(copied(model.state_dict().items()))
+        return lambda: save_file(copy, folder / "model.safetensors")
+
+    return take
 
 
 @dataclass

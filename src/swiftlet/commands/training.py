@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from swiftlet import __version__, heartbeat, log
 from swiftlet.commands.evaluation import build_evaluator
-from swiftlet.commands.model_setup import build_engine, build_model
+from swiftlet.commands.engine_setup import Trainer, build_engine
+from swiftlet.commands.model_setup import build_model, is_sharded
 from swiftlet.commands.run_folder import ARGS_FILE, args_text, write_args
 from swiftlet.commands.sft import Outcome, Ready
 from swiftlet.config.fields import with_values
@@ -24,7 +28,7 @@ from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, dtype_name, open_device, resolve_dtype
 from swiftlet.models import tuner
 from swiftlet.models.causal import CausalLM
-from swiftlet.models.save import model_bytes, write_model
+from swiftlet.models.save import model_bytes, tensors_to_save, write_gathered, write_model
 from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World, close_world, init_world
 from swiftlet.train.checkpoint import Saver
@@ -38,9 +42,10 @@ from swiftlet.train.schedule import build_schedule, num_warmup_steps
 from swiftlet.train.signals import StopRequest, listening
 from swiftlet.train.spikes import find_policy
 from swiftlet.train.state import TrainState
-from swiftlet.train.statefile import open_optimizer
+from swiftlet.train.statefile import copied, open_optimizer
 from swiftlet.train.summary import summarise
 
+SMALLEST_SHARD = 64 * 2**20
 PROMPTS_FILE = "proof_prompts.json"
 MOST_PROMPTS, LONGEST_PROMPT = 8, 256
 # Groups of arguments that shape the trajectory, and the names in them that do not.
@@ -67,7 +72,8 @@ def train_model(args: Any, ready: Ready) -> Outcome:
     args = with_values(args, dtype=dtype)
     heartbeat.beat("init")
     backend = device.backend if args.parallel.ddp_backend == "AUTO" else args.parallel.ddp_backend
-    world = init_world(backend, device.torch_device, timeout_s=args.parallel.ddp_timeout)
+    needs_group = bool(args.parallel.fsdp or args.parallel.deepspeed)
+    world = init_world(backend, device.torch_device, timeout_s=args.parallel.ddp_timeout, always=needs_group)
     try:
         with listening() as stop:
             if world.is_main:
@@ -91,12 +97,14 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
     heartbeat.beat("load")
     model = build_model(args, ready, device)
     log.info(tuner.describe_parameters(model.model))
-    engine = build_engine(args, model, device, world)
+    num_bytes = model_bytes(model.model, is_adapter=args.tuner.sft_type != "full")
+    trainer = build_engine(args, ready, model, device, world)
+    engine = trainer.engine
     if ready.checkpoint is not None:
         engine.load_optimizer(open_optimizer(ready.checkpoint.path))
         log.info(f"continuing {ready.checkpoint.path} after step {state.global_step}")
-    saver = _saver(args, ready, model, engine, world, identity, text(of_checkpoint=True), state)
-    run = _run(args, ready, device, world, model, engine, saver, stop, state)
+    saver = _saver(args, ready, model, engine, world, identity, text(of_checkpoint=True), state, num_bytes)
+    run = _run(args, ready, device, world, model, trainer, saver, stop, state)
     train(run, state)
     return _outcome(run, state, ready)
 
@@ -138,29 +146,45 @@ def _saver(
     identity: Identity,
     args_file: str,
     state: TrainState,
+    num_bytes: int,
 ) -> Saver | None:
     output, is_adapter = args.output, args.tuner.sft_type != "full"
+    is_streamed = is_sharded(args) and not is_adapter
     if output.save_strategy == "no":
         return None
     prompts = [ids.tolist()[:LONGEST_PROMPT] for ids, _ in _first(ready, MOST_PROMPTS)]
 
-    def write(folder: Path) -> None:
-        if world.is_main:
-            write_model(model.model, folder, source=ready.source.folder, is_adapter=is_adapter)
-            (folder / ARGS_FILE).write_text(args_file, encoding="utf-8")
-            (folder / PROMPTS_FILE).write_text(json.dumps(prompts), encoding="utf-8")
+    def take(folder: Path) -> Callable[[], None]:
+        whole = engine.model_tensors(is_trained=is_adapter)
+        if is_streamed and whole is not None:
+            shard_bytes = max(SMALLEST_SHARD, num_bytes // world.world_size)
+            write_gathered(model.model, folder, ready.source.folder, whole, world.is_main, shard_bytes)
+            return partial(write_rest, folder)
+        if whole is None:
+            whole = tensors_to_save(model.model, is_adapter=is_adapter) if world.is_main else iter(())
+        return partial(write, folder, copied(whole))
+
+    def write(folder: Path, tensors: list[tuple[str, torch.Tensor]]) -> None:
+        source = ready.source.folder
+        write_model(model.model, folder, source=source, is_adapter=is_adapter, tensors=tensors)
+        write_rest(folder)
+
+    def write_rest(folder: Path) -> None:
+        (folder / ARGS_FILE).write_text(args_file, encoding="utf-8")
+        (folder / PROMPTS_FILE).write_text(json.dumps(prompts), encoding="utf-8")
 
     return Saver(
         ready.folder,
         world,
         engine,
-        write,
+        take,
         identity,
         __version__,
         total_limit=output.save_total_limit,
         is_model_only=output.save_only_model,
         is_error_fatal=output.on_save_error == "stop",
-        expected_bytes=model_bytes(model.model, is_adapter),
+        is_streamed=is_streamed,
+        expected_bytes=num_bytes,
         saved_steps=[state.global_step] if ready.checkpoint is not None else [],
         newest_step=state.global_step,
     )
@@ -181,7 +205,7 @@ def _run(
     device: Device,
     world: World,
     model: CausalLM,
-    engine: Engine,
+    trainer: Trainer,
     saver: Saver | None,
     stop: StopRequest,
     state: TrainState,
@@ -203,8 +227,8 @@ def _run(
         )
     by_text = train_args.predict_with_generate
     return Run(
-        model=model,
-        engine=engine,
+        model=trainer.module,
+        engine=trainer.engine,
         world=world,
         device=device.torch_device,
         load_steps=lambda epoch, step: load_steps(

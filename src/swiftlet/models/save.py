@@ -89,6 +89,35 @@ def model_bytes(model: nn.Module, is_adapter: bool) -> int:
     return number * (2 if is_adapter and has_start(model) else 1)
 
 
+def tensors_to_save(model: nn.Module, *, is_adapter: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a model that `write_model` needs: the trained ones for an adapter, else all."""
+    return ((name, tensor) for name, tensor in _own(model) if tensor.requires_grad or not is_adapter)
+
+
+def write_gathered(
+    model: nn.Module,
+    folder: Path,
+    source: Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    is_writer: bool,
+    max_shard_bytes: int,
+) -> None:
+    """Write a whole model from tensors that all ranks gather together; all are taken even when the disk is full."""
+    try:
+        write_model(
+            model,
+            folder,
+            source=source,
+            is_adapter=False,
+            tensors=tensors,
+            is_writer=is_writer,
+            max_shard_bytes=max_shard_bytes,
+        )
+    finally:
+        for _ in tensors:
+            pass
+
+
 def copy_files(source: Path, folder: Path, patterns: Iterable[str]) -> None:
     """Copy the files of `source` that match, byte by byte, into the same places of `folder`."""
     for pattern in patterns:

@@ -1,6 +1,7 @@
 """Writing checkpoints: a draft folder, its manifest, one rename. Never over an existing folder.
 
-Every rank calls `save`; rank 0 writes, and all ranks learn the outcome. The newest and the best checkpoint are
+Every rank calls `save`, which returns once a copy is taken; rank 0 writes the copy while the training goes on, and all
+ranks learn the outcome together. The next save waits for the one under way. The newest and the best checkpoint are
 kept; an older one goes only after the new one is whole, so there is never less than one valid checkpoint.
 """
 
@@ -9,7 +10,9 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -21,10 +24,27 @@ from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
 from swiftlet.train.manifest import DRAFT, PREFIX, STATE_FILE, Identity, seal, sync
 from swiftlet.train.state import TrainState
-from swiftlet.train.statefile import write_optimizer
+from swiftlet.train.statefile import copied, write_optimizer
 
 SPARE_BYTES = 16 * 2**20
 MOST_RETRIES = 3
+HINT = "free space on the disk of --output_dir, then --resume_from_checkpoint auto"
+Rest = Callable[[], None]
+
+
+@dataclass
+class Pending:
+    """A save under way: what was best with it and before it, and on rank 0 how far the writing is."""
+
+    step: int
+    best_step: int
+    former_best: tuple[float | None, int]
+    writing: Future[None] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether this rank knows that the writing has ended, well or not."""
+        return self.writing is not None and self.writing.done()
 
 
 @dataclass
@@ -32,125 +52,182 @@ class Saver:
     """Saves a run into `folder`.
 
     Args:
-        write_model: writes the model's own files into a folder; called on every rank, only rank 0 may write.
+        take_model: called on every rank with the draft folder; takes a copy of what the next step changes, or writes
+            at once what no rank may hold whole. What it returns writes the rest, later and on rank 0 only.
         expected_bytes: size of a checkpoint, for the first check of free space; later the last one's size is used.
         total_limit: checkpoints kept, the best among them; -1 for all.
         saved_steps: valid checkpoints that the folder already holds.
         is_model_only: leave out what a resumed run needs.
         is_error_fatal: a failed save stops the run; otherwise it is retried after 1, 2 and 4 steps.
+        is_streamed: write the optimizer state while it is gathered, because no rank may hold it whole.
     """
 
     folder: Path
     world: World
     engine: Engine
-    write_model: Callable[[Path], None]
+    take_model: Callable[[Path], Rest]
     identity: Identity
     version: str
     total_limit: int = 2
     is_model_only: bool = False
     is_error_fatal: bool = False
+    is_streamed: bool = False
     expected_bytes: int = 0
     saved_steps: list[int] = field(default_factory=list)
     newest_step: int = 0
-    failed_step: int = 0
+    begun_step: int = 0
     num_failures: int = 0
+    pending: Pending | None = None
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saver"))
 
     def path(self, step: int) -> Path:
         """Return the folder of the checkpoint of a step."""
         return self.folder / f"{PREFIX}{step}"
 
     def is_retry_due(self, state: TrainState) -> bool:
-        """Return whether a failed save should be tried again after this step."""
-        waited = state.global_step - self.failed_step
-        return 0 < self.num_failures <= MOST_RETRIES and waited == 2 ** (self.num_failures - 1)
+        """Return whether a failed save should be tried again after this step; every rank asks after every step.
 
-    def save(self, state: TrainState, *, is_final: bool = False) -> Path | None:
-        """Write `checkpoint-{global_step}`; return its folder, None when it could not be written.
+        The save under way is looked at 1, 2, 4, ... steps after it began.
+        """
+        waited = state.global_step - self.begun_step
+        if waited < 1 or waited & (waited - 1):
+            return False
+        if self.pending is not None and self.world.agree(self.pending.is_over):
+            self.settle(state)
+        is_failed = self.pending is None and 0 < self.num_failures <= MOST_RETRIES
+        return is_failed and waited >= 2 ** (self.num_failures - 1)
+
+    def save(
+        self,
+        state: TrainState,
+        *,
+        former_best: tuple[float | None, int] = (None, 0),
+        is_final: bool = False,
+    ) -> Path | None:
+        """Begin to write `checkpoint-{global_step}`; return its folder, None when that failed at once.
+
+        Args:
+            former_best: metric and step of the best checkpoint before; `state` has them again when this save fails.
+            is_final: come back when it is written.
 
         Raises:
             SaveError: it could not be written and nothing will follow that could retry it.
         """
+        self.settle(state)
         target = self.path(state.global_step)
         if self.newest_step == state.global_step:
             return target
-        problem = self._write(state, target)
-        if problem is None:
-            self.num_failures, self.newest_step = 0, state.global_step
-            self.saved_steps.append(state.global_step)
-            if self.world.is_main:
-                self._prune(state)
-            return target
-        self.num_failures += 1
-        self.failed_step = state.global_step
-        message = f"{target} could not be written: {problem}; earlier checkpoints are intact"
-        if self.is_error_fatal or is_final:
-            raise SaveError(
-                message, "free space on the disk of --output_dir, then --resume_from_checkpoint auto"
-            )
-        if self.world.is_main:
-            log.warning(message + ". The run goes on and tries again")
-        return None
-
-    def _write(self, state: TrainState, target: Path) -> str | None:
+        self.begun_step = state.global_step
+        self.pending = Pending(state.global_step, state.best_step, former_best)
         draft = target.with_name(f"{DRAFT}{state.global_step}-{uuid.uuid4().hex}")
         draft = Path(self.world.broadcast(str(draft)))
-        phases = (self._begin, self._write_model, self._write_optimizer, self._finish)
-        for phase in phases:
-            problem = self._attempt(phase, draft, state)
+        rest: list[Rest] = []
+        for phase in (self._begin, self._take_model, self._take_optimizer):
+            problem = self._attempt(partial(phase, draft, rest))
             if problem is not None:
                 if self.world.is_main:
                     shutil.rmtree(draft, ignore_errors=True)
-                return problem
-        return None
+                self._fail(state, problem, is_fatal=is_final)
+                return None
+        if self.world.is_main:
+            self.pending.writing = self.writer.submit(self._write, draft, rest, self.pending, state.to_json())
+        if is_final:
+            self.settle(state, is_final=True)
+        return target
 
-    def _attempt(
-        self, phase: Callable[[Path, TrainState], None], draft: Path, state: TrainState
-    ) -> str | None:
+    def settle(self, state: TrainState, *, is_final: bool = False) -> None:
+        """Wait for the save under way, on every rank, and take note of its outcome.
+
+        Raises:
+            SaveError: it failed, and that is fatal.
+        """
+        if self.pending is None:
+            return
+        writing = self.pending.writing
+        problem = self._attempt(writing.result if writing is not None else lambda: None)
+        if problem is not None:
+            self._fail(state, problem, is_fatal=is_final)
+            return
+        step, best_step = self.pending.step, self.pending.best_step
+        self.pending, self.num_failures, self.newest_step = None, 0, step
+        doomed = superfluous([*self.saved_steps, step], best_step, self.total_limit)
+        self.saved_steps = [kept for kept in (*self.saved_steps, step) if kept not in doomed]
+
+    def close(self) -> None:
+        """Wait for a save under way when the run ends before its time; a failure costs a warning."""
+        self.writer.shutdown(wait=True)
+        writing = self.pending.writing if self.pending is not None else None
+        error = writing.exception() if writing is not None else None
+        if error is not None:
+            log.warning(f"the last checkpoint could not be written: {error}")
+
+    def _fail(self, state: TrainState, problem: str, *, is_fatal: bool) -> None:
+        assert self.pending is not None
+        state.best_metric, state.best_step = self.pending.former_best
+        target, self.pending = self.path(self.pending.step), None
+        self.num_failures += 1
+        message = f"{target} could not be written: {problem}; earlier checkpoints are intact"
+        if self.is_error_fatal or is_fatal:
+            raise SaveError(message, HINT)
+        if self.world.is_main:
+            log.warning(message + ". The run goes on and tries again")
+
+    def _attempt(self, phase: Rest) -> str | None:
         problem = None
         try:
-            phase(draft, state)
+            phase()
         except (OSError, SafetensorError) as error:
             problem = getattr(error, "strerror", None) or str(error)
         problems = [f"rank {rank}: {p}" for rank, p in enumerate(self.world.gather(problem)) if p is not None]
         return "; ".join(problems).removeprefix("rank 0: ") if problems else None
 
-    def _begin(self, draft: Path, state: TrainState) -> None:
-        fault("ckpt.begin", step=state.global_step, path=draft)
+    def _begin(self, draft: Path, rest: list[Rest]) -> None:
+        fault("ckpt.begin", step=self.begun_step, path=draft)
         if self.world.is_main:
             check_space(self.folder, self.expected_bytes)
             draft.mkdir(parents=True)
 
-    def _write_model(self, draft: Path, state: TrainState) -> None:
-        self.write_model(draft)
+    def _take_model(self, draft: Path, rest: list[Rest]) -> None:
+        rest.append(self.take_model(draft))
 
-    def _write_optimizer(self, draft: Path, state: TrainState) -> None:
-        if not self.is_model_only:
-            write_optimizer(draft if self.world.is_main else None, self.engine.optimizer_tensors())
-
-    def _finish(self, draft: Path, state: TrainState) -> None:
-        if not self.world.is_main:
+    def _take_optimizer(self, draft: Path, rest: list[Rest]) -> None:
+        if self.is_model_only:
             return
-        step = state.global_step
-        if not self.is_model_only:
-            (draft / STATE_FILE).write_text(state.to_json(), encoding="utf-8")
-        world_size = self.world.world_size
-        manifest = seal(draft, step=step, world_size=world_size, identity=self.identity, version=self.version)
-        self.expected_bytes = sum(entry["bytes"] for entry in manifest.files.values())
-        set_aside(self.path(step))
-        draft.rename(self.path(step))
+        tensors, folder = self.engine.optimizer_tensors(), draft if self.world.is_main else None
+        if self.is_streamed or folder is None:
+            write_optimizer(folder, tensors)
+        else:
+            rest.append(partial(write_optimizer, folder, copied(tensors)))
+
+    def _write(self, draft: Path, rest: list[Rest], pending: Pending, state_text: str) -> None:
+        """Write, flush, name and prune; in a thread of rank 0, which touches nothing that a step changes."""
+        step = pending.step
+        try:
+            for write in rest:
+                write()
+            if not self.is_model_only:
+                (draft / STATE_FILE).write_text(state_text, encoding="utf-8")
+            size = self.world.world_size
+            manifest = seal(draft, step=step, world_size=size, identity=self.identity, version=self.version)
+            set_aside(self.path(step))
+            draft.rename(self.path(step))
+        except (OSError, SafetensorError):
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
         fault("ckpt.rename", step=step, path=self.path(step))
         sync(self.folder)
+        self.expected_bytes = sum(entry["bytes"] for entry in manifest.files.values())
+        for doomed in superfluous([*self.saved_steps, step], pending.best_step, self.total_limit):
+            self._prune(doomed, step)
 
-    def _prune(self, state: TrainState) -> None:
-        for step in superfluous(self.saved_steps, state.best_step, self.total_limit):
-            doomed = self.path(step).with_name(f"{DRAFT}prune-{step}")
-            try:
-                self.path(step).rename(doomed)
-                fault("ckpt.prune", step=state.global_step, path=doomed)
-                shutil.rmtree(doomed)
-            except OSError as error:
-                log.warning(f"{self.path(step)} could not be removed: {error.strerror}")
-            self.saved_steps.remove(step)
+    def _prune(self, step: int, newest_step: int) -> None:
+        doomed = self.path(step).with_name(f"{DRAFT}prune-{step}")
+        try:
+            self.path(step).rename(doomed)
+            fault("ckpt.prune", step=newest_step, path=doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            log.warning(f"{self.path(step)} could not be removed: {error.strerror}")
 
 
 def set_aside(folder: Path) -> None:

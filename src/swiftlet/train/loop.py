@@ -112,7 +112,8 @@ def train(run: Run, state: TrainState) -> TrainState:
             if is_stop_requested and not state.is_done:
                 leave(run, state)
             is_over = run.goal.is_over(state)
-            if is_over or run.save_when(state) or (run.saver is not None and run.saver.is_retry_due(state)):
+            is_retry_due = run.saver is not None and run.saver.is_retry_due(state)
+            if is_over or run.save_when(state) or is_retry_due:
                 save(run, state, is_final=is_over or state.is_done)
             if is_over:
                 log.info(
@@ -121,6 +122,8 @@ def train(run: Run, state: TrainState) -> TrainState:
                 break
     finally:
         steps.close()
+        if run.saver is not None:
+            run.saver.close()
     return state
 
 
@@ -213,9 +216,7 @@ def save(run: Run, state: TrainState, *, is_final: bool = False) -> bool:
     is_evaluated = state.metric_step == state.global_step
     if is_evaluated and run.goal.is_better(state.metric, state.best_metric):
         state.best_metric, state.best_step = state.metric, state.global_step
-    path = run.saver.save(state, is_final=is_final)
-    if path is None:
-        state.best_metric, state.best_step = former
+    path = run.saver.save(state, former_best=former, is_final=is_final)
     run.report.resume_clock()
     return path is not None
 

@@ -18,6 +18,11 @@ GLOB = "optimizer-*.safetensors"
 SHARD_BYTES = 2 * 2**30
 
 
+def copied(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
+    """Return copies of the tensors in host memory, which later steps do not change."""
+    return [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in tensors]
+
+
 def write_optimizer(folder: Path | None, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
     """Write the tensors to `folder`; None takes them and writes nothing, as ranks other than 0 do.
 

@@ -1,0 +1,111 @@
+"""Saving while training goes on: from a copy, one at a time, and a failure is known to the run."""
+
+import time
+
+import pytest
+
+from swiftlet.errors import SaveError
+from swiftlet.train.loop import train
+from swiftlet.train.manifest import sha256
+from swiftlet.train.resume import find_checkpoint, open_checkpoint
+from swiftlet.train.state import parse_state
+
+
+def hashes(folder):
+    return {p.name: sha256(p) for p in sorted(folder.iterdir())}
+
+
+def delay_writing(job, seconds=0.4):
+    """Let rank 0 begin to write only after some steps; return what was on the disk after each step."""
+    take, step, seen = job.run.saver.take_model, job.run.report.step, {}
+
+    def slow(draft):
+        rest = take(draft)
+        return lambda: (time.sleep(seconds), rest())
+
+    def note(state, num_tokens):
+        step(state, num_tokens)
+        seen[state.global_step] = sorted(p.name for p in job.run.saver.folder.glob("checkpoint-*"))
+
+    job.run.saver.take_model, job.run.report.step = slow, note
+    return seen
+
+
+def test_steps_are_made_while_a_checkpoint_is_written_and_its_bytes_are_those_of_its_step(
+    tmp_path, build_job
+):
+    quick = build_job(tmp_path / "quick")
+    train(quick.run, quick.state)
+    slow = build_job(tmp_path / "slow", save_every=2)
+    seen = delay_writing(slow)
+    train(slow.run, slow.state)
+    assert seen[4] == [], "checkpoint-2 is still being written when step 4 is made"
+    assert seen[6] == ["checkpoint-2"], "the save of step 4 waited for it"
+    for step in (4, 6):
+        mine, theirs = (tmp_path / name / f"checkpoint-{step}" for name in ("slow", "quick"))
+        for name in ("model.safetensors", "optimizer-00001.safetensors"):
+            assert sha256(mine / name) == sha256(theirs / name), (step, name)
+    assert hashes(tmp_path / "slow" / "checkpoint-6") == hashes(tmp_path / "quick" / "checkpoint-6")
+
+
+def test_there_is_always_a_valid_checkpoint(tmp_path, build_job):
+    job = build_job(tmp_path, limit=1, evaluate_every=100)
+    delay_writing(job, 0.05)
+    step, found = job.run.report.step, []
+
+    def note(state, num_tokens):
+        step(state, num_tokens)
+        if state.global_step > 2:
+            found.append(find_checkpoint(tmp_path).manifest.step)
+
+    job.run.report.step = note
+    train(job.run, job.state)
+    assert found == sorted(found)
+    assert len(found) == 4
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-6"]
+
+
+def test_a_failure_while_training_goes_on_is_said_tried_again_and_leaves_no_trace(
+    tmp_path, build_job, plan_fault
+):
+    job = build_job(tmp_path, save_every=3, limit=-1)
+    plan_fault("ckpt.fsync:step=3=enospc")
+    step = job.run.report.step
+    job.run.report.step = lambda state, num_tokens: (step(state, num_tokens), time.sleep(0.3))
+    train(job.run, job.state)
+    assert not (tmp_path / "checkpoint-3").exists()
+    steps = sorted(int(p.name.split("-")[1]) for p in tmp_path.glob("checkpoint-*"))
+    assert steps[0] == 4
+    assert not list(tmp_path.glob(".tmp-*"))
+    first = parse_state((tmp_path / f"checkpoint-{steps[0]}" / "trainer_state.json").read_text("utf-8"))
+    assert (first.best_step, first.best_metric) == (0, None), "what was lost is not the best"
+
+
+def test_a_failed_last_save_ends_the_run_with_its_reason(tmp_path, build_job, plan_fault):
+    job = build_job(tmp_path, save_every=3)
+    plan_fault("ckpt.manifest:step=6=enospc")
+    with pytest.raises(SaveError, match="checkpoint-6 could not be written: No space left on device"):
+        train(job.run, job.state)
+    assert find_checkpoint(tmp_path).manifest.step == 3
+
+
+def test_a_run_that_breaks_off_waits_for_the_checkpoint_under_way(tmp_path, build_job, plan_fault):
+    job = build_job(tmp_path, save_every=2)
+    delay_writing(job)
+    plan_fault("opt:step=3=exc")
+    with pytest.raises(RuntimeError, match="injected at opt"):
+        train(job.run, job.state)
+    assert open_checkpoint(tmp_path / "checkpoint-2").manifest.step == 2
+
+
+def test_a_run_that_breaks_off_says_that_its_last_checkpoint_failed(
+    tmp_path, build_job, plan_fault, monkeypatch
+):
+    said = []
+    monkeypatch.setattr("swiftlet.log.warning", said.append)
+    job = build_job(tmp_path, save_every=2)
+    delay_writing(job)
+    plan_fault("opt:step=3=exc;ckpt.fsync:step=2=eio")
+    with pytest.raises(RuntimeError, match="injected at opt"):
+        train(job.run, job.state)
+    assert "the last checkpoint could not be written: [Errno 5] Input/output error" in said
