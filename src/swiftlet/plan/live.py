@@ -14,11 +14,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-MATRIX_OPERATORS = ("mm", "addmm", "bmm", "baddbmm")
+MATRIX_OPERATORS = frozenset({"mm", "addmm", "bmm", "baddbmm", "addmm_", "linear"})
+# What launches nothing: questions, empty memory, and views that torch does not call views.
+NO_KERNEL = frozenset(
+    "device empty empty_like empty_strided new_empty _unsafe_view _local_scalar_dense allclose".split()
+)
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts live bytes, their peak, and the operators that a device would launch.
+    """Counts live bytes and their peak, the kernels that a device would launch, and the bytes that they move.
+
+    Products of matrices move bytes too, which are not in `moved`: their time is that of their arithmetic.
 
     Args:
         num_labels: how many positions of a fake micro-batch have a label; None for real tensors, whose values answer.
@@ -28,8 +34,8 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.live = 0
         self.peak = 0
-        self.num_operators = 0
-        self.num_matrix_operators = 0
+        self.num_kernels = 0
+        self.moved = 0
         self.num_labels = num_labels
         self._known: set[int] = set()
         for tensor in tensors:
@@ -61,13 +67,20 @@ class LiveBytes(TorchDispatchMode):
         if answer is not None:
             return answer
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.num_operators += 1
-            self.num_matrix_operators += func.overloadpacket.__name__ in MATRIX_OPERATORS
+        self._count(func, args, result)
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
                 self.add(leaf)
         return result
+
+    def _count(self, func: Any, args: Any, result: Any) -> None:
+        name = func.overloadpacket.__name__
+        if func.is_view or name in NO_KERNEL:
+            return
+        self.num_kernels += 1
+        if name not in MATRIX_OPERATORS:
+            leaves = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
+            self.moved += sum(leaf.numel() * leaf.element_size() for leaf in leaves)
 
     def _answer(self, func: Any, args: Any) -> Any:
         """Return what a fake tensor cannot say by itself: how many labels there are, and that checks pass."""
@@ -76,6 +89,13 @@ class LiveBytes(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if name == "nonzero":
             found = args[0].new_empty((self.num_labels, 1), dtype=torch.long)
+            self.add(found)
+            return found
+        if name == "_grouped_mm":  # torch's rule for fake tensors knows one type only
+            left, right = args[0], args[1]
+            is_forward = right.dim() == 3
+            experts = () if is_forward else (args[2].shape[0],)
+            found = left.new_empty((*experts, left.shape[0], right.shape[-1]))
             self.add(found)
             return found
         if name == "_local_scalar_dense":

@@ -1,0 +1,113 @@
+"""The table of devices for plans, and the ones a user names: 8x910B3, 1xH200, 4xA100-80G. Data only."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from swiftlet.errors import UsageError, suggest
+
+TABLE = Path(__file__).parent / "data" / "cards.json"
+COUNT = re.compile(r"(\d+)[xX*](.+)")
+HOST = "CPU"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of one device; figures that nobody measured are called assumed in `sources`.
+
+    Args:
+        idle_gib: memory in use before any process starts.
+        context_gib: memory that a process needs before its first tensor.
+        communicator_gib: buffers of one group of processes.
+        tflops: peak of 16-bit matrix products [10^12 operations a second].
+        link_gb_s: what a collective really moves [GB/s a device].
+        gather_ms: shortest time of one gather of a sharding engine, with its hooks.
+        launch_us: time that the host needs to start one operator.
+        is_host: the device is the processor itself: nothing runs beside it, so times add up.
+        is_measured: launch, bandwidth and rate come from `swift plan --calibrate` on this machine.
+        matrix_gflops: rows of a product -> measured rate in fp32; empty where not measured.
+    """
+
+    name: str
+    memory_gib: float
+    idle_gib: float
+    context_gib: float
+    communicator_gib: float
+    tflops: float
+    bandwidth_gb_s: float
+    link_gb_s: float
+    gather_ms: float
+    launch_us: float
+    host_link_gb_s: float
+    has_bf16: bool
+    sources: str
+    is_host: bool = False
+    is_measured: bool = False
+    matrix_gflops: tuple[tuple[int, float], ...] = ()
+
+
+def read_cards() -> dict[str, Card]:
+    """Return the table by name."""
+    rows = json.loads(TABLE.read_text(encoding="utf-8"))
+    return {name: Card(name, **row) for name, row in rows.items()}
+
+
+def _key(name: str) -> str:
+    short = re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"^(nvidia|ascend|geforce)+", "", short).removesuffix("b")
+
+
+def find_card(name: str) -> Card | None:
+    """Return the row whose name is in the name of a device, as its driver or a user writes it, or None.
+
+    A name without its memory (A100, H100) is the larger card.
+    """
+    cards, wanted = read_cards(), _key(name)
+    found = [card for card in cards.values() if _key(card.name) in wanted]
+    short = [card for card in cards.values() if wanted and _key(card.name).startswith(wanted)]
+    chosen = found or short
+    return max(chosen, key=lambda card: (len(card.name), card.memory_gib)) if chosen else None
+
+
+def parse_devices(text: str) -> tuple[int | None, Card]:
+    """Return how many of which device `text` names; None for the number where it names none.
+
+    Raises:
+        UsageError: the table has no such device.
+    """
+    match = COUNT.fullmatch(text.strip())
+    number, name = (int(match[1]), match[2]) if match else (None, text.strip())
+    card = find_card(name)
+    if card is None or number == 0:
+        reason = "at least one device" if card else suggest(name, read_cards())
+        raise UsageError(f"--device {text}: no such device in the table", f"{reason}, such as 8x910B3")
+    return number, card
+
+
+def host_card(memory_gib: float, measured: Mapping[str, object] | None = None) -> Card:
+    """Return the processor of this machine as a device; rates are guesses until `swift plan --calibrate`."""
+    card = Card(
+        HOST, memory_gib, 0.0, 0.35, 0.02, 0.1, 10.0, 2.0, 1.0, 8.0, 10.0, True,
+        "memory: this machine; rates: guesses, swift plan --calibrate measures them", is_host=True,
+    )  # fmt: skip
+    return with_measured(card, measured) if measured else card
+
+
+def with_measured(card: Card, measured: Mapping[str, object]) -> Card:
+    """Return the card with what was measured on this machine in the place of its table's figures."""
+    rates = tuple((int(rows), float(rate)) for rows, rate in measured["matrix_gflops"])  # type: ignore[attr-defined]
+    values = {name: float(measured[name]) for name in ("launch_us", "bandwidth_gb_s")}  # type: ignore[arg-type]
+    from dataclasses import replace
+
+    return replace(
+        card,
+        **values,
+        tflops=max(rate for _, rate in rates) / 1e3,
+        matrix_gflops=rates,
+        is_measured=True,
+        sources=f"{card.sources}; launch, bandwidth and matrix rate measured on {measured['date']}",
+    )

@@ -1,0 +1,284 @@
+"""Memory of one training step on one device, by component, from sizes alone: no weights, no device, no torch.
+
+The terms are those of the step in `train` over `models`: packed samples, chunked cross entropy, norms and gated MLPs
+that keep their inputs alone, flat gradients. The trace (`commands/plan_trace.py`) runs that very step on fake tensors
+and must agree. Per layer and token the backward pass needs: the input of both norms (2 H), the normalised input (H
+where an adapter or a trained weight reads it), rotated q and k, v, the attention's output where its kernel keeps it,
+gate and up (2 I), and, where they are trained, the inputs of o, gate/up and down.
+
+Shapes: T tokens of the largest micro-batch, N its labels, H hidden, I intermediate, V vocabulary, R rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+GIB = 2**30
+FP32 = 4
+CHUNK_BYTES, CHUNK_ROWS = 48 * 2**20, 32  # models/cross_entropy.py
+ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
+SHARDED = ("zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+class Sizes(Protocol):
+    """What is needed of a geometry; `models.geometry.Geometry` has it."""
+
+    @property
+    def hidden(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def intermediate(self) -> int: ...
+    @property
+    def vocab(self) -> int: ...
+    @property
+    def tied(self) -> bool: ...
+    @property
+    def qk_norm(self) -> bool: ...
+    @property
+    def norms(self) -> int: ...
+    @property
+    def experts(self) -> int: ...
+    @property
+    def expert_intermediate(self) -> int: ...
+    @property
+    def shared_intermediate(self) -> int: ...
+    @property
+    def active_experts(self) -> int: ...
+    @property
+    def dense_layers(self) -> int: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def num_active_parameters(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of a run shapes its memory.
+
+    Args:
+        itemsize: bytes of a weight or an activation.
+        targets: projections with adapters, of `ATTENTION` and `MLP`; not looked at with `is_full`.
+        trained_share: share of the parameters that a full run trains.
+        extra_trained: parameters trained whole beside the adapters, such as the embedding.
+        states: numbers that the optimizer keeps a parameter.
+        engine: none, zero2, zero3, zero3-offload, fsdp2 or fsdp2-offload; with none each rank has a replica.
+        keeps_attention: the attention's kernel keeps its output for the backward pass.
+        labels: labelled tokens among `tokens`; all where None.
+    """
+
+    itemsize: int
+    tokens: int
+    is_full: bool = False
+    rank: int = 8
+    targets: frozenset[str] = frozenset(ATTENTION[:3])
+    trained_share: float = 1.0
+    extra_trained: int = 0
+    has_dora: bool = False
+    is_checkpointed: bool = False
+    states: int = 2
+    engine: str = "none"
+    world_size: int = 1
+    keeps_attention: bool = True
+    labels: int | None = None
+
+    @property
+    def num_labels(self) -> int:
+        """Return the labelled tokens."""
+        return self.tokens if self.labels is None else self.labels
+
+
+class Memory(NamedTuple):
+    """Bytes on one device; together what the allocator must hand out at the step's peak."""
+
+    weights: float
+    adapters: float
+    gradients: float
+    optimizer: float
+    buckets: float
+    gathered: float
+    activations: float
+    logits: float
+
+    @property
+    def needed(self) -> float:
+        """Return the sum."""
+        return sum(self)
+
+
+def projections(g: Sizes) -> dict[str, tuple[int, int]]:
+    """Return (inputs, outputs) of each projection of a layer that can have an adapter."""
+    query, key = g.heads * g.dim, g.kv_heads * g.dim
+    width = g.shared_intermediate if g.experts else g.intermediate
+    found = {
+        "q_proj": (g.hidden, query),
+        "k_proj": (g.hidden, key),
+        "v_proj": (g.hidden, key),
+        "o_proj": (query, g.hidden),
+    }
+    if width:
+        found |= {
+            "gate_proj": (g.hidden, width),
+            "up_proj": (g.hidden, width),
+            "down_proj": (width, g.hidden),
+        }
+    return found
+
+
+def num_adapter_parameters(g: Sizes, s: Setting) -> int:
+    """Return the parameters that LoRA adds: rank (inputs + outputs) a projection, and the outputs again for DoRA."""
+    if s.is_full:
+        return 0
+    sizes = [size for name, size in projections(g).items() if name in s.targets]
+    a_layer = sum(s.rank * (inputs + outputs) + s.has_dora * outputs for inputs, outputs in sizes)
+    return g.layers * a_layer
+
+
+def num_trained(g: Sizes, s: Setting) -> int:
+    """Return how many numbers the optimizer trains."""
+    if s.is_full:
+        return round(g.num_parameters * s.trained_share)
+    return num_adapter_parameters(g, s) + s.extra_trained
+
+
+def saved_per_layer(g: Sizes, s: Setting) -> float:
+    """Return the bytes that one layer keeps for its backward pass, its input among them."""
+    e, tokens = s.itemsize, s.tokens
+    query, key = g.heads * g.dim, g.kv_heads * g.dim
+    reads_input = s.is_full or s.targets & set(ATTENTION[:3])
+    width = 2 * g.hidden + (g.hidden if reads_input else 0) + query + 2 * key
+    width += query if s.keeps_attention or s.is_full or "o_proj" in s.targets else 0
+    width += query + key if g.qk_norm else 0
+    width += (g.norms - 2) * g.hidden
+    vectors = FP32 * (g.norms + (g.heads if s.keeps_attention else 0) + (g.heads + g.kv_heads) * g.qk_norm)
+    ranks = 0 if s.is_full else s.rank * len(s.targets & projections(g).keys())
+    return tokens * (e * (width + ranks) + vectors) + _saved_mlp(g, s) + _cast_adapters(g, s)
+
+
+def _cast_adapters(g: Sizes, s: Setting) -> float:
+    """Return the bytes of adapters in the type of the base, kept for the backward pass where it is not fp32."""
+    if s.is_full or s.itemsize == FP32:
+        return 0
+    return s.itemsize * num_adapter_parameters(g, s) / g.layers
+
+
+def _saved_mlp(g: Sizes, s: Setting) -> float:
+    e, tokens = s.itemsize, s.tokens
+    reads_input = s.is_full or s.targets & {"gate_proj", "up_proj"}
+    if not g.experts:
+        width = 2 * g.intermediate + (g.hidden if reads_input else 0)
+        return tokens * e * (width + (g.intermediate if s.is_full else 0))
+    # Each token passes `active_experts` experts of transformers' own build: gate, up, silu(gate) and the output, which
+    # is scaled by the router's weight; trained experts also keep their input and the product of gate and up.
+    rows = tokens * g.active_experts
+    width = 3 * g.expert_intermediate + g.hidden + (g.hidden + g.expert_intermediate if s.is_full else 0)
+    shared = 2 * g.shared_intermediate + g.hidden if g.shared_intermediate else 0
+    shared += 2 * g.hidden if s.is_full else 0
+    return rows * e * width + tokens * (e * shared + FP32 * 2 * g.experts)
+
+
+def widest(g: Sizes) -> float:
+    """Return the intermediate width that a token has at once."""
+    return g.active_experts * g.expert_intermediate + g.shared_intermediate if g.experts else g.intermediate
+
+
+def head_rows(g: Sizes, s: Setting) -> int:
+    """Return the positions of one chunk of logits. Source: models/cross_entropy.py, chunk_rows."""
+    most = max(CHUNK_ROWS, CHUNK_BYTES // (g.vocab * FP32))
+    chunks = max(1, -(-s.num_labels // most))
+    return max(1, -(-s.num_labels // chunks))
+
+
+def trains_head(s: Setting) -> bool:
+    """Return whether the head gets a gradient."""
+    return s.is_full and s.trained_share > 0
+
+
+def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
+    """Return (activations, logits): the step's peak above what is resident, and how far the head raises it.
+
+    The peak lies where the head makes its logits, where the last layer's MLP goes backward (all layers are still
+    kept), or, with a trained tied head, where its two gradients meet at the end.
+    """
+    e, tokens, labels = s.itemsize, s.tokens, s.num_labels
+    layer = saved_per_layer(g, s)
+    stream = e * tokens * g.hidden
+    kept = g.layers * (stream if s.is_checkpointed else layer)
+    kept += 2 * e * tokens * g.dim + e * labels * g.hidden  # cos and sin; the gradient of the hidden states
+    # Layer 0 keeps nothing of its input, unless that is trained or recomputed from; the last norm keeps its own.
+    kept += stream + FP32 * tokens if s.is_full or s.is_checkpointed else 0
+    inside = kept - e * labels * g.hidden - stream - FP32 * tokens + _mlp_backward(g, s)
+    inside += layer - stream if s.is_checkpointed else 0
+    if trains_head(s) and g.tied:
+        head_weight = e * g.vocab * g.hidden
+        inside = max(inside + head_weight, 3 * head_weight)
+    return inside, max(0.0, kept + _head(g, s) - inside)
+
+
+def _head(g: Sizes, s: Setting) -> float:
+    """Return the bytes that the head makes beside what is kept: a chunk of logits, and gradients of its weight."""
+    e, rows, weight = s.itemsize, head_rows(g, s), g.vocab * g.hidden
+    both = e * s.tokens * g.hidden + e * s.num_labels * g.hidden  # all hidden states, and the labelled ones
+    raw, wide = e * rows * g.vocab, 0 if e == FP32 else FP32 * rows * g.vocab
+    forward = both + raw + max(wide, 3 * FP32 * rows * g.hidden)
+    if not trains_head(s):
+        return forward
+    of_weight = both + raw + e * weight + e * rows * g.hidden
+    backward = FP32 * weight + (e * weight if e != FP32 else 0) + e * s.num_labels * g.hidden
+    return FP32 * weight + max(forward, of_weight, backward)
+
+
+def _mlp_backward(g: Sizes, s: Setting) -> float:
+    """Return the bytes that the backward pass of a gated MLP makes beside what is kept."""
+    e, wide = s.itemsize, s.itemsize * s.tokens * widest(g)
+    stream = e * s.tokens * g.hidden
+    if s.is_full:  # the product is freed once the gradient of down's weight is made
+        return stream + max(2 * wide, wide + e * g.hidden * g.intermediate)
+    return stream + (4 if "down_proj" in s.targets else 3) * wide
+
+
+def estimate(g: Sizes, s: Setting) -> Memory:
+    """Return the memory of a step on each device, by component."""
+    e, ranks = s.itemsize, s.world_size
+    trained, total = num_trained(g, s), g.num_parameters
+    adapters = FP32 * num_adapter_parameters(g, s)
+    kept = e * s.extra_trained if not s.is_full else 0
+    width = e if s.is_full else FP32
+    share = ranks if s.engine in SHARDED else 1
+    whole = share if s.engine not in ("none", "zero2") else 1
+    is_off = s.engine.endswith("offload")
+    weights = 0.0 if is_off else e * total / whole
+    optimizer = width * s.states * trained / share
+    if s.engine.startswith("zero") and width != FP32:
+        optimizer = FP32 * (s.states + 1) * trained / share
+    gradients = width * trained / share
+    buckets = gathered = 0.0
+    if s.engine == "zero2":
+        buckets = 2 * ZERO2_BUCKET * e
+    if s.engine.startswith("zero3"):
+        gathered = min(total, ZERO3_LIVE) * e * (1 - 1 / ranks if not is_off else 1)
+    if s.engine.startswith("fsdp2"):
+        gathered = _fsdp_gathered(g, e)
+    if s.engine == "fsdp2-offload":
+        gradients = optimizer = 0.0
+    activations, logits = peak_of_step(g, s)
+    return Memory(
+        weights, adapters / whole + kept, gradients, optimizer, buckets, gathered, activations, logits
+    )
+
+
+def _fsdp_gathered(g: Sizes, itemsize: int) -> float:
+    """Return the parameters whole at once: two layers, and the embedding with the head, which are one unit."""
+    ends = g.vocab * g.hidden * (1 if g.tied else 2)
+    a_layer = (g.num_parameters - ends) / g.layers
+    return itemsize * (2 * a_layer + ends)
