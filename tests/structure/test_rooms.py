@@ -25,6 +25,7 @@ LEVEL = {
     "models": 4,
     "parallel": 4,
     "plan": 4,
+    "doctor": 4,
     "train": 5,
     "inference": 5,
     "commands": 6,
@@ -102,12 +103,16 @@ def test_no_pickle_no_shell_no_code_from_files(path):
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func)
-            assert name not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads", "yaml.load"), place(path)
+            assert name not in ("eval", "exec", "os.system", "pickle.load", "pickle.loads", "yaml.load"), (
+                place(path)
+            )
             shell = [keyword.value for keyword in node.keywords if keyword.arg == "shell"]
             assert not any(getattr(value, "value", False) for value in shell), f"{place(path)} uses a shell"
             if name == "torch.load":
                 flags = {keyword.arg: keyword.value for keyword in node.keywords}
-                assert getattr(flags.get("weights_only"), "value", None) is True, f"{place(path)} reads pickle"
+                assert getattr(flags.get("weights_only"), "value", None) is True, (
+                    f"{place(path)} reads pickle"
+                )
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room(p) == "train"], ids=place)
@@ -119,7 +124,9 @@ def test_the_train_room_names_no_library_of_models_and_no_arguments(path):
         elif isinstance(node, ast.ImportFrom):
             modules = [node.module or ""]
         for module in modules:
-            assert not module.startswith(("transformers", "peft", "swiftlet.config")), f"{place(path)}: {module}"
+            assert not module.startswith(("transformers", "peft", "swiftlet.config")), (
+                f"{place(path)}: {module}"
+            )
 
 
 LIGHT = """
@@ -129,6 +136,7 @@ import swiftlet.commands.sft, swiftlet.commands.infer, swiftlet.commands.export,
 import swiftlet.models.families, swiftlet.hub
 import swiftlet.data.sources, swiftlet.data.formats, swiftlet.data.template, swiftlet.data.encode
 import swiftlet.device.visible
+import swiftlet.commands.doctor, swiftlet.doctor.examine, swiftlet.doctor.live, swiftlet.doctor.live_child
 heavy = {"torch", "transformers", "peft", "datasets", "matplotlib", "modelscope"} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -146,6 +146,21 @@ def _cuda_counts(environ: Mapping[str, str], machine: Machine) -> bool:
     return ASCEND not in environ and (machine.has_gpus or not machine.has_npus)
 
 
+def hiding(environ: Mapping[str, str], machine: Machine) -> list[str]:
+    """Return the variables that are set and empty, and so hide devices that this machine has."""
+    here = ((ASCEND, machine.has_npus), (CUDA, machine.has_gpus))
+    return [name for name, has in here if has and name in environ and not environ[name].strip()]
+
+
+def count_visible(kind: str, environ: Mapping[str, str], machine: Machine) -> int:
+    """Return how many devices of a kind (npu, cuda, cpu) a run that is started here may use."""
+    if kind == "cpu":
+        return 1
+    name, there = (ASCEND, machine.npus) if kind == "npu" else (CUDA, machine.gpus)
+    ids = visible_ids(name, environ)
+    return len(ids) if ids is not None else there or 1
+
+
 def processes_per_node(environ: Mapping[str, str]) -> int:
     """Return how many processes run when NPROC_PER_NODE is not set: one a device that a variable names, else one."""
     for name in (ASCEND, CUDA):

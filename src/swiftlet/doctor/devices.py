@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator
 
 from swiftlet.device.cards import FULL_SHARE, Chip, is_busy
-from swiftlet.device.machine import find_npu_smi
 from swiftlet.device.nvidia_smi import look_at_gpus
-from swiftlet.device.visible import ASCEND, CUDA, check_visible
+from swiftlet.device.visible import check_visible, hiding
 from swiftlet.doctor.finding import Finding, found
 from swiftlet.doctor.scene import Scene
 
@@ -31,11 +30,11 @@ def check_cards(scene: Scene) -> Iterator[Finding]:
     here = scene.installation
     if not here.is_ascend:
         return
-    if find_npu_smi(scene.environ) is None:
+    if scene.smi is None:
         if here.nodes:
             yield found("device.smi_missing")
         return
-    for said in scene.smi.failures if scene.smi else ():
+    for said in scene.smi.failures:
         yield found("device.smi_failed", said=said)
     chips = scene.chips
     if chips and len(chips) < len(here.nodes):
@@ -72,9 +71,8 @@ def check_visible_ids(scene: Scene) -> Iterator[Finding]:
     """Look at the variables that choose devices."""
     for mistake in check_visible(scene.environ, scene.machine):
         yield found("visible.value", message=mistake.message, hint=mistake.hint.removeprefix("type "))
-    for name, there in ((ASCEND, scene.machine.has_npus), (CUDA, scene.machine.has_gpus)):
-        if there and name in scene.environ and not scene.environ[name].strip():
-            yield found("visible.hidden", name=name)
+    for name in hiding(scene.environ, scene.machine):
+        yield found("visible.hidden", name=name)
 
 
 def check_gpus(scene: Scene) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""The live checks: devices are tried in processes of their own, with a limit of time, and their words become findings."""
+"""The live checks: devices are tried in processes of their own, within a limit of time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftlet.device.settings import environment, guess_kind
-from swiftlet.device.visible import ASCEND, CUDA, visible_ids
+from swiftlet.device.visible import count_visible
+from swiftlet.doctor.explain import explain
 from swiftlet.doctor.finding import Finding, found
+from swiftlet.doctor.logs import lines_of
 from swiftlet.doctor.scene import Scene
+from swiftlet.doctor.tables import fill, load
 
 CHILD = "swiftlet.doctor.live_child"
 POLL_S = 0.05
@@ -28,17 +31,10 @@ class Job(NamedTuple):
     errors: Path
 
 
-def devices_of(scene: Scene) -> tuple[str, list[int]]:
-    """Return the kind of device of a run started here, and the local numbers of those that it may use."""
-    kind = guess_kind(scene.environ, scene.machine)
-    total = {"npu": scene.machine.npus, "cuda": scene.machine.gpus}.get(kind) or 1
-    ids = visible_ids(ASCEND if kind == "npu" else CUDA, scene.environ) if kind != "cpu" else None
-    return kind, list(range(len(ids) if ids else total))
-
-
 def check_live(scene: Scene, timeout_s: float) -> Iterator[Finding]:
     """Try each device by itself, and two of them together."""
-    kind, numbers = devices_of(scene)
+    kind = guess_kind(scene.environ, scene.machine)
+    numbers = list(range(count_visible(kind, scene.environ, scene.machine)))
     environ = {**scene.environ, **environment(kind, scene.environ, timeout_s=120)}
     with tempfile.TemporaryDirectory(prefix="swiftlet-doctor-") as name:
         folder = Path(name)
@@ -114,10 +110,6 @@ def _findings(job: Job, timeout_s: float) -> Iterator[Finding]:
 
 
 def _failure(job: Job, begun: Mapping[str, Any] | None) -> Finding:
-    from swiftlet.doctor.explain import explain
-    from swiftlet.doctor.logs import lines_of
-    from swiftlet.doctor.tables import fill, load
-
     text = job.errors.read_text("utf-8", "replace")
     explained = explain(lines_of(text, "live check"), load({})).first
     last = next((line for line in reversed(text.strip().splitlines()) if line.strip()), "no reason is given")

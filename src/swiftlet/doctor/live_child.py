@@ -43,7 +43,7 @@ def matmul(device: Any) -> tuple[float, float]:
 
 
 def attention(device: Any) -> tuple[float, float]:
-    """Return the difference of bf16 attention and its three gradients from fp32 on the CPU, and the largest right one."""
+    """Return how far bf16 attention and its gradients are from fp32 on the CPU, and how far they may be."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention as attend
 
@@ -51,10 +51,10 @@ def attention(device: Any) -> tuple[float, float]:
     values = [torch.randn(SHAPE).bfloat16().float() for _ in range(3)]
     results = []
     for target, dtype in ((device, torch.bfloat16), (torch.device("cpu"), torch.float32)):
-        inputs = [value.to(target, dtype).requires_grad_() for value in values]
-        output = attend(*inputs, is_causal=True)
+        query, key, value = (one.to(target, dtype).requires_grad_() for one in values)
+        output = attend(query, key, value, is_causal=True)
         output.float().square().mean().backward()
-        results.append([output, *(one.grad for one in inputs)])
+        results.append([output, query.grad, key.grad, value.grad])
     return max(_difference(here, there) for here, there in zip(*results, strict=True)), TOLERANCE["bf16"]
 
 
