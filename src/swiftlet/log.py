@@ -10,6 +10,8 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 NAME = "swiftlet"
 _SECRET_KEY = re.compile(r"token|key|secret|passw|credential", re.IGNORECASE)
@@ -60,6 +62,19 @@ def logger() -> logging.Logger:
         log.propagate = False
         log.setLevel(os.environ.get("SWIFTLET_LOG_LEVEL", "INFO").upper())
     return log
+
+
+@contextmanager
+def silent(is_silent: bool = True) -> Iterator[None]:
+    """Log nothing but errors meanwhile: another process has said it already."""
+    log = logger()
+    level = log.level
+    if is_silent:
+        log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def info(message: str) -> None:

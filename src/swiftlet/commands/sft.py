@@ -140,7 +140,8 @@ def fine_tune(parsed: Parsed) -> Outcome:
         is_alone = VARIABLE not in os.environ
         if is_alone:
             warn_of_devices(args.parallel.device, os.environ)
-        ready = get_ready(args, os.environ)
+        with log.silent(not is_alone):  # the launcher has said it
+            ready = get_ready(args, os.environ)
         if is_alone:
             show_sample(ready)
         from swiftlet.device.settings import environment

@@ -5,7 +5,8 @@ out and could have been meant is said in the log.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from swiftlet import log
@@ -52,7 +53,7 @@ def choose_files(folder: Path, subsets: Sequence[str] = (), split: str | None = 
         raise DataError(
             f"{folder}: no data files in the folder", f"give a folder that holds {', '.join(SUFFIXES)} files"
         )
-    files = _without_notes(files)
+    files = _without_notes(folder, files)
     if subsets:
         files = [file for subset in subsets for file in _of_subset(folder, files, subset)]
     return _without_copies(folder, _of_split(folder, files, split or "train"))
@@ -71,11 +72,11 @@ def _data_files(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _without_notes(files: list[Path]) -> list[Path]:
+def _without_notes(folder: Path, files: list[Path]) -> list[Path]:
     """Return the files without .txt ones where there are tables beside them."""
     tables = [file for file in files if suffix_of(file) != ".txt"]
     if tables and len(tables) < len(files):
-        _say(f"{len(files) - len(tables)} .txt files beside tables are not read", ())
+        _say(folder, f"{len(files) - len(tables)} .txt files beside tables are not read", ())
     return tables or files
 
 
@@ -118,7 +119,7 @@ def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
         return found
     found = [file for file in files if not HELD_BACK & _words(folder, file) or wanted & _words(folder, file)]
     if found and len(found) < len(files):
-        _say("validation and test files are not trained on", [file for file in files if file not in found])
+        _say(folder, "validation and test files are not trained on", set(files) - set(found))
     return found or files
 
 
@@ -131,11 +132,17 @@ def _without_copies(folder: Path, files: list[Path]) -> list[Path]:
             best[key] = file
     kept = [file for file in files if best[(file.parent, _stem(file))] == file]
     if len(kept) < len(files):
-        _say("the same names in another format are not read", [file for file in files if file not in kept])
+        _say(folder, "the same names in another format are not read", set(files) - set(kept))
     return kept
 
 
-def _say(what: str, files: Sequence[Path]) -> None:
-    names = ", ".join(file.name for file in files[:NUM_SHOWN])
-    more = f" and {len(files) - NUM_SHOWN} more" if len(files) > NUM_SHOWN else ""
-    log.warning(f"{what}: {names}{more}" if names else what)
+def _say(folder: Path, what: str, files: Collection[Path]) -> None:
+    names = sorted(file.name for file in files)
+    more = f" and {len(names) - NUM_SHOWN} more" if len(names) > NUM_SHOWN else ""
+    _say_once(folder, f"{what}: {', '.join(names[:NUM_SHOWN])}{more}" if names else what)
+
+
+@cache
+def _say_once(folder: Path, message: str) -> None:
+    """A folder is looked through more than once in a run."""
+    log.warning(message)

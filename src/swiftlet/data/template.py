@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from swiftlet import log
+from swiftlet.data.endmarkers import EndMarkers
 from swiftlet.data.named_templates import named_template, needs
 from swiftlet.data.rendering import Renderer, TemplateError, source_of
 from swiftlet.data.rows import IGNORE_INDEX, Encoded, Sample
@@ -65,7 +66,7 @@ class Template:
     @cached_property
     def stop_token_ids(self) -> list[int]:
         """The tokens that end an answer: the template's end marker, a header that follows it without one, and EOS."""
-        closing = self._finders[False].plain
+        closing = self._finders[False].end_markers.plain
         marker = closing.middle or closing.last
         found = self.tokenizer.added_pattern.findall(marker)
         ids = [self.tokenizer.id_of(found[-1])] if found else []
@@ -142,10 +143,11 @@ class Template:
 
     @cached_property
     def _finders(self) -> dict[bool, TurnFinder]:
-        return {
-            has_tools: TurnFinder(Locator(renderer, renderer.tags()), self.tokenizer)
-            for has_tools, renderer in ((False, self.chat), (True, self.tool_use))
-        }
+        found = {}
+        for has_tools, renderer in ((False, self.chat), (True, self.tool_use)):
+            locator = Locator(renderer, renderer.tags())
+            found[has_tools] = TurnFinder(locator, EndMarkers(locator, self.tokenizer))
+        return found
 
     def _with_system(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         shown = [dict(message) for message in messages]

@@ -1,0 +1,196 @@
+"""The end marker of an answer: what a template prints between its content and whatever comes next.
+
+It is found by comparing what follows the answer when the conversation ends there with what follows when it goes on:
+what the two share closes the turn, the rest is the header of the next one.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from swiftlet.data.rendering import TemplateError
+from swiftlet.data.spans import Located, Locator, Messages
+from swiftlet.data.tokenizer import Tokenizer
+
+QUESTION: dict[str, Any] = {"role": "user", "content": "q"}
+ANSWER: dict[str, Any] = {"role": "assistant", "content": "a"}
+SYSTEM: dict[str, Any] = {"role": "system", "content": "s"}
+
+
+class Closing(NamedTuple):
+    """The end markers of a turn: where the conversation goes on after it, and where it ends with it."""
+
+    middle: str
+    last: str
+
+
+@dataclass(frozen=True)
+class EndMarkers:
+    """Finds the end markers of one template."""
+
+    locator: Locator
+    tokenizer: Tokenizer
+
+    def of(
+        self,
+        messages: Messages,
+        number: int,
+        tools: list[Any] | None,
+        after: str | None = None,
+        is_last: bool = False,
+    ) -> Closing:
+        """Return the end markers of answer `number`.
+
+        Args:
+            after: the text behind its content, where it is known; otherwise it is rendered.
+            is_last: `after` is the end of the conversation.
+        """
+        upto = list(messages[: number + 1])
+        ended = after if is_last and after is not None else self._after(upto, tools)
+        going_on = (
+            after if not is_last and after is not None else self._after([*upto, QUESTION], tools, number)
+        )
+        if ended is None or going_on is None:
+            known = ended if going_on is None else going_on
+            return Closing("", "") if known is None else self._closing_alone(known, upto, tools)
+        if ended.strip() and going_on.startswith(ended.rstrip()):
+            return Closing(ended.rstrip(), ended.rstrip())
+        shared = self._without_openers(self._common(ended, going_on))
+        if shared:
+            return Closing(shared, shared)
+        last = self._without_dangling(ended, upto, tools)
+        return Closing(self._middle(going_on, upto, tools), last)
+
+    def _middle(self, going_on: str, upto: Messages, tools: list[Any] | None) -> str:
+        """Return the marker of a turn that has one only where the conversation goes on, such as a separator.
+
+        It is what this place shares with where the template asks for the next answer, or with the end of a question;
+        or else what stands before the header of the next question.
+        """
+        asked = self._after(upto, tools, prompt=True)
+        questioned = self._after([QUESTION], None, prompt=True)
+        shared = [self._common(text, going_on) for text in (asked, questioned) if text is not None]
+        for text in (*shared, self._before_header(going_on)):
+            marker = self._without_openers(text)
+            if self.tokenizer.added_pattern.search(marker):
+                return marker
+        return ""
+
+    def _before_header(self, going_on: str) -> str:
+        """Return what stands in `going_on` before the header of a question, known from how conversations begin."""
+        leads = [text[: min(regions[-1]).start] for text, regions, _ in self._beginnings if regions[-1]]
+        borders = {at for found in self.tokenizer.added_pattern.finditer(going_on) for at in found.span()}
+        borders |= {at + 1 for at, character in enumerate(going_on) if character == "\n"}
+        headers = (at for at in sorted({0, *borders}) if at < len(going_on))
+        return going_on[: next((at for at in headers if any(t.endswith(going_on[at:]) for t in leads)), 0)]
+
+    def _closing_alone(self, text: str, upto: Messages, tools: list[Any] | None) -> Closing:
+        """Judge by one text alone: the marker known from a plain conversation, if the text begins with it."""
+        for closing in (self.plain, Closing("", "")):
+            if all(text.startswith(marker) for marker in closing):
+                return closing
+        return Closing("", "")
+
+    @cached_property
+    def plain(self) -> Closing:
+        """The end markers after a plain answer."""
+        return self.of([QUESTION, ANSWER], 1, None)
+
+    @cached_property
+    def _leads(self) -> list[str]:
+        """What is printed before the first user turn's content, behind nothing and behind a system message."""
+        texts = []
+        for messages in ([QUESTION], [SYSTEM, QUESTION]):
+            try:
+                located = self.locator.locate(messages)
+            except TemplateError:
+                continue
+            regions = located.regions[-1]
+            start = max((r.end for inside in located.regions[:-1] for r in inside), default=0)
+            texts.append(located.text[start : regions[0].start] if regions else "")
+        return texts
+
+    @cached_property
+    def _beginnings(self) -> list[Located]:
+        """A conversation's first question, behind nothing and behind a system message."""
+        found = []
+        for messages in ([QUESTION], [SYSTEM, QUESTION]):
+            with suppress(TemplateError):
+                found.append(self.locator.locate(messages))
+        return found
+
+    @cached_property
+    def openers(self) -> frozenset[str]:
+        """The tokens that open the first turn of a conversation: they cannot close one."""
+        firsts = [
+            min((region.start for inside in regions for region in inside), default=0)
+            for _, regions, _ in self._beginnings
+        ]
+        texts = [located.text[:first] for located, first in zip(self._beginnings, firsts, strict=True)]
+        return frozenset(token for text in texts for token in self._first_tokens(text))
+
+    def _first_tokens(self, text: str) -> list[str]:
+        """Return the tokens that a text begins with, before any other text."""
+        found = []
+        while (token := self.tokenizer.added_pattern.match(text)) is not None:
+            found.append(token.group())
+            text = text[token.end() :].lstrip()
+        return found
+
+    def _after(
+        self, messages: Messages, tools: list[Any] | None, number: int | None = None, *, prompt: bool = False
+    ) -> str | None:
+        """Return the text between the content of message `number` and the next content; None if it cannot be told."""
+        number = len(messages) - 1 if number is None else number
+        try:
+            located = self.locator.locate(messages, tools, prompt=prompt)
+        except TemplateError:
+            return None
+        inside = located.regions[number]
+        if inside:
+            end = inside[-1].end
+        elif messages[number].get("tool_calls"):
+            end = max((r.end for regions in located.regions[:number] for r in regions), default=0)
+        else:
+            return None
+        following = [r.start for regions in located.regions for r in regions if r.start >= end]
+        return located.text[end : min(following, default=None)]
+
+    def _common(self, one: str, other: str) -> str:
+        """Return what two texts begin with, cut back to the end of a token the vocabulary names, or of a line."""
+        shared = os.path.commonprefix([one, other])
+        ends = [0, shared.rfind("\n") + 1]
+        ends += [
+            found.end()
+            for found in self.tokenizer.added_pattern.finditer(other)
+            if found.end() <= len(shared)
+        ]
+        return shared[: max(ends)]
+
+    def _without_openers(self, text: str) -> str:
+        """Return a marker without white space at its end and without the tokens that open the next turn."""
+        text = text.rstrip()
+        for opener in sorted(self.openers, key=len, reverse=True):
+            if text.endswith(opener):
+                return self._without_openers(text[: -len(opener)])
+        return text
+
+    def _without_dangling(self, ended: str, upto: Messages, tools: list[Any] | None) -> str:
+        """Return what closes the last turn, without a header that invites the next answer."""
+        try:
+            header = tail(self.locator.locate(upto[:-1], tools, prompt=True)).strip()
+        except TemplateError:
+            header = ""
+        text = ended.rstrip()
+        if header and text.endswith(header):
+            text = text[: -len(header)].rstrip()
+        return text
+
+
+def tail(located: Located) -> str:
+    """Return the text behind the last content."""
+    return located.text[max((r.end for regions in located.regions for r in regions), default=0) :]
