@@ -82,7 +82,7 @@ def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
         from swiftlet import launch
 
         shape = launch.read_shape(os.environ)
-        if shape.needs_launcher:
+        if launch.is_watched(shape, parsed):
             return launch.launch(name, words, shape, module)
     return int(module.run(parsed))
 

@@ -1,25 +1,58 @@
-"""torchrun, without its report of a failed process: the watchdog has the first cause and prints it once."""
+"""torchrun, without its report of a failed process: the watchdog has the first cause and prints it once.
+
+What torchrun alone knows, which rank a signal has killed, is left where the watchdog finds it.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-FAILED = 1
+from swiftlet import heartbeat
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+PR_SET_PDEATHSIG = 1
+# torchrun kills what does not leave within 30 s of the first failure; a kill before that is a cause of its own.
+FIRST_S = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run torchrun's command line; return 0, or 1 when a process of the run failed."""
-    os.environ.setdefault("LOGLEVEL", "ERROR")
+    """Run torchrun's command line; return 0, or 1 when a process of the run failed, or 128 + a signal."""
+    end_with_parent()
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     try:
         torchrun(list(sys.argv[1:] if argv is None else argv))
-    except ChildFailedError:
-        return FAILED
+    except ChildFailedError as error:
+        speak_for_the_killed(error)
+        return heartbeat.FAILED
+    except SignalException as error:
+        return 128 + error.sigval
     return 0
+
+
+def end_with_parent() -> None:
+    """Let the kernel send SIGTERM when the watchdog dies, so that ranks save and leave instead of going on alone."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def speak_for_the_killed(error: ChildFailedError) -> None:
+    """Leave last words for each rank that a signal killed before torchrun began to end the others."""
+    told = os.environ.get(heartbeat.VARIABLE)
+    first_s = min(failure.timestamp for failure in error.failures.values())
+    for rank, failure in error.failures.items():
+        if told and failure.exitcode < 0 and failure.timestamp - first_s < FIRST_S:
+            heartbeat.write_end(Path(told), heartbeat.killed(rank, -failure.exitcode, Path(told)))
 
 
 if __name__ == "__main__":

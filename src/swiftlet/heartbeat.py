@@ -13,14 +13,19 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from swiftlet.log import redact
+
 VARIABLE = "SWIFTLET_HEARTBEAT_DIR"
 PHASES = ("start", "tokenise", "load", "init", "step", "eval", "save", "end")
+FAILED = 1
+TICK_S = 5.0
 
 
 class Beat(NamedTuple):
@@ -66,12 +71,36 @@ def beat(phase: str, step: int = 0) -> None:
     _write(folder / f"rank-{here.rank}.json", here._asdict())
 
 
+def tick() -> None:
+    """Say that this rank still works where it was, in a phase of many small parts; at most once in five seconds."""
+    folder = _folder()
+    if folder is None:
+        return
+    for here in read_beats(folder):
+        if here.rank == _rank() and time.time() - here.time_s > TICK_S:
+            beat(here.phase, here.step)
+
+
 def end(exit_code: int, message: str = "") -> None:
     """Leave the last words of this rank."""
     folder = _folder()
     if folder is not None:
-        words = End(_rank(), exit_code, message, time.time())
-        _write(folder / f"rank-{words.rank}.end.json", words._asdict())
+        write_end(folder, End(_rank(), exit_code, message, time.time()))
+
+
+def write_end(folder: Path, words: End) -> None:
+    """Leave the last words of a rank, or speak for one that could not."""
+    _write(folder / f"rank-{words.rank}.end.json", words._asdict())
+
+
+def killed(rank: int, number: int, folder: Path) -> End:
+    """Return last words for a rank that a signal has killed; they come before those of ranks that it took along."""
+    beats = [beat for beat in read_beats(folder) if beat.rank == rank]
+    where = f"in phase {beats[0].phase}, step {beats[0].step}" if beats else "before its first sign of life"
+    is_asked = number in (signal.SIGTERM, signal.SIGINT)
+    guess = "; a machine that is out of memory does that (see dmesg)" if number == signal.SIGKILL else ""
+    message = f"killed by signal {number} ({signal.Signals(number).name}) {where}{guess}"
+    return End(rank, 128 + number if is_asked else FAILED, message, 0.0)
 
 
 def is_watched() -> bool:
@@ -81,7 +110,7 @@ def is_watched() -> bool:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Write the stacks of all threads when the watchdog asks with SIGUSR1; leave last words for a bug of ours."""
+    """Write the stacks of all threads when the watchdog asks with SIGUSR1; leave a bug's traceback to it too."""
     folder = _folder()
     if folder is None:
         yield
@@ -99,12 +128,8 @@ def answering() -> Iterator[None]:
 
 
 def _say_last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print the traceback of the rank that failed first; the others fail because it is gone, and say no more."""
-    folder = _folder()
-    is_first = folder is None or not any(words.exit_code for words in read_ends(folder))
-    end(1, f"{kind.__name__}: {error}")
-    if is_first:
-        sys.__excepthook__(kind, error, trace)
+    """Leave the traceback to the watchdog: ranks that fail because another one is gone must not speak before it."""
+    end(1, redact("".join(traceback.format_exception(kind, error, trace))).rstrip())
 
 
 def read_beats(folder: Path) -> list[Beat]:

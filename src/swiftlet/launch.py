@@ -7,17 +7,28 @@ ever waits in a collective for a tokeniser.
 from __future__ import annotations
 
 import os
+import platform
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from swiftlet.config.parse import parse
+from swiftlet import preflight
+from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, RESUMED
+from swiftlet.commands.run_folder import VARIABLE as FOLDER
+from swiftlet.config.parse import Parsed, parse
+from swiftlet.device.interfaces import check_interfaces, interface_variables
 from swiftlet.errors import SwiftletError, UsageError, raise_all
-from swiftlet.log import warning
+from swiftlet.log import redact, warning
+from swiftlet.train.resume import list_checkpoints
 from swiftlet.watchdog import watch
+
+RESUME = "--resume_from_checkpoint"
+PACKAGES = ("swiftlet", "torch", "torch-npu", "transformers", "peft", "deepspeed")
 
 # Exit codes that a new start cannot mend: done, a wrong command line, no checkpoint, bad data, a signal.
 FINAL_CODES = frozenset({0, 2, 3, 4, 130, 143})
@@ -37,11 +48,6 @@ class Shape(NamedTuple):
     def world_size(self) -> int:
         """Number of processes on all nodes."""
         return self.processes_per_node * self.num_nodes
-
-    @property
-    def needs_launcher(self) -> bool:
-        """Whether this process starts the others, instead of being one of them."""
-        return not self.is_worker and self.world_size > 1
 
 
 def _whole(
@@ -91,21 +97,13 @@ def _with_visible_devices(environ: Mapping[str, str], processes: int, mistakes: 
 
 
 def worker_command(name: str, words: Sequence[str], shape: Shape) -> list[str]:
-    """Return the torchrun command line of one node, as a list."""
+    """Return the command line that starts the processes of one node, as a list: torchrun, or the only process."""
+    process = [sys.executable, "-m", "swiftlet.cli", name, *words]
+    if shape.world_size == 1:
+        return process
     meeting = ["--standalone"] if shape.num_nodes == 1 else _meeting(shape)
-    return [
-        sys.executable,
-        "-m",
-        "swiftlet.elastic",
-        *meeting,
-        f"--nproc_per_node={shape.processes_per_node}",
-        "--no-python",
-        sys.executable,
-        "-m",
-        "swiftlet.cli",
-        name,
-        *words,
-    ]
+    start = [sys.executable, "-m", "swiftlet.elastic", *meeting]
+    return [*start, f"--nproc_per_node={shape.processes_per_node}", "--no-python", *process]
 
 
 def _meeting(shape: Shape) -> list[str]:
@@ -117,6 +115,13 @@ def _meeting(shape: Shape) -> list[str]:
     ]
 
 
+def is_watched(shape: Shape, parsed: Parsed) -> bool:
+    """Return whether this process starts the others: there are several, or one that is to be watched or restarted."""
+    if shape.is_worker:
+        return False
+    return shape.world_size > 1 or not parsed.given.isdisjoint({"hang_timeout", "max_restarts"})
+
+
 def launch(name: str, words: Sequence[str], shape: Shape, command: ModuleType) -> int:
     """Run the command in all processes of this node under watch and return the exit code of the run.
 
@@ -126,29 +131,103 @@ def launch(name: str, words: Sequence[str], shape: Shape, command: ModuleType) -
     Args:
         command: its `prepare` makes the data ready and returns what the processes must find in their environment.
     """
-    words = list(words)
-    parsed = parse(command.ARGS, words)
-    settings = getattr(parsed.args, "parallel", None)
-    restarts = getattr(settings, "max_restarts", 0)
-    timeout_s = getattr(settings, "hang_timeout", None)
+    settings = getattr(parse(command.ARGS, words).args, "parallel", None)
+    restarts, told = getattr(settings, "max_restarts", 0), dict[str, str]()
     while True:
-        environ = {"OMP_NUM_THREADS": _threads(shape), **os.environ, **command.prepare(parsed)}
-        with tempfile.TemporaryDirectory(prefix="swiftlet-") as folder:
-            start = worker_command(name, words, shape)
-            code = watch(start, folder=Path(folder), environ=environ, hang_timeout_s=timeout_s)
+        again = _again(list(words), told.get(FOLDER))
+        told = _prepared(name, again, shape, command)
+        code = _run_watched(worker_command(name, again, shape), shape, told, settings)
         if code in FINAL_CODES or restarts < 1:
             return code
         restarts -= 1
         warning(f"the run failed with exit code {code}; it starts again from its last valid checkpoint")
-        words = _resumed(words)
-        parsed = parse(command.ARGS, words)
 
 
-def _resumed(words: list[str]) -> list[str]:
-    if "--resume_from_checkpoint" in words:
-        at = words.index("--resume_from_checkpoint")
+def _again(words: list[str], folder: str | None) -> list[str]:
+    """Return the words that continue the run of this folder; those given where it has not saved anything yet."""
+    if folder is None:
+        return words
+    os.environ[FOLDER] = folder
+    if not list_checkpoints(Path(folder)):
+        return words
+    if RESUME in words:
+        at = words.index(RESUME)
         words = [*words[:at], *words[at + 2 :]]
-    return [*words, "--resume_from_checkpoint", "auto"]
+    return [*words, RESUME, folder]
+
+
+def _run_watched(command: list[str], shape: Shape, told: Mapping[str, str], settings: Any) -> int:
+    environ = {"OMP_NUM_THREADS": _threads(shape), **os.environ, **told}
+    if shape.world_size == 1:
+        environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
+    first = shape.node_rank * shape.processes_per_node
+    with tempfile.TemporaryDirectory(prefix="swiftlet-") as folder:
+        return watch(
+            command,
+            folder=Path(folder),
+            environ=environ,
+            ranks=range(first, first + shape.processes_per_node),
+            hang_timeout_s=getattr(settings, "hang_timeout", None),
+            num_nodes=shape.num_nodes,
+        )
+
+
+def _prepared(name: str, words: list[str], shape: Shape, command: ModuleType) -> dict[str, str]:
+    """Return what `prepare` says; with several nodes what they agree on, node 0's folder among it.
+
+    Raises:
+        SwiftletError: something is wrong here, or, with the same words on every node, on another one.
+    """
+    parsed = parse(command.ARGS, words)
+    if shape.num_nodes == 1:
+        return command.prepare(parsed)
+    server = preflight.listen(shape.master_port) if shape.node_rank == 0 else None
+    own: dict[str, str] = {}
+    problem: SwiftletError | None = None
+    with tempfile.TemporaryDirectory(prefix="swiftlet-") as aside:
+        if shape.node_rank:
+            os.environ[FOLDER] = aside
+        try:
+            raise_all(check_interfaces(os.environ, [name for _, name in socket.if_nameindex()]))
+            own = command.prepare(parsed)
+        except SwiftletError as error:
+            problem = error
+    found = preflight.meet(
+        _facts(name, words, shape, own, problem),
+        num_nodes=shape.num_nodes,
+        address=shape.master_addr,
+        port=shape.master_port,
+        server=server,
+        timeout_s=getattr(getattr(parsed.args, "parallel", None), "ddp_timeout", 1800),
+        check_shared=lambda shared: _missing(shape, shared),
+    )
+    raise_all([problem] if problem else [SwiftletError(text) for text in found.mistakes])
+    return {**own, **found.shared, **interface_variables(found.address, os.environ)}
+
+
+def _facts(
+    name: str, words: list[str], shape: Shape, own: Mapping[str, str], problem: SwiftletError | None
+) -> preflight.Facts:
+    installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+    same = {package: installed.get(package, "none") for package in PACKAGES}
+    same |= {
+        "python": platform.python_version(),
+        "NNODES": str(shape.num_nodes),
+        "NPROC_PER_NODE": str(shape.processes_per_node),
+        "command line": redact(" ".join([name, *words])),
+        "dataset": own.get(DATA_HASH, "none"),
+        "base model": own.get(BASE_HASH, "none"),
+    }
+    shared = {key: own[key] for key in (FOLDER, RESUMED) if key in own}
+    text = redact(str(problem)) if problem else ""
+    return preflight.Facts(shape.node_rank, socket.gethostname(), same, shared, text)
+
+
+def _missing(shape: Shape, shared: Mapping[str, str]) -> list[str]:
+    checkpoint = shared.get(RESUMED)
+    if not checkpoint or Path(checkpoint).is_dir():
+        return []
+    return [f"node {shape.node_rank} has no {checkpoint}: --output_dir must be on storage that all nodes see"]
 
 
 def _threads(shape: Shape) -> str:

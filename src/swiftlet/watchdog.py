@@ -29,6 +29,7 @@ FIRST_STEP_S = 1800.0
 LEAST_STEP_S = 60.0
 PACE = 20
 STACKS_WAIT_S = 1.0
+NOBODY = 0  # stands for the process of a rank that has not shown itself
 STACK_LINES = 40
 GRACE_S = 5.0
 POLL_S = 0.1
@@ -51,16 +52,22 @@ class Pace:
     step_times_s: list[float] = field(default_factory=list)
     gone: list[Beat] = field(default_factory=list)
 
-    def see(self, beats: Sequence[Beat]) -> None:
-        """Take in the latest beats, and which ranks are no longer there."""
+    def see(self, beats: Sequence[Beat]) -> bool:
+        """Take in the latest beats; return whether a rank has gone since the last time that was not at its end."""
         known = {beat.rank for beat in self.gone}
-        self.gone += [beat for beat in beats if beat.rank not in known and not _is_running(beat.pid)]
+        gone = [
+            beat
+            for beat in beats
+            if beat.rank not in known and beat.pid != NOBODY and not _is_running(beat.pid)
+        ]
+        self.gone += gone
         for beat in beats:
             before = self.last.get(beat.rank)
             if before and before.phase == beat.phase == "step" and beat.step > before.step:
                 self.step_times_s.append((beat.time_s - before.time_s) / (beat.step - before.step))
                 del self.step_times_s[:-200]
             self.last[beat.rank] = beat
+        return any(beat.phase != "end" for beat in gone)
 
     def limit_s(self, beat: Beat) -> float:
         """Return how long a rank may be silent where it is."""
@@ -86,8 +93,15 @@ def find_hang(beats: Sequence[Beat], pace: Pace, now_s: float) -> Hang | None:
     return Hang(culprit, now_s - culprit.time_s, pace.limit_s(culprit))
 
 
+def with_missing(beats: Sequence[Beat], ranks: Sequence[int], started_s: float) -> list[Beat]:
+    """Return the beats, and for each rank that has given none one of the moment of the start."""
+    known = {beat.rank for beat in beats}
+    return [*beats, *(Beat(rank, NOBODY, "start", 0, started_s) for rank in ranks if rank not in known)]
+
+
 def stacks(folder: Path, beats: Sequence[Beat]) -> dict[int, str]:
     """Ask every rank for the stacks of its threads and return them by rank."""
+    beats = [beat for beat in beats if beat.pid != NOBODY]
     for beat in beats:
         _signal(beat.pid, signal.SIGCONT)
         _signal(beat.pid, signal.SIGUSR1)
@@ -101,92 +115,142 @@ def stacks(folder: Path, beats: Sequence[Beat]) -> dict[int, str]:
 
 
 def _signal(pid: int, number: int) -> None:
+    if pid == NOBODY:
+        return
     try:
         os.kill(pid, number)
     except ProcessLookupError:
         return
 
 
-def end_group(process: subprocess.Popen[bytes], beats: Sequence[Beat]) -> None:
-    """End the launcher's process group and every rank: first by request, then by force."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        for beat in beats if number == signal.SIGKILL else ():
-            _signal(beat.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=GRACE_S)
+def members(folder: Path) -> list[int]:
+    """Return every process of the run that beats into `folder`, those that ranks have started among them."""
+    mark = f"{heartbeat.VARIABLE}={folder}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:  # it has ended, or is another user's
+            continue
+    return found
+
+
+def end_group(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """End the launcher and every process of the run: first by request, then by force."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=GRACE_S)
     until = time.monotonic() + GRACE_S
-    while any(_is_running(beat.pid) for beat in beats) and time.monotonic() < until:
+    while (left := members(folder)) and time.monotonic() < until:
+        for pid in left:
+            _signal(pid, signal.SIGKILL)
+        process.poll()
         time.sleep(0.05)
 
 
 def _is_running(pid: int) -> bool:
+    if pid == NOBODY:
+        return False
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def report_hang(hang: Hang, beats: Sequence[Beat], texts: dict[int, str]) -> str:
+def report_hang(hang: Hang, beats: Sequence[Beat], texts: dict[int, str], *, num_nodes: int = 1) -> str:
     """Return what is printed about a hang: the culprit first, then where every rank is."""
     who = hang.culprit
     lines = [
         f"rank {who.rank} shows no progress for {hang.silence_s:.0f} s in phase {who.phase}, step {who.step} "
         f"(limit {hang.limit_s:.0f} s); the run is ended"
     ]
+    if num_nodes > 1 and len({(beat.phase, beat.step) for beat in beats}) == 1:
+        lines.append(
+            "all ranks of this node are at the same place: see what the other nodes say, and the link"
+        )
     lines += [f"  rank {beat.rank}: phase {beat.phase}, step {beat.step}, pid {beat.pid}" for beat in beats]
-    for rank, text in texts.items():
-        lines += [f"stacks of rank {rank}:", text]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_shown(texts)])
+
+
+def _shown(texts: dict[int, str]) -> list[str]:
+    return [line for rank, text in texts.items() for line in (f"stacks of rank {rank}:", text)]
 
 
 def watch(
-    command: Sequence[str], *, folder: Path, environ: dict[str, str], hang_timeout_s: float | None
+    command: Sequence[str],
+    *,
+    folder: Path,
+    environ: dict[str, str],
+    ranks: Sequence[int],
+    hang_timeout_s: float | None,
+    num_nodes: int = 1,
 ) -> int:
     """Run the launcher's command under watch and return the exit code of the run.
 
     SIGTERM and SIGINT are passed on to the ranks, which save at the next step and leave.
+
+    Args:
+        ranks: the ranks of this node, which must all show themselves.
     """
     environ = {**environ, heartbeat.VARIABLE: str(folder)}
     process = subprocess.Popen(list(command), env=environ, start_new_session=True)
+    asked: list[int] = []
     old = {
-        number: signal.signal(number, _passing(folder, process)) for number in (signal.SIGTERM, signal.SIGINT)
+        number: signal.signal(number, _passing(folder, process, asked, len(ranks)))
+        for number in (signal.SIGTERM, signal.SIGINT)
     }
-    pace = Pace(hang_timeout_s)
+    pace, started_s = Pace(hang_timeout_s), time.time()
+    texts: dict[int, str] = {}
     try:
         while process.poll() is None:
             time.sleep(POLL_S)
-            beats = heartbeat.read_beats(folder)
-            pace.see(beats)
+            beats = with_missing(heartbeat.read_beats(folder), ranks, started_s)
+            is_new = pace.see(beats)
             hang = find_hang(beats, pace, time.time())
             if hang is not None:
-                warning(report_hang(hang, beats, stacks(folder, beats)))
-                end_group(process, beats)
-                return 1
+                warning(report_hang(hang, beats, stacks(folder, beats), num_nodes=num_nodes))
+                end_group(process, folder)
+                return heartbeat.FAILED
+            if is_new and not texts and not asked:
+                texts = stacks(folder, [beat for beat in beats if beat not in pace.gone])
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
-    end_group(process, heartbeat.read_beats(folder))
-    return exit_code(heartbeat.read_ends(folder), pace.gone, process.returncode)
+    end_group(process, folder)
+    ends = heartbeat.read_ends(folder)
+    if process.returncode < 0 and len(ranks) == 1 and not any(end.exit_code for end in ends):
+        ends = [heartbeat.killed(ranks[0], -process.returncode, folder)]
+    code = exit_code(ends, process.returncode, asked, pace.gone)
+    if code and texts:
+        print("\n".join(_shown(texts)), file=sys.stderr)
+    return code
 
 
-def _passing(folder: Path, process: subprocess.Popen[bytes]) -> Callable[[int, object], None]:
+def _passing(
+    folder: Path, process: subprocess.Popen[bytes], asked: list[int], num_ranks: int
+) -> Callable[[int, object], None]:
     def pass_on(number: int, frame: object) -> None:
+        asked.append(number)
         beats = heartbeat.read_beats(folder)
         for beat in beats:
             _signal(beat.pid, number)
-        if not beats:
+        if len(beats) < num_ranks:
             _signal(process.pid, signal.SIGTERM)
 
     return pass_on
 
 
-def exit_code(ends: Sequence[End], gone: Sequence[Beat], launcher_code: int) -> int:
-    """Return the exit code of the rank that failed first and print what it said, or name the one that went silently.
+def exit_code(
+    ends: Sequence[End], launcher_code: int, asked: Sequence[int] = (), gone: Sequence[Beat] = ()
+) -> int:
+    """Return the exit code of the rank that failed first and print what it said: the first cause, once.
 
     Args:
         ends: the last words of ranks, the earliest first.
+        launcher_code: of torchrun, or of the only process.
+        asked: the signals that were passed on.
         gone: the last beats of ranks whose process ended, in the order in which that was seen.
     """
     failed = [end for end in ends if end.exit_code]
@@ -195,7 +259,12 @@ def exit_code(ends: Sequence[End], gone: Sequence[Beat], launcher_code: int) -> 
         is_of_all = len(failed) > 1 and all(end.message == first.message for end in failed)
         print(first.message if is_of_all else f"rank {first.rank}: {first.message}", file=sys.stderr)
         return first.exit_code
-    if launcher_code and gone:
-        beat = gone[0]
-        warning(f"rank {beat.rank} ended without a word in phase {beat.phase}, step {beat.step} (killed?)")
-    return 1 if launcher_code else 0
+    if launcher_code and asked:
+        print(f"stopped by signal {asked[0]} before the first step", file=sys.stderr)
+        return 128 + asked[0]
+    if launcher_code:
+        first_gone = f"rank {gone[0].rank} in phase {gone[0].phase}, step {gone[0].step}" if gone else "all"
+        warning(
+            f"the run ended without a word: {first_gone} first; its launcher's exit code is {launcher_code}"
+        )
+    return heartbeat.FAILED if launcher_code else 0

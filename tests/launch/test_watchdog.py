@@ -61,7 +61,9 @@ sys.exit(max(abs(rank.wait()) for rank in ranks))
 def run(tmp_path, what, timeout_s=1.5):
     command = [sys.executable, "-c", LAUNCHER, what]
     started = time.monotonic()
-    code = watchdog.watch(command, folder=tmp_path, environ=dict(os.environ), hang_timeout_s=timeout_s)
+    code = watchdog.watch(
+        command, folder=tmp_path, environ=dict(os.environ), ranks=(0, 1), hang_timeout_s=timeout_s
+    )
     pids = [beat.pid for beat in heartbeat.read_beats(tmp_path)]
     return code, time.monotonic() - started, pids
 
@@ -103,14 +105,21 @@ def test_the_exit_code_is_that_of_the_rank_that_failed_first(tmp_path, said):
 def test_a_rank_that_dies_without_a_word_is_named(tmp_path, said):
     code, _, pids = run(tmp_path, "die", 30)
     assert code == 1
-    assert said == ["rank 1 ended without a word in phase step, step 3 (killed?)"]
+    assert said == [
+        "the run ended without a word: rank 1 in phase step, step 3 first; its launcher's exit code is 9"
+    ]
     assert not any(is_running(pid) for pid in pids)
 
 
 def test_sigterm_is_passed_on_and_every_rank_leaves(tmp_path, said):
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
-    assert run(tmp_path, "none", 30)[0] == 143
+    def stop():
+        until = time.monotonic() + 60
+        while len(heartbeat.read_beats(tmp_path)) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    assert run(tmp_path, "none", 60)[0] == 143
 
 
 def test_a_long_evaluation_is_legal_and_the_last_rank_is_to_blame():
@@ -142,7 +151,7 @@ def test_beats_and_last_words_are_read_back(tmp_path, monkeypatch):
     assert (beat.rank, beat.phase, beat.step) == (3, "save", 9)
     (end,) = heartbeat.read_ends(tmp_path)
     assert end[:3] == End(3, 5, "disk full", 0.0)[:3]
-    assert watchdog.exit_code([end], [], 1) == 5
+    assert watchdog.exit_code([end], 1) == 5
 
 
 def test_no_orphan_process_group(tmp_path):

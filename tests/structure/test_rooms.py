@@ -31,6 +31,7 @@ LEVEL = {
     "commands": 6,
     "watchdog": 6,
     "elastic": 6,
+    "preflight": 6,
     "launch": 7,
     "cli": 8,
     "__init__": 9,

@@ -20,6 +20,10 @@ from swiftlet.errors import CheckpointError, UsageError
 from swiftlet.log import MASK, is_secret_name, redact
 
 VARIABLE = "SWIFTLET_RUN_FOLDER"
+# What the launcher has found, for the processes of a run and for the launchers of other nodes.
+RESUMED = "SWIFTLET_RESUMED_CHECKPOINT"
+DATA_HASH = "SWIFTLET_DATA_HASH"
+BASE_HASH = "SWIFTLET_BASE_HASH"
 ARGS_FILE = "sft_args.json"
 NUMBERED = re.compile(r"v(\d+)-\d{8}-\d{6}")
 # What says where and how often a run was started, not what it computes: left out of a checkpoint, whose bytes are

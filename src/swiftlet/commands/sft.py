@@ -21,7 +21,7 @@ from swiftlet.commands.model_source import (
     open_template,
     warn_of_devices,
 )
-from swiftlet.commands.run_folder import VARIABLE, run_folder, runs_root
+from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, RESUMED, VARIABLE, run_folder, runs_root
 from swiftlet.config.args import SftArgs
 from swiftlet.config.check import check_sft
 from swiftlet.config.parse import Parsed, parse_mapping
@@ -30,13 +30,13 @@ from swiftlet.data.prepare import Prepared
 from swiftlet.data.prepare import prepare as prepare_data
 from swiftlet.data.template import Template
 from swiftlet.errors import SwiftletError, raise_all
+from swiftlet.models.identity import base_hash
 from swiftlet.train.resume import Checkpoint, choose_checkpoint, trusted_checkpoint
 
 ARGS = SftArgs
 EXAMPLE = (
     "swift sft --model_type qwen1half-7b-chat --dataset blossom-math-zh --sft_type lora --output_dir output"
 )
-RESUMED = "SWIFTLET_RESUMED_CHECKPOINT"
 
 
 class Outcome(NamedTuple):
@@ -75,7 +75,12 @@ def prepare(parsed: Parsed) -> dict[str, str]:
     ready = get_ready(parsed.args, os.environ)
     show_sample(ready)
     checkpoint = str(ready.checkpoint.path) if ready.checkpoint else ""
-    return {VARIABLE: str(ready.folder), RESUMED: checkpoint}
+    return {
+        VARIABLE: str(ready.folder),
+        RESUMED: checkpoint,
+        DATA_HASH: ready.data.data_hash,
+        BASE_HASH: base_hash(ready.source.folder),
+    }
 
 
 def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from swiftlet import heartbeat
 from swiftlet.data.batching import Samples, collate, cut
 from swiftlet.errors import DataError, UsageError
 from swiftlet.faults import fault
@@ -58,6 +59,7 @@ class Evaluator:
     def _token_scores(self) -> Scores:
         sums = torch.zeros(3, dtype=torch.float64)
         for samples in self._micro_batches():
+            heartbeat.tick()
             batch = collate(self.store, samples).to(self.device)
             losses = forward(self.model, batch)
             row = [losses.loss_sum, losses.num_correct, losses.num_tokens]
