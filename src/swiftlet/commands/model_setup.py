@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,22 +13,24 @@ from swiftlet.commands.sft import Ready
 from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.models import tuner
 from swiftlet.models.causal import CausalLM, build_causal
+from swiftlet.models.hollow import hollow_copies
 from swiftlet.models.load import load_model
-from swiftlet.parallel.ddp import build_ddp_engine
-from swiftlet.parallel.engine import Engine, build_single_engine
-from swiftlet.parallel.world import World
-from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
+from swiftlet.parallel.deepspeed_config import zero_stage
 
 
 def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
     """Return the model with what is trained in it: loaded, tuned, and as far as its checkpoint was."""
     checkpoint, settings = ready.checkpoint, args.tuner
-    is_full = settings.sft_type == "full"
-    folder = checkpoint.path if checkpoint is not None and is_full else ready.source.folder
+    is_full, is_hollow = settings.sft_type == "full", is_sharded(args)
+    folder = weights_folder(args, ready)
     dtype = resolve_dtype(args.model.dtype, device)
     log.info(f"{ready.source.name} from {ready.source.folder}: {dtype}, {device.name}")
     model = load_model(
-        folder, dtype=dtype, device=device.torch_device, trust_remote_code=args.model.trust_remote_code
+        folder,
+        dtype=dtype,
+        device=device.torch_device,
+        trust_remote_code=args.model.trust_remote_code,
+        hollow=is_hollow,
     )
     torch.manual_seed(args.train.seed)
     if is_full:
@@ -38,6 +41,8 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
         model = tuner.load_adapter(model, checkpoint.path, is_trainable=True)
     else:
         model = tuner.apply_lora(model, lora_settings(settings))
+        if is_hollow:
+            hollow_copies(model)
     kernels = choose_kernels(
         device,
         model.config,
@@ -56,6 +61,18 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
     )
 
 
+def is_sharded(args: Any) -> bool:
+    """Return whether no process holds the whole model."""
+    asked = args.parallel.deepspeed
+    return bool(args.parallel.fsdp) or (asked is not None and zero_stage(asked) == 3)
+
+
+def weights_folder(args: Any, ready: Ready) -> Path:
+    """Return the folder of the weights that training starts from: the base model's, or those of a full checkpoint."""
+    is_full = args.tuner.sft_type == "full"
+    return ready.checkpoint.path if ready.checkpoint is not None and is_full else ready.source.folder
+
+
 def lora_settings(args: Any) -> tuner.LoraSettings:
     """Return what the flags of the tuner say about adapters."""
     return tuner.LoraSettings(
@@ -69,27 +86,3 @@ def lora_settings(args: Any) -> tuner.LoraSettings:
         use_rslora=args.use_rslora,
         init_weights=args.init_lora_weights,
     )
-
-
-def build_engine(args: Any, model: CausalLM, device: Device, world: World) -> Engine:
-    """Return the engine that trains the model on these devices, with its optimizer."""
-    train_args = args.train
-    settings = OptimizerSettings(
-        learning_rate=train_args.learning_rate,
-        weight_decay=train_args.weight_decay,
-        beta1=train_args.adam_beta1,
-        beta2=train_args.adam_beta2,
-        epsilon=train_args.adam_epsilon,
-    )
-    groups = build_groups(model.model, settings)
-    if args.tuner.lora_lr_ratio is not None:
-        groups = tuner.parameter_groups_lora_plus(
-            model.model,
-            learning_rate=settings.learning_rate,
-            ratio=args.tuner.lora_lr_ratio,
-            weight_decay=settings.weight_decay,
-        )
-    optimizer = build_optimizer(train_args.optim, groups, settings, device.optimizers)
-    if world.is_alone:
-        return build_single_engine(model.model, optimizer)
-    return build_ddp_engine(model.model, optimizer, world)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from swiftlet import __version__, heartbeat, log
-from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.engine_setup import Trainer, build_engine
+from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.model_setup import build_model, is_sharded
 from swiftlet.commands.run_folder import ARGS_FILE, args_text, write_args
 from swiftlet.commands.sft import Outcome, Ready

@@ -118,5 +118,6 @@ def open_this(local_rank: int) -> Device:
         ),
         optimizers=OPTIMIZERS,
         kernels=NPU_KERNELS,
+        can_overlap_between_nodes=False,
         version=f"torch {torch.__version__}, torch_npu {torch_npu.__version__}",
     )

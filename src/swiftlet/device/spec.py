@@ -57,6 +57,8 @@ class Device:
     version: str = ""
     # Tokens of one forward pass that keep the device busy: more of them cost memory and gain no speed.
     busy_tokens: int = 8192
+    # Whether collectives between nodes may run beside the computation without spoiling values.
+    can_overlap_between_nodes: bool = True
 
     def peak_memory_bytes(self) -> int:
         """Return the most memory in use since the last reset; on a CPU the growth of the resident set."""

@@ -19,12 +19,14 @@ CHUNK_BYTES = 48 * 2**20
 class Head(NamedTuple):
     """How logits come from hidden states: `softcap * tanh(scale * module(hidden) / softcap)`.
 
-    `softcap` None leaves out the capping.
+    `softcap` None leaves out the capping. `is_gathered`: the module's weight is whole whenever the loss is computed,
+    whatever hooks the module has.
     """
 
     module: nn.Module
     scale: float = 1.0
     softcap: float | None = None
+    is_gathered: bool = False
 
     def logits(self, hidden_MH: Tensor) -> Tensor:
         """Return the logits [M, V] of some hidden states."""
@@ -42,7 +44,8 @@ def linear_cross_entropy(hidden_NH: Tensor, targets_N: Tensor, head: Head) -> tu
     A prediction is correct where no logit is higher than the label's.
     """
     module = head.module
-    is_plain = type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks
+    has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
+    is_plain = type(module) is nn.Linear and (head.is_gathered or not has_hooks)
     if is_plain:
         bias = module.bias if module.bias is not None else None
         return _PlainHead.apply(hidden_NH, module.weight, bias, targets_N, head)

@@ -164,14 +164,12 @@ def build_fsdp_engine(
         blocks: modules that are gathered one at a time; the rest is gathered for the whole pass.
         sources: where the values of parameters without memory are, by name.
         replicas: names of trained parameters that stay whole on every rank.
-        groups: the trained parameters, as for an optimizer.
+        groups: the trained parameters, as for an optimizer, by name.
         dtype: type of the forward pass; sharded parameters that are trained are kept in fp32.
         is_offloaded: keep shards, gradients and optimizer state in the host's memory.
     """
     by_name = dict(_inner(module).named_parameters())
     kept = {by_name[name] for name in replicas}
-    in_groups = {p: name for name, p in by_name.items()}
-    named_groups = [{**group, "params": [in_groups[p] for p in group["params"]]} for group in groups]
     _shard(module, blocks, kept, world, dtype, is_offloaded)
     shards = [
         Shard(name, p, _rows(p)) for name, p in _inner(module).named_parameters() if name not in replicas
@@ -183,8 +181,8 @@ def build_fsdp_engine(
             values = sources[shard.name].elements(piece.start, piece.start + piece.size)
             shard.held.data.view(-1).copy_(values)
     pieces |= {name: whole_piece(name, by_name[name]) for name in replicas}
-    _share_start(kept, world)
-    ready = [{**group, "params": [pieces[n].held for n in group["params"]]} for group in named_groups]
+    _share_start([by_name[name] for name in replicas], world)
+    ready = [{**group, "params": [pieces[name].held for name in group["params"]]} for group in groups]
     gradients = build_gradients((name, p) for name, p in by_name.items() if p in kept)
     return FSDPEngine(
         build_optimizer(ready),
@@ -192,7 +190,7 @@ def build_fsdp_engine(
         [shard for shard in shards if shard.parameter.requires_grad],
         gradients,
         build_reducer(gradients),
-        [pieces[name] for group in named_groups for name in group["params"]],
+        [pieces[name] for group in groups for name in group["params"]],
         world,
         dtype,
     )
@@ -245,7 +243,7 @@ def _piece(shard: Shard, world: World, dtype: torch.dtype) -> Piece:
 
 
 @torch.no_grad()
-def _share_start(kept: Iterable[nn.Parameter], world: World) -> None:
-    for parameter in kept:
-        if parameter.requires_grad and not world.is_alone:
+def _share_start(parameters: Iterable[nn.Parameter], world: World) -> None:
+    for parameter in parameters:
+        if not world.is_alone:
             dist.broadcast(parameter.data, src=0)

@@ -82,11 +82,7 @@ def load_state(
     for name in tensors:
         key, _, parameter_name = name.partition("/")
         keys.setdefault(parameter_name, []).append(key)
-    is_on_device = {
-        id(held): bool(group.get("fused") or group.get("capturable"))
-        for group in optimizer.param_groups
-        for held in group["params"]
-    }
+    is_step_there = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     for piece in pieces:
         for key in keys.get(piece.name, []):
             value = tensors[f"{key}/{piece.name}"]
@@ -102,5 +98,5 @@ def load_state(
                     state[key] = torch.zeros_like(piece.held)
                 piece.put(value, state[key])
             else:
-                device = piece.held.device if key != "step" or is_on_device.get(id(piece.held)) else "cpu"
+                device = piece.held.device if key != "step" or is_step_there else torch.device("cpu")
                 state[key] = value.to(device)

@@ -1,0 +1,130 @@
+"""The engine of a run: one device, replicas, FSDP2 or DeepSpeed, with the optimizer over what each rank holds."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from swiftlet import log
+from swiftlet.commands.model_setup import is_sharded, weights_folder
+from swiftlet.commands.sft import Ready
+from swiftlet.device.spec import Device, dtype_name, resolve_dtype
+from swiftlet.errors import UsageError
+from swiftlet.models import tuner
+from swiftlet.models.causal import CausalLM
+from swiftlet.models.head import blocks
+from swiftlet.models.hollow import open_weights
+from swiftlet.parallel.ddp import build_ddp_engine
+from swiftlet.parallel.deepspeed_config import Facts, deepspeed_settings, zero_stage
+from swiftlet.parallel.engine import Engine, build_single_engine
+from swiftlet.parallel.world import World
+from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
+
+OFFLOAD = "full_shard_offload"
+
+
+class Trainer(NamedTuple):
+    """An engine, and the module whose call is the forward pass of a step."""
+
+    engine: Engine
+    module: nn.Module
+
+
+def build_engine(args: Any, ready: Ready, model: CausalLM, device: Device, world: World) -> Trainer:
+    """Return the engine that trains the model on these devices, with its optimizer."""
+    settings = _optimizer_settings(args.train)
+    groups = _groups(args, model, settings)
+
+    def optimizer(found: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return build_optimizer(args.train.optim, found, settings, device.optimizers)
+
+    if not args.parallel.deepspeed and not args.parallel.fsdp:
+        if world.is_alone:
+            return Trainer(build_single_engine(model.model, optimizer(groups)), model)
+        return Trainer(build_ddp_engine(model.model, optimizer(groups), world), model)
+    dtype = resolve_dtype(args.model.dtype, device)
+    names = {parameter: name for name, parameter in model.model.named_parameters()}
+    named = [{**group, "params": [names[p] for p in group["params"]]} for group in groups]
+    replicas = [name for p, name in names.items() if p.requires_grad and ".lora_" in name]
+    sources = open_weights(model.model, weights_folder(args, ready)) if is_sharded(args) else {}
+    if args.parallel.deepspeed:
+        return _deepspeed(args, model, device, world, named, optimizer, dtype, replicas, sources)
+    from swiftlet.parallel.fsdp import build_fsdp_engine
+
+    engine = build_fsdp_engine(
+        model,
+        blocks(model.model),
+        sources,
+        replicas,
+        named,
+        optimizer,
+        world=world,
+        dtype=dtype,
+        is_offloaded=args.parallel.fsdp == OFFLOAD,
+    )
+    return Trainer(engine, model)
+
+
+def _deepspeed(
+    args: Any,
+    model: CausalLM,
+    device: Device,
+    world: World,
+    groups: list[dict[str, Any]],
+    optimizer: Any,
+    dtype: torch.dtype,
+    replicas: list[str],
+    sources: Any,
+) -> Trainer:
+    try:
+        from swiftlet.parallel import deepspeed
+    except ImportError as error:
+        raise UsageError(
+            "--deepspeed needs DeepSpeed, which is not installed", "pip install deepspeed"
+        ) from error
+    num_nodes = world.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
+    facts = Facts(
+        batch_size=args.train.batch_size,
+        accumulation=args.train.gradient_accumulation_steps,
+        world_size=world.world_size,
+        max_grad_norm=args.train.max_grad_norm,
+        dtype=dtype_name(dtype),
+        hidden_size=model.model.config.get_text_config().hidden_size,
+        can_overlap=num_nodes == 1 or device.can_overlap_between_nodes,
+    )
+    settings = deepspeed_settings(args.parallel.deepspeed, facts)
+    if zero_stage(args.parallel.deepspeed) == 3:
+        head = model.head
+        shared = list(head.module.parameters()) if head is not None else []
+        deepspeed.partition(model, blocks(model.model), shared, sources, settings)
+        model.head = head._replace(is_gathered=True) if head is not None else None
+    elif not facts.can_overlap:
+        log.info("overlap_comm is off: it gives NaN between nodes of these devices")
+    engine = deepspeed.build_deepspeed_engine(
+        model, settings, groups, optimizer, world=world, dtype=dtype, replicas=replicas
+    )
+    return Trainer(engine, engine.runner)
+
+
+def _optimizer_settings(train: Any) -> OptimizerSettings:
+    return OptimizerSettings(
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        beta1=train.adam_beta1,
+        beta2=train.adam_beta2,
+        epsilon=train.adam_epsilon,
+    )
+
+
+def _groups(args: Any, model: CausalLM, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    if args.tuner.lora_lr_ratio is None:
+        return build_groups(model.model, settings)
+    return tuner.parameter_groups_lora_plus(
+        model.model,
+        learning_rate=settings.learning_rate,
+        ratio=args.tuner.lora_lr_ratio,
+        weight_decay=settings.weight_decay,
+    )

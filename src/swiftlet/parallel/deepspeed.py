@@ -1,0 +1,248 @@
+"""ZeRO-2 and ZeRO-3 by DeepSpeed, which is imported here, on first use, and nowhere else.
+
+DeepSpeed averages gradients, so losses are multiplied by the number of ranks; it clips and steps, and everything that
+decides whether it may do so is looked at before. Its own counting of micro-batches, scheduler and skipping of steps
+stay off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swiftlet.parallel.engine import set_learning_rate
+from swiftlet.parallel.pieces import Piece, load_state, state_tensors
+from swiftlet.parallel.world import World
+
+Groups = list[dict[str, Any]]
+NO_MICRO_STEP = -1
+
+
+@dataclass
+class DeepSpeedEngine:
+    """A model partitioned by DeepSpeed; build it with `build_deepspeed_engine`.
+
+    Args:
+        runner: DeepSpeed's engine; calling it is the forward pass.
+        names: trained parameters to their names.
+        finer: names of trained parameters that are saved in fp32, finer than the forward pass uses them.
+    """
+
+    runner: Any
+    stage: int
+    names: Mapping[nn.Parameter, str]
+    pieces: list[Piece]
+    finer: Collection[str]
+    world: World
+    _norm: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def zero(self) -> Any:
+        """DeepSpeed's optimizer around torch's."""
+        return self.runner.optimizer
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add the gradient of `loss`; both stages reduce it at once, since no rank keeps it whole."""
+        self._norm = None
+        self.runner.set_gradient_accumulation_boundary(is_last)
+        self.runner.backward(loss * self.world.world_size, scale_wrt_gas=False)
+
+    def grad_norm(self) -> Tensor:
+        """Return the norm of the summed gradient over all partitions."""
+        if self._norm is None:
+            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for _, g in self._gradients()]
+            square = torch.zeros((), device=self.world.device)
+            if norms:
+                square = torch.stack([norm.to(square.device) for norm in norms]).square().sum()
+            self._norm = self.world.sum(square).sqrt()
+        return self._norm
+
+    def update(self, max_grad_norm: float) -> Tensor:
+        """Clip, step and clear; return the norm before clipping."""
+        norm = self.grad_norm()
+        self.zero.clip_grad = max_grad_norm
+        self.runner.step()
+        self._norm = None
+        return norm
+
+    def drop(self) -> None:
+        """Clear the gradient without an update, as DeepSpeed does after an overflow."""
+        self._norm = None
+        if self.stage == 3:
+            self.zero._overflow_clean_up(1.0)
+            return
+        self.zero.micro_step_id = NO_MICRO_STEP
+        self.zero.zero_grad(set_to_none=True)
+        self.zero._release_preflattened_grad_buffers()
+        for number in self.zero.averaged_gradients:
+            self.zero.averaged_gradients[number] = self.zero.all_grad_tensors[number] = None
+
+    def bad_gradient(self) -> str | None:
+        """Return the name of the first parameter whose gradient is not finite on any rank; every rank calls it."""
+        bad = [name for name, gradient in self._gradients() if not bool(torch.isfinite(gradient).all())]
+        found = {name for names in self.world.gather(bad[:1]) for name in names}
+        return next((name for name in self.names.values() if name in found), None)
+
+    def set_learning_rate(self, factor: float) -> float:
+        """Set each group's rate to `factor` times its peak; return the first group's rate."""
+        return set_learning_rate(self.zero.optimizer, factor)
+
+    def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the optimizer state by parameter name, gathered one tensor at a time."""
+        return state_tensors(self.zero.optimizer, self.pieces)
+
+    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the optimizer state and the fp32 parameters; each rank keeps its part of each tensor."""
+        load_state(self.zero.optimizer, self.pieces, tensors)
+
+    def model_tensors(self, *, is_trained: bool) -> Iterator[tuple[str, Tensor]]:
+        """Yield (name, whole tensor) of the model or of its trained part, gathered one at a time."""
+        import deepspeed
+
+        held = {piece.name: piece for piece in self.pieces}
+        model = self.runner.module.get_submodule("model")
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if is_trained and not tensor.requires_grad:
+                continue
+            if name in self.finer:
+                yield name, held[name].whole(held[name].held.detach())
+            elif hasattr(tensor, "ds_id"):
+                with deepspeed.zero.GatheredParameters([tensor]):
+                    whole = tensor.detach().clone()
+                yield name, whole
+            else:
+                yield name, tensor.detach()
+
+    def _gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield this rank's parts of the gradient with the names of their parameters."""
+        zero = self.zero
+        if self.stage == 3 and zero.offload_optimizer:
+            for group, flat in zip(zero.fp16_groups, zero.fp32_partitioned_groups_flat, strict=True):
+                yield self.names[group[0]], flat.grad
+            return
+        groups = zero.fp16_groups if self.stage == 3 else zero.params_in_partition
+        for number, group in enumerate(groups):
+            found = zero.averaged_gradients.get(number)
+            if found is None:
+                found = getattr(zero, "all_grad_tensors", {}).get(number)
+            parts = [part for part in found or () if not getattr(part, "_zero_padding", False)]
+            for parameter, part in zip(group, parts, strict=False):
+                yield self.names[parameter], part
+
+
+def build_deepspeed_engine(
+    module: nn.Module,
+    settings: dict[str, Any],
+    groups: Groups,
+    build_optimizer: Callable[[Groups], torch.optim.Optimizer],
+    *,
+    world: World,
+    dtype: torch.dtype,
+    replicas: Collection[str],
+) -> DeepSpeedEngine:
+    """Hand a model to DeepSpeed and return its engine. ZeRO-3 finds what `partition` has cut already.
+
+    Args:
+        module: its forward pass is the whole step's; its submodule `model` names the parameters.
+        settings: see `deepspeed_config.py`.
+        groups: the trained parameters, as for an optimizer, by name.
+        dtype: type of the forward pass; DeepSpeed keeps fp32 copies of what is trained.
+        replicas: names of trained parameters that are finer than `dtype` now and keep their values in the fp32 copies.
+    """
+    deepspeed = _import()
+    model = module.get_submodule("model")
+    by_name = dict(model.named_parameters())
+    ready = [{**group, "params": [by_name[name] for name in group["params"]]} for group in groups]
+    finer = {name: p.detach().clone() for name, p in model.named_parameters() if name in replicas}
+    for name, parameter in model.named_parameters():
+        if name in replicas:
+            parameter.data = parameter.data.to(dtype)
+    runner, *_ = deepspeed.initialize(
+        model=module, optimizer=build_optimizer(ready), config=settings, dist_init_required=False
+    )
+    stage = settings["zero_optimization"]["stage"]
+    names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+    pieces = [
+        _piece3(n, p) if stage == 3 else _piece2(n, p, runner.optimizer, dtype) for p, n in names.items()
+    ]
+    for piece in pieces:
+        if piece.name in finer:
+            piece.put(finer[piece.name], piece.held.data)
+    return DeepSpeedEngine(runner, stage, names, pieces, finer.keys(), world)
+
+
+def _import() -> Any:
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
+
+
+def _piece2(name: str, parameter: Any, zero: Any, dtype: torch.dtype) -> Piece:
+    number = next(i for i, group in enumerate(zero.bit16_groups) if any(p is parameter for p in group))
+    held, mapping = zero.single_partition_of_fp32_groups[number], parameter._hp_mapping
+    at, start, size = 0, 0, 0
+    if mapping is not None:
+        at, start = mapping.hp_fragment_address.start, mapping.lp_fragment_address.start
+        size = mapping.hp_fragment_address.numel
+    return Piece(name, parameter.shape, held, at, start, size, is_master=dtype != torch.float32)
+
+
+def _piece3(name: str, parameter: Any) -> Piece:
+    zero = parameter._z3_optimizer
+    number, at, padded = zero.grad_position[zero.get_param_id(parameter)]
+    start = min(parameter.ds_zero_partition_rank * padded, parameter.ds_numel)
+    size = min(padded, parameter.ds_numel - start)
+    held = zero.fp32_partitioned_groups_flat[number]
+    is_master = parameter.dtype != torch.float32
+    return Piece(name, parameter.ds_shape, held, at, start, size, is_master=is_master)
+
+
+def partition(
+    module: nn.Module,
+    blocks: Sequence[nn.Module],
+    shared: Sequence[nn.Parameter],
+    sources: Mapping[str, Any],
+    settings: dict[str, Any],
+) -> None:
+    """Cut the parameters without memory for ZeRO-3 before DeepSpeed sees them; each rank reads its own part alone.
+
+    Args:
+        blocks: modules whose parameters are gathered together, once, rather than matrix by matrix.
+        shared: parameters that the forward pass uses outside their own modules, such as the head's.
+        sources: where the values of the parameters are, by their names in the submodule `model`.
+    """
+    deepspeed = _import()
+    init = deepspeed.zero.Init(config_dict_or_path=settings)
+    found: dict[nn.Parameter, nn.Parameter] = {}
+    model = module.get_submodule("model")
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
+        owner, _, last = name.rpartition(".")
+        if parameter not in found and name in sources:
+            found[parameter] = _cut(init, parameter, sources[name])
+        if parameter in found:
+            model.get_submodule(owner)._parameters[last] = found[parameter]
+    for block in blocks:
+        deepspeed.utils.set_z3_leaf_module(block, True)
+    for parameter in shared:
+        deepspeed.zero.register_external_parameter(module, found.get(parameter, parameter))
+
+
+@torch.no_grad()
+def _cut(init: Any, parameter: nn.Parameter, source: Any) -> nn.Parameter:
+    """Return a partitioned parameter; its whole memory is asked for and given back without being written to."""
+    empty: Any = nn.Parameter(parameter.new_empty(parameter.shape), parameter.requires_grad)
+    init._convert_to_deepspeed_param(empty)
+    empty.partition()
+    size = empty.ds_tensor.ds_numel
+    start = min(empty.ds_zero_partition_rank * size, empty.ds_numel)
+    stop = min(start + size, empty.ds_numel)
+    empty.ds_tensor.zero_()
+    if stop > start:
+        empty.ds_tensor.narrow(0, 0, stop - start).copy_(source.elements(start, stop))
+    return empty
