@@ -1,7 +1,8 @@
-"""What several rooms' tests share: a tiny random model and its tokenizer, made here."""
+"""What several rooms' tests share: a tiny random model, its tokenizer, and rows, made here."""
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -56,6 +57,55 @@ def tiny_qwen2():
         attn_implementation="sdpa",
     )
     return Qwen2ForCausalLM(config).eval()
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|> {{ m['role'] }} {{ m['content'] }} <|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, tiny_tokenizer):
+    """A folder as a hub has it: config, safetensors, tokenizer with a chat template."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=3,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    settings["chat_template"] = CHATML
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory):
+    """Forty rows of words that the tokenizer knows."""
+    import random
+
+    order = random.Random(1)
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(40):
+            query = " ".join(f"w{order.randrange(48)}" for _ in range(order.randrange(2, 9)))
+            response = " ".join(f"w{order.randrange(48)}" for _ in range(order.randrange(1, 7)))
+            file.write(json.dumps({"query": query, "response": response}) + "\n")
+    return path
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ What torchrun alone knows, which rank a signal has killed, is left where the wat
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -26,11 +27,11 @@ FIRST_S = 20
 def main(argv: Sequence[str] | None = None) -> int:
     """Run torchrun's command line; return 0, or 1 when a process of the run failed, or 128 + a signal."""
     end_with_parent()
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         torchrun(list(sys.argv[1:] if argv is None else argv))
     except ChildFailedError as error:
@@ -47,12 +48,20 @@ def end_with_parent() -> None:
 
 
 def speak_for_the_killed(error: ChildFailedError) -> None:
-    """Leave last words for each rank that a signal killed before torchrun began to end the others."""
+    """Leave last words for each rank that a signal killed before torchrun began to end the others with SIGTERM."""
     told = os.environ.get(heartbeat.VARIABLE)
-    first_s = min(failure.timestamp for failure in error.failures.values())
-    for rank, failure in error.failures.items():
-        if told and failure.exitcode < 0 and failure.timestamp - first_s < FIRST_S:
-            heartbeat.write_end(Path(told), heartbeat.killed(rank, -failure.exitcode, Path(told)))
+    failures = error.failures
+    first_s = min(failure.timestamp for failure in failures.values())
+    numbers = {
+        rank: -failure.exitcode
+        for rank, failure in failures.items()
+        if failure.exitcode < 0 and failure.timestamp - first_s < FIRST_S
+    }
+    causes = {rank: number for rank, number in numbers.items() if number != signal.SIGTERM}
+    is_ended_from_outside = len(numbers) == len(failures)
+    for rank, number in (causes or (numbers if is_ended_from_outside else {})).items():
+        if told:
+            heartbeat.write_end(Path(told), heartbeat.killed(rank, number, Path(told)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """One hook that breaks the program on purpose, so that tests can show what a failure costs.
 
-`SWIFTLET_FAULT="site[:rank=R][:step=S][:nth=N]=action"` (several joined by `;`). A site is a named place that
-calls `fault(site)`; an action happens there once. Unset, a call costs one look at the environment.
+`SWIFTLET_FAULT="site[:rank=R][:step=S][:nth=N][:restart=K]=action"` (several joined by `;`). A site is a named place
+that calls `fault(site)`; an action happens there once, and with `restart` only after the K-th restart (0: before any).
+Unset, a call costs one look at the environment.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from swiftlet import log
 from swiftlet.errors import UsageError
 
 VARIABLE = "SWIFTLET_FAULT"
+RESTARTS = "SWIFTLET_RESTARTS"  # set by the launcher
+FORM = "site[:rank=R][:step=S][:nth=N][:restart=K]=action"
 SIGNALS = {"kill9": signal.SIGKILL, "term": signal.SIGTERM, "stop": signal.SIGSTOP, "segv": signal.SIGSEGV}
 FACTORS = {"nan": float("nan"), "inf": float("inf")}
 DAMAGES = ("bitflip", "truncate", "zero_tail")
@@ -34,6 +37,7 @@ class Fault(NamedTuple):
     rank: int | None = None
     step: int | None = None
     nth: int = 1
+    restart: int | None = None
 
 
 @functools.cache
@@ -41,7 +45,7 @@ def parse(text: str) -> tuple[Fault, ...]:
     """Return the faults that `text` plans.
 
     Raises:
-        UsageError: `text` does not have the form `site[:rank=R][:step=S][:nth=N]=action`.
+        UsageError: `text` does not have the form that the module's docstring shows.
     """
     return tuple(_parse_one(part) for part in text.split(";") if part)
 
@@ -53,9 +57,7 @@ def _parse_one(text: str) -> Fault:
         numbers = {key: int(value) for key, value in (c.split("=") for c in conditions)}
         return Fault(site, action, float(argument[0]) if argument else 0.0, **numbers)  # type: ignore[arg-type]
     except (ValueError, TypeError) as error:
-        raise UsageError(
-            f"{VARIABLE}={text!r} is not a fault", "site[:rank=R][:step=S][:nth=N]=action"
-        ) from error
+        raise UsageError(f"{VARIABLE}={text!r} is not a fault", FORM) from error
 
 
 def _split_action(text: str) -> list[str]:
@@ -76,8 +78,11 @@ def fault(site: str, *, step: int | None = None, path: Path | None = None) -> fl
     if not text:
         return 1.0
     factor = 1.0
+    restart = int(os.environ.get(RESTARTS, "0"))
     for number, planned in enumerate(parse(text)):
         if planned.site != site or planned.rank not in (None, log.rank()) or planned.step not in (None, step):
+            continue
+        if planned.restart not in (None, restart):
             continue
         _hits[number] += 1
         if planned.nth in (0, _hits[number]):

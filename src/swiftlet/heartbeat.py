@@ -117,6 +117,7 @@ def answering() -> Iterator[None]:
         return
     former = sys.excepthook
     sys.excepthook = _say_last_words
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for a request that comes when nobody answers any more
     with (folder / f"rank-{_rank()}.stacks").open("w", encoding="utf-8") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         try:

@@ -23,6 +23,7 @@ from swiftlet.commands.run_folder import VARIABLE as FOLDER
 from swiftlet.config.parse import Parsed, parse
 from swiftlet.device.interfaces import check_interfaces, interface_variables
 from swiftlet.errors import SwiftletError, UsageError, raise_all
+from swiftlet.faults import RESTARTS
 from swiftlet.log import redact, warning
 from swiftlet.train.resume import list_checkpoints
 from swiftlet.watchdog import watch
@@ -132,14 +133,14 @@ def launch(name: str, words: Sequence[str], shape: Shape, command: ModuleType) -
         command: its `prepare` makes the data ready and returns what the processes must find in their environment.
     """
     settings = getattr(parse(command.ARGS, words).args, "parallel", None)
-    restarts, told = getattr(settings, "max_restarts", 0), dict[str, str]()
+    most, restart, told = getattr(settings, "max_restarts", 0), 0, dict[str, str]()
     while True:
         again = _again(list(words), told.get(FOLDER))
-        told = _prepared(name, again, shape, command)
+        told = {**_prepared(name, again, shape, command), RESTARTS: str(restart)}
         code = _run_watched(worker_command(name, again, shape), shape, told, settings)
-        if code in FINAL_CODES or restarts < 1:
+        if code in FINAL_CODES or restart >= most:
             return code
-        restarts -= 1
+        restart += 1
         warning(f"the run failed with exit code {code}; it starts again from its last valid checkpoint")
 
 

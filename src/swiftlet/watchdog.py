@@ -31,6 +31,7 @@ PACE = 20
 STACKS_WAIT_S = 1.0
 NOBODY = 0  # stands for the process of a rank that has not shown itself
 STACK_LINES = 40
+SILENT = "(no answer)"
 GRACE_S = 5.0
 POLL_S = 0.1
 
@@ -110,7 +111,7 @@ def stacks(folder: Path, beats: Sequence[Beat]) -> dict[int, str]:
     for beat in beats:
         file = folder / f"rank-{beat.rank}.stacks"
         lines = file.read_text("utf-8").splitlines() if file.is_file() else []
-        found[beat.rank] = "\n".join(lines[:STACK_LINES]) or "(no answer)"
+        found[beat.rank] = "\n".join(lines[:STACK_LINES]) or SILENT
     return found
 
 
@@ -223,8 +224,9 @@ def watch(
     if process.returncode < 0 and len(ranks) == 1 and not any(end.exit_code for end in ends):
         ends = [heartbeat.killed(ranks[0], -process.returncode, folder)]
     code = exit_code(ends, process.returncode, asked, pace.gone)
-    if code and texts:
-        print("\n".join(_shown(texts)), file=sys.stderr)
+    answers = {rank: text for rank, text in texts.items() if text != SILENT}
+    if code and answers:
+        print("\n".join(_shown(answers)), file=sys.stderr)
     return code
 
 
@@ -257,7 +259,10 @@ def exit_code(
     if failed:
         first = failed[0]
         is_of_all = len(failed) > 1 and all(end.message == first.message for end in failed)
-        print(first.message if is_of_all else f"rank {first.rank}: {first.message}", file=sys.stderr)
+        lines = [first.message if is_of_all else f"rank {first.rank}: {first.message}"]
+        later = () if is_of_all else failed[1:]
+        lines += [f"then rank {end.rank}: {end.message.splitlines()[-1]}" for end in later if end.message]
+        print("\n".join(lines), file=sys.stderr)
         return first.exit_code
     if launcher_code and asked:
         print(f"stopped by signal {asked[0]} before the first step", file=sys.stderr)
