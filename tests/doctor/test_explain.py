@@ -1,0 +1,347 @@
+"""First causes of logs: one made log a cause, then what hides a cause, what follows from one, and whose it is."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from swiftlet.doctor.explain import explain
+from swiftlet.doctor.logs import LARGEST_BYTES, lines_of, read_logs
+from swiftlet.doctor.tables import LANGUAGES, TableError, fill, language, load, user_folder
+from swiftlet.doctor.wording import as_json, in_words, look_at
+from swiftlet.errors import UsageError
+
+TABLES = load({})
+
+
+def explained(text):
+    return explain(lines_of(text, "rank.log"), TABLES)
+
+
+def cause_of(text):
+    first = explained(text).first
+    return first.cause.id if first else "unknown"
+
+
+OOM = (
+    "RuntimeError: NPU out of memory. Tried to allocate {} GiB (NPU 1; 60.0 GiB total capacity; {} GiB already "
+    "allocated; 9 GiB current active; {} GiB free; {} GiB reserved in total by PyTorch)"
+)
+CAUSES = [
+    ("AttributeError: `np.float_` was removed in the NumPy 2.0 release.", "env.numpy2"),
+    (
+        "npu-smi: error while loading shared libraries: libc_sec.so: cannot open shared object file",
+        "env.libc_sec",
+    ),
+    ("ImportError: libascend_hal.so: cannot open shared object file", "env.driver_library"),
+    ("OSError: libatb.so: cannot open shared object file: No such file", "env.atb_library"),
+    ("ImportError: libascendcl.so: cannot open shared object file", "env.set_env"),
+    ("libop_plugin_atb.so: undefined symbol: _ZN3atb5thing", "env.symbol_atb"),
+    ("ImportError: libtorch_npu.so: undefined symbol: _ZN2at6detail10noopDelete", "env.symbol_torch"),
+    ("ImportError: libtorch_npu.so: undefined symbol: aclrtNewThing", "env.symbol_cann"),
+    ("Failed to find function HcclCommInitRootInfoConfig", "env.symbol_cann"),
+    ("ImportError: /x/libfoo.so: undefined symbol: foo_bar", "env.symbol"),
+    ("/lib64/libstdc++.so.6: version `GLIBCXX_3.4.30' not found", "env.torch_abi"),
+    ("AttributeError: module 'torch_npu' has no attribute '_autoload'", "env.autoload"),
+    ("ModuleNotFoundError: No module named 'tbe.common'", "env.tbe"),
+    ("ModuleNotFoundError: No module named 'decorator'", "env.tbe_package"),
+    ("EC0010: Failed to import Python module [ImportError: cannot import name x]", "env.tbe_python"),
+    ("ModuleNotFoundError: No module named 'einops'", "env.python_module"),
+    ("EH9999  [Init][Env]init env failed!", "env.compiler_start"),
+    ("torch-npu: torch_npu 2.1.0 requires torch==2.1.0, but you have torch 2.3.1", "env.torch_pair"),
+    ("ASCEND_OPP_PATH is not set", "env.opp_path"),
+    ("KeyError: 'ASCEND_HOME_PATH'", "env.home_path"),
+    ("RuntimeError: 0 active drivers ([]). There should only be one.", "env.triton"),
+    ("dcmi model initialized failed, because the device is used. ret is -8020", "driver.used"),
+    ("dcmi module initialize failed. ret is -8005", "driver.inner"),
+    ("open /dev/davinci3 fail: Permission denied", "driver.permission"),
+    ("dcmi module initialize failed. ret is -8012", "driver.other"),
+    ("EE1015: rtX failed. Reason: The driver version capability is insufficient.", "driver.mismatch"),
+    ("[drv api] halDeviceOpen failed. device_id=3, drvRetCode=7.", "driver.open"),
+    ("GetDeviceCount:Call drvGetDevNum, drvRetCode=87.", "driver.count"),
+    ("E30005: Failed to connect the device.", "driver.lost"),
+    ("error code is 507054", "driver.ecc"),
+    ("error code is 507056", "hardware.link"),
+    ("Set visible device failed, invalid device=0, input visible devices:6", "visible.not_here"),
+    ("set ASCEND_RT_VISIBLE_DEVICES:4 error, input data rang[0-2)", "visible.range"),
+    ("ASCEND_RT_VISIBLE_DEVICES must be in ascending order", "visible.order"),
+    ("AssertionError: DeepSpeed is not compatible with MP. n_gpu: 8, local_world_size: 1", "visible.mp"),
+    ("RuntimeError: No NPUs are available", "visible.hidden"),
+    ("NPU function error: aclrtMallocHostWithCfg, error code is 207001", "memory.locked"),
+    ("Memory_Allocation_Failure(EL0004): Failed to allocate memory.", "memory.device"),
+    ("halMemAlloc failed: device_id=6, size=32212254720, drvRetCode=6!", "memory.device"),
+    (OOM.format(1, 9, 1, 10), "memory.others"),
+    (OOM.format(5, 45, 1, 58), "memory.fragments"),
+    (OOM.format(5, 57, 1, 58), "memory.own"),
+    ("torch.OutOfMemoryError: CUDA out of memory.", "memory.torch_short"),
+    ("exitcode  : -9 (pid: 77)", "memory.host_killed"),
+    ("ERROR: Unexpected bus error ... insufficient shared memory (shm)", "memory.shm"),
+    ("OSError: [Errno 12] Cannot allocate memory", "memory.hostfull"),
+    ("OSError: [Errno 28] No space left on device: '/data/x'", "system.disk"),
+    ("OSError: [Errno 24] Too many open files", "system.files"),
+    ("RuntimeError: can't start new thread", "system.processes"),
+    ("SafetensorError: Error while deserializing header: HeaderTooLarge", "system.weights"),
+    ("socket type[2], listen on ip[10.0.0.1%eth0] and specific port[60000] fail.", "system.port"),
+    ("EI0019: The IP address 10.0.0.1 and port 50001 have already been bound.", "system.port"),
+    (
+        'File "/x/bitsandbytes/autograd/_functions.py", line 5\nFile "/x/torch/cuda/__init__.py"',
+        "program.bitsandbytes",
+    ),
+    ("AssertionError: Torch not compiled with CUDA enabled", "program.cuda"),
+    ("ImportError: FlashAttention2 has been toggled on, but it cannot be used", "program.flash_attn"),
+    ("RuntimeError: Distributed package doesn't have NCCL built in", "program.nccl"),
+    ("EZ9999: Op Sort does not has any binary.", "program.cann_missing_op"),
+    (
+        "EZ1001: self not implemented for DT_BFLOAT16, should be in dtype support list [DT_FLOAT]",
+        "operator.bf16",
+    ),
+    (
+        "call aclnnSort failed: EZ1001: x not implemented for DT_DOUBLE, should be in dtype support list",
+        "operator.double",
+    ),
+    ("EZ1001: x not implemented for DT_INT4, should be in dtype support list [DT_FLOAT]", "operator.dtype"),
+    (
+        "NotImplementedError: Could not run 'aten::foo' with arguments from the 'npu' backend",
+        "operator.unsupported",
+    ),
+    ("RuntimeError: Expected all tensors to be on the same device, but found two", "operator.devices"),
+    ("EZ1001: Expected dim of x to be 4 but got shape 3", "operator.shape"),
+    ("errorStr: The DDR address of the MTE instruction is out of range. fixp", "operator.bounds"),
+    ("errorStr: Illegal instruction, which is usually caused by unaligned addresses.", "operator.bounds"),
+    ("Kernel task happen error, retCode=0x25, [aicore timeout].", "operator.timeout"),
+    ("Aicpu kernel execute failed, fault kernel_name=GetNext, fault op_name=", "operator.aicpu"),
+    ("Aicore kernel execute failed, device_id=0, fault kernel_name=add_1, func_name=f", "operator.aicore"),
+    ("export ASCEND_LAUNCH_BLOCKING=1\nerror code is 107027", "operator.capture"),
+    ("Alloc Stream resource failed. Reason: Too many streams are created.", "operator.streams"),
+    ("Alloc Event resource failed. Reason: Too many events are created.", "operator.events"),
+    ("Alloc Notify resource failed. Reason: Too many Notify objects are created.", "operator.notify"),
+    ("There are too many asynchronous copy tasks in the ACL Graph.", "operator.copies"),
+    ("ProgramRegister:Program register failed, program out of 40000000", "operator.programs"),
+    ("Task execute failed, base info: device_id=0, stream_id=2, task_id=3, task_type=3.", "operator.task"),
+    ("step 7: loss is nan", "operator.loss_nan"),
+    ("RuntimeError: Cannot re-initialize NPU in forked subprocess.", "operator.context_fork"),
+    ("NPU function error: aclrtGetCurrentContext, error code is 107002", "operator.context"),
+    ("Value 9 for environment variable HCCL_RDMA_SL is invalid.", "collective.env"),
+    ('Value Disable for config "tls" is invalid.', "collective.tls"),
+    ("EI0016: Value a for config b is invalid.", "collective.config"),
+    ("the IP address(1) in the ranktable is inconsistent with the IP(2)", "collective.ranktable"),
+    ("EI0008: The HCCL versions are inconsistent", "collective.version"),
+    ("EJ0001: Failed to initialize the HCCP process.", "collective.left_over"),
+    ("EI0005: parameter count, local end 16, remote end 8", "collective.unequal"),
+    (
+        "Cluster Exception Location[IP/ID]:[10.0.0.1/3], Discoverer:[10.0.0.2/1], ExceptionType:[Stuck Occurred]",
+        "collective.heartbeat",
+    ),
+    ("Execution_Error_SDMA(EI0012): SDMA memory copy task exception", "collective.sdma"),
+    ("EI0013: An error CQE occurred", "collective.cqe"),
+    ("EI0006: Getting socket times out.", "collective.socket"),
+    ('fault_info["Failed to connect agent[1,3,]"]', "collective.rootinfo"),
+    ("EI0002: The wait execution of the Notify register times out.", "collective.waited"),
+    (
+        "[Rank 1] Watchdog caught collective operation timeout: Work(OpType=ALLREDUCE)",
+        "collective.torch_timeout",
+    ),
+    ("RuntimeError: Connection closed by peer [10.0.0.1]:2222", "collective.peer_gone"),
+    ("set ifname to [abc] by HCCL_SOCKET_IFNAME, but not found in the environment", "collective.address"),
+    ("torch.distributed.elastic.multiprocessing.errors.ChildFailedError:", "system.killed_child"),
+    ("Find error, ErrCode=207004, desc=[no device]", "code.207004"),
+]
+
+
+@pytest.mark.parametrize(("text", "cause"), CAUSES)
+def test_a_line_shows_its_cause(text, cause):
+    found = explained(text)
+    assert (found.first.cause.id if found.first else "unknown") == cause
+    for tongue in LANGUAGES:
+        said = in_words(found, tongue)
+        assert "{" not in said and "?" not in said.split("\n")[0]
+
+
+def test_every_cause_has_a_log():
+    tried = {cause for _, cause in CAUSES} | {
+        "collective.unequal_operation",
+        "collective.links_cycle",
+        "memory.torch",
+    }
+    assert set(TABLES.causes) <= tried
+
+
+HIDDEN = [
+    "NPU warning, error code is 507018[Error]:\nThe aicpu execution is abnormal.",
+    "error code is 507035\nERR00100 PTA call acl api failed\nThe vector core execution is abnormal.",
+    "EE1002: Stream synchronize timeout.\nruntime result = 507046.",
+    "EH9999: Inner Error!\nreason=[fftsplus timeout]\nruntime result = 507048",
+    "hwts sdma error, error code=0x20b\nruntime result = 507013",
+    "HCCL function error: hcclCommInitRootInfoConfig, error code is 11",
+    "[rank8]:   File main_process_first\n[rank8]:     next(self.gen)",
+    "aicore exception, slot_id=31, error code=0x26",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", HIDDEN)
+def test_codes_that_hide_their_cause_are_not_guessed(text):
+    found = explained(text)
+    assert found.first is None
+    said = in_words(found, "en")
+    assert said.startswith("cause: the log does not show the cause") and "next: " in said
+    assert as_json(found, "zh")["cause"] is None and as_json(found, "en")["remedy"]
+
+
+def test_the_surface_code_gives_way_to_what_caused_it():
+    text = (
+        "aclrtSetDevice failed: error code is 507033\n"
+        "[PID: 5] 2026-01-01-10:00:02.000.000 Invalid_Argument(EE1001): The argument is invalid.\n"
+        "open device 2 failed, runtime result = 507033.\n"
+        "EL0004: [PID: 5] 2026-01-01-10:00:01.000.000 Failed to allocate memory.\n"
+    )
+    found = explained(text)
+    assert found.first.cause.id == "memory.device"
+    assert [one.code for one in found.symptoms if one.kind == "number"] == ["507033"]
+    assert "507033 ACL_ERROR_RT_DEV_SETUP_ERROR: the device could not be started" in in_words(found, "en")
+    assert "设备启动失败" in in_words(found, "zh")
+
+
+def test_the_earliest_of_equal_causes_comes_first():
+    text = "2026-01-01-10:00:09.000.000 No space left on device\n2026-01-01-10:00:03.000.000 Too many open files\n"
+    assert cause_of(text) == "system.files"
+
+
+def test_the_rank_that_is_waited_for_is_named():
+    text = (
+        "EI0002: remote rank: [24]. task: remote rank:[24]]. group information: [group:[group_name_7], rankId[25]]\n"
+        "[ERROR] (PID:1, Device:0, RankID:101) ERR00100\n"
+    )
+    found = explained(text)
+    assert look_at(found, "en") == "rank 24 of group_name_7, which rank 25 waits for"
+    assert "rank 25 在等它" in look_at(found, "zh")
+
+
+CHAIN = """==> worker-0/plog-1.log <==
+[ERROR] HCCL(1,python): |  10.0.0.2(1)   |   10.0.0.1(0)   |  server  | no connect |
+==> worker-1/plog-2.log <==
+[ERROR] HCCL(2,python): |  10.0.0.3(2)  | 16666 |  10.0.0.2(1)  | 0 |  client  | time out |
+"""
+
+
+def test_a_chain_of_waits_ends_at_the_one_that_waits_for_nobody():
+    found = explained(CHAIN)
+    assert found.first.cause.id == "collective.socket"
+    assert found.blame.rank == "2" and found.blame.waiting == ("1",)
+
+
+def test_a_circle_of_waits_is_the_network():
+    found = explained(CHAIN + "[ERROR] HCCL(3,python): | 10.0.0.1(0) | 10.0.0.3(2) | client | no connect |\n")
+    assert found.first.cause.id == "collective.links_cycle"
+    assert look_at(found, "en") == "the network between ranks 0, 1, 2, which wait for each other"
+
+
+def test_a_rank_that_ran_out_of_memory_is_named_before_those_that_waited():
+    text = (
+        "[rank0]: EI0002: The wait execution of the Notify register times out. remote rank [1]. rankId[0]\n"
+        "[rank1]: RuntimeError: NPU out of memory.\n"
+    )
+    found = explained(text)
+    assert found.first.cause.id == "memory.torch_short"
+    assert look_at(found, "en") == "rank 1, which shows the cause"
+
+
+def test_unequal_collectives_of_two_ranks():
+    def rank(number, operation, count):
+        head = f"[ERROR] HCCL({number + 70},test): Task run failed, "
+        return (
+            f"{head}base information is streamID:[2], tag[{operation}_10.0.0.1_7].\n"
+            f"{head}groupRank information is group:[10.0.0.1_7], rankSize[2], rankId[{number}].\n"
+            f"{head}opData information is index[21], count[{count}], src[0x1], dataType[float32].\n"
+        )
+
+    found = explained(rank(0, "AllReduce", 256) + rank(1, "AllGather", 256))
+    assert found.first.cause.id == "collective.unequal_operation"
+    assert "rank 0: AllReduce, 256 x float32; rank 1: AllGather" in in_words(found, "en")
+    assert explained(rank(0, "AllReduce", 256) + rank(1, "AllReduce", 8)).first.fields["index"] == "21"
+    assert cause_of(rank(0, "AllReduce", 256) + rank(1, "AllReduce", 256)) == "unknown"
+
+
+def test_ranks_of_lines():
+    text = "[rank3]: a\n(VllmWorker TP1 pid=9) b\nx (PID:7, RankID:5) ERR\nHCCL(7,python) c\nrank2:\nd\n"
+    assert [line.rank for line in lines_of(text, "any.log")] == ["3", "1", "5", "5", "2", "2"]
+    assert lines_of("a", "out/rank-6.log")[0].rank == "6"
+    assert lines_of('{"detail": "one\\nEL0004: two"}', "x")[1].text.startswith("EL0004")
+
+
+def test_lines_of_every_step_are_left_out_and_failures_are_not():
+    steps = "".join(f"{{'loss': 1.{step}, 'step': {step}}}\n" for step in range(5000))
+    assert len([line for line in lines_of(steps, "x") if line.text]) == 3
+    assert cause_of(steps + "OSError: [Errno 28] No space left on device\n" + steps) == "system.disk"
+
+
+def test_of_a_huge_file_the_ends_are_read(tmp_path):
+    path = tmp_path / "huge.log"
+    with path.open("wb") as file:
+        file.write(b"KeyError: 'ASCEND_HOME_PATH'\n")
+        file.truncate(LARGEST_BYTES * 2)
+    log = read_logs([str(path)])
+    assert explain(log.lines, TABLES).first.cause.id == "env.home_path"
+    assert len(log.notes) == 1 and "the first and last 8 MB" in log.notes[0]
+
+
+def test_files_and_folders(tmp_path):
+    (tmp_path / "plog").mkdir()
+    (tmp_path / "plog" / "rank-1.log").write_text("Too many open files\n")
+    assert read_logs([str(tmp_path)]).lines[0].rank == "1"
+    with pytest.raises(UsageError, match="there is no such file"):
+        read_logs([str(tmp_path / "none.log")])
+
+
+def test_every_code_and_remedy_has_words_in_each_language():
+    assert sum(len(codes) for codes in TABLES.codes.values()) > 450
+    for codes in TABLES.codes.values():
+        for known in codes.values():
+            assert all(known.words[tongue] and known.remedy[tongue] for tongue in LANGUAGES)
+    assert TABLES.code("message", "E62501").words["en"].startswith("an operator")
+    assert TABLES.code("message", "EX1234") is None
+
+
+def test_people_add_tables_of_their_own(tmp_path):
+    (tmp_path / "mine.json").write_text(
+        json.dumps(
+            {
+                "causes": [
+                    {
+                        "id": "site.proxy",
+                        "depth": 5,
+                        "match": "squid-7 refused",
+                        "en": "the proxy is down",
+                        "remedy": {"en": "call 1234"},
+                    }
+                ],
+                "codes": {"number": {"507018": {"en": "our own words", "zh": "自己的话", "remedy": "plog"}}},
+            }
+        )
+    )
+    tables = load({"SWIFTLET_DOCTOR_DIR": str(tmp_path)})
+    found = explain(lines_of("error code is 507018\nsquid-7 refused\n", "x"), tables)
+    assert in_words(found, "zh").startswith("原因: the proxy is down") and "call 1234" in in_words(
+        found, "en"
+    )
+    assert tables.code("number", "507018").words["en"] == "our own words"
+    assert user_folder({"XDG_CONFIG_HOME": "/c"}).as_posix() == "/c/swiftlet/doctor"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"causes": [{"id": "a"}]}', '{"causes": [{"id": "a", "en": "b", "remedy": "nothing"}]}', "[1]"],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path, text):
+    (tmp_path / "broken.json").write_text(text)
+    with pytest.raises(TableError, match="broken.json is no table of the doctor"):
+        load({"SWIFTLET_DOCTOR_DIR": str(tmp_path)})
+
+
+def test_language_and_what_the_log_does_not_say():
+    assert language({"LANG": "zh_CN.UTF-8"}) == "zh" and language({"LANG": "zh_CN", "LC_ALL": "C"}) == "en"
+    assert language({"LANG": "zh_CN"}, "en") == "en" and language({}) == "en"
+    assert (
+        fill("a ({x}) b {y} [{z}]", {"y": "1"}) == "a b 1" and fill("设备 {x}（{y}）", {"x": "2"}) == "设备 2"
+    )
