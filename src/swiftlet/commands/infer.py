@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swiftlet import heartbeat, log
 from swiftlet.commands.checkpoint_source import CheckpointSource, open_checkpoint_source, with_checkpoint
@@ -14,8 +14,10 @@ from swiftlet.commands.model_source import apply_environment, find_source, open_
 from swiftlet.config.args import InferArgs
 from swiftlet.config.check import check_infer
 from swiftlet.config.parse import Parsed, parse_mapping
-from swiftlet.data.template import Template
 from swiftlet.errors import SwiftletError, UsageError, raise_all
+
+if TYPE_CHECKING:
+    from swiftlet.data.template import Template
 
 ARGS = InferArgs
 EXAMPLE = "swift infer --ckpt_dir output/.../checkpoint-100 --load_dataset_config true"

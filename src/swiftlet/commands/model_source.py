@@ -9,13 +9,15 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swiftlet import log
-from swiftlet.data.template import Template, build_template
-from swiftlet.data.tokenizer import Tokenizer, load_tokenizer
 from swiftlet.errors import UsageError
 from swiftlet.models.families import fetch, find_model
+
+if TYPE_CHECKING:
+    from swiftlet.data.template import Template
+    from swiftlet.data.tokenizer import Tokenizer
 
 CACHE_VARIABLE = "SWIFTLET_CACHE"
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "model_max_length")
@@ -51,6 +53,10 @@ def open_template(
     folder: Path, *, template_type: str | None, system: str | None
 ) -> tuple[Tokenizer, Template]:
     """Return the tokenizer of a model and the template of its chats."""
+    # Imported here, as wherever a command's module is imported before its mistakes are known: mistakes cost little.
+    from swiftlet.data.template import build_template
+    from swiftlet.data.tokenizer import load_tokenizer
+
     tokenizer = load_tokenizer(folder)
     return tokenizer, build_template(tokenizer, name=template_type, system=system)
 

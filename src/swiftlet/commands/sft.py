@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swiftlet import heartbeat, log
 from swiftlet.commands.model_source import (
@@ -26,12 +26,13 @@ from swiftlet.config.args import SftArgs
 from swiftlet.config.check import check_sft
 from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.config.resolve import inherited, resolve_sft
-from swiftlet.data.prepare import Prepared
-from swiftlet.data.prepare import prepare as prepare_data
-from swiftlet.data.template import Template
 from swiftlet.errors import SwiftletError, raise_all
 from swiftlet.models.identity import base_hash
 from swiftlet.train.resume import Checkpoint, choose_checkpoint, trusted_checkpoint
+
+if TYPE_CHECKING:
+    from swiftlet.data.prepare import Prepared
+    from swiftlet.data.template import Template
 
 ARGS = SftArgs
 EXAMPLE = (
@@ -85,6 +86,8 @@ def prepare(parsed: Parsed) -> dict[str, str]:
 
 def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:
     """Return what is known before torch is imported: the model's folder, the run's folder and the tokenised data."""
+    from swiftlet.data.prepare import prepare as prepare_data
+
     source = find_source(args.model)
     _, template = open_template(
         source.folder, template_type=args.model.template_type, system=args.model.system
