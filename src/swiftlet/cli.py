@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -95,6 +96,14 @@ def show_error(error: SwiftletError) -> str:
     return redact("\n".join(f"error: {mistake}" for mistake in mistakes))
 
 
+def _explained(error: Exception) -> str:
+    """Return what the software of a device says in an error, in people's words, where it is known."""
+    from swiftlet.doctor.failure import explain_failure
+
+    text = explain_failure({0: "".join(traceback.format_exception(error))}, os.environ)
+    return f"{text}\n" if text else ""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; every mistake becomes a message and an exit code."""
     try:
@@ -112,6 +121,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (RuntimeError, ImportError, OSError) as error:
+        from swiftlet import heartbeat
+
+        if heartbeat.is_watched():
+            raise  # its last words are the watchdog's to explain
+        traceback.print_exception(error)
+        print(_explained(error), end="", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swiftlet import heartbeat
+from swiftlet.doctor.failure import explain_failure
 from swiftlet.heartbeat import Beat, End
 from swiftlet.log import warning
 
@@ -262,7 +263,9 @@ def exit_code(
         lines = [first.message if is_of_all else f"rank {first.rank}: {first.message}"]
         later = () if is_of_all else failed[1:]
         lines += [f"then rank {end.rank}: {end.message.splitlines()[-1]}" for end in later if end.message]
-        print("\n".join(lines), file=sys.stderr)
+        pids = {beat.rank: beat.pid for beat in gone}
+        lines.append(explain_failure({end.rank: end.message for end in failed}, os.environ, pids))
+        print("\n".join(lines).rstrip(), file=sys.stderr)
         return first.exit_code
     if launcher_code and asked:
         print(f"stopped by signal {asked[0]} before the first step", file=sys.stderr)

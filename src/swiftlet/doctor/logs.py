@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
@@ -103,6 +103,12 @@ def read_logs(paths: Sequence[str]) -> Log:
             ) from None
         log.lines.extend(lines_of(text, str(path)))
     return log
+
+
+def process_logs(environ: Mapping[str, str], pid: int) -> list[Path]:
+    """Return the logs that the device's software wrote for a process on the host (plog), where it does."""
+    named = environ.get("ASCEND_PROCESS_LOG_PATH") or str(Path(environ.get("HOME", "/root")) / "ascend/log")
+    return sorted(Path(named).glob(f"**/plog/plog-{pid}_*.log")) if Path(named).is_dir() else []
 
 
 def _files(paths: Sequence[str]) -> Iterable[Path]:

@@ -86,7 +86,9 @@ def _said(words: Words, match: Match, language: str) -> str:
     return fill(words[language], match.fields)
 
 
-def in_words(found: Explanation, language: str, notes: Sequence[str] = ()) -> str:
+def in_words(
+    found: Explanation, language: str, notes: Sequence[str] = (), *, with_evidence: bool = True
+) -> str:
     """Return the explanation as text: the cause first, then whom to look at, what to do, and the lines that show it."""
     words, first = LABELS[language], found.first
     lines = []
@@ -103,7 +105,8 @@ def in_words(found: Explanation, language: str, notes: Sequence[str] = ()) -> st
     else:
         step = found.symptoms[0].known.remedy[language] if found.symptoms else words["follow"]
         lines.append(f"{words['next']}: {step}")
-    lines += _evidence(found, language) + list(notes)
+    lines += _evidence(found, language) if with_evidence else []
+    lines += notes
     return "\n".join(lines)
 
 
