@@ -1,0 +1,151 @@
+"""Time of a training step from sizes, a device's rates and the number of kernels: an estimate with a band.
+
+A device works while the host starts its next kernels, so a micro-batch takes the longer of launching (kernels x launch
+time) and working (matrix products at the device's rate, other operators at its bandwidth); a processor does both one
+after the other. Weights are read at least once a pass, which is what short micro-batches wait for. Sharding engines add
+their gathers. Counts of kernels and bytes are those of the trace (`commands/plan_trace.py`), fitted over 14 geometries.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from swiftlet.plan.cards import Card
+from swiftlet.plan.memory import FP32, Setting, Sizes, num_trained
+
+# Kernels a layer: forward and backward, and the forward again where it is recomputed; the rest of a micro-batch.
+KERNELS_A_LAYER, KERNELS_AGAIN, KERNELS_REST = 133, 50, 45
+# Elements that other operators than products read and write, a layer and token: of H, I and all heads' D; a label and
+# entry of the vocabulary.
+MOVED_H, MOVED_I, MOVED_HEADS, MOVED_LOGITS = 64, 20, 44, 6
+MOVED_AGAIN, MOVED_FULL, MOVED_DROPOUT = 1.3, 1.2, 1.2
+SHORT_TYPE = 2.6  # bytes an element moves in a run of 2-byte weights: norms and sums are fp32
+EFFICIENCY = 0.45  # of a peak rate that nobody measured
+SPEEDUP_SHORT_TYPE = 1.0
+PASSES_OF_GATHER = {
+    "zero3": 7,
+    "zero3-offload": 7,
+    "fsdp2": 1,
+    "fsdp2-offload": 1,
+}  # gathers a layer and pass
+HOOK_MS_A_TENSOR = 0.8  # of the card's gather time: what ZeRO-2's hooks cost a trained tensor and micro-batch
+BAND_MEASURED, BAND_GUESSED = 0.25, 0.5
+
+
+class Load(NamedTuple):
+    """One micro-batch: tokens, labelled ones, and the sum of the squared lengths of its samples."""
+
+    tokens: float
+    labels: float
+    squares: float
+
+
+class Seconds(NamedTuple):
+    """Time of one micro-batch or step, by what it goes into; `total` knows what happens at the same time."""
+
+    launch: float
+    products: float
+    moving: float
+    communication: float
+    total: float
+
+
+def flops_of(g: Sizes, s: Setting, load: Load) -> float:
+    """Return the floating-point operations of one micro-batch: 2 a weight and token and pass."""
+    ends = g.vocab * g.hidden * (1 if g.tied else 2)
+    passes = 2 + s.is_checkpointed + s.is_full * s.trained_share
+    body = 2 * (g.num_active_parameters - ends) * load.tokens * passes
+    head = 2 * load.labels * g.vocab * g.hidden * (2 + s.is_full)
+    attention = 2 * g.layers * g.heads * g.dim * load.squares * (1 + 2.5 + s.is_checkpointed)
+    return body + head + attention
+
+
+def moved_bytes(g: Sizes, s: Setting, load: Load, *, has_dropout: bool) -> float:
+    """Return the bytes that operators other than products read and write in one micro-batch."""
+    width = MOVED_H * g.hidden + MOVED_HEADS * (g.heads + g.kv_heads) * g.dim
+    wide = g.active_experts * g.expert_intermediate + g.shared_intermediate if g.experts else g.intermediate
+    elements = g.layers * load.tokens * (width + MOVED_I * wide)
+    elements *= MOVED_AGAIN if s.is_checkpointed else 1
+    elements *= MOVED_FULL if s.is_full else MOVED_DROPOUT if has_dropout else 1
+    itemsize = FP32 if s.itemsize == FP32 else SHORT_TYPE
+    return elements * itemsize + MOVED_LOGITS * FP32 * load.labels * g.vocab
+
+
+def weight_bytes(g: Sizes, s: Setting) -> float:
+    """Return the bytes of weights that the passes of one micro-batch read."""
+    return (2 + s.is_checkpointed + s.is_full) * s.itemsize * g.num_active_parameters
+
+
+def num_kernels(g: Sizes, s: Setting) -> float:
+    """Return how many kernels one micro-batch launches."""
+    a_layer = KERNELS_A_LAYER + (KERNELS_AGAIN if s.is_checkpointed else 0)
+    return g.layers * a_layer + KERNELS_REST
+
+
+def matrix_rate(card: Card, rows: float) -> float:
+    """Return the rate of products over `rows` tokens [operations a second]: measured, or a share of the peak."""
+    if not card.matrix_gflops:
+        return EFFICIENCY * card.tflops * 1e12
+    points = sorted(card.matrix_gflops)
+    if rows <= points[0][0]:
+        return points[0][1] * 1e9
+    for (low, slow), (high, fast) in zip(points, points[1:], strict=False):
+        if rows <= high:
+            return (slow + (fast - slow) * (rows - low) / (high - low)) * 1e9
+    return points[-1][1] * 1e9
+
+
+def micro_batch(g: Sizes, s: Setting, card: Card, load: Load, *, has_dropout: bool) -> Seconds:
+    """Return the time of forward and backward over one micro-batch, gathers and hooks among it."""
+    launch = num_kernels(g, s) * card.launch_us * 1e-6
+    bandwidth = card.bandwidth_gb_s * 1e9
+    products = max(
+        flops_of(g, s, load) / matrix_rate(card, load.tokens),
+        weight_bytes(g, s) / bandwidth,
+    )
+    moving = moved_bytes(g, s, load, has_dropout=has_dropout) / bandwidth
+    work = launch + products + moving if card.is_host else max(launch, products + moving)
+    communication = _gathers(g, s, card) + _hooks(g, s, card)
+    return Seconds(launch, products, moving, communication, work + communication)
+
+
+def _gathers(g: Sizes, s: Setting, card: Card) -> float:
+    if s.engine not in PASSES_OF_GATHER or s.world_size == 1 and not s.engine.endswith("offload"):
+        return 0.0
+    passes = 2 + s.is_checkpointed
+    number = PASSES_OF_GATHER[s.engine] * g.layers * passes + 4
+    size = passes * s.itemsize * g.num_parameters
+    moved = size * (1 - 1 / s.world_size) / (card.link_gb_s * 1e9)
+    from_host = size / s.world_size / (card.host_link_gb_s * 1e9) if s.engine.endswith("offload") else 0.0
+    return max(number * card.gather_ms * 1e-3, moved) + from_host
+
+
+def _hooks(g: Sizes, s: Setting, card: Card) -> float:
+    if s.engine != "zero2" or s.world_size == 1:
+        return 0.0
+    tensors = 2 * len(s.targets) * g.layers if not s.is_full else 9 * g.layers
+    return tensors * HOOK_MS_A_TENSOR * card.gather_ms * 1e-3
+
+
+def update(g: Sizes, s: Setting, card: Card) -> Seconds:
+    """Return the time of reducing the gradient, clipping and the optimizer's step, once a step."""
+    trained = num_trained(g, s)
+    width = s.itemsize if s.is_full else FP32
+    share = s.world_size if s.engine != "none" else 1
+    moving = (4 + 2 * s.states + 3) * width * trained / share / (card.bandwidth_gb_s * 1e9)
+    ranks = s.world_size
+    reduced = 2 * (ranks - 1) / ranks * width * trained / (card.link_gb_s * 1e9) if ranks > 1 else 0.0
+    launch = 60 * card.launch_us * 1e-6
+    return Seconds(launch, 0.0, moving, reduced, launch + moving + reduced)
+
+
+def evaluation(g: Sizes, s: Setting, card: Card, load: Load) -> float:
+    """Return the seconds of a forward pass over `load`."""
+    launch = g.layers * KERNELS_AGAIN * card.launch_us * 1e-6
+    ends = g.vocab * g.hidden * (1 if g.tied else 2)
+    flops = 2 * (g.num_active_parameters - ends) * load.tokens + 2 * load.labels * g.vocab * g.hidden
+    products = max(
+        flops / matrix_rate(card, load.tokens),
+        s.itemsize * g.num_active_parameters / (card.bandwidth_gb_s * 1e9),
+    )
+    return launch + products if card.is_host else max(launch, products)
