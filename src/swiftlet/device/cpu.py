@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 
+from swiftlet.device.inventory import cpu_flags, cpu_has_native_bf16
 from swiftlet.device.machine import Machine
 from swiftlet.device.spec import Calls, Device, Sight
 
+__all__ = ["ResidentSet", "cpu_flags", "cpu_has_native_bf16", "cpu_memory", "cpu_name", "open_this", "see"]
 PROC = Path("/proc")
 CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
@@ -21,23 +23,10 @@ CGROUP_USE = (
     Path("/sys/fs/cgroup/memory.current"),
     Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
-# x86: the two sets with bf16 products; ARM: the bf16 extension, also as SVE's.
-BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def cpu_flags(text: str) -> frozenset[str]:
-    """Return the instruction sets in the text of /proc/cpuinfo, of x86 or ARM."""
-    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    return frozenset(found.group(1).split()) if found else frozenset()
-
-
-def cpu_has_native_bf16(text: str | None = None) -> bool:
-    """Return whether the CPU multiplies bf16 itself; without that bf16 is slower than fp32."""
-    return bool(cpu_flags(_read(PROC / "cpuinfo") if text is None else text) & BF16_FLAGS)
 
 
 def cpu_name() -> str:

@@ -1,0 +1,283 @@
+"""From the arguments of sft to what planning knows: sizes, lengths, devices. Nothing is downloaded; no torch.
+
+A config.json and tokenised rows at hand are taken first, then the family table and the statistics of the built-in
+datasets; what was taken is told.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from swiftlet.commands.model_source import cache_folder, longest_sample, open_template
+from swiftlet.data.batching import num_steps, num_steps_per_epoch
+from swiftlet.data.datasets import DATASETS, NamedDataset, by_id
+from swiftlet.data.prepare import prepare as prepare_data
+from swiftlet.data.spec import DatasetSpec, parse_specs
+from swiftlet.data.split import num_held_out
+from swiftlet.data.survey import Schedule, largest_micro_batch, sampled_cuts, spread
+from swiftlet.errors import DataError, UsageError
+from swiftlet.hub.cache import hf_snapshot, ms_snapshot
+from swiftlet.models.families import Choice, find_model
+from swiftlet.models.geometry import Geometry, geometry_of_config, is_exact
+from swiftlet.plan.cards import Card
+from swiftlet.plan.memory import ATTENTION, MLP, Setting
+from swiftlet.plan.strategies import FLAGS, Fed, Job
+from swiftlet.plan.timing import Load
+
+ITEMSIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
+LABEL_SHARE = 0.6  # of tokens, where the rows were not read
+# Numbers that an optimizer keeps a parameter; fused AdamW needs no temporary copy.
+STATES = {"sgd": 0, "adafactor": 0, "adagrad": 1, "rmsprop": 1}
+BUSY_TOKENS, BUSY_TOKENS_HOST = 8192, 1024  # device/spec.py, device/cpu.py
+
+
+class Sized(NamedTuple):
+    """The sizes of a model and where they come from; `folder` is its copy on this machine."""
+
+    name: str
+    geometry: Geometry
+    source: str
+    folder: Path | None
+
+
+class Rows(NamedTuple):
+    """Lengths of the rows that are trained on and held out [tokens], and where they come from."""
+
+    train: np.ndarray
+    val: np.ndarray
+    label_share: float
+    source: str
+    is_read: bool
+
+
+@dataclass(frozen=True)
+class Subject:
+    """All that a plan is about; `args` are those of sft, resolved."""
+
+    args: Any
+    sized: Sized
+    rows: Rows
+    card: Card
+    world_size: int
+    schedule: Schedule
+    dtype: str
+
+    @property
+    def longest(self) -> int:
+        """Return the tokens of the longest row."""
+        return int(self.rows.train.max())
+
+    @property
+    def busy_tokens(self) -> int:
+        """Return the micro-batch that keeps the device busy [tokens]."""
+        return BUSY_TOKENS_HOST if self.card.is_host else BUSY_TOKENS
+
+
+def local_copy(choice: Choice, revision: str | None) -> Path | None:
+    """Return the folder of a model on this machine, without looking anywhere else."""
+    if choice.folder is not None:
+        return choice.folder
+    found = ms_snapshot("model", choice.ms_id, revision) if choice.ms_id else None
+    return found or (hf_snapshot("model", choice.hf_id, revision) if choice.hf_id else None)
+
+
+def find_sizes(model: Any) -> Sized:
+    """Return the sizes of the model that the arguments name.
+
+    Raises:
+        UsageError: they are not known here.
+    """
+    choice = find_model(model.model_type, model.model_id_or_path)
+    folder = local_copy(choice, model.model_revision)
+    if folder is not None and (folder / "config.json").is_file():
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        geometry = geometry_of_config(config)
+        if geometry is not None:
+            near = "" if is_exact(config) else " (near, not exact, for this architecture)"
+            return Sized(choice.name, geometry, f"{folder / 'config.json'}{near}", folder)
+    if choice.family is not None and choice.family.geometry is not None:
+        return Sized(choice.name, choice.family.geometry, "the family table", folder)
+    raise UsageError(
+        f"the sizes of {choice.name} are not known here: it is in no cache and has no row with sizes",
+        "download its config.json into a folder and type --model_id_or_path FOLDER",
+    )
+
+
+def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Rows:
+    """Return the lengths of the rows: of the rows themselves where they and the tokenizer are here, else statistics.
+
+    Raises:
+        DataError: neither the rows nor statistics of them are here.
+    """
+    specs = parse_specs(args.data.dataset)
+    val_specs = parse_specs(args.data.val_dataset)
+    max_length = longest_sample(args.data.max_length, folder) if folder else args.data.max_length
+    if folder is not None and all(_is_here(spec) for spec in (*specs, *val_specs)):
+        _, template = open_template(folder, template_type=args.model.template_type, system=args.model.system)
+        data = prepare_data(
+            args.data, template, max_length=max_length, cache_dir=cache_folder(environ), output_dir=None
+        )
+        tokens = max(int(data.train.lengths.sum()), 1)
+        val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)
+        source = "the tokenised rows"
+        return Rows(data.train.lengths, val, float(data.train.num_labels.sum()) / tokens, source, True)
+    lengths = np.concatenate([_statistics(spec, max_length, args) for spec in specs])
+    if args.data.val_dataset:
+        return Rows(lengths, np.concatenate([_statistics(s, max_length, args) for s in val_specs]),
+                    LABEL_SHARE, _statistics_source(specs), False)  # fmt: skip
+    held = num_held_out(len(lengths), args.data.dataset_test_ratio)
+    picks = np.linspace(1, max(len(lengths) - 2, 1), held).astype(int) if held else np.zeros(0, int)
+    return Rows(np.delete(lengths, picks), lengths[picks], LABEL_SHARE, _statistics_source(specs), False)
+
+
+def _is_here(spec: DatasetSpec) -> bool:
+    named = DATASETS.get(spec.location) if spec.kind == "named" else by_id(spec.location)
+    if spec.kind == "path" or (named is not None and named.generator):
+        return True
+    ms_id, hf_id = (named.ms_id, named.hf_id) if named else (spec.location, spec.location)
+    found = ms_snapshot("dataset", ms_id, None) if ms_id else None
+    return bool(found or (hf_snapshot("dataset", hf_id, None) if hf_id else None))
+
+
+def _named(spec: DatasetSpec) -> NamedDataset | None:
+    return DATASETS.get(spec.location) if spec.kind == "named" else by_id(spec.location)
+
+
+def _statistics(spec: DatasetSpec, max_length: int, args: Any) -> np.ndarray:
+    named = _named(spec)
+    if named is None or named.num_rows is None or named.lengths is None:
+        raise DataError(
+            f"--dataset {spec.text}: its rows, or the model's tokenizer, are not on this machine, and nothing is "
+            "known of its lengths",
+            "give a model folder and a data file, or plan with a built-in dataset such as blossom-math-zh",
+        )
+    number = min(spec.num_samples or named.num_rows, named.num_rows)
+    lengths = spread(number, *named.lengths)
+    if max_length > 0 and args.data.truncation_strategy == "delete":
+        return lengths[lengths <= max_length]
+    return np.minimum(lengths, max_length) if max_length > 0 else lengths
+
+
+def _statistics_source(specs: Sequence[DatasetSpec]) -> str:
+    sources = dict.fromkeys(named.source for spec in specs if (named := _named(spec)) is not None)
+    return f"published statistics ({'; '.join(sources)}); the rows themselves were not read"
+
+
+def schedule_of(args: Any, num_rows: int, world_size: int, budget: int = 0) -> Schedule:
+    """Return how the rows of a run become steps."""
+    train = args.train
+    steps_per_epoch = num_steps_per_epoch(
+        num_rows,
+        batch_size=train.batch_size,
+        accumulation=train.gradient_accumulation_steps,
+        world_size=world_size,
+    )
+    step_size = train.batch_size * train.gradient_accumulation_steps * world_size
+    total = num_steps(steps_per_epoch, train.num_train_epochs, train.max_steps)
+    return Schedule(train.seed, step_size, steps_per_epoch, total, budget, world_size)
+
+
+def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Setting:
+    """Return what of the arguments shapes memory; tokens are filled in for each way to run."""
+    tuner, train = args.tuner, args.train
+    engine = next(
+        (
+            name
+            for name, flags in FLAGS.items()
+            if args.parallel.deepspeed in flags or args.parallel.fsdp in flags
+        ),
+        "zero2" if args.parallel.deepspeed else "none",
+    )
+    return Setting(
+        itemsize=itemsize,
+        tokens=1,
+        is_full=tuner.sft_type == "full",
+        rank=tuner.lora_rank,
+        targets=_targets(tuner.lora_target_modules),
+        trained_share=1 - tuner.freeze_parameters_ratio,
+        extra_trained=_saved_whole(tuner.lora_modules_to_save, sizes),
+        has_dora=tuner.use_dora,
+        is_checkpointed=train.gradient_checkpointing == "true",
+        states=STATES.get(train.optim, 2),
+        engine=engine,
+        world_size=world_size,
+        keeps_attention=True,
+    )
+
+
+def _targets(names: Sequence[str]) -> frozenset[str]:
+    chosen: set[str] = set()
+    for name in names:
+        known = {"DEFAULT": ATTENTION[:3], "AUTO": ATTENTION[:3], "ALL": (*ATTENTION, *MLP)}
+        chosen |= set(known.get(name.upper(), (name.rpartition(".")[2],)))
+    return frozenset(chosen)
+
+
+def _saved_whole(names: Sequence[str], sizes: Geometry) -> int:
+    """Return the parameters of modules trained whole beside the adapters."""
+    table = sizes.vocab * sizes.hidden
+    each = {"EMBEDDING": table, "embed_tokens": table, "lm_head": table,
+            "LN": sizes.hidden * (sizes.layers * sizes.norms + 1)}  # fmt: skip
+    return sum(each.get(name, 0) for name in names)
+
+
+def job_of(subject: Subject) -> Job:
+    """Return the run as the strategies see it."""
+    args, rows, schedule = subject.args, subject.rows, subject.schedule
+    setting = setting_of(args, subject.sized.geometry, subject.world_size, ITEMSIZES[subject.dtype])
+    if subject.card.is_host and subject.dtype != "fp32":
+        setting = replace(setting, keeps_attention=False)
+
+    @lru_cache(maxsize=32)
+    def feed(budget: int) -> Fed:
+        cut = schedule._replace(token_budget=budget)
+        steps = [
+            [Load(tokens, tokens * rows.label_share, squares) for tokens, squares in step]
+            for step in sampled_cuts(rows.train, cut).steps
+        ]
+        return Fed(largest_micro_batch(rows.train, cut).num_tokens, steps)
+
+    has_dropout = args.tuner.sft_type == "lora" and args.tuner.lora_dropout_p > 0
+    return Job(
+        subject.sized.geometry,
+        setting,
+        subject.card,
+        schedule.num_steps,
+        feed,
+        _evaluation(subject),
+        has_dropout,
+    )
+
+
+def _evaluation(subject: Subject) -> tuple[list[Load], int]:
+    """Return the loads of one evaluation on one rank, and how many evaluations a run makes."""
+    args, lengths = subject.args, subject.rows.val
+    if args.output.evaluation_strategy == "no" or not len(lengths):
+        return [], 0
+    per_epoch = args.output.evaluation_strategy == "epoch"
+    every = subject.schedule.steps_per_epoch if per_epoch else args.output.eval_steps
+    budget = max(int(lengths.max()), subject.busy_tokens)
+    tokens = float(lengths.sum()) / subject.world_size
+    number = max(1, math.ceil(tokens / budget))
+    load = Load(tokens / number, tokens / number * subject.rows.label_share, 0.0)
+    return [load] * number, math.ceil(subject.schedule.num_steps / every)
+
+
+def build_subject(args: Any, card: Card, world_size: int, dtype: str) -> Subject:
+    """Return what a plan is about; `args` are resolved for `world_size`.
+
+    Raises:
+        SwiftletError: the model or the data are not known here.
+    """
+    sized = find_sizes(args.model)
+    rows = find_rows(args, sized.folder, os.environ)
+    return Subject(args, sized, rows, card, world_size, schedule_of(args, len(rows.train), world_size), dtype)

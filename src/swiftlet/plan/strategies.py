@@ -1,0 +1,249 @@
+"""Ways to run one job, each with its memory, its verdict and its time; the best one, and what the others lack.
+
+A verdict follows Fujii et al. 2024 (arXiv 2411.06465): 454 runs estimated below 80 % of the device never ran out of
+memory. What is slower than another way that fits is dominated: memory that nobody needs is no reason to wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from swiftlet.plan import timing
+from swiftlet.plan.cards import Card
+from swiftlet.plan.memory import GIB, Memory, Setting, Sizes, estimate
+from swiftlet.plan.timing import Load
+
+FITS, TIGHT, NO = "fits", "tight", "does not fit"
+FITS_BELOW, TIGHT_BELOW = 0.80, 0.95
+SLACK_SHARE, LEAST_SLACK, MOST_SLACK = 0.20, 16 * 2**20, 0.7 * GIB  # of the allocator; docs/planning.md
+SAME = 1.05  # ways whose times differ by less are equally fast
+ENGINES = ("none", "zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
+FLAGS = {
+    "none": (),
+    "zero2": ("--deepspeed", "default-zero2"),
+    "zero3": ("--deepspeed", "default-zero3"),
+    "zero3-offload": ("--deepspeed", "zero3-offload"),
+    "fsdp2": ("--fsdp", "full_shard"),
+    "fsdp2-offload": ("--fsdp", "full_shard_offload"),
+}
+
+
+class Fed(NamedTuple):
+    """What a micro-batch budget makes of the data.
+
+    Args:
+        largest: tokens of the largest micro-batch.
+        steps: some steps, each the loads of its micro-batches on the busiest rank.
+    """
+
+    largest: int
+    steps: Sequence[Sequence[Load]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as far as planning knows it.
+
+    Args:
+        setting: with the engine, budget and checkpointing that the command line asks for.
+        feed: a micro-batch token budget to what the data gives.
+        evaluation: loads of one evaluation on one rank, and how many evaluations there are.
+    """
+
+    sizes: Sizes
+    setting: Setting
+    card: Card
+    num_steps: int
+    feed: Callable[[int], Fed]
+    evaluation: tuple[Sequence[Load], int] = ((), 0)
+    has_dropout: bool = True
+
+
+class Figures(NamedTuple):
+    """Bytes on each device: what the allocator hands out, what it takes, and what the device's own tool shows."""
+
+    memory: Memory
+    reserved: float
+    visible: float
+    share: float
+
+    @property
+    def verdict(self) -> str:
+        """Return whether it fits."""
+        return FITS if self.share < FITS_BELOW else TIGHT if self.share < TIGHT_BELOW else NO
+
+
+class Way(NamedTuple):
+    """One way to run a job."""
+
+    engine: str
+    budget: int
+    is_checkpointed: bool
+    largest: int
+    figures: Figures
+    seconds_a_step: float
+    seconds: float
+    dominated_by: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return a short name."""
+        more = " + checkpointing" if self.is_checkpointed else ""
+        return f"{'replicas' if self.engine == 'none' else self.engine}, {self.budget} tokens{more}"
+
+    @property
+    def flags(self) -> list[str]:
+        """Return the flags that ask for it."""
+        check = "true" if self.is_checkpointed else "false"
+        budget = ["--micro_batch_tokens", str(self.budget)] if self.budget else []
+        return [*FLAGS[self.engine], *budget, "--gradient_checkpointing", check]
+
+
+def figures_of(sizes: Sizes, setting: Setting, card: Card) -> Figures:
+    """Return the three figures of one setting on one device."""
+    memory = estimate(sizes, setting)
+    slack = SLACK_SHARE * (memory.activations + memory.logits + memory.gathered)
+    reserved = memory.needed + min(max(slack, LEAST_SLACK), MOST_SLACK)
+    visible = reserved + (card.idle_gib + card.context_gib) * GIB
+    visible += card.communicator_gib * GIB if setting.world_size > 1 else 0
+    return Figures(memory, reserved, visible, visible / (card.memory_gib * GIB))
+
+
+def way_of(job: Job, engine: str, budget: int, is_checkpointed: bool) -> Way:
+    """Return one way to run a job, with its memory and time."""
+    fed = job.feed(budget)
+    setting = replace(
+        job.setting, engine=engine, is_checkpointed=is_checkpointed, tokens=fed.largest, labels=None
+    )
+    step = step_seconds(job, setting, fed)
+    loads, number = job.evaluation
+    each = sum(timing.evaluation(job.sizes, setting, job.card, load) for load in loads)
+    total = step * job.num_steps + each * number
+    return Way(
+        engine,
+        budget,
+        is_checkpointed,
+        fed.largest,
+        figures_of(job.sizes, setting, job.card),
+        step,
+        total,
+    )
+
+
+def step_seconds(job: Job, setting: Setting, fed: Fed) -> float:
+    """Return the seconds of a mean optimizer step."""
+    times = [
+        sum(
+            timing.micro_batch(job.sizes, setting, job.card, load, has_dropout=job.has_dropout).total
+            for load in loads
+        )
+        for loads in fed.steps
+    ]
+    mean = sum(times) / len(times) if times else 0.0
+    return mean + timing.update(job.sizes, setting, job.card).total
+
+
+def ways(job: Job, budgets: Iterable[int], engines: Iterable[str] = ENGINES) -> list[Way]:
+    """Return all ways, the best first: those that fit by time, then the tight ones, then the others by memory."""
+    found = [
+        way_of(job, engine, budget, is_checkpointed)
+        for engine in engines
+        if engine == "none" or job.setting.world_size > 1 or engine.endswith("offload")
+        for budget in budgets
+        for is_checkpointed in (False, True)
+    ]
+    rank = {FITS: 0, TIGHT: 1, NO: 2}
+
+    def order(way: Way) -> tuple[float, ...]:
+        is_no = way.figures.verdict == NO
+        first = way.figures.visible if is_no else way.seconds
+        return (rank[way.figures.verdict], first, way.figures.visible)
+
+    found.sort(key=order)
+    best = prefer_simple(found)
+    return [_marked(way, best) for way in [best, *(way for way in found if way is not best)]]
+
+
+def prefer_simple(found: Sequence[Way]) -> Way:
+    """Return the best way; among equally fast ones the plainest: replicas, no recomputing, less memory."""
+    first = found[0]
+    if first.figures.verdict == NO:
+        return first
+    equal = [
+        way
+        for way in found
+        if way.figures.verdict == first.figures.verdict and way.seconds <= SAME * first.seconds
+    ]
+    return min(equal, key=lambda way: (ENGINES.index(way.engine), way.is_checkpointed, way.figures.visible))
+
+
+def _marked(way: Way, best: Way) -> Way:
+    if way is best or best.figures.verdict == NO or way.figures.verdict == NO:
+        return way
+    if way.seconds <= SAME * best.seconds:
+        return way
+    reason = f"{way.seconds / best.seconds:.1f} x the time of {best.name}, which {best.figures.verdict}"
+    return way._replace(dominated_by=reason.replace("which tight", "which is tight"))
+
+
+def budgets_for(longest: int, busy: int, asked: int | None, *, is_packed: bool) -> list[int]:
+    """Return the micro-batch token budgets worth trying, the largest first.
+
+    Args:
+        longest: tokens of the longest sample; no budget is below it.
+        busy: tokens that keep the device busy.
+        asked: what the user insists on.
+    """
+    if not is_packed:
+        return [0]
+    if asked is not None:
+        return [asked]
+    found, budget = [], busy
+    while budget > longest:
+        found.append(budget)
+        budget //= 2
+    return [*found, longest]
+
+
+class Advice(NamedTuple):
+    """What `swift sft` does where the user left it to the program; `way` is None where nothing fits."""
+
+    way: Way | None
+    nearest: Way
+
+
+def advise(job: Job, budgets: Sequence[int], checkpointing: Sequence[bool]) -> Advice:
+    """Return the first of the wanted ways that fits, and the one that comes nearest.
+
+    A smaller budget is tried before recomputing. Only the device's whole memory is looked at, not what is free now,
+    so that a run that is continued takes the same decisions.
+    """
+    engine = job.setting.engine
+    tried = [way_of(job, engine, budget, check) for check in checkpointing for budget in budgets]
+    nearest = min(tried, key=lambda way: way.figures.visible)
+    for verdict in (FITS, TIGHT):
+        chosen = next((way for way in tried if way.figures.verdict == verdict), None)
+        if chosen is not None:
+            return Advice(chosen, nearest)
+    return Advice(None, nearest)
+
+
+def cheapest_change(job: Job, budgets: Sequence[int]) -> Way | None:
+    """Return the fastest way that fits, whatever was asked for; None where none of them does."""
+    found = ways(job, budgets)
+    return found[0] if found[0].figures.verdict != NO else None
+
+
+def devices_needed(job: Job, budgets: Sequence[int], most: int = 1024) -> int | None:
+    """Return the smallest number of devices (a power of two above the job's) on which a sharded run fits."""
+    number = job.setting.world_size * 2
+    while number <= most:
+        wider = replace(job, setting=replace(job.setting, world_size=number))
+        if any(
+            way_of(wider, engine, budgets[-1], True).figures.verdict != NO for engine in ("fsdp2", "zero3")
+        ):
+            return number
+        number *= 2
+    return None
