@@ -7,7 +7,7 @@ import json
 import pytest
 
 from swiftlet.doctor.explain import explain
-from swiftlet.doctor.logs import LARGEST_BYTES, lines_of, read_logs
+from swiftlet.doctor.logs import LARGEST_BYTES, LONGEST_LINE, lines_of, read_logs
 from swiftlet.doctor.tables import LANGUAGES, TableError, fill, language, load, user_folder
 from swiftlet.doctor.wording import as_json, in_words, look_at
 from swiftlet.errors import UsageError
@@ -280,10 +280,16 @@ def test_of_a_huge_file_the_ends_are_read(tmp_path):
     path = tmp_path / "huge.log"
     with path.open("wb") as file:
         file.write(b"KeyError: 'ASCEND_HOME_PATH'\n")
-        file.truncate(LARGEST_BYTES * 2)
+        file.write(b"step\n" * (LARGEST_BYTES // 4))
     log = read_logs([str(path)])
     assert explain(log.lines, TABLES).first.cause.id == "env.home_path"
     assert len(log.notes) == 1 and "the first and last 8 MB" in log.notes[0]
+
+
+def test_a_line_without_end_costs_no_minutes():
+    lines = lines_of("x" * 400_000 + " Too many open files", "x")
+    assert all(len(line.text) <= LONGEST_LINE for line in lines)
+    assert explain(lines, TABLES).first.cause.id == "system.files"
 
 
 def test_files_and_folders(tmp_path):

@@ -45,8 +45,10 @@ def check_live(scene: Scene, timeout_s: float) -> Iterator[Finding]:
                 ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(number)}
                 jobs.append(_start(kind, [number], str(folder / "meeting"), {**environ, **ranks}, folder))
         _wait(jobs, timeout_s)
-        for job in jobs:
-            yield from _findings(job, timeout_s)
+        for place, job in enumerate(jobs):
+            for finding in _findings(job, timeout_s):
+                if place < 2 or finding.id != "live.done":  # what went well is said by one of two ranks
+                    yield finding
     if len(pair) < 2:
         yield found("live.skipped", check="all-reduce", said="there is one device only")
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from swiftlet.errors import UsageError
 
 LARGEST_BYTES = 16 << 20  # of a file: the first and the last half of it; the first error and the last words
+LONGEST_LINE = 4096
 QUIET = re.compile(r"\[(?:INFO|DEBUG|EVENT|TRACE)\]")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[-T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{3})(?:\.(\d{3}))?)?")
@@ -137,7 +138,7 @@ def lines_of(text: str, source: str = "log") -> list[Line]:
     seen: Counter[str] = Counter()
     found = []
     for number, row in enumerate(text.split("\n"), start=1):
-        for part in COLOUR.sub("", row).replace("\\n", "\n").split("\n"):
+        for part in _parts(row):
             heading = HEADING.search(part)
             if heading:
                 _head(state, heading)
@@ -150,6 +151,14 @@ def lines_of(text: str, source: str = "log") -> list[Line]:
         line.time_s = line.time_s if line.time_s is not None else earliest.get(line.source)
         earliest[line.source] = line.time_s
     return found
+
+
+def _parts(row: str) -> list[str]:
+    """Return the lines that stand in one line of a file; a very long one is cut, as no pattern is so long."""
+    parts = COLOUR.sub("", row).replace("\\n", "\n").split("\n")
+    return [
+        part[at : at + LONGEST_LINE] for part in parts for at in range(0, max(len(part), 1), LONGEST_LINE)
+    ]
 
 
 def _repeats(text: str, seen: Counter[str]) -> bool:
