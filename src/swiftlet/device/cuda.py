@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 
-from swiftlet.device.cuda_kernels import CUDA_KERNELS
 from swiftlet.device.machine import Machine
 from swiftlet.device.spec import Calls, Device, Sight
 from swiftlet.device.visible import CUDA, is_hidden
@@ -38,6 +37,10 @@ def _has_bf16(index: int) -> bool:
 
 def open_this(local_rank: int) -> Device:
     """Make GPU `local_rank` of the visible ones current and return it."""
+    from swiftlet.device.cuda_kernels import (
+        CUDA_KERNELS,
+    )  # brings in torch's compiler: seconds that a CPU need not pay
+
     torch.cuda.set_device(local_rank)
     has_bf16 = _has_bf16(local_rank)
     return Device(
