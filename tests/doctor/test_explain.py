@@ -280,7 +280,7 @@ def test_of_a_huge_file_the_ends_are_read(tmp_path):
     path = tmp_path / "huge.log"
     with path.open("wb") as file:
         file.write(b"KeyError: 'ASCEND_HOME_PATH'\n")
-        file.write(b"step\n" * (LARGEST_BYTES // 4))
+        file.write((b"step" * 50 + b"\n") * (LARGEST_BYTES // 100))
     log = read_logs([str(path)])
     assert explain(log.lines, TABLES).first.cause.id == "env.home_path"
     assert len(log.notes) == 1 and "the first and last 8 MB" in log.notes[0]
