@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from swiftlet.config.fields import with_values
 from swiftlet.data.batching import MicroBatch, Step
 from swiftlet.data.loader import LoadedStep
+from swiftlet.device.spec import DTYPES
 from swiftlet.models import tuner
 from swiftlet.models.causal import build_causal
 from swiftlet.models.geometry import Geometry
@@ -26,6 +29,7 @@ from swiftlet.models.safety import read_config, without_code_fields
 from swiftlet.parallel.engine import build_single_engine
 from swiftlet.parallel.world import World
 from swiftlet.plan.live import LiveBytes
+from swiftlet.plan.memory import estimate
 from swiftlet.train.objective import compute_gradient
 from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
 
@@ -167,3 +171,30 @@ def _run(model: nn.Module, args: Any, lengths: list[int], num_labels: int, live:
         kernels, moved = live.num_kernels - before[0], live.moved - before[1]
         engine.update(args.train.max_grad_norm)
     return Traced(resident, live.peak - resident, kernels, moved)
+
+
+def compare(subject: Any, num_tokens: int, is_checkpointed: bool) -> tuple[float, float]:
+    """Return (traced, analytical) bytes of a step of one process over a micro-batch of samples of equal length.
+
+    Args:
+        subject: of `commands.planning`.
+    """
+    from swiftlet.commands.model_setup import lora_settings
+    from swiftlet.commands.planning import ITEMSIZES, setting_of
+
+    args = with_values(subject.args, gradient_checkpointing="true" if is_checkpointed else "false")
+    sized = subject.sized
+    has_config = sized.folder is not None and (sized.folder / "config.json").is_file()
+    config = config_in(sized.folder) if has_config else config_of(sized.geometry)
+    dtype = DTYPES[subject.dtype]
+    settings = None if args.tuner.sft_type == "full" else lora_settings(args.tuner)
+    number = max(1, round(num_tokens / max(1, subject.longest)))
+    lengths = [num_tokens // number] * (number - 1)
+    lengths.append(num_tokens - sum(lengths))
+    labels = num_tokens - number
+    traced = trace_step(build_empty(config, args.tuner, dtype, settings), args, lengths, num_labels=labels)
+    setting = setting_of(args, sized.geometry, 1, ITEMSIZES[subject.dtype])
+    setting = replace(
+        setting, tokens=num_tokens, labels=labels, engine="none", keeps_attention=dtype == torch.float32
+    )
+    return float(traced.resident + traced.peak), estimate(sized.geometry, setting).needed

@@ -147,11 +147,14 @@ def step_seconds(job: Job, setting: Setting, fed: Fed) -> float:
 
 def ways(job: Job, budgets: Iterable[int], engines: Iterable[str] = ENGINES) -> list[Way]:
     """Return all ways, the best first: those that fit by time, then the tight ones, then the others by memory."""
+    different: dict[int, int] = {}  # a budget that the data never fills is the same as the next smaller one
+    for budget in sorted(budgets):
+        different.setdefault(job.feed(budget).largest, budget)
     found = [
         way_of(job, engine, budget, is_checkpointed)
         for engine in engines
         if engine == "none" or job.setting.world_size > 1 or engine.endswith("offload")
-        for budget in budgets
+        for budget in different.values()
         for is_checkpointed in (False, True)
     ]
     rank = {FITS: 0, TIGHT: 1, NO: 2}

@@ -1,0 +1,101 @@
+"""What `swift plan --calibrate` measures of this machine, and where it is kept: a file in the cache folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from swiftlet import log
+from swiftlet.commands.model_source import cache_folder
+
+FILE = "calibration.json"
+ROUNDS, SMALL_CALLS = 5, 400
+ROWS = (64, 256, 1024, 4096)
+WIDTH, DEPTH = 2048, 1024
+MOVED_BYTES = 256 * 2**20
+
+
+def calibration_file(environ: Mapping[str, str]) -> Path:
+    """Return where the measurements of this machine are kept."""
+    return cache_folder(environ) / FILE
+
+
+def measured_here(name: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return what was measured of a device of this machine, None where nothing was."""
+    path = calibration_file(environ)
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8")).get(name)
+    return found if isinstance(found, dict) else None
+
+
+def calibrate(kind: str) -> dict[str, Any]:
+    """Measure launch time, bandwidth and matrix rate of this machine's device, keep and log them."""
+    from swiftlet.device.spec import open_device
+    from swiftlet.plan.cards import find_card
+
+    device = open_device("AUTO" if kind in ("AUTO", "auto") else kind, environ=os.environ)
+    card = find_card(device.name) if device.kind != "cpu" else None
+    name = card.name if card else device.kind
+    measured = measure(device) | {"date": date.today().isoformat(), "device": device.name}
+    path = calibration_file(os.environ)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    draft.write_text(json.dumps(known | {name: measured}, indent=2), encoding="utf-8")
+    draft.rename(path)
+    rates = ", ".join(f"{rate:.0f} at {rows} rows" for rows, rate in measured["matrix_gflops"])
+    log.info(
+        f"{device.name}: {measured['launch_us']:.1f} us to launch, {measured['bandwidth_gb_s']:.1f} GB/s, "
+        f"GFLOP/s of products: {rates}"
+    )
+    log.info(f"kept in {path}")
+    return measured
+
+
+def measure(device: Any) -> dict[str, Any]:
+    """Return launch time [us], bandwidth [GB/s] and rates of products [GFLOP/s] by rows, medians of a few rounds."""
+    import torch
+
+    where, dtype = (
+        device.torch_device,
+        getattr(torch, {"bf16": "bfloat16"}.get(device.default_dtype, "float32")),
+    )
+
+    def seconds(work: Callable[[], object]) -> float:
+        work()
+        times = []
+        for _ in range(ROUNDS):
+            device.synchronize()
+            start = time.perf_counter()
+            work()
+            device.synchronize()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    small = torch.ones(16, device=where)
+
+    def launches() -> None:
+        for _ in range(SMALL_CALLS):
+            small.mul_(1.0)
+
+    big = torch.ones(MOVED_BYTES // 4, device=where)
+    other = torch.empty_like(big)
+    moving = seconds(lambda: torch.mul(big, 1.5, out=other))
+    rates = []
+    weight = torch.randn(WIDTH, DEPTH, device=where, dtype=dtype)
+    for rows in ROWS:
+        x = torch.randn(rows, DEPTH, device=where, dtype=dtype)
+        took = seconds(lambda x=x: torch.nn.functional.linear(x, weight))
+        rates.append((rows, 2 * rows * WIDTH * DEPTH / took / 1e9))
+    return {
+        "launch_us": seconds(launches) / SMALL_CALLS * 1e6,
+        "bandwidth_gb_s": 2 * MOVED_BYTES / moving / 1e9,
+        "matrix_gflops": rates,
+    }

@@ -1,0 +1,221 @@
+"""`swift plan`: memory and time of an sft command line, before a byte of weights is read. No torch but for --trace."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.console import Console
+
+from swiftlet.commands.calibration import measured_here
+from swiftlet.commands.plan_report import Answer, draw, show, to_json
+from swiftlet.commands.planning import Subject, build_subject, job_of
+from swiftlet.config.args import (
+    DataArgs,
+    GenerationArgs,
+    ModelArgs,
+    OutputArgs,
+    ParallelArgs,
+    TrainArgs,
+    TunerArgs,
+)
+from swiftlet.config.check import check_sft
+from swiftlet.config.fields import arg
+from swiftlet.config.parse import Parsed
+from swiftlet.config.resolve import resolve_sft
+from swiftlet.device.inventory import cpu_has_native_bf16, find_device
+from swiftlet.device.visible import PROCESSES, processes_per_node
+from swiftlet.errors import SwiftletError, UsageError
+from swiftlet.plan.cards import Card, find_card, host_card, parse_devices, with_measured
+from swiftlet.plan.strategies import advise, budgets_for, devices_needed, way_of, ways
+
+WIDTH = 110  # of what goes into a file or a pipe
+KINDS = ("AUTO", "auto", "npu", "cuda", "cpu")
+EXAMPLE = (
+    "NPROC_PER_NODE=4 swift plan --device 4x910B3 --model_type qwen1half-7b-chat --dataset blossom-math-zh "
+    "--num_train_epochs 5 --sft_type lora"
+)
+
+
+@dataclass(frozen=True)
+class PlannedParallelArgs(ParallelArgs):
+    """Devices"""
+
+    device: str = arg(
+        "AUTO",
+        "What to plan for: 8x910B3, 1xH200, 4xA100-80G, or a kind as for sft; this machine when not given",
+    )
+
+
+@dataclass(frozen=True)
+class PlanOutputArgs:
+    """Plan"""
+
+    json: bool = arg(False, "Print one JSON object instead of tables")
+    chart: str | None = arg(None, "Write a bar chart of the memory into this PNG file")
+    trace: bool = arg(False, "Also run the step itself on fake tensors and compare (imports torch)")
+    calibrate: bool = arg(
+        False, "Measure launch time, bandwidth and matrix rate of this machine, and keep them"
+    )
+
+
+@dataclass(frozen=True)
+class PlanArgs:
+    """Predict memory and time of an sft command line, and rank the ways to run it."""
+
+    plan: PlanOutputArgs = field(default_factory=PlanOutputArgs)
+    model: ModelArgs = field(default_factory=ModelArgs)
+    tuner: TunerArgs = field(default_factory=TunerArgs)
+    data: DataArgs = field(default_factory=DataArgs)
+    train: TrainArgs = field(default_factory=TrainArgs)
+    output: OutputArgs = field(default_factory=OutputArgs)
+    parallel: PlannedParallelArgs = field(default_factory=PlannedParallelArgs)
+    generation: GenerationArgs = field(default_factory=GenerationArgs)
+
+
+ARGS = PlanArgs
+
+
+def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
+    """Return the mistakes of the command line."""
+    return list(parsed.mistakes) if parsed.args.plan.calibrate else check_sft(parsed)
+
+
+def run(parsed: Parsed) -> int:
+    """Print the plan; a run that cannot fit is an answer, not a failure."""
+    if parsed.args.plan.calibrate:
+        from swiftlet.commands.calibration import calibrate
+
+        calibrate(parsed.args.parallel.device)
+        return 0
+    answer = make_answer(parsed, os.environ)
+    if parsed.args.plan.json:
+        print(json.dumps(to_json(answer), ensure_ascii=False, indent=2))
+    else:
+        console = Console()
+        show(answer, console if console.is_terminal else Console(width=WIDTH))
+    if parsed.args.plan.chart:
+        draw(answer, parsed.args.plan.chart)
+        print(parsed.args.plan.chart, file=sys.stderr)
+    return 0
+
+
+def make_answer(parsed: Parsed, environ: Mapping[str, str]) -> Answer:
+    """Return the plan of a command line.
+
+    Raises:
+        SwiftletError: the device, the model or the data are not known here.
+    """
+    card, number, note = choose_card(parsed.args.parallel.device, environ)
+    world_size = number_of_processes(environ, number)
+    args = resolve_sft(parsed.args, world_size)
+    subject = build_subject(args, card, world_size, dtype_of(args.model.dtype, card))
+    job = job_of(subject)
+    budgets = subject_budgets(subject)
+    asked = args.train.gradient_checkpointing
+    checks = (False, True) if asked == "AUTO" else (asked == "true",)
+    advice = advise(job, budgets, checks)
+    chosen = advice.way or advice.nearest
+    table = ways(job, budgets)
+    traced = _trace(subject, chosen.budget, chosen.is_checkpointed) if args.plan.trace else None
+    more = devices_needed(job, budgets) if table[0].figures.verdict == "does not fit" else None
+    return Answer(
+        subject, job, note, chosen, advice.way is not None, table, command_words(parsed), traced, more
+    )
+
+
+def subject_budgets(subject: Subject) -> list[int]:
+    """Return the micro-batch token budgets to compare."""
+    args = subject.args
+    return budgets_for(
+        subject.longest, subject.busy_tokens, args.train.micro_batch_tokens, is_packed=args.data.packing
+    )
+
+
+def choose_card(asked: str, environ: Mapping[str, str]) -> tuple[Card, int | None, str]:
+    """Return the device to plan for, how many of them were named, and how it was found.
+
+    Raises:
+        UsageError: the table has no such device.
+    """
+    if asked not in KINDS:
+        number, card = parse_devices(asked)
+        return card, number, "named by --device"
+    found = find_device(asked if asked != "auto" else "AUTO", environ)
+    if not found.name:
+        share = max(1, number_of_processes(environ, None))
+        return host_card((found.total_gib or 0.0) / share, measured_here("cpu", environ)), None, found.note
+    card = find_card(found.name)
+    if card is None:
+        raise UsageError(
+            f"{found.name} is not in the table of devices", "name a similar one: --device 8x910B3"
+        )
+    if found.total_gib:
+        card = replace(card, memory_gib=found.total_gib)
+    measured = measured_here(card.name, environ)
+    return (with_measured(card, measured) if measured else card), None, found.note
+
+
+def number_of_processes(environ: Mapping[str, str], named: int | None) -> int:
+    """Return the processes of the run: NPROC_PER_NODE x NNODES, else the devices of --device, else the visible ones.
+
+    Raises:
+        UsageError: a variable is no number, or asks for more than --device names.
+    """
+    values = {}
+    for name in (PROCESSES, "NNODES"):
+        text = environ.get(name, "")
+        if text and not (text.isdigit() and int(text)):
+            raise UsageError(f"{name} is a whole number of at least 1, found {text!r}", f"type {name}=1")
+        values[name] = int(text) if text else 0
+    if values[PROCESSES]:
+        total = values[PROCESSES] * max(1, values["NNODES"])
+        if named is not None and total > named:
+            raise UsageError(
+                f"{total} processes do not have a device each of {named}", f"type --device {total}x..."
+            )
+        return total
+    return named or processes_per_node(environ)
+
+
+def dtype_of(asked: str, card: Card) -> str:
+    """Return the type of the weights: as asked, or the device's own choice."""
+    if asked != "AUTO":
+        return asked
+    has_bf16 = cpu_has_native_bf16() if card.is_host else card.has_bf16
+    return "bf16" if has_bf16 else "fp32"
+
+
+def command_words(parsed: Parsed) -> list[str]:
+    """Return the flags that were given, but for those that a plan chooses."""
+    chosen = {"deepspeed", "fsdp", "micro_batch_tokens", "gradient_checkpointing", "device"}
+    chosen |= {"json", "chart", "trace", "calibrate"}
+    words: list[str] = []
+    for group in vars(parsed.args).values():
+        for name, value in vars(group).items():
+            if name in parsed.given and name not in chosen:
+                words += [f"--{name}", *_as_words(value)]
+    return words
+
+
+def _as_words(value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return ["true" if value else "false"]
+    if isinstance(value, Mapping):
+        return [f"{key}={text}" for key, text in value.items()]
+    if isinstance(value, float):
+        return [f"{value:g}"]
+    return [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
+
+
+def _trace(subject: Subject, budget: int, is_checkpointed: bool) -> tuple[float, float]:
+    """Return (traced, analytical) bytes of a step as one process of this kind of device makes it."""
+    from swiftlet.commands.plan_trace import compare
+
+    job = job_of(subject)
+    way = way_of(job, "none", budget, is_checkpointed)
+    return compare(subject, way.largest, is_checkpointed)

@@ -1,0 +1,235 @@
+"""How a plan is shown: on the terminal, as JSON, and as a bar chart."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from swiftlet.commands.planning import Subject
+from swiftlet.plan.memory import GIB, Memory
+from swiftlet.plan.strategies import NO, TIGHT, Job, Way
+from swiftlet.plan.timing import BAND_GUESSED, BAND_MEASURED
+from swiftlet.train.progress import short_time
+
+STYLES = {"fits": "green", TIGHT: "yellow", NO: "red"}
+COLOURS = ("#4c78a8", "#72b7b2", "#f58518", "#e45756", "#b279a2", "#9d755d", "#54a24b", "#eeca3b")
+
+
+class Answer(NamedTuple):
+    """A plan: what it is about, what `swift sft` would do, and all ways to run it, the best first.
+
+    Args:
+        is_possible: the command line as given fits; else `chosen` is what comes nearest.
+        words: the flags as given, without those that a plan chooses.
+        traced: (traced, analytical) bytes of the step, where the trace was asked for.
+        devices_needed: where nothing fits: how many devices a sharded run needs.
+    """
+
+    subject: Subject
+    job: Job
+    note: str
+    chosen: Way
+    is_possible: bool
+    table: list[Way]
+    words: list[str]
+    traced: tuple[float, float] | None
+    devices_needed: int | None
+
+    @property
+    def best(self) -> Way:
+        """Return the best way of all."""
+        return self.table[0]
+
+    @property
+    def band(self) -> float:
+        """Return how far the times may be off, as a share."""
+        return BAND_MEASURED if self.subject.card.is_measured else BAND_GUESSED
+
+    def command(self, way: Way) -> str:
+        """Return the full command of a way, to paste."""
+        processes = self.subject.world_size
+        start = f"NPROC_PER_NODE={processes} " if processes > 1 else ""
+        return start + shlex.join(["swift", "sft", *self.words, *way.flags])
+
+
+def gib(size: float) -> str:
+    """Return bytes as GiB."""
+    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
+
+
+def show(answer: Answer, console: Console) -> None:
+    """Print the plan."""
+    subject, chosen = answer.subject, answer.chosen
+    card, schedule = subject.card, subject.schedule
+    console.print(
+        f"[bold]{escape(subject.sized.name)}[/]: {subject.sized.geometry.num_parameters:,} parameters "
+        f"({escape(subject.sized.source)}), {subject.dtype}"
+    )
+    console.print(
+        f"data: {len(subject.rows.train):,} rows to train on, {len(subject.rows.val):,} held out, longest "
+        f"{subject.longest} tokens ({escape(subject.rows.source)})"
+    )
+    console.print(
+        f"device: {subject.world_size} x {card.name}, {card.memory_gib:.4g} GiB ({escape(answer.note)}); estimates: "
+        f"{escape(card.sources)}"
+    )
+    console.print(
+        f"steps: [bold]{schedule.num_steps}[/] of {schedule.step_size} samples, {schedule.steps_per_epoch} an epoch"
+    )
+    console.print(_memory_table(answer))
+    style = STYLES[chosen.figures.verdict]
+    console.print(
+        f"[{style}]{chosen.figures.verdict}[/]: {chosen.figures.share:.0%} of {card.memory_gib:.4g} GiB "
+        "(below 80 % fits, below 95 % is tight)"
+    )
+    console.print(f"time: {_time(chosen.seconds, answer.band)}, {chosen.seconds_a_step:.3g} s a step")
+    if answer.traced is not None:
+        traced, analytical = answer.traced
+        console.print(
+            f"trace of the step on fake tensors: {gib(traced)} GiB; by formula {gib(analytical)} GiB "
+            f"({analytical / traced - 1:+.1%})"
+        )
+    console.print(_ways_table(answer))
+    for line in advice_lines(answer):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _time(seconds: float, band: float) -> str:
+    low, high = short_time(seconds * (1 - band)), short_time(seconds * (1 + band))
+    return f"{short_time(seconds)} ({low} to {high})"
+
+
+def advice_lines(answer: Answer) -> list[str]:
+    """Return what to do: the command of the best way, or what is missing."""
+    best = answer.best
+    if best.figures.verdict == NO:
+        lines = [
+            f"nothing fits: the smallest way needs {gib(best.figures.visible)} GiB a device ({best.name})"
+        ]
+        if answer.devices_needed:
+            lines.append(f"it fits on {answer.devices_needed} devices with --fsdp full_shard")
+        return lines
+    lines = []
+    if not answer.is_possible:
+        lines.append(
+            f"the command as given does not fit: it needs {gib(answer.chosen.figures.visible)} GiB a device; "
+            f"the cheapest change that fits is: {best.name}"
+        )
+    shape = (
+        "DDP (a replica a device)" if best.engine == "none" and answer.subject.world_size > 1 else best.name
+    )
+    return [*lines, f"best: {shape}, micro-batches of up to {best.largest} tokens:", answer.command(best)]
+
+
+def _memory_table(answer: Answer) -> Table:
+    table = Table(title=f"memory of a device [GiB]: {answer.chosen.name}")
+    table.add_column("part")
+    table.add_column("GiB", justify="right")
+    for name, size in answer.chosen.figures.memory._asdict().items():
+        if size:
+            table.add_row(name, gib(size))
+    figures = answer.chosen.figures
+    table.add_section()
+    table.add_row("needed", gib(figures.memory.needed))
+    table.add_row("expected reserved", gib(figures.reserved))
+    table.add_row("device-visible", gib(figures.visible))
+    return table
+
+
+def _ways_table(answer: Answer) -> Table:
+    table = Table(title="ways to run it, the best first; crossed out: slower than one that fits")
+    for name in ("engine", "budget", "checkpointing"):
+        table.add_column(name)
+    for name in ("needed", "reserved", "visible", "share", "time", ""):
+        table.add_column(name, justify="right")
+    for way in answer.table:
+        figures = way.figures
+        cells = [
+            "replicas" if way.engine == "none" else way.engine,
+            str(way.budget or "a sample"),
+            "yes" if way.is_checkpointed else "no",
+            *(gib(size) for size in (figures.memory.needed, figures.reserved, figures.visible)),
+            f"{figures.share:.0%}",
+            short_time(way.seconds),
+            figures.verdict,
+        ]
+        style = "strike dim" if way.dominated_by else STYLES[figures.verdict]
+        table.add_row(*cells, style=style)
+    return table
+
+
+def to_json(answer: Answer) -> dict[str, Any]:
+    """Return the plan as plain data; sizes in bytes, times in seconds."""
+    subject = answer.subject
+    return {
+        "model": subject.sized.name,
+        "num_parameters": subject.sized.geometry.num_parameters,
+        "geometry_source": subject.sized.source,
+        "dtype": subject.dtype,
+        "data_source": subject.rows.source,
+        "num_train_rows": len(subject.rows.train),
+        "num_val_rows": len(subject.rows.val),
+        "longest_row_tokens": subject.longest,
+        "device": subject.card.name,
+        "device_memory_bytes": subject.card.memory_gib * GIB,
+        "device_sources": subject.card.sources,
+        "world_size": subject.world_size,
+        "num_steps": subject.schedule.num_steps,
+        "is_possible": answer.is_possible,
+        "time_band": answer.band,
+        "traced_bytes": answer.traced[0] if answer.traced else None,
+        "devices_needed": answer.devices_needed,
+        "chosen": way_to_json(answer, answer.chosen),
+        "best": way_to_json(answer, answer.best),
+        "ways": [way_to_json(answer, way) for way in answer.table],
+    }
+
+
+def way_to_json(answer: Answer, way: Way) -> dict[str, Any]:
+    """Return one way as plain data."""
+    figures = way.figures
+    return {
+        "engine": way.engine,
+        "micro_batch_tokens": way.budget,
+        "gradient_checkpointing": way.is_checkpointed,
+        "largest_micro_batch_tokens": way.largest,
+        "components": {name: round(size) for name, size in figures.memory._asdict().items()},
+        "needed": round(figures.memory.needed),
+        "reserved": round(figures.reserved),
+        "visible": round(figures.visible),
+        "share": round(figures.share, 4),
+        "verdict": figures.verdict,
+        "seconds_a_step": way.seconds_a_step,
+        "seconds": way.seconds,
+        "dominated_by": way.dominated_by,
+        "command": answer.command(way),
+    }
+
+
+def draw(answer: Answer, path: str) -> None:
+    """Write a bar chart of the memory: one bar an engine, its parts stacked, and the device as a line."""
+    from matplotlib.figure import Figure
+
+    first: dict[str, Way] = {}
+    for way in answer.table:
+        first.setdefault(way.engine, way)
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    bottoms = [0.0] * len(first)
+    for number, name in enumerate(Memory._fields):
+        sizes = [getattr(way.figures.memory, name) / GIB for way in first.values()]
+        axes.bar(list(first), sizes, bottom=bottoms, label=name, color=COLOURS[number])
+        bottoms = [bottom + size for bottom, size in zip(bottoms, sizes, strict=True)]
+    rest = [way.figures.visible / GIB - bottom for way, bottom in zip(first.values(), bottoms, strict=True)]
+    axes.bar(list(first), rest, bottom=bottoms, label="allocator, context, idle", color="#bab0ac")
+    card = answer.subject.card
+    axes.axhline(card.memory_gib, color="black", linewidth=1, label=card.name)
+    axes.axhline(0.8 * card.memory_gib, color="black", linewidth=1, linestyle="--", label="80 %")
+    axes.set_ylabel("GiB a device")
+    axes.set_title(f"{answer.subject.sized.name} on {answer.subject.world_size} x {card.name}")
+    axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    figure.savefig(path, dpi=120)
