@@ -2,7 +2,8 @@
 
     NPUSIM=1 .venv-npu/bin/python tools/check_torch_npu_tests.py FOLDER [--files PART ...] [--jobs N] [--json FILE]
 
-FOLDER holds test files of torch_npu and op-plugin, at any depth. Every file runs in a process of its own.
+FOLDER holds test files of torch_npu and op-plugin, at any depth. Every file runs in a process of its own. They need
+expecttest: .venv-npu/bin/pip install expecttest
 """
 
 from __future__ import annotations
@@ -65,7 +66,16 @@ def run_file(path: Path, folder: Path, timeout: float) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         search = os.pathsep.join([str(path.parent), os.environ.get("PYTHONPATH", "")])
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(path.parent)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--rootdir",
+            str(path.parent),
+        ]
         command += [f"--junitxml={report}", str(path)]
         try:
             done = subprocess.run(
@@ -93,7 +103,9 @@ def print_table(results: list[Result]) -> None:
     width = max(len(result.file) for result in results)
     print(f"{'file':<{width}}  passed failed errors skipped seconds")
     for result in results:
-        numbers = f"{result.passed:6} {result.failed:6} {result.errors:6} {result.skipped:7} {result.seconds:7.1f}"
+        numbers = (
+            f"{result.passed:6} {result.failed:6} {result.errors:6} {result.skipped:7} {result.seconds:7.1f}"
+        )
         print(f"{result.file:<{width}}  {numbers}")
         for problem in result.problems:
             print(f"    {problem}")
@@ -103,7 +115,9 @@ def print_table(results: list[Result]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="where the test files lie")
     parser.add_argument("--files", nargs="*", default=[], help="only files whose path contains one of these")
     parser.add_argument("--jobs", type=int, default=1, help="files at the same time")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +39,55 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if REQUIRED and skipped:
         print(f"\nNPUSIM_REQUIRED=1, but {len(skipped)} tests were skipped: {', '.join(skipped)}")
         session.exitstatus = 1
+
+
+class Machine:
+    """A folder to work in and an environment with simulated cards, both hubs' caches and a cache of our own."""
+
+    def __init__(self, folder: Path) -> None:
+        from hubs import lay_out
+
+        self.folder = folder
+        self.environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("ASCEND_RT", "NPROC", "NNODES", "RANK", "USE_HF"))
+        }
+        self.environ |= lay_out(folder / "hubs")
+        self.environ |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "NPUSIM_STATE": str(folder / "state"),
+            "SWIFTLET_CACHE": str(folder / "cache"),
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+        self.done: dict[str, subprocess.CompletedProcess[str]] = {}
+
+    def type(self, line: str, answers: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+        """Run a line of a shell; what it prints on both streams is in `stdout`."""
+        return subprocess.run(
+            ["bash", "-c", line],
+            cwd=self.folder,
+            env=self.environ | environ,
+            input=answers,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    def once(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a line, or return what came of it before."""
+        if line not in self.done:
+            self.done[line] = self.type(line)
+        return self.done[line]
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return Machine(tmp_path_factory.mktemp("machine"))
 
 
 @pytest.fixture(autouse=True)

@@ -49,9 +49,19 @@ def build_stub(folder: Path) -> None:
     compiler = ["gcc", *C_FLAGS]
     stub = HERE / "stub"
     runtime = [compiled(stub / name, compiler) for name in ("machine.c", "fault.c", "ascendcl.c", "inert.c")]
-    link("gcc", "libascendcl.so", runtime, folder, "-lpthread", f"-Wl,--version-script={stub / 'ascendcl.map'}")
+    link(
+        "gcc", "libascendcl.so", runtime, folder, "-lpthread", f"-Wl,--version-script={stub / 'ascendcl.map'}"
+    )
     hccl = [compiled(stub / name, compiler) for name in ("comm.c", "reduce.c", "hccl.c")]
-    link("gcc", "libhccl.so", hccl, folder, "-lascendcl", "-lpthread", f"-Wl,--version-script={stub / 'hccl.map'}")
+    link(
+        "gcc",
+        "libhccl.so",
+        hccl,
+        folder,
+        "-lascendcl",
+        "-lpthread",
+        f"-Wl,--version-script={stub / 'hccl.map'}",
+    )
     for name in EMPTY_LIBRARIES:
         link("gcc", f"lib{name}.so", [], folder, "-lascendcl")
 

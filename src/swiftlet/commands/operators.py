@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from swiftlet import log
-from swiftlet.device.kernels import Kernel
+from swiftlet.device.kernels import PLAIN, Kernel
 from swiftlet.device.spec import Device
 from swiftlet.device.trust import (
     Case,
@@ -43,7 +43,10 @@ def choose_kernels(
                 log.info(f"{flag} true: {device.name} has no fused operators of its own, the plain ones run")
         return {}
     chosen = trusted_kernels(device, cases(config, lengths), dtype, memory=default_memory())
-    return without(chosen, attention=attention != "false", others=others != "false")
+    chosen = without(chosen, attention=attention != "false", others=others != "false")
+    fused = [name for name, kernel in chosen.items() if kernel is not PLAIN[name]]
+    log.info(f"fused operators of {device.name}: {', '.join(fused) or 'none'}")
+    return chosen
 
 
 def cases(config: Any, lengths: Sequence[int]) -> list[Case]:

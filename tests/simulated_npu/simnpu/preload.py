@@ -67,7 +67,9 @@ class AfterTorchNpu(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        sys.meta_path.remove(self)  # only now: find_spec also answers those who merely ask whether torch_npu is there
+        sys.meta_path.remove(
+            self
+        )  # only now: find_spec also answers those who merely ask whether torch_npu is there
         module.__spec__.loader = module.__loader__ = self.loader
         self.loader.exec_module(module)
         from simnpu import activate

@@ -73,6 +73,11 @@ bool reads_back(const std::string& name) {
   return names.count(name) > 0;
 }
 
+// torch_npu's fused optimizers launch one kernel for each parameter.
+int64_t launches(const std::string& name, const IValue& first) {
+  return name.rfind("aten::_fused_ad", 0) == 0 && first.isTensorList() ? first.toTensorList().size() : 1;
+}
+
 // torch_npu runs some work (collectives) in a queue of its own thread; what it wrote must be there before we read it.
 void finish_queued_work() {
   const auto device = current_device();
@@ -237,7 +242,7 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   finish_queued_work();
   const size_t base = stack->size() - arguments.size();
   Call call(schema.name());
-  count(schema.name());
+  count(schema.name(), launches(schema.name(), (*stack)[base]));
   std::optional<size_t> generator_slot;
   std::optional<at::Generator> generator;
   bool non_blocking = false;

@@ -64,10 +64,16 @@ class Sides:
             return type(value)(self.to_cpu(item) for item in value)
         return value
 
+    def adopted(self, value: Tensor) -> Tensor:
+        """A new npu tensor with these values; no operator of the device, as a real kernel writes its own result."""
+        result = torch.empty_like(value, device=self.device)
+        torch.ops.simnpu.cpu_alias(result).copy_(value)
+        return result
+
     def to_npu(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             original = self.originals.get(id(value))
-            return value.to(self.device) if original is None else original
+            return self.adopted(value) if original is None else original
         if isinstance(value, (list, tuple)):
             return type(value)(self.to_npu(item) for item in value)
         return value

@@ -1,0 +1,112 @@
+"""What people type on a machine with NPUs, word for word, on simulated ones."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from page_commands import (
+    CHECK,
+    DEVICES,
+    HUGGING_FACE,
+    INFER,
+    INFER_CHECKPOINT,
+    INFER_MERGED,
+    MERGE,
+    SFT,
+    SMI,
+)
+
+pytestmark = [pytest.mark.npu_sim, pytest.mark.xdist_group("swift")]
+
+
+def folder_of(done) -> Path:
+    """The run's folder, from its last lines."""
+    assert done.returncode == 0, done.stdout[-4000:]
+    return Path(re.search(r"last_model_checkpoint: (\S+)", done.stdout)[1]).parent
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "logging.jsonl").read_text("utf-8").splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in lines(folder) if "loss" in line]
+
+
+def with_checkpoint(line: str, machine) -> str:
+    (checkpoint,) = folder_of(machine.once(SFT["one lora"])).glob("checkpoint-*[0-9]")
+    return line.replace("xxx/checkpoint-xxx", str(checkpoint))
+
+
+def test_the_check_of_the_installation(machine):
+    done = machine.type(CHECK)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"True\n8\ntensor\(\[.*device='npu:0'\)", done.stdout, re.DOTALL)
+
+
+@pytest.mark.parametrize("line", SMI)
+def test_npu_smi(machine, line):
+    assert "NPU" in machine.type(line).stdout
+
+
+def test_the_devices_their_links_and_the_seats_of_processes(machine):
+    shown = [machine.type(line, COLUMNS="160").stdout for line in DEVICES]
+    assert all("910B3" in text and "HCCS" in text and "144-167" in text for text in shown)
+    assert "8 processes" in shown[0].replace("NPROC_PER_NODE=8", "8 processes")
+    assert "4 processes" in shown[1]
+
+
+@pytest.mark.parametrize("name", SFT)
+def test_fine_tuning(machine, name):
+    done = machine.once(SFT[name])
+    folder = folder_of(done)
+    assert "Ascend910B3 (npu 0), collectives by hccl" in done.stdout
+    assert "fused operators of Ascend910B3: attention, rms_norm, rotary, swiglu" in done.stdout
+    assert "torch.bfloat16" in done.stdout and "nccl" not in done.stdout.lower()
+    args = json.loads((folder / "sft_args.json").read_text("utf-8"))
+    assert args["dtype"] == "bf16"  # never fp16, and not fp32 for full
+    assert args["gradient_accumulation_steps"] == (4 if name.startswith("four") else 16)
+    logged = [line for line in lines(folder) if "loss" in line]
+    assert logged[-1]["global_step"] == 10  # 39 rows, 16 a step
+    assert all(line["memory_gib"] > 0 for line in logged)
+    (checkpoint,) = folder.glob("checkpoint-*")
+    file = "adapter_model.safetensors" if name.endswith("lora") else "model.safetensors"
+    assert (checkpoint / file).is_file() and (checkpoint / "trainer_state.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_four_cards_learn_what_one_learns(machine, kind):
+    one, four = (losses(folder_of(machine.once(SFT[f"{number} {kind}"]))) for number in ("one", "four"))
+    assert four[0] == pytest.approx(one[0], rel=5e-3)
+    # dropout draws differently on each rank
+    assert four == pytest.approx(one, rel=5e-3 if kind == "full" else 5e-2)
+
+
+@pytest.mark.parametrize("line", [INFER, HUGGING_FACE])
+def test_a_chat_with_the_original_model(machine, line):
+    done = machine.type(line, answers="1+1=?\nexit\n")
+    assert done.returncode == 0, done.stdout[-4000:]
+    cache = "huggingface" if line == HUGGING_FACE else "modelscope"
+    assert f"hubs/{cache}" in done.stdout and "Ascend910B3 (npu 0)" in done.stdout
+
+
+def answered(machine, line: str) -> list[dict]:
+    done = machine.type(with_checkpoint(line, machine))
+    assert done.returncode == 0, done.stdout[-4000:]
+    place = Path(re.search(r"--ckpt_dir (\S+)", with_checkpoint(line, machine))[1])
+    (file,) = (place / "infer_result").glob("*.jsonl")
+    return [json.loads(row) for row in file.read_text("utf-8").splitlines()]
+
+
+def test_a_checkpoint_answers_the_rows_that_were_held_out(machine):
+    (row,) = answered(machine, INFER_CHECKPOINT)
+    assert {"response", "query", "label", "history", "system"} <= set(row) and row["label"].count(
+        "Answer: "
+    ) == 1
+    done = machine.type(with_checkpoint(MERGE, machine))
+    assert done.returncode == 0, done.stdout[-4000:]
+    (merged,) = answered(machine, INFER_MERGED)
+    assert merged["query"] == row["query"]
