@@ -78,3 +78,27 @@ def golden_of_two(tmp_path_factory, options, environ) -> Runs:
     for done in made.run_ranks(2):
         assert done.code == 0, done.text
     return made
+
+
+@pytest.fixture(scope="session")
+def stopped_at_8(tmp_path_factory, options, environ) -> Path:
+    """The folder of a run that was killed after its second checkpoint; to be copied."""
+    folder = tmp_path_factory.mktemp("stopped")
+    made = Runs(folder, {**options, "output_dir": folder / "run"}, environ)
+    done = made.run(fault="opt:step=10=exc")
+    assert done.code == 1, done.text
+    assert made.valid_steps() == [4, 8]
+    return made.output
+
+
+def repeat(quick: int, full: int) -> list[object]:
+    """Return the numbers of repetitions: the first ones in the default run, all of them in `make faults`."""
+    return [*range(quick), *(pytest.param(number, marks=pytest.mark.slow) for number in range(quick, full))]
+
+
+def check_golden(runs: Runs, golden: Runs, **options: object) -> None:
+    """Start the run again with the same arguments and check that it ends like the golden one, in every byte."""
+    done = runs.run(resume_from_checkpoint="auto", **options)
+    assert done.code == 0, done.text
+    assert runs.hashes(NUM_STEPS) == golden.hashes(NUM_STEPS)
+    assert runs.drafts() == []

@@ -110,6 +110,7 @@ class Runs:
     options: dict[str, object]
     environ: dict[str, str]
     count: int = 0
+    seconds: float = 0.0
 
     @property
     def output(self) -> Path:

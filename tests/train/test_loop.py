@@ -102,6 +102,42 @@ def test_a_signal_saves_at_the_next_step_and_names_the_way_on(tmp_path, build_jo
     assert find_checkpoint(tmp_path).manifest.step == 3
 
 
+def test_an_evaluation_left_out_by_a_stop_is_made_by_the_resumed_run(tmp_path, build_job, golden, plan_fault):
+    stop = StopRequest()
+    first = build_job(tmp_path / "run", stop=stop)
+    make = first.run.report.step
+
+    def step(state, num_tokens):
+        make(state, num_tokens)
+        if state.global_step == 2:
+            stop.handle(signal.SIGTERM, None)
+
+    first.run.report.step = step
+    with pytest.raises(Interrupted, match="after step 3"):
+        train(first.run, first.state)
+    assert not any("eval_loss" in line for line in lines(tmp_path / "run"))
+    run_to_end(build_job(tmp_path / "run", checkpoint=open_checkpoint(tmp_path / "run" / "checkpoint-3")))
+    assert hashes(tmp_path / "run" / "checkpoint-6") == hashes(tmp_path / "golden" / "checkpoint-6")
+    evaluated = [line["global_step"] for line in lines(tmp_path / "run") if "eval_loss" in line]
+    assert evaluated == [3, 6]
+
+
+def test_a_run_that_stopped_early_makes_no_further_step(tmp_path, build_job, monkeypatch):
+    job = build_job(tmp_path, num_steps=30, patience=1, evaluate_every=1)
+    scores = iter([3.0, 3.5, 2.0])
+    monkeypatch.setattr(type(job.run.evaluate), "_token_scores", lambda self: {"eval_loss": next(scores)})
+    run_to_end(job)
+    again = build_job(
+        tmp_path,
+        num_steps=30,
+        patience=1,
+        evaluate_every=1,
+        checkpoint=open_checkpoint(tmp_path / "checkpoint-2"),
+    )
+    run_to_end(again)
+    assert again.state.global_step == 2
+
+
 def test_best_and_last_are_kept(tmp_path, build_job):
     job = run_to_end(build_job(tmp_path, num_steps=9, limit=2, save_every=3))
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == sorted(

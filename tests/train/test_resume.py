@@ -14,6 +14,7 @@ from swiftlet.train.resume import (
     find_checkpoint,
     list_checkpoints,
     open_checkpoint,
+    saved_steps,
     trusted_checkpoint,
 )
 
@@ -114,3 +115,10 @@ def test_a_state_of_another_version_is_refused(saved):
     (saved / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": 3}')
     with pytest.raises(CheckpointError, match="was written by another version"):
         trusted_checkpoint(saved / "checkpoint-3").read_state()
+
+
+def test_a_resumed_run_knows_the_checkpoints_before_it(saved):
+    (saved / "checkpoint-2" / "MANIFEST.json").unlink()
+    (saved / "checkpoint-x").mkdir()
+    assert saved_steps(saved, 3) == [1, 3]
+    assert saved_steps(saved, 2) == [1]

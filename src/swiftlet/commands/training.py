@@ -37,7 +37,7 @@ from swiftlet.train.lock import locked
 from swiftlet.train.loop import Every, Run, train
 from swiftlet.train.manifest import Identity
 from swiftlet.train.report import Report, Silence, build_report
-from swiftlet.train.resume import check_identity
+from swiftlet.train.resume import check_identity, saved_steps
 from swiftlet.train.schedule import build_schedule, num_warmup_steps
 from swiftlet.train.signals import StopRequest, listening
 from swiftlet.train.spikes import find_policy
@@ -185,7 +185,7 @@ def _saver(
         is_error_fatal=output.on_save_error == "stop",
         is_streamed=is_streamed,
         expected_bytes=num_bytes,
-        saved_steps=[state.global_step] if ready.checkpoint is not None else [],
+        saved_steps=saved_steps(ready.folder, state.global_step) if ready.checkpoint is not None else [],
         newest_step=state.global_step,
     )
 

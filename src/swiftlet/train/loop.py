@@ -104,9 +104,10 @@ def train(run: Run, state: TrainState) -> TrainState:
     run.model.train(True)
     steps = run.load_steps(state.epoch, state.step_in_epoch)
     try:
-        while not state.is_done:
+        catch_up(run, state)
+        while not (state.is_done or run.goal.is_over(state)):
             is_stop_requested = make_step(run, next(steps), state)
-            if run.evaluate is not None and run.evaluate_when(state) and not is_stop_requested:
+            if run.evaluate_when(state) and (state.is_done or not is_stop_requested):
                 evaluate(run, state)
                 is_stop_requested = run.world.agree(bool(run.stop))
             if is_stop_requested and not state.is_done:
@@ -205,6 +206,16 @@ def evaluate(run: Run, state: TrainState) -> None:
     run.goal.note(state, scores)
     run.report.evaluation(state, scores)
     run.report.resume_clock()
+
+
+def catch_up(run: Run, state: TrainState) -> None:
+    """Evaluate the checkpoint just resumed where the run that left it was asked to stop before it could."""
+    is_missing = state.global_step > 0 and state.metric_step != state.global_step
+    if run.evaluate is None or not is_missing or not run.evaluate_when(state):
+        return
+    evaluate(run, state)
+    if run.save_when(state) and run.goal.is_better(state.metric, state.best_metric):
+        state.best_metric, state.best_step = state.metric, state.global_step
 
 
 def save(run: Run, state: TrainState, *, is_final: bool = False) -> bool:

@@ -69,6 +69,13 @@ def _run(folder: Path) -> tuple[int, str]:
     return (int(match[1]) if match else -1, str(folder))
 
 
+def saved_steps(folder: Path, newest: int) -> list[int]:
+    """Return the steps up to `newest` of the finished checkpoints in the folder of a run."""
+    found = [(path, NUMBERED.match(path.name)) for path in folder.glob(PREFIX + "*")]
+    steps = [int(match[1]) for path, match in found if match and isinstance(read_manifest(path), Manifest)]
+    return sorted(step for step in steps if step <= newest)
+
+
 def find_checkpoint(root: Path) -> Checkpoint | None:
     """Return the newest valid checkpoint in or below `root`, None when there is no checkpoint folder at all.
 
