@@ -1,0 +1,49 @@
+"""Runs inside a peer's own environment: its own entry point, with one line printed a step for the harness to time.
+
+python peer_entry.py trl|llama-factory|ms-swift ARGUMENTS_OF_THE_TOOL...
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from typing import Any
+
+from transformers import Trainer, TrainerCallback
+
+
+class Marks(TrainerCallback):
+    """Prints each logged step and its loss at once."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Print a mark; the tools call this after each step when asked to log each step."""
+        if logs and "loss" in logs:
+            print(f"\n@step {state.global_step} {float(logs['loss'])}", flush=True)
+
+
+def mark_steps() -> None:
+    """Let every trainer that is made in this process print marks."""
+    original = Trainer.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.add_callback(Marks)
+
+    Trainer.__init__ = init  # type: ignore[method-assign]
+
+
+def main() -> None:
+    """Hand the arguments to the tool."""
+    tool = sys.argv.pop(1)
+    mark_steps()
+    if tool == "llama-factory":
+        from llamafactory.train.tuner import run_exp
+
+        run_exp()
+    else:
+        module = {"trl": "trl.scripts.sft", "ms-swift": "swift.cli.sft"}[tool]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
