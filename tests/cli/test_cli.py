@@ -33,6 +33,16 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
     ("words", "message", "hint"),
     [
         (["sftt"], "unknown command 'sftt'", "did you mean sft?"),
+        (
+            ["sft", "--model_type", "tiny-math-cha", "--dataset", "demo-math-zh"],
+            "unknown --model_type 'tiny-math-cha'",
+            "did you mean tiny-math-chat?",
+        ),
+        (
+            ["infer", "--model_type", "tiny-math-chat", "--val_dataset", "demo-math-z#20"],
+            "unknown dataset 'demo-math-z'",
+            "did you mean demo-math-zh?",
+        ),
         ([], "no command is given", "type swift --help, or swift sft --help"),
         (
             ["sft", "--learnin_rate", "1", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh"],
@@ -49,7 +59,7 @@ def test_a_mistake_is_a_message_a_hint_and_exit_code_2_without_torch(words, mess
     assert f"error: {message}" in errors
     assert f"hint: {hint}" in errors
     assert "Traceback" not in errors
-    assert not {"torch", "transformers"} & modules
+    assert not {"torch", "transformers", "numpy", "jinja2", "tokenizers"} & modules
 
 
 def test_no_arguments_at_all_names_everything_that_is_missing():

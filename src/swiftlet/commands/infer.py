@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swiftlet import heartbeat, log
 from swiftlet.commands.checkpoint_source import CheckpointSource, open_checkpoint_source, with_checkpoint
-from swiftlet.commands.model_source import apply_environment, find_source, open_template, warn_of_devices
+from swiftlet.commands.model_source import (
+    apply_environment,
+    find_source,
+    open_template,
+    unknown_names,
+    warn_of_devices,
+)
 from swiftlet.config.args import InferArgs
 from swiftlet.config.check import check_infer
 from swiftlet.config.parse import Parsed, parse_mapping
@@ -34,7 +40,7 @@ class Ready(NamedTuple):
 
 def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     """Return the mistakes of the command line."""
-    return check_infer(parsed)
+    return [*check_infer(parsed), *unknown_names(parsed.args.model, parsed.args.data)]
 
 
 def prepare(parsed: Parsed) -> dict[str, str]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swiftlet import log
-from swiftlet.errors import UsageError
-from swiftlet.models.families import fetch, find_model
+from swiftlet.data.spec import parse_specs
+from swiftlet.errors import SwiftletError, UsageError, pick
+from swiftlet.models.families import FAMILIES, fetch, find_model
 
 if TYPE_CHECKING:
     from swiftlet.data.template import Template
@@ -36,6 +37,20 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     if told:
         return Path(told).expanduser()
     return Path(environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "swiftlet"
+
+
+def unknown_names(model: Any, data: Any) -> Iterator[SwiftletError]:
+    """Yield the mistakes in the names of models and datasets, before anything of theirs is looked for."""
+    try:
+        if model.model_type:
+            pick(FAMILIES, model.model_type, "--model_type")
+    except UsageError as mistake:
+        yield mistake
+    for text in (*data.dataset, *data.val_dataset):
+        try:
+            parse_specs([text])
+        except UsageError as mistake:
+            yield mistake
 
 
 def find_source(model: Any) -> Source:

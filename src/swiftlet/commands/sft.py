@@ -19,6 +19,7 @@ from swiftlet.commands.model_source import (
     find_source,
     longest_sample,
     open_template,
+    unknown_names,
     warn_of_devices,
 )
 from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, RESUMED, VARIABLE, run_folder, runs_root
@@ -63,7 +64,7 @@ class Ready(NamedTuple):
 
 def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     """Return the mistakes of the command line."""
-    return check_sft(parsed)
+    return [*check_sft(parsed), *unknown_names(parsed.args.model, parsed.args.data)]
 
 
 def prepare(parsed: Parsed) -> dict[str, str]:

@@ -41,6 +41,7 @@ def quiet_peft() -> Iterator[None]:
     """Keep peft's remarks on tied weights and the like out of the log; what matters is said by us."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=UserWarning)
+        warnings.simplefilter("ignore", category=FutureWarning)  # peft asks transformers under an old name
         yield
 
 
