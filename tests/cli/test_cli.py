@@ -49,7 +49,11 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
             "unknown flag --learnin_rate",
             "did you mean --learning_rate?",
         ),
-        (["sft", "nowhere.yaml"], "no such file: nowhere.yaml", "give the path of a YAML or JSON file of arguments"),
+        (
+            ["sft", "nowhere.yaml"],
+            "no such file: nowhere.yaml",
+            "give the path of a YAML or JSON file of arguments",
+        ),
     ],
 )
 def test_a_mistake_is_a_message_a_hint_and_exit_code_2_without_torch(words, message, hint):
