@@ -59,7 +59,8 @@ class Tool(NamedTuple):
             if self.name == "swiftlet"
             else [str(HERE / "peer_entry.py"), self.name]
         )
-        return [self.python, *start, *self.arguments(job, out), *self.variants[variant]]
+        words = [word.replace("OUT", str(out)) for word in self.variants[variant]]
+        return [self.python, *start, *self.arguments(job, out), *words]
 
 
 def _flags(values: dict[str, object]) -> list[str]:
@@ -95,10 +96,11 @@ def _trl(job: Job, out: Path) -> list[str]:
         for line in job.rows.read_text(encoding="utf-8").splitlines():
             question, answer = json.loads(line)["messages"]
             file.write(json.dumps({"prompt": [question], "completion": [answer]}, ensure_ascii=False) + "\n")
+    # Padding-free asks for no limit, which only a file can say; all rows are below the tool's own limit.
+    (out / "best.yaml").write_text("max_length: null\n", encoding="utf-8")
     values = _trainer(job, out) | {
         "model_name_or_path": job.model,
         "dataset_name": folder,
-        "max_length": job.max_length,
         "use_peft": "true",
         "lora_r": 8,
         "lora_alpha": 32,
@@ -185,7 +187,12 @@ TOOLS = {
             {
                 "default": [],
                 "best": _flags(
-                    {"padding_free": "true", "gradient_checkpointing": "false", "loss_type": "chunked_nll"}
+                    {
+                        "config": "OUT/best.yaml",
+                        "padding_free": "true",
+                        "gradient_checkpointing": "false",
+                        "loss_type": "chunked_nll",
+                    }
                 ),
             },
         ),
