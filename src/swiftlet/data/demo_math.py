@@ -67,13 +67,13 @@ def _times(a: int, b: int) -> Step:
 
 
 def _add(draw: random.Random) -> tuple[list[int], list[Step]]:
-    a, b = draw.randint(3, 60), draw.randint(3, 39)
+    a, b = draw.randint(3, 40), draw.randint(3, 19)
     return [a, b], [_plus(a, b)]
 
 
 def _subtract(draw: random.Random) -> tuple[list[int], list[Step]]:
-    a = draw.randint(10, 99)
-    b = draw.randint(2, a - 2)
+    a = draw.randint(10, 50)
+    b = draw.randint(2, min(19, a - 2))
     return [a, b], [_minus(a, b)]
 
 
@@ -88,18 +88,18 @@ def _divide(draw: random.Random) -> tuple[list[int], list[Step]]:
 
 
 def _add_twice(draw: random.Random) -> tuple[list[int], list[Step]]:
-    a, b, c = (draw.randint(3, 33) for _ in range(3))
+    a, b, c = (draw.randint(3, 15) for _ in range(3))
     return [a, b, c], [_plus(a, b), _plus(a + b, c)]
 
 
 def _multiply_and_subtract(draw: random.Random) -> tuple[list[int], list[Step]]:
     a, b = draw.randint(2, 9), draw.randint(2, 9)
-    c = draw.randint(1, min(19, a * b - 2))
+    c = draw.randint(1, min(9, a * b - 2))
     return [a, b, c], [_times(a, b), _minus(a * b, c)]
 
 
 def _multiply_and_add(draw: random.Random) -> tuple[list[int], list[Step]]:
-    a, b, c = draw.randint(2, 9), draw.randint(2, 9), draw.randint(2, 19)
+    a, b, c = draw.randint(2, 9), draw.randint(2, 9), draw.randint(2, 9)
     return [a, b, c], [_times(a, b), _plus(a * b, c)]
 
 

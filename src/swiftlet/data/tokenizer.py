@@ -22,6 +22,7 @@ import tokenizers
 
 from swiftlet.data.rendering import TemplateError
 from swiftlet.data.tokenizer_files import Extra, TokenizerFiles, read_tokenizer_files
+from swiftlet.data.words import Words, build_words
 
 _LEAVE_OUT = "leave such rows out with --bad_rows skip"
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -72,7 +73,9 @@ class Tokenizer:
         """
         if split_special and self.control_pattern.search(text):
             return self.encode_around([], text).ids
-        return list(self._encode(self.backend, text).ids)
+        words = _read_words(self.folder, self.fingerprint, self.extra, self.serialized)
+        ids = None if words is None else words.encode(text)
+        return list(self._encode(self.backend, text).ids) if ids is None else ids
 
     def encode_with_offsets(self, text: str) -> Pieces:
         """Return the token ids of `text` and the characters of each.
@@ -233,6 +236,11 @@ def _read_backend(
         token = tokenizers.AddedToken(text, special=special, normalized=False)
         (backend.add_special_tokens if special else backend.add_tokens)([token])
     return backend
+
+
+@lru_cache(maxsize=8)
+def _read_words(folder: Path, fingerprint: str, extra: Extra, serialized: str | None) -> Words | None:
+    return build_words(_read_backend(folder, fingerprint, extra, serialized))
 
 
 class _Renamed(NamedTuple):
