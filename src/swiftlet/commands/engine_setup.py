@@ -15,7 +15,7 @@ from swiftlet.device.spec import Device, dtype_name, resolve_dtype
 from swiftlet.errors import UsageError
 from swiftlet.models import tuner
 from swiftlet.models.causal import CausalLM
-from swiftlet.models.head import blocks
+from swiftlet.models.head import decoder_layers, let_inputs_need_gradients, own_embedding
 from swiftlet.models.hollow import open_weights
 from swiftlet.parallel.ddp import build_ddp_engine
 from swiftlet.parallel.deepspeed_config import Facts, deepspeed_settings, zero_stage
@@ -56,7 +56,7 @@ def build_engine(args: Any, ready: Ready, model: CausalLM, device: Device, world
 
     engine = build_fsdp_engine(
         model,
-        blocks(model.model),
+        [*own_embedding(model.model), *decoder_layers(model.model)],
         sources,
         replicas,
         named,
@@ -99,7 +99,8 @@ def _deepspeed(
     if zero_stage(args.parallel.deepspeed) == 3:
         head = model.head
         shared = list(head.module.parameters()) if head is not None else []
-        deepspeed.partition(model, blocks(model.model), shared, sources, settings)
+        deepspeed.partition(model, decoder_layers(model.model), shared, sources, settings)
+        let_inputs_need_gradients(model.model)
         model.head = head._replace(is_gathered=True) if head is not None else None
     elif not facts.can_overlap:
         log.info("overlap_comm is off: it gives NaN between nodes of these devices")

@@ -62,11 +62,25 @@ def head_device(head: Head) -> torch.device:
     return next(head.module.parameters()).device
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the modules that run one after another and are large: the decoder layers, and an embedding of its own."""
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the modules of a causal model that run one after another and hold most of its weights."""
     inner = inner_model(model)
     names = set(getattr(inner, "_no_split_modules", None) or ())
-    layers = [module for module in inner.modules() if type(module).__name__ in names]
+    return [module for module in inner.modules() if type(module).__name__ in names]
+
+
+def own_embedding(model: nn.Module) -> list[nn.Module]:
+    """Return the embedding in a list, nothing where the head has the same weight."""
+    inner = inner_model(model)
     embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
     is_tied = head is None or {*embedding.parameters()} & {*head.parameters()}
-    return layers if is_tied else [embedding, *layers]
+    return [] if is_tied else [embedding]
+
+
+def let_inputs_need_gradients(model: nn.Module) -> None:
+    """Let the first layer's input need a gradient although nothing before it is trained, so that its hooks see one."""
+
+    def hook(_: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        return output.requires_grad_() if torch.is_grad_enabled() else output
+
+    inner_model(model).get_input_embeddings().register_forward_hook(hook)

@@ -21,6 +21,7 @@ from swiftlet.parallel.world import World
 
 Groups = list[dict[str, Any]]
 NO_MICRO_STEP = -1
+COMPILED = "deepspeed_shm_comm"  # collectives in shared memory, compiled for minutes on first use
 
 
 @dataclass
@@ -180,6 +181,8 @@ def _import() -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__[COMPILED] = False
+    deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
 
 

@@ -67,8 +67,8 @@ def state_tensors(optimizer: torch.optim.Optimizer, pieces: Iterable[Piece]) -> 
             yield f"{MASTER}/{piece.name}", piece.whole(piece.held.detach())
         for key, value in sorted(optimizer.state.get(piece.held, {}).items()):
             if isinstance(value, Tensor):
-                is_cut = not piece.is_whole and value.shape == piece.held.shape
-                yield f"{key}/{piece.name}", piece.whole(value) if is_cut else value
+                is_cut = value.shape == piece.held.shape
+                yield f"{key}/{piece.name}", piece.whole(value) if is_cut or piece.is_whole else value.clone()
             elif value is not None:
                 yield f"{NUMBER}{key}/{piece.name}", torch.tensor(value)
 
