@@ -11,6 +11,7 @@ from torch import nn
 from swiftlet import log
 from swiftlet.commands.model_setup import is_sharded, weights_folder
 from swiftlet.commands.sft import Ready
+from swiftlet.config.deepspeed import Facts, deepspeed_settings, zero_stage
 from swiftlet.device.spec import Device, dtype_name, resolve_dtype
 from swiftlet.errors import UsageError
 from swiftlet.models import tuner
@@ -18,7 +19,6 @@ from swiftlet.models.causal import CausalLM
 from swiftlet.models.head import decoder_layers, let_inputs_need_gradients, own_embedding
 from swiftlet.models.hollow import open_weights
 from swiftlet.parallel.ddp import build_ddp_engine
-from swiftlet.parallel.deepspeed_config import Facts, deepspeed_settings, zero_stage
 from swiftlet.parallel.engine import Engine, build_single_engine
 from swiftlet.parallel.world import World
 from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer

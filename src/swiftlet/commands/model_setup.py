@@ -10,12 +10,12 @@ import torch
 from swiftlet import log
 from swiftlet.commands.operators import choose_kernels
 from swiftlet.commands.sft import Ready
+from swiftlet.config.deepspeed import zero_stage
 from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.models import tuner
 from swiftlet.models.causal import CausalLM, build_causal
 from swiftlet.models.hollow import hollow_copies
 from swiftlet.models.load import load_model
-from swiftlet.parallel.deepspeed_config import zero_stage
 
 
 def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:

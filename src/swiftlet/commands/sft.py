@@ -23,6 +23,7 @@ from swiftlet.commands.model_source import (
     warn_of_devices,
 )
 from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, RESUMED, VARIABLE, run_folder, runs_root
+from swiftlet.commands.step_size import fit_step
 from swiftlet.config.args import SftArgs
 from swiftlet.config.check import check_sft
 from swiftlet.config.parse import Parsed, parse_mapping
@@ -151,6 +152,8 @@ def fine_tune(parsed: Parsed) -> Outcome:
             warn_of_devices(args.parallel.device, os.environ)
         with log.silent(not is_alone):  # the launcher has said it
             ready = get_ready(args, os.environ)
+        is_given = parsed.args.train.gradient_accumulation_steps is not None
+        args = fit_step(args, ready.checkpoint, world_size, is_given=is_given)
         if is_alone:
             show_sample(ready)
         from swiftlet.device.settings import environment

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftlet.config.args import DEEPSPEED_NAMES
+from swiftlet.config.check_engines import ENGINE_RULES
 from swiftlet.config.parse import Parsed
 from swiftlet.errors import SwiftletError, UsageError, describe
 
@@ -267,6 +268,7 @@ SFT_RULES: tuple[Rule, ...] = (
     _sampling,
     _init_weights,
     _deepspeed_settings,
+    *ENGINE_RULES,
     _writable,
     _resume,
 )

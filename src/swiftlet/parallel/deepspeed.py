@@ -150,7 +150,7 @@ def build_deepspeed_engine(
 
     Args:
         module: its forward pass is the whole step's; its submodule `model` names the parameters.
-        settings: see `deepspeed_config.py`.
+        settings: see `config/deepspeed.py`.
         groups: the trained parameters, as for an optimizer, by name.
         dtype: type of the forward pass; DeepSpeed keeps fp32 copies of what is trained.
         replicas: names of trained parameters that are finer than `dtype` now and keep their values in the fp32 copies.

@@ -38,11 +38,15 @@ class Facts(NamedTuple):
 
 
 def zero_stage(asked: str) -> int:
-    """Return the ZeRO stage of a name, file or text of `--deepspeed`."""
+    """Return the ZeRO stage of a name, file or text of `--deepspeed`; 0 where it does not say."""
     if asked in NAMES:
         return NAMES[asked]
-    zero = read_settings(asked).get("zero_optimization", {})
-    return int(zero.get("stage", 0)) if isinstance(zero, dict) else 0
+    try:
+        zero = read_settings(asked).get("zero_optimization")
+    except (UsageError, OSError):  # another rule names what is wrong
+        return 0
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    return stage if isinstance(stage, int) else 0
 
 
 def read_settings(asked: str) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""What does not go together with sharding: rules over the arguments of sft that concern its engine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swiftlet.config.deepspeed import zero_stage
+from swiftlet.errors import UsageError
+
+
+def _engine(args: Any) -> str:
+    return "--deepspeed" if args.parallel.deepspeed else "--fsdp"
+
+
+def _is_sharded(args: Any) -> bool:
+    asked = args.parallel.deepspeed
+    return bool(args.parallel.fsdp) or (bool(asked) and zero_stage(asked) == 3)
+
+
+def no_matrix_statistics(args: Any, given: frozenset[str]) -> UsageError | None:
+    """Refuse an optimizer that needs whole matrices where the optimizer sees parts of them."""
+    is_cut = bool(args.parallel.deepspeed) or (bool(args.parallel.fsdp) and args.tuner.sft_type == "full")
+    if args.train.optim != "adafactor" or not is_cut:
+        return None
+    return UsageError(
+        f"--optim adafactor needs whole matrices, {_engine(args)} gives it parts", "type --optim adamw_torch"
+    )
+
+
+def no_start_from_base(args: Any, given: frozenset[str]) -> UsageError | None:
+    """Refuse adapters that are computed from the base's weights where no process has them whole."""
+    is_taken = args.tuner.init_lora_weights.startswith(("pissa", "olora"))
+    if not _is_sharded(args) or not (is_taken or args.tuner.use_dora):
+        return None
+    flag = "--use_dora" if args.tuner.use_dora else f"--init_lora_weights {args.tuner.init_lora_weights}"
+    return UsageError(
+        f"{flag} is computed from whole weights, with {_engine(args)} no process has them",
+        "leave it out, or use --deepspeed default-zero2",
+    )
+
+
+def no_generation(args: Any, given: frozenset[str]) -> UsageError | None:
+    """Refuse to generate while training where each step of an answer would gather the whole model."""
+    if not args.train.predict_with_generate or not _is_sharded(args):
+        return None
+    return UsageError(
+        f"--predict_with_generate does not go with {_engine(args)}: no process has the whole model",
+        "leave it out, and type swift infer --ckpt_dir CHECKPOINT --load_dataset_config true afterwards",
+    )
+
+
+def no_fp16(args: Any, given: frozenset[str]) -> UsageError | None:
+    """Refuse fp16 under DeepSpeed, which would skip steps by itself to find a scale for the loss."""
+    if args.model.dtype != "fp16" or not args.parallel.deepspeed:
+        return None
+    return UsageError("--dtype fp16 does not go with --deepspeed", "type --dtype bf16 or --dtype fp32")
+
+
+ENGINE_RULES = (no_matrix_statistics, no_start_from_base, no_generation, no_fp16)
