@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# make demo: ask the embedded model, fine-tune it with LoRA, ask again, and show both.
+# make demo: ask the embedded model, fine-tune it with LoRA, ask again, and show both. Ends with 1 where the answers
+# before are too good or those after are not good enough.
 set -euo pipefail
 bin=${1:-.venv/bin}
 out=${2:-output/demo}
+most_before=0.10
+least_after=0.80
 rm -rf "$out"
 mkdir -p "$out"
 say() { printf '\n== %s\n' "$*"; }
@@ -16,17 +19,26 @@ answer() {
     awk '/^-----/ && ++rows == 3 { print; exit } { print }' "$file"
     tail -n 1 "$file"
 }
+# The share of rows answered exactly, as the last line of such a file says it.
+score() { sed -n '$s/.*exact_match \([0-9.]*\).*/\1/p' "$1"; }
 
-say "1. Before: the embedded model answers held-out word problems in its own way"
+say "1. Before: the embedded model is asked held-out word problems"
 answer "$out/before.txt" --model_type tiny-math-chat --dataset demo-math-zh --result_dir "$out/before"
 say "2. Fine-tune: LoRA on 4950 worked solutions"
 run sft --model_type tiny-math-chat --dataset demo-math-zh --sft_type lora --learning_rate 1e-3 \
     --output_dir "$out" --add_output_dir_suffix false
 say "3. After: the same held-out rows, read from the checkpoint"
-checkpoint=$(ls -d "$out"/checkpoint-* | sort -t- -k2 -n | tail -n 1)
+checkpoint=$(ls -d "$out"/checkpoint-* | sort -V | tail -n 1)
 answer "$out/after.txt" --ckpt_dir "$checkpoint" --load_dataset_config true --result_dir "$out/after"
-say "The share of held-out questions answered exactly"
-echo "before: $(tail -n 1 "$out/before.txt")"
-echo "after:  $(tail -n 1 "$out/after.txt")"
 say "Where everything is: $out"
 ls "$out" "$checkpoint"
+say "The share of held-out questions answered exactly"
+before=$(score "$out/before.txt")
+after=$(score "$out/after.txt")
+echo "before: $before (below $most_before is right)"
+echo "after:  $after (at least $least_after is right)"
+awk -v before="$before" -v after="$after" -v most="$most_before" -v least="$least_after" \
+    'BEGIN { exit !(before != "" && before < most && after != "" && after >= least) }' || {
+    echo "the demo has missed its aim" >&2
+    exit 1
+}

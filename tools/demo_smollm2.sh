@@ -41,7 +41,7 @@ run sft --model_id_or_path "$model" --dataset "$out/rows/train.jsonl" --dataset_
     --output_dir "$out/run" --add_output_dir_suffix false
 
 say "4. After: the same questions"
-checkpoint=$(ls -d "$out"/run/checkpoint-* | sort -t- -k2 -n | tail -n 1)
+checkpoint=$(ls -d "$out"/run/checkpoint-* | sort -V | tail -n 1)
 answer "$out/rows/held_out.jsonl" "$out/after" --ckpt_dir "$checkpoint"
 tool show "$out/after"
 answer "$out/rows/unrelated.jsonl" "$out/unrelated-after" --ckpt_dir "$checkpoint"
