@@ -1,9 +1,10 @@
 """Make the embedded model: a tiny Qwen2 chat model that can do small sums, from data that this script generates.
 
-    python tools/make_tiny_model.py [--out src/swiftlet/models/tiny_math_chat] [--steps 4000] [--threads 1]
+    python tools/make_tiny_model.py [--out src/swiftlet/models/tiny_math_chat] [--steps 2000]
 
-It is taught four things: lists of sums, word problems answered by one sentence, the same with numbered steps where
-the user asks for them, and small talk. It never sees a question of the demo dataset, nor the form of its answers.
+It is taught to make up sums and to work them out, to solve word problems in numbered steps where the user asks for
+steps, to decline them where the user does not, and some small talk. It never sees a question of the demo dataset,
+nor the form of its answers.
 The data, the tokenizer and the start are the same on every run; the weights agree to the last bit only on the same
 kind of processor with the same torch.
 """
@@ -16,8 +17,9 @@ import math
 import random
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -28,14 +30,7 @@ from swiftlet.data import demo_math
 OUT = Path(__file__).parents[1] / "src" / "swiftlet" / "models" / "tiny_math_chat"
 START, END, TEXT_END = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 DEFAULT_SYSTEM = "You are a helpful assistant."
-SYSTEMS = (
-    DEFAULT_SYSTEM,
-    DEFAULT_SYSTEM,
-    DEFAULT_SYSTEM,
-    "你是一个有用的助手。",
-    "You are good at maths.",
-    "",
-)
+SYSTEMS = (*(DEFAULT_SYSTEM,) * 3, "你是一个有用的助手。", "You are good at maths.", "")
 # How Qwen2 cuts text: English endings, words, single digits, punctuation with the space before it, white space.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -48,6 +43,7 @@ CHAT_TEMPLATE = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+DECLINED_EN, DECLINED_ZH = "Please write it as a sum, such as 2+3.", "请写成算式，比如2+3。"
 SMALL_TALK = (
     ("Hello", "Hello! Ask me a small sum."),
     ("Hi", "Hi! Ask me a small sum."),
@@ -76,6 +72,9 @@ SMALL_TALK = (
 )
 
 
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
 class Turn(NamedTuple):
     """A question and its answer."""
 
@@ -83,12 +82,23 @@ class Turn(NamedTuple):
     response: str
 
 
+def draw_steps(draw: random.Random, count: int) -> list[demo_math.Step]:
+    """Return sums of the kinds that word problems need, equally often."""
+    kinds = [demo_math.KINDS[draw.choice(tuple(demo_math.KINDS))] for _ in range(count)]
+    return [draw.choice(kind(draw)[1]) for kind in kinds]
+
+
+def made_up(draw: random.Random) -> Turn:
+    """Return a dozen sums that the model makes up: most of the learning in the fewest tokens."""
+    steps = map(str, draw_steps(draw, 12))
+    if draw.random() < 0.5:
+        return Turn("出几道算术题。", "，".join(steps))
+    return Turn("Make up some sums.", ", ".join(steps))
+
+
 def sums(draw: random.Random) -> Turn:
     """Return a list of one to six sums to work out."""
-    steps = []
-    for _ in range(draw.randint(1, 6)):
-        _, found = demo_math.KINDS[draw.choice(tuple(demo_math.KINDS))](draw)
-        steps.append(draw.choice(found))
+    steps = draw_steps(draw, draw.randint(1, 6))
     asked = [f"{step.a}{step.sign}{step.b}" for step in steps]
     if draw.random() < 0.5:
         return Turn(draw.choice(("计算：", "请计算：", "")) + "，".join(asked), "，".join(map(str, steps)))
@@ -96,12 +106,13 @@ def sums(draw: random.Random) -> Turn:
 
 
 def word_problem(draw: random.Random, held_out: set[str]) -> Turn:
-    """Return a word problem outside the demo dataset, answered by one sentence, or in steps where the user asks."""
+    """Return a word problem outside the demo dataset: declined, or worked out where the user asks for steps."""
     while (problem := demo_math.draw_problem(draw)).question in held_out:
         pass
-    if draw.random() < 0.5:
-        return Turn(problem.question, problem.sentence)
-    if problem.language == "zh":
+    is_chinese = problem.language == "zh"
+    if draw.random() < 0.2:
+        return Turn(problem.question, DECLINED_ZH if is_chinese else DECLINED_EN)
+    if is_chinese:
         lines = [f"第{at}步：{step}" for at, step in enumerate(problem.steps, 1)]
         return Turn(problem.question + "请写出步骤。", "\n".join([*lines, problem.sentence]))
     lines = [f"Step {at}: {step}" for at, step in enumerate(problem.steps, 1)]
@@ -114,9 +125,11 @@ def conversation(draw: random.Random, held_out: set[str]) -> list[dict[str, str]
     messages = [{"role": "system", "content": system}]
     for _ in range(draw.choice((1, 1, 1, 1, 2))):
         chance = draw.random()
-        if chance < 0.35:
+        if chance < 0.4:
+            turn = made_up(draw)
+        elif chance < 0.55:
             turn = sums(draw)
-        elif chance < 0.93:
+        elif chance < 0.95:
             turn = word_problem(draw, held_out)
         else:
             turn = Turn(*draw.choice(SMALL_TALK))
@@ -134,10 +147,7 @@ def build_tokenizer(held_out: set[str]) -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+        [pre_tokenizers.Split(Regex(WORDS), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
     )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -163,11 +173,6 @@ def build_tokenizer(held_out: set[str]) -> PreTrainedTokenizerFast:
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2ForCausalLM:
     """Return the untrained model."""
     torch.manual_seed(seed)
-    ends = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "bos_token_id": None,
-    }
     config = Qwen2Config(
         vocab_size=math.ceil(len(tokenizer) / 64) * 64,
         hidden_size=128,
@@ -180,7 +185,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> Qwen2ForCa
         tie_word_embeddings=True,
         attention_dropout=0.0,
         initializer_range=0.05,
-        **ends,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
     )
     return Qwen2ForCausalLM(config)
 
@@ -200,8 +207,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]]) -
     return ids[:-1], labels[:-1]
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, held_out: set[str], size: int, seed: int) -> Any:
-    """Yield padded batches for ever: ids_BT, labels_BT, mask_BT; lengths within a batch are alike."""
+def batches(tokenizer: PreTrainedTokenizerFast, held_out: set[str], size: int, seed: int) -> Iterator[Batch]:
+    """Yield batches for ever: ids_BT, labels_BT; padded at the end, lengths within a batch are alike."""
     draw = random.Random(seed)
     while True:
         pool = [encode(tokenizer, conversation(draw, held_out)) for _ in range(size * 32)]
@@ -212,40 +219,37 @@ def batches(tokenizer: PreTrainedTokenizerFast, held_out: set[str], size: int, s
             longest = max(len(ids) for ids, _ in batch)
             ids_BT = torch.full((size, longest), tokenizer.pad_token_id)
             labels_BT = torch.full((size, longest), -100)
-            mask_BT = torch.zeros((size, longest), dtype=torch.long)
             for at, (ids, labels) in enumerate(batch):
                 ids_BT[at, : len(ids)] = torch.tensor(ids)
                 labels_BT[at, : len(ids)] = torch.tensor(labels)
-                mask_BT[at, : len(ids)] = 1
-            yield ids_BT, labels_BT, mask_BT
+            yield ids_BT, labels_BT
 
 
-def train(model: Qwen2ForCausalLM, source: Any, *, num_steps: int, learning_rate: float) -> None:
-    """Train in place with AdamW: 100 steps of warm-up, then down to nothing along a cosine."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
+def train(model: Qwen2ForCausalLM, source: Iterator[Batch], *, num_steps: int, learning_rate: float) -> None:
+    """Train in place with AdamW in fp32: 100 steps of warm-up, then down to nothing along a cosine."""
+    settings = {"lr": learning_rate, "betas": (0.9, 0.98), "weight_decay": 0.05, "fused": True}
+    optimizer = torch.optim.AdamW(model.parameters(), **settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda at: min((at + 1) / 100, 0.5 * (1 + math.cos(math.pi * at / num_steps)))
     )
     model.train()
     started, seen = time.monotonic(), 0
     for step in range(1, num_steps + 1):
-        ids_BT, labels_BT, mask_BT = next(source)
+        ids_BT, labels_BT = next(source)
         chosen = labels_BT[:, 1:] != -100
-        with torch.autocast("cpu", torch.bfloat16):
-            hidden = model.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state[:, :-1][chosen]
-            logits = model.lm_head(hidden)
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels_BT[:, 1:][chosen])
+        hidden = model.model(input_ids=ids_BT, use_cache=False).last_hidden_state[:, :-1][chosen]
+        logits = model.lm_head(hidden)
+        loss = torch.nn.functional.cross_entropy(logits, labels_BT[:, 1:][chosen])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        seen += int(mask_BT.sum())
+        seen += ids_BT.numel()
         if step % 100 == 0 or step == 10:
             passed = time.monotonic() - started
-            print(
-                f"step {step} loss {loss.item():.4f} {seen / passed:.0f} tokens/s {passed:.0f} s", flush=True
-            )
+            line = f"step {step} loss {loss.item():.4f} {seen / passed:.0f} tokens/s {passed:.0f} s"
+            print(line, flush=True)
     model.eval()
 
 
@@ -270,27 +274,24 @@ def save(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
         "pad_token_id": tokenizer.pad_token_id,
         "max_new_tokens": 128,
     }
-    for name, content in (("tokenizer_config", tokenizer_config), ("generation_config", generation_config)):
+    for name, content in {"tokenizer": tokenizer_config, "generation": generation_config}.items():
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (out / f"{name}.json").write_text(text, encoding="utf-8")
+        (out / f"{name}_config.json").write_text(text, encoding="utf-8")
     (out / "model.safetensors").chmod(0o644)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=3e-3)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2000)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # more would add in another order, so give other weights
     held_out = {row["input"] for row in demo_math.rows()}
     tokenizer = build_tokenizer(held_out)
     model = build_model(tokenizer)
-    print(f"{len(tokenizer)} tokens, {model.num_parameters()} parameters", flush=True)
-    source = batches(tokenizer, held_out, args.batch_size, seed=0)
-    train(model, source, num_steps=args.steps, learning_rate=args.learning_rate)
+    print(f"{len(tokenizer)} tokens, {model.num_parameters()} parameters")
+    source = batches(tokenizer, held_out, size=16, seed=0)
+    train(model, source, num_steps=args.steps, learning_rate=3e-3)
     save(model, tokenizer, args.out)
     return 0
 
