@@ -66,7 +66,7 @@ def _split_action(text: str) -> list[str]:
         if found:
             return [head, with_argument, value]
     place, action = text.rsplit("=", 1)
-    known = {*SIGNALS, *FACTORS, *DAMAGES, "exc", "exit", "enospc", "eio", "oom"}
+    known = {*SIGNALS, *FACTORS, *DAMAGES, "exc", "exit", "enospc", "eio", "oom", "spin"}
     if action not in known:
         raise ValueError(action)
     return [place, action]
@@ -98,6 +98,9 @@ def _act(planned: Fault, path: Path | None) -> float:
         return FACTORS.get(action, argument)
     elif action == "sleep":
         time.sleep(argument)
+    elif action == "spin":
+        while True:  # holds the interpreter's lock most of the time
+            pass
     elif action == "exit":
         os._exit(int(argument) or 1)
     elif action in ("enospc", "eio"):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +33,8 @@ PACE = 20
 STACKS_WAIT_S = 1.0
 NOBODY = 0  # stands for the process of a rank that has not shown itself
 STACK_LINES = 40
+COLLECTIVE = re.compile(r"/torch/distributed/|/deepspeed/comm/|/swiftlet/parallel/")
+INNERMOST = 4
 SILENT = "(no answer)"
 GRACE_S = 5.0
 POLL_S = 0.1
@@ -86,13 +89,30 @@ def find_hang(beats: Sequence[Beat], pace: Pace, now_s: float) -> Hang | None:
     """Return the rank that keeps the others waiting, once one of them is silent beyond its limit.
 
     All ranks of a step wait for the slowest, so the one to blame is the one that is furthest behind: the lowest
-    step, and at the same step the one that has been silent longest.
+    step, and at the same step the one that has been silent longest, unless `blame` finds out more.
     """
     silent = [beat for beat in beats if beat.phase != "end" and now_s - beat.time_s > pace.limit_s(beat)]
     if not silent:
         return None
     culprit = min(silent, key=lambda beat: (beat.step, beat.time_s))
     return Hang(culprit, now_s - culprit.time_s, pace.limit_s(culprit))
+
+
+def blame(hang: Hang, beats: Sequence[Beat], texts: Mapping[int, str], now_s: float) -> Hang:
+    """Return the hang with the right culprit among the ranks at the same place: the one that waits for no other."""
+    step, phase = hang.culprit.step, hang.culprit.phase
+    same = [beat for beat in beats if (beat.step, beat.phase) == (step, phase)]
+    own = [beat for beat in same if not is_waiting(texts.get(beat.rank, ""))]
+    if not own or len(own) == len(same):
+        return hang
+    culprit = min(own, key=lambda beat: beat.time_s)
+    return Hang(culprit, now_s - culprit.time_s, hang.limit_s)
+
+
+def is_waiting(text: str) -> bool:
+    """Return whether the stacks of a rank show its main thread, the last one, in a collective."""
+    main = text.rpartition("(most recent call first):")[2].strip().splitlines()
+    return any(COLLECTIVE.search(line) for line in main[:INNERMOST])
 
 
 def with_missing(beats: Sequence[Beat], ranks: Sequence[int], started_s: float) -> list[Beat]:
@@ -105,14 +125,14 @@ def stacks(folder: Path, beats: Sequence[Beat]) -> dict[int, str]:
     """Ask every rank for the stacks of its threads and return them by rank."""
     beats = [beat for beat in beats if beat.pid != NOBODY]
     for beat in beats:
-        _signal(beat.pid, signal.SIGCONT)
         _signal(beat.pid, signal.SIGUSR1)
+        _signal(beat.pid, signal.SIGCONT)  # a stopped one answers first, then goes on
     time.sleep(STACKS_WAIT_S)
     found = {}
     for beat in beats:
         file = folder / f"rank-{beat.rank}.stacks"
-        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
-        found[beat.rank] = "\n".join(lines[:STACK_LINES]) or SILENT
+        text = file.read_text("utf-8").strip() if file.is_file() else ""
+        found[beat.rank] = text or SILENT
     return found
 
 
@@ -177,7 +197,12 @@ def report_hang(hang: Hang, beats: Sequence[Beat], texts: dict[int, str], *, num
 
 
 def _shown(texts: dict[int, str]) -> list[str]:
-    return [line for rank, text in texts.items() for line in (f"stacks of rank {rank}:", text)]
+    """Return the lines of all stacks, the end of each, where the main thread is."""
+    return [
+        line
+        for rank, text in texts.items()
+        for line in (f"stacks of rank {rank}:", *text.splitlines()[-STACK_LINES:])
+    ]
 
 
 def watch(
@@ -212,7 +237,9 @@ def watch(
             is_new = pace.see(beats)
             hang = find_hang(beats, pace, time.time())
             if hang is not None:
-                warning(report_hang(hang, beats, stacks(folder, beats), num_nodes=num_nodes))
+                texts = stacks(folder, beats)
+                hang = blame(hang, beats, texts, time.time())
+                warning(report_hang(hang, beats, texts, num_nodes=num_nodes))
                 end_group(process, folder)
                 return heartbeat.FAILED
             if is_new and not texts and not asked:
@@ -264,7 +291,8 @@ def exit_code(
         later = () if is_of_all else failed[1:]
         lines += [f"then rank {end.rank}: {end.message.splitlines()[-1]}" for end in later if end.message]
         pids = {beat.rank: beat.pid for beat in gone}
-        lines.append(explain_failure({end.rank: end.message for end in failed}, os.environ, pids))
+        if first.time_s:  # not killed: what the others say then is known to be a consequence
+            lines.append(explain_failure({end.rank: end.message for end in failed}, os.environ, pids))
         print("\n".join(lines).rstrip(), file=sys.stderr)
         return first.exit_code
     if launcher_code and asked:

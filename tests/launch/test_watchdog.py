@@ -157,3 +157,31 @@ def test_beats_and_last_words_are_read_back(tmp_path, monkeypatch):
 def test_no_orphan_process_group(tmp_path):
     done = subprocess.run(["pgrep", "-f", "RANK = '''"], capture_output=True, text=True, check=False)
     assert done.stdout == ""
+
+
+WAITS = """Thread 0x1 (most recent call first):
+  File "/x/threading.py", line 1 in run
+
+Thread 0x2 (most recent call first):
+  File "/x/site-packages/torch/distributed/distributed_c10d.py", line 9 in all_reduce
+  File "/x/swiftlet/train/loop.py", line 1 in train
+"""
+WORKS = WAITS.replace("/x/site-packages/torch/distributed/distributed_c10d.py", "/x/swiftlet/models/head.py")
+
+
+@pytest.mark.parametrize(
+    ("texts", "rank"), [({0: WORKS, 1: WAITS}, 0), ({0: WAITS, 1: WORKS}, 1), ({0: WAITS, 1: WAITS}, 1)]
+)
+def test_at_the_same_step_the_one_that_waits_for_nobody_is_to_blame(texts, rank):
+    beats = [Beat(0, 1, "step", 7, 50.0), Beat(1, 2, "step", 7, 49.9)]
+    hang = find_hang(beats, Pace(hang_timeout_s=5), 60.0)
+    assert hang.culprit.rank == 1
+    assert watchdog.blame(hang, beats, texts, 60.0).culprit.rank == rank
+
+
+def test_a_rank_that_never_shows_itself_is_named():
+    beats = watchdog.with_missing([Beat(0, 1, "start", 0, 100.0)], (0, 1), 100.0)
+    assert find_hang(beats, Pace(), 200.0) is None
+    hang = find_hang(beats, Pace(), 500.0)
+    assert "phase start" in watchdog.report_hang(hang, beats, {})
+    assert {beat.rank for beat in beats} == {0, 1}

@@ -29,7 +29,7 @@ NUMBERED = re.compile(r"v(\d+)-\d{8}-\d{6}")
 # What says where and how often a run was started, not what it computes: left out of a checkpoint, whose bytes are
 # the same however the run was interrupted.
 OF_THIS_START = frozenset(
-    {"output_dir", "add_output_dir_suffix", "resume_from_checkpoint", "resume_override", "force"}
+    "output_dir add_output_dir_suffix resume_from_checkpoint resume_override force hang_timeout max_restarts".split()
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -81,7 +82,7 @@ def train_model(args: Any, ready: Ready) -> Outcome:
                     return _train(args, ready, device, world, stop)
             return _train(args, ready, device, world, stop)
     finally:
-        close_world(world)
+        close_world(world, is_failed=sys.exc_info()[0] is not None)
 
 
 def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequest) -> Outcome:

@@ -99,8 +99,14 @@ def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, a
     return World(rank, local_rank, world_size, device)
 
 
-def close_world(world: World) -> None:
-    """Leave the process group, if there is one."""
-    if dist.is_available() and dist.is_initialized():
-        world.barrier()
-        dist.destroy_process_group()
+def close_world(world: World, *, is_failed: bool = False) -> None:
+    """Leave the process group, if there is one; after a failure without a word to the other ranks, who may be anywhere.
+
+    A rank that fails alone ends with its process: waiting here would meet another collective of the others.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    if is_failed and not world.is_alone:
+        return
+    world.barrier()
+    dist.destroy_process_group()

@@ -1,0 +1,171 @@
+"""F23 to F30, F33, F50 on two ranks under the launcher: the cause is named first and once, and no process stays."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from conftest import NUM_STEPS, repeat
+
+SITES = ("fwd", "bwd", "opt", "ckpt.fsync")
+STACK = "most recent call first"
+
+
+def check_ended(run, done, golden=None, *, within_s=60.0):
+    """Check that nothing of the run is left."""
+    until = time.monotonic() + 10
+    while run.left() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert run.left() == [], done.text
+
+
+def check_resumed(runs, golden_of_two):
+    ranks = runs.run_ranks(2, resume_from_checkpoint="auto")
+    assert [done.code for done in ranks] == [0, 0], ranks[0].text
+    assert runs.hashes(NUM_STEPS) == golden_of_two.hashes(NUM_STEPS)
+
+
+@pytest.mark.parametrize("number", repeat(1, 60))
+def test_f23_a_killed_rank_is_named_and_the_run_starts_again_by_itself(runs, golden_of_two, number):
+    site = SITES[number % 4]
+    rank, step = (0, 8) if site == "ckpt.fsync" else (1, 6)
+    run = runs.launch(2, fault=f"{site}:rank={rank}:step={step}:restart=0=kill9", max_restarts=1)
+    done = run.wait()
+    assert done.code == 0, done.text
+    assert done.text.count(f"rank {rank}: killed by signal 9 (SIGKILL) in phase ") == 1
+    said = done.text.index(f"rank {rank}: killed by signal 9")
+    assert "Traceback" not in done.text[:said], "the first cause comes first"
+    assert "the run failed with exit code 1; it starts again from its last valid checkpoint" in done.text
+    assert f"continuing {runs.output}/checkpoint-4 after step 4" in done.text
+    check_ended(run, done)
+    assert runs.hashes(NUM_STEPS) == golden_of_two.hashes(NUM_STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
+def test_f24_a_crashed_rank_ends_the_run(runs, golden_of_two, number):
+    name, signed = (("segv", "SIGSEGV"), ("exit=3", ""))[number % 2]
+    run = runs.launch(2, fault=f"fwd:rank=0:step=6={name}")
+    done = run.wait()
+    assert done.code == 1
+    if signed:
+        assert "rank 0: killed by signal 11 (SIGSEGV) in phase step, step 6" in done.text
+    check_ended(run, done)
+    check_resumed(runs, golden_of_two)
+
+
+@pytest.mark.parametrize("number", repeat(1, 10))
+def test_f25_the_traceback_of_the_rank_that_failed_first_is_printed_first_and_once(runs, number):
+    run = runs.launch(2, fault=f"fwd:rank={number % 2}:step=6=exc")
+    done = run.wait()
+    assert done.code == 1
+    assert done.text.count("Traceback (most recent call last)") == 1, done.text
+    assert done.text.count("RuntimeError: injected at fwd") == 1
+    assert f"rank {number % 2}: Traceback" in done.text
+    assert f"then rank {1 - number % 2}: " in done.text
+    check_ended(run, done)
+
+
+@pytest.mark.parametrize("number", repeat(1, 20))
+def test_f26_a_stopped_rank_is_named_with_all_stacks_and_the_group_is_ended(runs, golden_of_two, number):
+    rank = number % 2
+    run = runs.launch(2, fault=f"bwd:rank={rank}:step=6=stop", hang_timeout=8)
+    done = run.wait()
+    assert done.code == 1
+    named = f"rank {rank} shows no progress for "
+    assert done.text.count(named) == 1
+    assert f"stacks of rank {rank}:" in done.text
+    assert f"stacks of rank {1 - rank}:" in done.text
+    assert done.text.count(STACK) >= 2
+    assert "(limit 8 s); the run is ended" in done.text
+    check_ended(run, done)
+    if number == 0:
+        check_resumed(runs, golden_of_two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
+def test_f27_a_rank_that_falls_behind_is_named_by_its_step(runs, number):
+    rank = number % 2
+    run = runs.launch(
+        2, fault=f"data.next:rank={rank}:step=6=sleep=600", dataloader_num_workers=0, hang_timeout=8
+    )
+    done = run.wait()
+    assert done.code == 1
+    assert f"rank {rank} shows no progress for " in done.text
+    check_ended(run, done)
+
+
+@pytest.mark.parametrize("number", repeat(1, 10))
+def test_f27_a_long_evaluation_or_save_is_legal(runs, golden, number):
+    site = ("eval:nth=1", "ckpt.fsync:step=8")[number % 2]
+    run = runs.launch(fault=f"{site}=sleep=6", hang_timeout=3)
+    done = run.wait()
+    assert done.code == 0, done.text
+    assert runs.hashes(NUM_STEPS) == golden.hashes(NUM_STEPS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
+def test_f28_a_rank_that_spins_is_named_by_the_process_that_watches(runs, number):
+    run = runs.launch(fault=f"opt:step={5 + number % 3}=spin", hang_timeout=3)
+    done = run.wait()
+    assert done.code == 1
+    assert "rank 0 shows no progress for " in done.text
+    assert "stacks of rank 0:" in done.text
+    assert STACK in done.text
+    check_ended(run, done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(20))
+def test_f29_sigterm_to_the_launcher_at_any_instant(runs, golden_of_two, number):
+    run = runs.launch(2)
+    if number % 2:
+        run.wait_for_step(1 + number % 9, 2)
+    else:
+        time.sleep(random.Random(number).uniform(0, golden_of_two.seconds or 20))
+    run.process.send_signal(signal.SIGTERM)
+    done = run.wait()
+    assert done.code in (0, 143, -signal.SIGTERM), done.text
+    check_ended(run, done)
+    if number % 2 and done.code == 143:
+        assert " is saved" in done.text
+    check_resumed(runs, golden_of_two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(5))
+def test_a_killed_launcher_leaves_no_orphan(runs, golden_of_two, number):
+    run = runs.launch(2)
+    run.wait_for_step(2 + number, 2)
+    os.kill(run.process.pid, signal.SIGKILL)
+    done = run.wait()
+    until = time.monotonic() + 60
+    while run.left() and time.monotonic() < until:
+        time.sleep(0.2)
+    assert run.left() == []
+    assert done.code == -signal.SIGKILL
+    check_resumed(runs, golden_of_two)
+
+
+ENGINES = ({"deepspeed": "default-zero2"}, {"deepspeed": "default-zero3"}, {"fsdp": "full_shard"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: "-".join(engine.values()))
+def test_f33_a_sharded_run_continues_on_another_number_of_ranks_without_its_engine(runs, engine, kind):
+    same = {"sft_type": kind, **({"lora_dropout_p": 0.0} if kind == "lora" else {})}
+    whole = runs.another("whole", **same)
+    assert whole.run(gradient_accumulation_steps=2).code == 0
+    part = runs.another("part", **same)
+    ranks = part.run_ranks(2, fault="fwd:rank=0:step=5=term", **engine)
+    assert [done.code for done in ranks] == [143, 143], ranks[0].text
+    done = part.run(resume_from_checkpoint="auto", gradient_accumulation_steps=2)
+    assert done.code == 0, done.text
+    assert part.losses() == pytest.approx(whole.losses(), rel=1e-5)
