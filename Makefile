@@ -28,10 +28,13 @@ NPU_STAMP := $(NPU_VENV)/.installed
 SIMULATOR := $(NPU_VENV)/.simulator
 SIMULATOR_FILES := $(shell find tests/simulated_npu -type f -not -path '*/build/*' -not -path '*.egg-info/*' -not -name '*.pyc')
 
-$(NPU_STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.txt)
-	test -x $(NPU_BIN)/python || $(PYTHON) -m venv $(NPU_VENV)
-	$(NPU_BIN)/python -m pip install -q -c constraints.txt torch==2.13.0 torch-npu==2.13.0
-	$(NPU_BIN)/python -m pip install -q -c constraints.txt -e '.[llm,deepspeed,dev]'
+# Only torch-npu and the simulator are in it; all other packages are those of $(VENV), found through packages.pth.
+SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+$(NPU_STAMP): $(STAMP)
+	test -x $(NPU_BIN)/python || $(BIN)/python -m venv $(NPU_VENV)
+	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > "$$($(NPU_BIN)/python $(SITE))/packages.pth"
+	$(NPU_BIN)/python -m pip install -q -c constraints.txt torch-npu==2.13.0
+	$(NPU_BIN)/python -m pip install -q --no-deps -e .
 	touch $@
 
 $(SIMULATOR): $(NPU_STAMP) $(SIMULATOR_FILES)
@@ -40,7 +43,7 @@ $(SIMULATOR): $(NPU_STAMP) $(SIMULATOR_FILES)
 
 # torch-npu lives in an environment of its own: without the simulator (NPUSIM=1) it keeps torch from importing.
 npu-test: $(SIMULATOR)
-	PATH="$(NPU_BIN):$$PATH" NPUSIM=1 NPUSIM_REQUIRED=1 OMP_NUM_THREADS=1 $(NPU_BIN)/python -m pytest -m npu_sim tests/npu
+	PATH="$(NPU_BIN):$$PATH" NPUSIM=1 NPUSIM_REQUIRED=1 OMP_NUM_THREADS=1 $(NPU_BIN)/python -m pytest -n 2 --dist loadgroup -m npu_sim tests/npu
 
 check: $(STAMP)
 	$(BIN)/ruff format --check src tests tools benchmarks

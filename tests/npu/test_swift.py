@@ -10,13 +10,16 @@ import pytest
 from page_commands import (
     CHECK,
     DEVICES,
+    DOCTOR,
     HUGGING_FACE,
     INFER,
     INFER_CHECKPOINT,
     INFER_MERGED,
     MERGE,
+    PLAN,
     SFT,
     SMI,
+    TEN,
 )
 
 pytestmark = [pytest.mark.npu_sim, pytest.mark.xdist_group("swift")]
@@ -64,25 +67,28 @@ def test_fine_tuning(machine, name):
     done = machine.once(SFT[name])
     folder = folder_of(done)
     assert "Ascend910B3 (npu 0), collectives by hccl" in done.stdout
-    assert "fused operators of Ascend910B3: attention, rms_norm, rotary, swiglu" in done.stdout
+    assert (
+        "fused operators of Ascend910B3: attention, rms_norm, rotary, swiglu" in done.stdout
+        or "zero3" in name
+    )
     assert "torch.bfloat16" in done.stdout and "nccl" not in done.stdout.lower()
     args = json.loads((folder / "sft_args.json").read_text("utf-8"))
     assert args["dtype"] == "bf16"  # never fp16, and not fp32 for full
     assert args["gradient_accumulation_steps"] == (4 if name.startswith("four") else 16)
+    assert args["deepspeed"] == (f"default-{name[-5:]}" if "zero" in name else None)
     logged = [line for line in lines(folder) if "loss" in line]
     assert logged[-1]["global_step"] == 10  # 39 rows, 16 a step
     assert all(line["memory_gib"] > 0 for line in logged)
     (checkpoint,) = folder.glob("checkpoint-*")
-    file = "adapter_model.safetensors" if name.endswith("lora") else "model.safetensors"
+    file = "adapter_model.safetensors" if "lora" in name else "model.safetensors"
     assert (checkpoint / file).is_file() and (checkpoint / "trainer_state.json").is_file()
 
 
-@pytest.mark.parametrize("kind", ["lora", "full"])
-def test_four_cards_learn_what_one_learns(machine, kind):
-    one, four = (losses(folder_of(machine.once(SFT[f"{number} {kind}"]))) for number in ("one", "four"))
-    assert four[0] == pytest.approx(one[0], rel=5e-3)
-    # dropout draws differently on each rank
-    assert four == pytest.approx(one, rel=5e-3 if kind == "full" else 5e-2)
+@pytest.mark.parametrize("name", [name for name in SFT if name.startswith("four")])
+def test_four_cards_learn_what_one_learns(machine, name):
+    kind = name.split()[1]
+    one, four = (losses(folder_of(machine.once(SFT[which]))) for which in (f"one {kind}", name))
+    assert four == pytest.approx(one, rel=1e-2 if kind == "full" else 5e-2)  # dropout draws anew on each rank
 
 
 @pytest.mark.parametrize("line", [INFER, HUGGING_FACE])
@@ -110,3 +116,20 @@ def test_a_checkpoint_answers_the_rows_that_were_held_out(machine):
     assert done.returncode == 0, done.stdout[-4000:]
     (merged,) = answered(machine, INFER_MERGED)
     assert merged["query"] == row["query"]
+
+
+def test_the_doctor_finds_nothing_serious(machine):
+    done = machine.type(DOCTOR)
+    assert done.returncode in (0, 1), done.stdout
+    assert "910B3" in done.stdout
+
+
+def test_the_plan_of_four_cards(machine):
+    done = machine.type(PLAN)
+    assert done.returncode == 0 and "GiB" in done.stdout, done.stdout
+
+
+def test_ten_minutes_on_a_card(machine):
+    on_cpu, one, two = (losses(folder_of(machine.type(line))) for line in TEN)
+    assert one == pytest.approx(on_cpu, rel=1e-4)
+    assert two == pytest.approx(on_cpu, rel=1e-4)
