@@ -11,9 +11,10 @@ import time
 
 import pytest
 
+from swiftlet import hang as hangs
 from swiftlet import heartbeat, watchdog
+from swiftlet.hang import Pace, find_hang
 from swiftlet.heartbeat import Beat, End
-from swiftlet.watchdog import Pace, find_hang
 
 # Starts two ranks that beat like a training run; rank 1 does what it is told at step 3.
 LAUNCHER = """
@@ -176,12 +177,12 @@ def test_at_the_same_step_the_one_that_waits_for_nobody_is_to_blame(texts, rank)
     beats = [Beat(0, 1, "step", 7, 50.0), Beat(1, 2, "step", 7, 49.9)]
     hang = find_hang(beats, Pace(hang_timeout_s=5), 60.0)
     assert hang.culprit.rank == 1
-    assert watchdog.blame(hang, beats, texts, 60.0).culprit.rank == rank
+    assert hangs.blame(hang, beats, texts, 60.0).culprit.rank == rank
 
 
 def test_a_rank_that_never_shows_itself_is_named():
-    beats = watchdog.with_missing([Beat(0, 1, "start", 0, 100.0)], (0, 1), 100.0)
+    beats = hangs.with_missing([Beat(0, 1, "start", 0, 100.0)], (0, 1), 100.0)
     assert find_hang(beats, Pace(), 200.0) is None
     hang = find_hang(beats, Pace(), 500.0)
-    assert "phase start" in watchdog.report_hang(hang, beats, {})
+    assert "phase start" in hangs.report_hang(hang, beats, {})
     assert {beat.rank for beat in beats} == {0, 1}

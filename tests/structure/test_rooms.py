@@ -29,6 +29,7 @@ LEVEL = {
     "train": 5,
     "inference": 5,
     "commands": 6,
+    "hang": 5,
     "watchdog": 6,
     "elastic": 6,
     "preflight": 6,
