@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 
@@ -13,8 +14,6 @@ pytestmark = pytest.mark.npu_sim
 
 
 def live(environ, **variables):
-    import os
-
     scene = look_around({**os.environ, **environ, **variables})
     return list(check_live(dataclasses.replace(scene), 240.0))
 
@@ -31,6 +30,6 @@ def test_each_npu_and_two_together_are_right():
     ]
 
 
-def test_one_npu_has_nobody_to_reduce_with():
-    findings = live({"ASCEND_RT_VISIBLE_DEVICES": "3"})
-    assert [one.id for one in findings] == ["live.done", "live.done", "live.skipped"]
+def test_a_missing_library_is_explained():
+    (finding,) = live({"ASCEND_RT_VISIBLE_DEVICES": "0"}, NPUSIM_FAULT="missing=libhccl.so")[:1]
+    assert finding.id == "live.failed" and "set_env.sh" in finding.command("en"), finding
