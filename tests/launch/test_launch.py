@@ -1,0 +1,69 @@
+"""How many processes start, with which words, and what a run that starts again says."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from swiftlet import launch
+from swiftlet.commands.run_folder import VARIABLE
+from swiftlet.config.args import SftArgs
+from swiftlet.config.parse import parse
+from swiftlet.errors import Mistakes, UsageError
+from swiftlet.launch import Shape, is_watched, read_shape, worker_command
+
+
+def shape(environ):
+    return read_shape({"NPROC_PER_NODE": "2", **environ})
+
+
+def test_one_node_meets_by_itself_and_several_at_the_master():
+    one = worker_command("sft", ["--a", "b c"], shape({}))
+    assert "--standalone" in one
+    assert one[-6:] == [sys.executable, "-m", "swiftlet.cli", "sft", "--a", "b c"]
+    many = worker_command(
+        "sft", [], shape({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "7"})
+    )
+    assert many[3:8] == [
+        "--nnodes=2",
+        "--node_rank=1",
+        "--master_addr=h",
+        "--master_port=7",
+        "--nproc_per_node=2",
+    ]
+
+
+def test_a_single_process_is_watched_where_that_is_asked_for():
+    alone = Shape(1, 1, 0, "", 0, False)
+    words = ["--model_type", "x", "--dataset", "y"]
+    assert not is_watched(alone, parse(SftArgs, words))
+    assert is_watched(alone, parse(SftArgs, [*words, "--max_restarts", "2"]))
+    assert is_watched(alone, parse(SftArgs, [*words, "--hang_timeout", "60"]))
+    assert is_watched(shape({}), parse(SftArgs, words))
+    worker = Shape(2, 1, 0, "", 0, True)
+    assert not is_watched(worker, parse(SftArgs, [*words, "--max_restarts", "2"]))
+    assert worker_command("sft", words, alone) == [sys.executable, "-m", "swiftlet.cli", "sft", *words]
+
+
+@pytest.mark.parametrize(
+    ("environ", "message"),
+    [
+        ({"NPROC_PER_NODE": "x"}, "NPROC_PER_NODE is a whole number of at least 1, found 'x'"),
+        ({"NNODES": "2"}, "NNODES=2, but MASTER_ADDR is not set"),
+        ({"NODE_RANK": "3", "NNODES": "2", "MASTER_ADDR": "h"}, "NODE_RANK=3, but NNODES=2"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(environ, message):
+    with pytest.raises((UsageError, Mistakes), match=message):
+        shape(environ)
+
+
+def test_a_run_that_starts_again_stays_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv(VARIABLE, "set back at the end of this test")
+    words = ["--resume_from_checkpoint", "auto", "--seed", "1"]
+    assert launch._again(words, None) == words
+    assert launch._again(words, str(tmp_path)) == words, "nothing is saved yet"
+    assert launch.os.environ[VARIABLE] == str(tmp_path)
+    (tmp_path / "checkpoint-4").mkdir()
+    assert launch._again(words, str(tmp_path)) == ["--seed", "1", "--resume_from_checkpoint", str(tmp_path)]
