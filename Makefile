@@ -49,7 +49,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check src tests tools benchmarks
 	$(BIN)/ruff check src tests tools benchmarks
 	$(BIN)/mypy src/swiftlet/errors.py src/swiftlet/log.py src/swiftlet/config src/swiftlet/device \
-	  src/swiftlet/data src/swiftlet/train src/swiftlet/parallel src/swiftlet/cli.py src/swiftlet/launch.py
+	  src/swiftlet/data src/swiftlet/train src/swiftlet/parallel src/swiftlet/doctor src/swiftlet/cli.py src/swiftlet/launch.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/structure
 
 format: $(STAMP)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from swiftlet.commands.doctor import DoctorArgs
 from swiftlet.config.aliases import ALIASES, ELSEWHERE
 from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
 from swiftlet.config.check import check_infer, check_sft
@@ -71,7 +72,7 @@ def test_no_flag_of_ours_is_said_to_be_elsewhere():
 
 def test_the_full_list_of_flags_is_frozen():
     """A flag that goes or changes its default breaks somebody's script: change flags.json on purpose."""
-    commands = {"sft": SftArgs, "infer": InferArgs, "export": ExportArgs}
+    commands = {"sft": SftArgs, "infer": InferArgs, "export": ExportArgs, "doctor": DoctorArgs}
     now = {
         command: {flag.name: json.loads(json.dumps(flag.default)) for flag in flags_of(args).values()}
         for command, args in commands.items()
