@@ -112,9 +112,7 @@ def report(scene: Scene, findings: Sequence[Finding], language: str) -> dict[str
         "exit_code": exit_code(findings),
         "findings": [finding.as_json(language) for finding in findings],
         "python": ".".join(map(str, scene.python)),
-        "packages": {
-            name: scene.version(name) for name in SHOWN
-        },
+        "packages": {name: scene.version(name) for name in SHOWN},
         "toolkit": here.toolkit_version,
         "driver": here.driver,
         "devices": {"npus": scene.machine.npus, "gpus": scene.machine.gpus},
