@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -24,6 +24,8 @@ from swiftlet.device.trust import (
 
 TRIED_SAMPLES = 8
 PLAIN_EPSILON = 1e-6
+EPSILONS = ("rms_norm_eps", "norm_eps", "layer_norm_epsilon")
+WIDTHS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 
 
 def choose_kernels(
@@ -50,27 +52,38 @@ def choose_kernels(
 
 
 def cases(config: Any, lengths: Sequence[int]) -> list[Case]:
-    """Return the calls that a model makes of each operator, with boundaries like those of its samples."""
+    """Return the calls that a model makes of each operator, with boundaries like those of its samples.
+
+    An operator of which a configuration says too little has no case, and so stays plain.
+    """
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    heads, hidden = getattr(text, "num_attention_heads", None), text.hidden_size
+    epsilon = next((value for name in EPSILONS if (value := getattr(text, name, None))), PLAIN_EPSILON)
+    found = [swiglu_case(width) for width in sorted(_whole(getattr(text, name, None) for name in WIDTHS))]
+    if not isinstance(heads, int):  # no attention, or of another number in each layer
+        return [*found, rms_norm_case(hidden, epsilon)]
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    epsilon = getattr(text, "rms_norm_eps", None) or PLAIN_EPSILON
+    head_dim = getattr(text, "head_dim", None) or hidden // heads
     boundaries = [0, *accumulate(int(length) for length in lengths[:TRIED_SAMPLES])]
-    scalar = getattr(text, "query_pre_attn_scalar", None)
-    scale = scalar**-0.5 if scalar else None
-    softcap = getattr(text, "attn_logit_softcapping", None)
-    windows = {None, _window(text)}
-    return [
-        *(
-            attention_case(heads, kv_heads, head_dim, boundaries, scale=scale, window=window, softcap=softcap)
-            for window in sorted(windows, key=bool)
-        ),
-        rms_norm_case(text.hidden_size, epsilon),
-        *([rms_norm_case(head_dim, epsilon)] if head_dim != text.hidden_size else []),
-        *(rotary_case(number, head_dim) for number in sorted({heads, kv_heads})),
-        swiglu_case(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+    options = {"scale": _scale(text), "softcap": getattr(text, "attn_logit_softcapping", None)}
+    attended = (heads, kv_heads, head_dim, boundaries)
+    found += [
+        attention_case(*attended, window=window, **options)
+        for window in sorted({None, _window(text)}, key=bool)
     ]
+    normed = {hidden, head_dim, heads * head_dim, kv_heads * head_dim}
+    found += [rms_norm_case(width, epsilon) for width in sorted(normed)]
+    return found + [rotary_case(number, head_dim) for number in sorted({heads, kv_heads})]
+
+
+def _whole(values: Iterable[Any]) -> set[int]:
+    return {value for value in values if isinstance(value, int)}
+
+
+def _scale(text: Any) -> float | None:
+    """Return what scores are multiplied by, None for one over the root of a head's width."""
+    scalar = getattr(text, "query_pre_attn_scalar", None)
+    return scalar**-0.5 if scalar else getattr(text, "attention_multiplier", None)
 
 
 def _window(text: Any) -> int | None:

@@ -42,7 +42,7 @@ def varlen_attention(
     Source: torch.nn.attention.varlen.varlen_attn; its window (left, right) counts the neighbours, so a window of W
     tokens is (W - 1, 0).
     """
-    is_odd = softcap or sinks_Q is not None or dropout_p > 0
+    is_odd = softcap or sinks_Q is not None or dropout_p > 0 or value_KTD.shape[-1] != query_QTD.shape[-1]
     if is_odd or query_QTD.dtype not in HALVES or query_QTD.shape[-1] > LARGEST_HEAD:
         more: dict[str, Any] = {"softcap": softcap, "sinks_Q": sinks_Q, "dropout_p": dropout_p}
         return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, scale=scale, window=window, **more)

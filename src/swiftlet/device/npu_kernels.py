@@ -40,7 +40,7 @@ def fusion_attention(
 
     A window of W tokens is a band of W - 1 tokens before. The lengths stay numbers of the host, so nothing waits.
     """
-    if softcap or sinks_Q is not None:
+    if softcap or sinks_Q is not None or value_KTD.shape[-1] != query_QTD.shape[-1]:
         more: dict[str, Any] = {"softcap": softcap, "sinks_Q": sinks_Q, "dropout_p": dropout_p}
         return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, scale=scale, window=window, **more)
     ends = list(cu_seqlens[1:])
