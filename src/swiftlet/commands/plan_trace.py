@@ -173,28 +173,46 @@ def _run(model: nn.Module, args: Any, lengths: list[int], num_labels: int, live:
     return Traced(resident, live.peak - resident, kernels, moved)
 
 
+FEW_LAYERS = (2, 3)  # traced where a model has more: memory grows evenly with each further layer
+
+
 def compare(subject: Any, num_tokens: int, is_checkpointed: bool) -> tuple[float, float]:
     """Return (traced, analytical) bytes of a step of one process over a micro-batch of samples of equal length.
 
     Args:
         subject: of `commands.planning`.
     """
-    from swiftlet.commands.model_setup import lora_settings
     from swiftlet.commands.planning import ITEMSIZES, setting_of
 
     args = with_values(subject.args, gradient_checkpointing="true" if is_checkpointed else "false")
-    sized = subject.sized
-    has_config = sized.folder is not None and (sized.folder / "config.json").is_file()
-    config = config_in(sized.folder) if has_config else config_of(sized.geometry)
-    dtype = DTYPES[subject.dtype]
-    settings = None if args.tuner.sft_type == "full" else lora_settings(args.tuner)
     number = max(1, round(num_tokens / max(1, subject.longest)))
     lengths = [num_tokens // number] * (number - 1)
     lengths.append(num_tokens - sum(lengths))
-    labels = num_tokens - number
-    traced = trace_step(build_empty(config, args.tuner, dtype, settings), args, lengths, num_labels=labels)
-    setting = setting_of(args, sized.geometry, 1, ITEMSIZES[subject.dtype])
+    layers = subject.sized.geometry.layers
+    few = FEW_LAYERS if layers > FEW_LAYERS[1] else (layers,)
+    found = [_traced_bytes(subject, args, lengths, num_layers) for num_layers in few]
+    traced = found[0] + (layers - few[0]) * (found[-1] - found[0])
+    dtype = DTYPES[subject.dtype]
     setting = replace(
-        setting, tokens=num_tokens, labels=labels, engine="none", keeps_attention=dtype == torch.float32
+        setting_of(args, subject.sized.geometry, 1, ITEMSIZES[subject.dtype]),
+        tokens=num_tokens,
+        labels=num_tokens - number,
+        engine="none",
+        keeps_attention=dtype == torch.float32,
     )
-    return float(traced.resident + traced.peak), estimate(sized.geometry, setting).needed
+    return float(traced), estimate(subject.sized.geometry, setting).needed
+
+
+def _traced_bytes(subject: Any, args: Any, lengths: list[int], num_layers: int) -> int:
+    from swiftlet.commands.model_setup import lora_settings
+
+    sized = subject.sized
+    has_config = sized.folder is not None and (sized.folder / "config.json").is_file()
+    config = config_in(sized.folder) if has_config else config_of(sized.geometry)
+    config.num_hidden_layers = num_layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:num_layers]
+    settings = None if args.tuner.sft_type == "full" else lora_settings(args.tuner)
+    model = build_empty(config, args.tuner, DTYPES[subject.dtype], settings)
+    traced = trace_step(model, args, lengths, num_labels=sum(lengths) - len(lengths))
+    return traced.resident + traced.peak

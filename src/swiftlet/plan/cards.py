@@ -67,7 +67,7 @@ def find_card(name: str) -> Card | None:
     A name without its memory (A100, H100) is the larger card.
     """
     cards, wanted = read_cards(), _key(name)
-    found = [card for card in cards.values() if _key(card.name) in wanted]
+    found = [card for card in cards.values() if all(_key(part) in wanted for part in card.name.split("-"))]
     short = [card for card in cards.values() if wanted and _key(card.name).startswith(wanted)]
     chosen = found or short
     return max(chosen, key=lambda card: (len(card.name), card.memory_gib)) if chosen else None

@@ -277,6 +277,16 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     )
 
 
+def host_bytes(g: Sizes, s: Setting) -> float:
+    """Return the bytes that an offloading engine keeps in the memory of each machine's host, all devices together."""
+    if not s.engine.endswith("offload"):
+        return 0.0
+    moved = s.itemsize * g.num_parameters
+    if s.engine == "fsdp2-offload":
+        moved += (s.itemsize if s.is_full else FP32) * num_trained(g, s) * (1 + s.states)
+    return moved
+
+
 def _fsdp_gathered(g: Sizes, itemsize: int) -> float:
     """Return the parameters whole at once: two layers, and the embedding with the head, which are one unit."""
     ends = g.vocab * g.hidden * (1 if g.tied else 2)

@@ -147,9 +147,12 @@ def step_seconds(job: Job, setting: Setting, fed: Fed) -> float:
 
 def ways(job: Job, budgets: Iterable[int], engines: Iterable[str] = ENGINES) -> list[Way]:
     """Return all ways, the best first: those that fit by time, then the tight ones, then the others by memory."""
-    different: dict[int, int] = {}  # a budget that the data never fills is the same as the next smaller one
+    different: dict[
+        object, int
+    ] = {}  # a budget that the data never fills is the same as the next smaller one
     for budget in sorted(budgets):
-        different.setdefault(job.feed(budget).largest, budget)
+        fed = job.feed(budget)
+        different.setdefault((fed.largest, tuple(len(step) for step in fed.steps)), budget)
     found = [
         way_of(job, engine, budget, is_checkpointed)
         for engine in engines

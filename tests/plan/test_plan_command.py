@@ -1,0 +1,136 @@
+"""`swift plan` as typed: steps, verdicts, what is dominated, and what must never be imported."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from swiftlet.cli import main
+from swiftlet.errors import UsageError
+from swiftlet.plan.cards import find_card, parse_devices, read_cards
+
+REFERENCE = (
+    "--model_type qwen1half-7b-chat --dataset blossom-math-zh --num_train_epochs 5 --sft_type lora".split()
+)
+
+
+@pytest.fixture(autouse=True)
+def nothing_at_hand(tmp_path, monkeypatch):
+    for name in ("MODELSCOPE_CACHE", "HF_HUB_CACHE", "SWIFTLET_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    for name in ("NPROC_PER_NODE", "NNODES", "ASCEND_RT_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def plan(capsys):
+    def run(*words):
+        assert main(["plan", *words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.mark.parametrize(("device", "steps"), [("1x910B3", 3090), ("4x910B3", 3090), ("8x910B3", 3095)])
+def test_steps_of_the_reference_commands(plan, device, steps):
+    found = plan(*REFERENCE, "--device", device)
+    assert found["num_steps"] == steps
+    assert (found["num_train_rows"], found["num_val_rows"]) == (9900, 100)
+    assert "family table" in found["geometry_source"]
+    assert "published statistics" in found["data_source"]
+
+
+def test_replicas_win_on_four_cards_and_zero3_is_dominated(plan):
+    found = plan(*REFERENCE, "--device", "4x910B3")
+    assert found["best"]["engine"] == "none"
+    assert found["best"]["command"].startswith("NPROC_PER_NODE=4 swift sft --model_type qwen1half-7b-chat")
+    zero3 = [way for way in found["ways"] if way["engine"] == "zero3"]
+    assert zero3
+    assert all("replicas" in way["dominated_by"] for way in zero3)
+
+
+def test_what_cannot_fit_is_told_what_it_needs(plan, capsys):
+    words = ["--model_type", "qwen1half-72b-chat", "--dataset", "blossom-math-zh", "--device", "8x910B3"]
+    found = plan(*words)
+    assert not found["is_possible"]
+    assert found["chosen"]["verdict"] == "does not fit"
+    assert found["chosen"]["needed"] > 130 * 2**30
+    assert found["best"]["engine"] in ("zero3", "fsdp2")
+    assert found["best"]["verdict"] == "fits"
+    assert main(["plan", *words]) == 0
+    assert "the cheapest change that fits is" in capsys.readouterr().out
+    assert main(["plan", *words[:-1], "1x910B3", "--sft_type", "full"]) == 0
+    assert "in the memory of the host" in capsys.readouterr().out
+
+
+def test_three_figures_and_a_chart(plan, tmp_path):
+    found = plan(*REFERENCE, "--device", "1xH200", "--chart", str(tmp_path / "chart.png"))
+    chosen = found["chosen"]
+    assert chosen["needed"] < chosen["reserved"] < chosen["visible"]
+    assert sum(chosen["components"].values()) == pytest.approx(chosen["needed"], abs=10)
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_config_and_rows_at_hand_take_precedence(plan, model_folder, rows_file):
+    found = plan("--model_id_or_path", str(model_folder), "--dataset", str(rows_file), "--device", "1xH200")
+    assert str(model_folder) in found["geometry_source"]
+    assert found["data_source"] == "the tokenised rows"
+
+
+def test_the_trace_agrees(plan, model_folder, rows_file):
+    words = ["--model_id_or_path", str(model_folder), "--dataset", str(rows_file), "--device", "cpu"]
+    found = plan(*words, "--dtype", "fp32", "--trace")
+    assert found["traced_bytes"] == pytest.approx(found["chosen"]["needed"], rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "name"),
+    [
+        ("8x910B3", 8, "910B3"),
+        ("1xH200", 1, "H200"),
+        ("4xA100-80G", 4, "A100-80G"),
+        ("NVIDIA A100-SXM4-40GB", None, "A100-40G"),
+        ("Ascend910B4", None, "910B4"),
+        ("h100", None, "H100-80G"),
+    ],
+)
+def test_devices_as_users_and_drivers_write_them(text, number, name):
+    found = parse_devices(text)
+    assert (found[0], found[1].name) == (number, name)
+
+
+def test_unknown_devices_and_sources():
+    assert find_card("B200") is None
+    with pytest.raises(UsageError, match="no such device in the table"):
+        parse_devices("2xB200")
+    assert all(card.sources for card in read_cards().values())
+
+
+def test_more_processes_than_devices(monkeypatch, capsys):
+    monkeypatch.setenv("NPROC_PER_NODE", "8")
+    assert main(["plan", *REFERENCE, "--device", "4x910B3"]) == 2
+    assert "8 processes do not have a device each of 4" in capsys.readouterr().err
+
+
+def test_unknown_lengths_are_an_error(capsys):
+    assert (
+        main(["plan", "--model_type", "qwen1half-7b-chat", "--dataset", "some/thing", "--device", "910B3"])
+        == 4
+    )
+    assert "nothing is known of its lengths" in capsys.readouterr().err
+
+
+LIGHT = """
+import sys
+from swiftlet.cli import main
+main(["plan", *sys.argv[1:]])
+assert not {"torch", "transformers", "peft"} & set(sys.modules)
+"""
+
+
+def test_a_plan_imports_no_torch():
+    words = [*REFERENCE, "--device", "4x910B3"]
+    done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "3090" in done.stdout
