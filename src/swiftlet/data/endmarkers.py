@@ -81,12 +81,14 @@ class EndMarkers:
         return ""
 
     def _before_header(self, going_on: str) -> str:
-        """Return what stands in `going_on` before the header of a question, known from how conversations begin."""
-        leads = [text[: min(regions[-1]).start] for text, regions, _ in self._beginnings if regions[-1]]
+        """Return what stands in `going_on` before the header of a question, known from how a conversation begins."""
+        begins = next(
+            (text[: min(regions[-1]).start] for text, regions, _ in self._beginnings if regions[-1]), ""
+        )
         borders = {at for found in self.tokenizer.added_pattern.finditer(going_on) for at in found.span()}
         borders |= {at + 1 for at, character in enumerate(going_on) if character == "\n"}
         headers = (at for at in sorted({0, *borders}) if at < len(going_on))
-        return going_on[: next((at for at in headers if any(t.endswith(going_on[at:]) for t in leads)), 0)]
+        return going_on[: next((at for at in headers if begins.endswith(going_on[at:])), 0)]
 
     def _closing_alone(self, text: str, upto: Messages, tools: list[Any] | None) -> Closing:
         """Judge by one text alone: the marker known from a plain conversation, if the text begins with it."""
