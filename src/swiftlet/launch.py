@@ -18,8 +18,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from swiftlet import preflight
-from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, RESUMED
+from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED
 from swiftlet.commands.run_folder import VARIABLE as FOLDER
+from swiftlet.config.fields import to_flat
 from swiftlet.config.parse import Parsed, parse
 from swiftlet.device.interfaces import check_interfaces, interface_variables
 from swiftlet.errors import SwiftletError, UsageError, raise_all
@@ -194,7 +195,7 @@ def _prepared(name: str, words: list[str], shape: Shape, command: ModuleType) ->
         except SwiftletError as error:
             problem = error
     found = preflight.meet(
-        _facts(name, words, shape, own, problem),
+        _facts(name, parsed, shape, own, problem),
         num_nodes=shape.num_nodes,
         address=shape.master_addr,
         port=shape.master_port,
@@ -202,12 +203,12 @@ def _prepared(name: str, words: list[str], shape: Shape, command: ModuleType) ->
         timeout_s=getattr(getattr(parsed.args, "parallel", None), "ddp_timeout", 1800),
         check_shared=lambda shared: _missing(shape, shared),
     )
-    raise_all([problem] if problem else [SwiftletError(text) for text in found.mistakes])
+    raise_all([problem] if problem else [UsageError(text) for text in found.mistakes])
     return {**own, **found.shared, **interface_variables(found.address, os.environ)}
 
 
 def _facts(
-    name: str, words: list[str], shape: Shape, own: Mapping[str, str], problem: SwiftletError | None
+    name: str, parsed: Parsed, shape: Shape, own: Mapping[str, str], problem: SwiftletError | None
 ) -> preflight.Facts:
     installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
     same = {package: installed.get(package, "none") for package in PACKAGES}
@@ -215,10 +216,12 @@ def _facts(
         "python": platform.python_version(),
         "NNODES": str(shape.num_nodes),
         "NPROC_PER_NODE": str(shape.processes_per_node),
-        "command line": redact(" ".join([name, *words])),
+        "the command": name,
         "dataset": own.get(DATA_HASH, "none"),
         "base model": own.get(BASE_HASH, "none"),
     }
+    flags = to_flat(parsed.args).items()
+    same |= {f"--{flag}": redact(str(value)) for flag, value in flags if flag not in OF_THIS_START}
     shared = {key: own[key] for key in (FOLDER, RESUMED) if key in own}
     text = redact(str(problem)) if problem else ""
     return preflight.Facts(shape.node_rank, socket.gethostname(), same, shared, text)

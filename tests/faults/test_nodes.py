@@ -102,15 +102,7 @@ def test_a_killed_node_is_waited_for_and_the_run_goes_on_with_it(runs, golden_of
     while "it starts again" not in nodes[0].text() and time.monotonic() - killed < 120:
         time.sleep(0.1)
     print(f"figure: a killed node was noticed after {time.monotonic() - killed:.1f} s")
-    again = start(
-        runs,
-        spaces,
-        1,
-        hang_timeout=8,
-        max_restarts=1,
-        dataloader_num_workers=0,
-        resume_from_checkpoint=runs.output,
-    )
+    again = start(runs, spaces, 1, hang_timeout=8, max_restarts=1, dataloader_num_workers=0)
     done = [nodes[0].wait(), again.wait()]
     assert [one.code for one in done] == [0, 0], done[0].text + done[1].text
     check_ended([nodes[0], again])
@@ -138,10 +130,10 @@ def test_nodes_with_other_data_are_refused_before_the_model_is_loaded(runs, rows
         file.write('{"query": "w1", "response": "w2"}\n')
     nodes = [start(runs, spaces, 0), start(runs, spaces, 1, dataset=other)]
     done = [node.wait(60) for node in nodes]
-    assert [one.code for one in done] == [1, 1]
+    assert [one.code for one in done] == [2, 2]
     for one in done:
         assert "dataset differs between nodes: " in one.text
-        assert "command line differs between nodes: " in one.text
+        assert "--dataset differs between nodes: " in one.text
         assert "model from" not in one.text
 
 
@@ -151,7 +143,7 @@ def test_a_node_with_bad_rows_ends_the_other_too(runs, spaces):
     bad.write_text('{"query": "w1", "response":\n', encoding="utf-8")
     nodes = [start(runs, spaces, 0), start(runs, spaces, 1, dataset=bad)]
     done = [node.wait(60) for node in nodes]
-    assert [one.code for one in done] == [1, 4]
+    assert [one.code for one in done] == [2, 4]
     assert "node 1 (" in done[0].text
     assert "rows.jsonl:1" in done[0].text
 
