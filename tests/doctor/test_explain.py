@@ -158,6 +158,23 @@ def test_a_line_shows_its_cause(text, cause):
         assert "{" not in said and "?" not in said.split("\n")[0]
 
 
+@pytest.mark.parametrize("name", TABLES.causes)
+def test_words_need_no_more_than_any_pattern_gives(name):
+    cause = TABLES.causes[name]
+    for pattern in cause.match:
+        fields = dict.fromkeys(pattern.groupindex, "x")
+        for words in (cause.words, cause.remedy):
+            assert all("?" not in fill(words[tongue], fields) for tongue in LANGUAGES), pattern.pattern
+
+
+def test_advice_is_not_taken_for_the_cause():
+    text = (
+        "EI0006: Getting socket times out. Reason: 1. a rank is abnormal. 2. TLS configurations are inconsistent.\n"
+        "        Possible Cause: No space left on device.\n        Solution: 1. Too many open files\n"
+    )
+    assert cause_of(text) == "collective.socket"
+
+
 def test_every_cause_has_a_log():
     tried = {cause for _, cause in CAUSES} | {
         "collective.unequal_operation",

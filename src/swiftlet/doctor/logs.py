@@ -20,6 +20,8 @@ from swiftlet.errors import UsageError
 LARGEST_BYTES = 16 << 20  # of a file: the first and the last half of it; the first error and the last words
 LONGEST_LINE = 4096
 QUIET = re.compile(r"\[(?:INFO|DEBUG|EVENT|TRACE)\]")
+# What a message advises in every case: lists of what may be, which must not be taken for what is.
+ADVICE = re.compile(r"(?:Possible [Cc]ause|Solution|Suggest)\s*:.*|Reason: ?1\. .*")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[-T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{3})(?:\.(\d{3}))?)?")
 TROUBLE = re.compile(
@@ -54,12 +56,13 @@ class Line:
 
 
 class Text:
-    """Lines joined, so that a pattern runs over all of them at once."""
+    """Lines joined without their advice, so that a pattern runs over all of them at once."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.lines = list(lines)
-        self.starts = list(accumulate((len(line.text) + 1 for line in self.lines), initial=0))
-        self.joined = "\n".join(line.text for line in self.lines)
+        said = [ADVICE.sub("", line.text) for line in self.lines]
+        self.starts = list(accumulate((len(text) + 1 for text in said), initial=0))
+        self.joined = "\n".join(said)
 
     def hits(self, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
         """Return each match with the place of its line."""
