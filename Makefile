@@ -45,6 +45,19 @@ $(SIMULATOR): $(NPU_STAMP) $(SIMULATOR_FILES)
 npu-test: $(SIMULATOR)
 	PATH="$(NPU_BIN):$$PATH" NPUSIM=1 NPUSIM_REQUIRED=1 OMP_NUM_THREADS=1 $(NPU_BIN)/python -m pytest -n 2 --dist loadgroup -m npu_sim tests/npu
 
+# What one step, its scales and generation cost on this machine; each result is JSON with its command and date.
+BENCH_OUT ?= output/benchmarks
+bench: $(STAMP)
+	mkdir -p $(BENCH_OUT)
+	$(BIN)/python benchmarks/step.py --variants padded padded-gc ours --out $(BENCH_OUT)/step.json
+	$(BIN)/python benchmarks/scaling.py --what length batch size --out $(BENCH_OUT)/scaling.json
+	$(BIN)/python benchmarks/inference.py --out $(BENCH_OUT)/inference.json
+
+# Installs other tools under .venv-peers, each in an environment of its own, and runs the same fine-tuning in all.
+bench-peers: $(STAMP)
+	mkdir -p $(BENCH_OUT)
+	$(BIN)/python benchmarks/peers.py --out $(BENCH_OUT)/peers.json
+
 check: $(STAMP)
 	$(BIN)/ruff format --check src tests tools benchmarks
 	$(BIN)/ruff check src tests tools benchmarks
