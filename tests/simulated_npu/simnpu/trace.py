@@ -12,7 +12,7 @@ import torch
 from simnpu.preload import LIBRARIES
 
 # Neither launches a kernel: a copy has a count of its own, and these only make a tensor.
-NO_KERNELS = {"aten::copy_", "aten::detach", "aten::alias", "aten::view"}
+NO_KERNELS = {"aten::copy_", "aten::detach", "aten::alias", "aten::view", "aten::_unsafe_view"}
 
 
 @dataclass
