@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from machines import write
 
-from swiftlet.doctor import live_child
+from swiftlet.doctor import live, live_child
 from swiftlet.doctor.live import check_live
 from swiftlet.doctor.scene import Scene
 
@@ -30,6 +32,22 @@ def test_a_check_that_does_not_end_is_named(scene):
     findings = list(check_live(scene, 0.01))
     assert {one.id for one in findings} == {"live.hangs"}
     assert "the start of a process did not end within 0 s" in findings[0].cause("en")
+
+
+@pytest.mark.parametrize(
+    ("states", "found"),
+    [(["begins", "right"], ["live.done"]), (["begins"], ["live.hangs"]), ([], ["live.hangs"])],
+)
+def test_only_a_check_that_has_not_ended_hangs(tmp_path, states, found):
+    facts = {"check": "matmul", "device": "cpu 0", "difference": 0.0, "seconds": 1.0}
+    output = write(
+        tmp_path / "out", "".join(json.dumps({**facts, "state": state}) + "\n" for state in states)
+    )
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process.kill()
+    process.wait()
+    job = live.Job(process, output, write(tmp_path / "err"))
+    assert [one.id for one in live._findings(job, 60.0)] == found
 
 
 def test_a_torch_that_cannot_be_imported_is_explained(scene, tmp_path):
