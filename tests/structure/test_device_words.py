@@ -21,6 +21,8 @@ ALLOWED = {
     "config/aliases.py": None,
     "config/commands.py": {"npu"},
     "commands/npu.py": None,
+    "commands/plan.py": {"npu", "cuda"},
+    "launch.py": {"torch-npu"},
     "doctor/devices.py": {"npu"},  # the number by which the driver's program knows a card
     "train/optim.py": {"adamw_torch_npu_fused"},
 }

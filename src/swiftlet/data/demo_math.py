@@ -244,7 +244,8 @@ def draw_problem(draw: random.Random) -> Problem:
 
 def problems(num_rows: int = NUM_ROWS, seed: int = SEED) -> Iterator[Problem]:
     """Yield `num_rows` problems, no question twice."""
-    draw, seen = random.Random(seed), set()
+    draw = random.Random(seed)
+    seen: set[str] = set()
     while len(seen) < num_rows:
         problem = draw_problem(draw)
         if problem.question not in seen:
