@@ -96,7 +96,7 @@ def _watch(tree: Tree, outcome: Outcome, done: threading.Event, start: float, li
     while not done.wait(PERIOD_S):
         outcome.peak_rss = max(outcome.peak_rss, tree.look())
         if time.perf_counter() - start > limit_s:
-            for process in [*tree.root.children(recursive=True), tree.root]:
+            for process in [tree.root, *tree.root.children(recursive=True)]:
                 _kill(process)
             return
 
