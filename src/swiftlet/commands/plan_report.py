@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -10,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from swiftlet.commands.planning import Subject
-from swiftlet.plan.memory import GIB, Memory
+from swiftlet.plan.memory import GIB, Memory, host_bytes
 from swiftlet.plan.strategies import NO, TIGHT, Job, Way
 from swiftlet.plan.timing import BAND_GUESSED, BAND_MEASURED
 from swiftlet.train.progress import short_time
@@ -118,6 +119,11 @@ def advice_lines(answer: Answer) -> list[str]:
         lines.append(
             f"the command as given does not fit: it needs {gib(answer.chosen.figures.visible)} GiB a device; "
             f"the cheapest change that fits is: {best.name}"
+        )
+    if best.engine.endswith("offload"):
+        kept = host_bytes(answer.subject.sized.geometry, replace(answer.job.setting, engine=best.engine))
+        lines.append(
+            f"{best.engine} keeps {gib(kept)} GiB in the memory of the host, which is not checked here"
         )
     shape = (
         "DDP (a replica a device)" if best.engine == "none" and answer.subject.world_size > 1 else best.name

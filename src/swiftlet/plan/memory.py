@@ -193,10 +193,11 @@ def widest(g: Sizes) -> float:
 
 
 def head_rows(g: Sizes, s: Setting) -> int:
-    """Return the positions of one chunk of logits. Source: models/cross_entropy.py, chunk_rows."""
-    most = max(CHUNK_ROWS, CHUNK_BYTES // (g.vocab * FP32))
-    chunks = max(1, -(-s.num_labels // most))
-    return max(1, -(-s.num_labels // chunks))
+    """Return the most positions of one chunk of logits. Source: models/cross_entropy.py, chunk_rows.
+
+    Chunks are made equal there, so the real one may be smaller; a longer micro-batch never needs less here.
+    """
+    return min(s.num_labels, max(CHUNK_ROWS, CHUNK_BYTES // (g.vocab * FP32)))
 
 
 def trains_head(s: Setting) -> bool:
@@ -290,5 +291,5 @@ def host_bytes(g: Sizes, s: Setting) -> float:
 def _fsdp_gathered(g: Sizes, itemsize: int) -> float:
     """Return the parameters whole at once: two layers, and the embedding with the head, which are one unit."""
     ends = g.vocab * g.hidden * (1 if g.tied else 2)
-    a_layer = (g.num_parameters - ends) / g.layers
+    a_layer = (g.num_parameters - ends - g.hidden) / g.layers
     return itemsize * (2 * a_layer + ends)
