@@ -71,7 +71,7 @@ def test_a_chunk_is_what_the_template_makes_of_its_rows(template):
     assert len(chunk.tokens) == chunk.rows["length"].sum()
 
 
-def test_a_row_that_is_too_long_is_left_out_and_is_not_bad(template):
+def test_f41_a_row_that_is_too_long_is_left_out_and_is_not_bad(template):
     chunk = encode(template, [row(1), row(2, 60)], max_length=20)
     assert chunk.rows["status"].tolist() == [KEPT, LEFT_OUT]
     (one,) = chunk.left_out
@@ -79,7 +79,7 @@ def test_a_row_that_is_too_long_is_left_out_and_is_not_bad(template):
     assert one.detail == "66 tokens, longer than 20"
 
 
-def test_truncation_keeps_the_end_and_the_beginning_mark(template):
+def test_f41_truncation_keeps_the_end_and_the_beginning_mark(template):
     chunk = encode(template, [row(2, 60)], max_length=20, truncation="truncation_left")
     whole = template.encode(to_sample(records([row(2, 60)])[0], {}))
     ids, labels = unpack(chunk.tokens)
@@ -89,7 +89,7 @@ def test_truncation_keeps_the_end_and_the_beginning_mark(template):
     assert chunk.notes["truncated"] == 1
 
 
-def test_a_row_with_nothing_to_learn_once_it_is_cut_is_counted_and_not_trained_on(template):
+def test_f41_a_row_with_nothing_to_learn_once_it_is_cut_is_counted_and_not_trained_on(template):
     messages = [
         {"role": "user", "content": "hello"},
         {"role": "assistant", "content": "yes"},

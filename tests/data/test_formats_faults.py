@@ -109,7 +109,7 @@ def said(role, content, **more):
         ),
     ],
 )
-def test_conversations_that_are_none(chat, reason, detail):
+def test_f39_f40_conversations_that_are_none(chat, reason, detail):
     fault = fault_of({"messages": chat})
     assert fault.reason == reason
     assert detail in fault.detail
@@ -175,7 +175,7 @@ def test_conversations_that_are_none(chat, reason, detail):
         ({"text": "\udfff"}, "surrogate", "half of a surrogate pair"),
     ],
 )
-def test_pairs_that_are_none(row, reason, detail):
+def test_f39_pairs_that_are_none(row, reason, detail):
     fault = fault_of(row)
     assert fault.reason == reason
     assert detail in fault.detail

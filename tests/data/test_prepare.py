@@ -237,6 +237,16 @@ def test_the_second_run_finds_the_store_and_says_the_same(kitchen, lines, monkey
     assert (kitchen.output / "bad_rows.jsonl").exists()
 
 
+def test_a_process_to_which_the_launcher_spoke_says_nothing(kitchen, lines):
+    path = kitchen.write([row(number) for number in range(20)])
+    with log.silent():
+        kitchen(path)
+    assert lines == []
+    with log.silent(False):
+        kitchen(path)
+    assert len(lines) == 3
+
+
 def test_a_changed_file_is_never_answered_with_old_tokens(kitchen):
     path = kitchen.write([row(1), row(2)])
     before = Path(path).stat()
@@ -357,7 +367,7 @@ def test_skipped_rows_are_counted_exactly_also_after_a_stop(kitchen):
     assert len(kitchen.stores()) == 1
 
 
-def test_too_many_bad_rows_stop_the_run_although_they_may_be_skipped(kitchen):
+def test_f42_too_many_bad_rows_stop_the_run_although_they_may_be_skipped(kitchen):
     path = kitchen.write([row(number) for number in range(95)] + [{"query": "hello"}] * 5)
     with pytest.raises(
         DataError, match=r"5 of 100 rows .* 5\.00%, more than --max_bad_fraction 0\.01"
@@ -397,7 +407,7 @@ def test_losing_more_than_half_of_the_rows_is_an_error(kitchen):
     assert "--max_length 106" in caught.value.hint
 
 
-def test_losing_all_rows_names_the_reasons(kitchen):
+def test_f42_losing_all_rows_names_the_reasons(kitchen):
     with pytest.raises(DataError, match="none of 3 rows can be trained on: over_length 3"):
         kitchen(kitchen.write([row(number, 100) for number in range(3)]))
     path = kitchen.write([{"query": "hello"}] * 3, "bad.jsonl")

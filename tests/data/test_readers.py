@@ -66,7 +66,7 @@ def test_lines_keep_their_number_and_byte(make):
     ]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_row(make):
+def test_f38_a_byte_order_mark_is_no_part_of_the_row(make):
     rows = rows_of(make("a.jsonl", b"\xef\xbb\xbf" + f"{GOOD}\n".encode() + b"\xef\xbb\xbf" + GOOD.encode()))
     assert [type(row) for row in rows] == [Record, Record]
     assert rows[0].origin.byte == 3
@@ -108,7 +108,7 @@ def test_a_file_with_carriage_returns_alone_is_cut_there(make):
         ('[{"role": "user"}]', "schema", "a list, expected an object"),
     ],
 )
-def test_a_bad_line_costs_one_line(make, line, reason, detail):
+def test_f37_a_bad_line_costs_one_line(make, line, reason, detail):
     path = make("a.jsonl", f"{GOOD}\n{line}\n{GOOD}\n")
     assert [isinstance(row, Record) for row in rows_of(path)] == [True, False, True]
     (bad,) = bad_rows(path)
@@ -118,12 +118,12 @@ def test_a_bad_line_costs_one_line(make, line, reason, detail):
     assert len(bad.sha1) == 40
 
 
-def test_a_file_that_is_cut_off_in_its_last_line_costs_that_line(make):
+def test_f37_a_file_that_is_cut_off_in_its_last_line_costs_that_line(make):
     (bad,) = bad_rows(make("a.jsonl", f'{GOOD}\n{{"query": "a", "respon'))
     assert bad.detail == "not JSON: a string without its end, column 16 (the line is cut off)"
 
 
-def test_a_damaged_byte_costs_one_line_of_a_file_in_utf8(make):
+def test_f38_a_damaged_byte_costs_one_line_of_a_file_in_utf8(make):
     (bad,) = bad_rows(make("a.jsonl", GOOD.encode() + b'\n{"query": "\xe9", "response": "b"}\n'))
     assert (bad.reason, bad.origin.line) == ("utf8", 2)
     assert "byte 0xe9 at byte 11 of the line" in bad.detail
@@ -138,7 +138,7 @@ def test_a_damaged_byte_costs_one_line_of_a_file_in_utf8(make):
     ],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.txt"])
-def test_a_file_in_another_encoding_stops_with_the_command_that_converts_it(
+def test_f38_a_file_in_another_encoding_stops_with_the_command_that_converts_it(
     make, encoding, text, shown, name
 ):
     row = json.dumps({"query": "a", "response": text}, ensure_ascii=False)
@@ -301,7 +301,7 @@ def test_any_file_is_read_or_refused_with_a_hint(make, content, name):
         assert error.hint
 
 
-def test_a_row_of_ten_megabytes_is_a_row(make):
+def test_f44_a_row_of_ten_megabytes_is_a_row(make):
     text = "ab" * 5_000_000
     assert good_rows(make("a.jsonl", json.dumps({"text": text})))[0]["text"] == text
     assert good_rows(make("a.csv", f'text,id\n"{text}",1\n'))[0]["text"] == text

@@ -51,6 +51,10 @@ class Locator:
         Raises:
             TemplateError: it cannot be rendered, or it cannot be told where its answers stand.
         """
+        if 2 * len(messages) > _MOST_MARKS:
+            raise TemplateError(
+                f"a conversation of {len(messages)} messages is too long to be rendered", _LEAVE_OUT
+            )
         text = self.render(messages, tools, prompt=prompt)
         plane = _free_plane(text, messages)
         found = self._by_whole_contents(text, messages, Request(tools, prompt), plane)
@@ -154,10 +158,6 @@ class Locator:
 
 def _free_plane(text: str, messages: Messages) -> int:
     """Return the private-use plane that this conversation does not use."""
-    if 2 * len(messages) > _MOST_MARKS:
-        raise TemplateError(
-            f"a conversation of {len(messages)} messages is too long to be rendered", _LEAVE_OUT
-        )
     for plane, (_, characters) in enumerate(PLANES):
         if not characters.search(text) and not any(
             characters.search(m.get("content") or "") for m in messages
