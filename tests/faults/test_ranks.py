@@ -58,7 +58,8 @@ def test_f24_a_crashed_rank_ends_the_run(runs, golden_of_two, number):
     check_resumed(runs, golden_of_two)
 
 
-@pytest.mark.parametrize("number", repeat(1, 10))
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
 def test_f25_the_traceback_of_the_rank_that_failed_first_is_printed_first_and_once(runs, number):
     run = runs.launch(2, fault=f"fwd:rank={number % 2}:step=6=exc")
     done = run.wait()
@@ -100,7 +101,8 @@ def test_f27_a_rank_that_falls_behind_is_named_by_its_step(runs, number):
     check_ended(run, done)
 
 
-@pytest.mark.parametrize("number", repeat(1, 10))
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(10))
 def test_f27_a_long_evaluation_or_save_is_legal(runs, golden, number):
     site = ("eval:nth=1", "ckpt.fsync:step=8")[number % 2]
     run = runs.launch(fault=f"{site}=sleep=6", hang_timeout=3)
