@@ -41,6 +41,16 @@ class _Redacting(logging.Formatter):
         return redact(super().format(record))
 
 
+class _Stderr(logging.Handler):
+    """Writes to what is standard error at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except (OSError, ValueError):
+            self.handleError(record)
+
+
 def rank() -> int:
     """Return this process's global rank, 0 when it is alone."""
     return int(os.environ.get("RANK", "0"))
@@ -55,7 +65,7 @@ def logger() -> logging.Logger:
     """Return the logger, set up on first use."""
     log = logging.getLogger(NAME)
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Stderr()
         prefix = f"[rank {rank()}] " if world_size() > 1 else ""
         handler.setFormatter(_Redacting(f"{prefix}%(message)s"))
         log.addHandler(handler)

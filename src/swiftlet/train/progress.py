@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -48,7 +47,6 @@ class Bar:
     num_steps: int
     bar: Any
     task: Any
-    streams: list[tuple[logging.StreamHandler, Any]] = field(default_factory=list)
 
     def move(self, step: int, text: str) -> None:
         """Move the bar."""
@@ -59,10 +57,8 @@ class Bar:
         log.info(f"[{step}/{self.num_steps}] {text}")
 
     def close(self) -> None:
-        """Stop the bar and give the log its stream back."""
+        """Stop the bar, which gives standard error back."""
         self.bar.stop()
-        for handler, stream in self.streams:
-            handler.setStream(stream)
 
 
 def build_progress(num_steps: int, first_step: int) -> Progress:
@@ -83,8 +79,7 @@ def build_progress(num_steps: int, first_step: int) -> Progress:
     bar = progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
     task = bar.add_task("train", total=num_steps, completed=first_step, figures="")
     bar.start()
-    handlers = [h for h in log.logger().handlers if isinstance(h, logging.StreamHandler)]
-    return Bar(num_steps, bar, task, [(handler, handler.setStream(sys.stderr)) for handler in handlers])
+    return Bar(num_steps, bar, task)
 
 
 def short_time(seconds: float) -> str:
