@@ -166,3 +166,9 @@ assert {number: __import__("signal").getsignal(number) for number in (2, 15)} ==
 def test_importing_everything_registers_and_patches_nothing():
     done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_picture_of_the_rooms_shows_every_room():
+    picture = (SRC.parents[1] / "docs" / "architecture.svg").read_text(encoding="utf-8")
+    rooms = sorted(path.parent.name for path in SRC.glob("*/__init__.py"))
+    assert rooms and [name for name in rooms if f">{name}<" not in picture] == []
