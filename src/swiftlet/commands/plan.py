@@ -149,13 +149,12 @@ def choose_card(asked: str, environ: Mapping[str, str]) -> tuple[Card, int | Non
     if not found.name:
         share = max(1, number_of_processes(environ, None))
         return host_card((found.total_gib or 0.0) / share, measured_here("cpu", environ)), None, found.note
-    card = find_card(found.name)
-    if card is None:
+    known = find_card(found.name)
+    if known is None:
         raise UsageError(
             f"{found.name} is not in the table of devices", "name a similar one: --device 8x910B3"
         )
-    if found.total_gib:
-        card = replace(card, memory_gib=found.total_gib)
+    card = replace(known, memory_gib=found.total_gib or known.memory_gib)
     measured = measured_here(card.name, environ)
     return (with_measured(card, measured) if measured else card), None, found.note
 

@@ -21,6 +21,7 @@ from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.model_setup import build_model, is_sharded
 from swiftlet.commands.run_folder import ARGS_FILE, args_text, write_args
 from swiftlet.commands.sft import Outcome, Ready
+from swiftlet.commands.steering import Steered, steer
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import Batches, num_steps, num_steps_per_epoch
 from swiftlet.data.loader import load_steps
@@ -101,6 +102,8 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
     if world.is_main:
         write_args(ready.folder, text())
     state, identity = _state(args, ready, world, base)
+    steered = steer(args, ready, device, world, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    args = steered.args
     heartbeat.beat("load")
     model = build_model(args, ready, device)
     log.info(tuner.describe_parameters(model.model))
@@ -111,7 +114,7 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
         engine.load_optimizer(open_optimizer(ready.checkpoint.path))
         log.info(f"continuing {ready.checkpoint.path} after step {state.global_step}")
     saver = _saver(args, ready, model, engine, world, identity, text(of_checkpoint=True), state, num_bytes)
-    run = _run(args, ready, device, world, model, trainer, saver, stop, state)
+    run = _run(steered, ready, device, world, model, trainer, saver, stop, state)
     train(run, state)
     return _outcome(run, state, ready)
 
@@ -207,7 +210,7 @@ def _when(strategy: str, steps: int) -> Every:
 
 
 def _run(
-    args: Any,
+    steered: Steered,
     ready: Ready,
     device: Device,
     world: World,
@@ -217,8 +220,8 @@ def _run(
     stop: StopRequest,
     state: TrainState,
 ) -> Run:
-    train_args, output, store = args.train, args.output, ready.data.train
-    budget = _token_budget(args, ready, device)
+    args, budget, store = steered.args, steered.token_budget, ready.data.train
+    train_args, output = args.train, args.output
     batches = Batches(
         store, train_args.seed, state.step_size, state.steps_per_epoch, budget, world.rank, world.world_size
     )
@@ -231,6 +234,8 @@ def _run(
             state,
             peak_memory_bytes=device.peak_memory_bytes,
             has_tensorboard="tensorboard" in output.report_to,
+            forecast=steered.forecast,
+            memory_in_use=lambda: (device.peak_reserved_bytes(), _in_use(device)),
         )
     by_text = train_args.predict_with_generate
     return Run(
@@ -255,16 +260,13 @@ def _run(
         max_grad_norm=train_args.max_grad_norm,
         spikes=find_policy(train_args.spike_policy),
         name_rows=lambda ids: [store.origin(i) for i in ids],
+        memory=steered.memory,
     )
 
 
-def _token_budget(args: Any, ready: Ready, device: Device) -> int:
-    """Return the most tokens of one forward pass: as asked, or enough to keep the device busy."""
-    if not args.data.packing:
-        return 0
-    if args.train.micro_batch_tokens is not None:
-        return args.train.micro_batch_tokens
-    return max(int(ready.data.train.lengths.max()), device.busy_tokens)
+def _in_use(device: Device) -> int:
+    free, total = device.memory()
+    return 0 if device.kind == "cpu" else total - free
 
 
 def _outcome(run: Run, state: TrainState, ready: Ready) -> Outcome:

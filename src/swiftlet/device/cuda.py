@@ -57,6 +57,7 @@ def open_this(local_rank: int) -> Device:
             lambda: torch.cuda.mem_get_info(local_rank),
             lambda: torch.cuda.synchronize(local_rank),
             torch.cuda.empty_cache,
+            lambda: torch.cuda.max_memory_reserved(local_rank),
         ),
         kernels=CUDA_KERNELS,
         version=f"torch {torch.__version__}, CUDA {torch.version.cuda}",

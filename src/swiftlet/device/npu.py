@@ -115,6 +115,7 @@ def open_this(local_rank: int) -> Device:
             lambda: npu.mem_get_info(local_rank),
             lambda: npu.synchronize(local_rank),
             npu.empty_cache,
+            lambda: int(npu.max_memory_reserved(local_rank)),
         ),
         optimizers=OPTIMIZERS,
         kernels=NPU_KERNELS,

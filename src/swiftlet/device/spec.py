@@ -38,6 +38,7 @@ class Calls(NamedTuple):
     memory: Callable[[], tuple[int, int]]
     synchronize: Callable[[], None]
     empty_cache: Callable[[], None]
+    peak_reserved_bytes: Callable[[], int] = lambda: 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class Device:
     def peak_memory_bytes(self) -> int:
         """Return the most memory in use since the last reset; on a CPU the growth of the resident set."""
         return self.calls.peak_memory_bytes()
+
+    def peak_reserved_bytes(self) -> int:
+        """Return the most memory that the allocator held since the last reset; 0 where there is no such allocator."""
+        return self.calls.peak_reserved_bytes()
 
     def reset_peak_memory(self) -> None:
         """Start counting the peak afresh."""

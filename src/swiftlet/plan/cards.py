@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from swiftlet.errors import UsageError, suggest
 
@@ -88,7 +89,7 @@ def parse_devices(text: str) -> tuple[int | None, Card]:
     return number, card
 
 
-def host_card(memory_gib: float, measured: Mapping[str, object] | None = None) -> Card:
+def host_card(memory_gib: float, measured: Mapping[str, Any] | None = None) -> Card:
     """Return the processor of this machine as a device; rates are guesses until `swift plan --calibrate`."""
     card = Card(
         HOST, memory_gib, 0.0, 0.35, 0.02, 0.1, 10.0, 2.0, 1.0, 8.0, 10.0, True,
@@ -97,15 +98,13 @@ def host_card(memory_gib: float, measured: Mapping[str, object] | None = None) -
     return with_measured(card, measured) if measured else card
 
 
-def with_measured(card: Card, measured: Mapping[str, object]) -> Card:
+def with_measured(card: Card, measured: Mapping[str, Any]) -> Card:
     """Return the card with what was measured on this machine in the place of its table's figures."""
-    rates = tuple((int(rows), float(rate)) for rows, rate in measured["matrix_gflops"])  # type: ignore[attr-defined]
-    values = {name: float(measured[name]) for name in ("launch_us", "bandwidth_gb_s")}  # type: ignore[arg-type]
-    from dataclasses import replace
-
+    rates = tuple((int(rows), float(rate)) for rows, rate in measured["matrix_gflops"])
     return replace(
         card,
-        **values,
+        launch_us=float(measured["launch_us"]),
+        bandwidth_gb_s=float(measured["bandwidth_gb_s"]),
         tflops=max(rate for _, rate in rates) / 1e3,
         matrix_gflops=rates,
         is_measured=True,

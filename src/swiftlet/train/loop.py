@@ -14,7 +14,6 @@ import torch
 
 from swiftlet import heartbeat, log
 from swiftlet.data.loader import LoadedStep
-from swiftlet.errors import OutOfMemoryError
 from swiftlet.faults import fault
 from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
@@ -22,6 +21,7 @@ from swiftlet.train.checkpoint import Saver
 from swiftlet.train.evaluate import Goal, Scores
 from swiftlet.train.nonfinite import NameRows, explain, is_finite
 from swiftlet.train.objective import Gradient, LanguageModel, compute_gradient, seed_step
+from swiftlet.train.preflight import MemoryPlan, preflight
 from swiftlet.train.signals import Interrupted, StopRequest
 from swiftlet.train.spikes import SpikeRule, is_spike
 from swiftlet.train.state import Totals, TrainState
@@ -70,6 +70,7 @@ class Run:
         learning_rate: step, counted from 0, to the share of the peak rate.
         evaluate, saver: None for no evaluation and no checkpoints.
         name_rows: sample ids to the names of their rows, for messages.
+        memory: the largest micro-batch, which is tried first, and what the memory is for.
     """
 
     model: LanguageModel
@@ -89,6 +90,7 @@ class Run:
     max_grad_norm: float = 0.5
     spikes: SpikeRule = SpikeRule(False, 0)
     name_rows: NameRows = lambda ids: [str(i) for i in ids]
+    memory: MemoryPlan = MemoryPlan()
 
 
 def train(run: Run, state: TrainState) -> TrainState:
@@ -102,6 +104,8 @@ def train(run: Run, state: TrainState) -> TrainState:
         OutOfMemoryError: the device has too little memory.
     """
     run.model.train(True)
+    preflight(run.memory, run.model, run.engine, run.device)
+    run.report.resume_clock()
     steps = run.load_steps(state.epoch, state.step_in_epoch)
     try:
         catch_up(run, state)
@@ -147,10 +151,7 @@ def make_step(run: Run, loaded: LoadedStep, state: TrainState) -> bool:
         update(run, gradient, loaded, state)
     except torch.OutOfMemoryError as error:
         largest = max(len(batch.input_ids_T) for batch in loaded.micro_batches)
-        raise OutOfMemoryError(
-            f"out of memory at step {step}: its largest micro-batch has {largest} tokens",
-            "lower --micro_batch_tokens or --max_length, or add --gradient_checkpointing true",
-        ) from error
+        raise run.memory.error(f"at step {step}: its largest micro-batch", largest) from error
     state.advance(loaded.step.num_tokens, loaded.step.num_label_tokens)
     run.report.step(state, loaded.step.num_tokens)
     report(run, gradient, loaded, state, rate)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from swiftlet import log
 from swiftlet.faults import fault
@@ -23,6 +23,7 @@ from swiftlet.train.state import TrainState
 FILE = "logging.jsonl"
 IMAGES = "images"
 EVENTS = "runs"
+SETTLED_STEPS = 20  # after which the pace of a run is known
 
 
 def significant(value: float, digits: int = 8) -> float:
@@ -51,6 +52,15 @@ class Clock:
         return self.num_tokens / self.seconds if self.seconds > 0 else 0.0
 
 
+class Forecast(NamedTuple):
+    """What was expected before the run: memory of a device [GiB] and seconds a step."""
+
+    needed_gib: float
+    reserved_gib: float
+    visible_gib: float
+    step_seconds: float
+
+
 @dataclass
 class Report:
     """The report of rank 0; build it with `build_report`.
@@ -58,6 +68,8 @@ class Report:
     Args:
         peak_memory_bytes: the most device memory that this process had in use; 0 when not known.
         events: the TensorBoard file, None for no TensorBoard.
+        forecast: compared with what is measured; None for none.
+        memory_in_use: (held by the allocator at most, in use on the whole device) [bytes]; 0 when not known.
     """
 
     folder: Path
@@ -70,11 +82,17 @@ class Report:
     recent: Clock = field(default_factory=Clock)
     last_text: str = ""
     warned: set[str] = field(default_factory=set)
+    forecast: Forecast | None = None
+    memory_in_use: Callable[[], tuple[int, int]] = lambda: (0, 0)
+    num_steps: int = 0
 
     def step(self, state: TrainState, num_tokens: int) -> None:
         """Count a step for the speed and move the progress bar."""
         self.whole.count(num_tokens)
         self.recent.count(num_tokens)
+        self.num_steps += 1
+        if self.num_steps == SETTLED_STEPS:
+            self._tell_pace(state)
         self.progress.move(state.global_step, f"{self.last_text} {self.whole.tokens_per_second:.0f} tokens/s")
 
     def log(self, state: TrainState, figures: Mapping[str, float]) -> None:
@@ -90,6 +108,28 @@ class Report:
         left = elapsed / max(1, state.global_step - self.first_step) * (state.num_steps - state.global_step)
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
         self.progress.line(state.global_step, f"{text} {speed:.0f} tokens/s, {short_time(left)} left")
+
+    def _tell_pace(self, state: TrainState) -> None:
+        """Say after a few steps how long the run will really take, evaluations and checkpoints included."""
+        pace = (time.perf_counter() - self.started) / self.num_steps
+        left = short_time(pace * (state.num_steps - state.global_step))
+        expected = f", {self.forecast.step_seconds:.3g} s by the plan" if self.forecast else ""
+        step = self.whole.seconds / self.num_steps
+        self.progress.line(
+            state.global_step, f"after {self.num_steps} steps: {step:.3g} s a step{expected}; {left} left"
+        )
+
+    def _comparison(self) -> dict[str, float]:
+        """Return what was expected and what was measured."""
+        reserved, visible = self.memory_in_use()
+        figures = {
+            "reserved_gib": reserved / 2**30,
+            "visible_gib": visible / 2**30,
+            "step_seconds": self.whole.seconds / max(1, self.num_steps),
+        }
+        if self.forecast is not None:
+            figures |= {f"predicted_{name}": value for name, value in self.forecast._asdict().items()}
+        return {name: significant(value) for name, value in figures.items()}
 
     def evaluation(self, state: TrainState, scores: Mapping[str, float]) -> None:
         """Write one evaluation line."""
@@ -113,6 +153,7 @@ class Report:
             "memory_gib": round(self.peak_memory_bytes() / 2**30, 2),
             "epoch": significant(state.epochs_done),
             "global_step": state.global_step,
+            **self._comparison(),
             **results,
         }
         self._append(line)
@@ -185,10 +226,24 @@ def forget_after(logging_file: Path, step: int) -> None:
 
 
 def build_report(
-    folder: Path, state: TrainState, *, peak_memory_bytes: Callable[[], int], has_tensorboard: bool = True
+    folder: Path,
+    state: TrainState,
+    *,
+    peak_memory_bytes: Callable[[], int],
+    has_tensorboard: bool = True,
+    forecast: Forecast | None = None,
+    memory_in_use: Callable[[], tuple[int, int]] = lambda: (0, 0),
 ) -> Report:
-    """Return the report of a run that writes into `folder`."""
+    """Return the report of a run that writes into `folder`; see `Report` for what it compares."""
     forget_after(folder / FILE, state.global_step)
     events = event_file(folder / EVENTS) if has_tensorboard else None
     progress = build_progress(state.num_steps, state.global_step)
-    return Report(folder, progress, peak_memory_bytes, events, first_step=state.global_step)
+    return Report(
+        folder,
+        progress,
+        peak_memory_bytes,
+        events,
+        first_step=state.global_step,
+        forecast=forecast,
+        memory_in_use=memory_in_use,
+    )

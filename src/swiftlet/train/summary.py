@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from swiftlet import log
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.progress import short_time
 from swiftlet.train.report import IMAGES, Report
 from swiftlet.train.state import TrainState
+
+
+def _against_the_plan(line: Mapping[str, Any]) -> list[str]:
+    """Return one line of what was expected and what was measured, none where nothing was expected."""
+    if "predicted_needed_gib" not in line:
+        return []
+    pairs = [("allocated", "memory_gib", "needed_gib"), ("reserved", "reserved_gib", "reserved_gib")]
+    pairs.append(("visible", "visible_gib", "visible_gib"))
+    parts = [
+        f"{name} {line[measured]:.2f} GiB ({line[f'predicted_{expected}']:.2f} expected)"
+        for name, measured, expected in pairs
+        if line[measured]
+    ]
+    pace = f"{line['step_seconds']:.3g} s a step ({line['predicted_step_seconds']:.3g} expected)"
+    return ["against the plan: " + ", ".join([*parts, pace])]
 
 
 def summarise(report: Report, state: TrainState, saver: Saver | None, next_command: str = "") -> list[str]:
@@ -25,6 +43,7 @@ def summarise(report: Report, state: TrainState, saver: Saver | None, next_comma
         f"{state.global_step} steps, {state.epochs_done:.2f} epochs, {state.num_tokens} tokens "
         f"({state.num_label_tokens} trained on) in {short_time(line['train_runtime'])}; "
         f"{line['train_tokens_per_second']:.0f} tokens/s, {line['memory_gib']} GiB",
+        *_against_the_plan(line),
         f"best_model_checkpoint: {best}",
         f"last_model_checkpoint: {last}",
         f"images_dir: {report.folder / IMAGES}",

@@ -1,0 +1,180 @@
+"""What planning decides for `swift sft` before a byte of weights is read: checkpointing, the micro-batch, or to refuse.
+
+Decisions follow from the device's whole memory and the lengths alone, so a run that is continued takes the same ones.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from swiftlet import log
+from swiftlet.commands.calibration import measured_here
+from swiftlet.commands.planning import Rows, Sized, Subject, job_of, schedule_of
+from swiftlet.commands.sft import Ready
+from swiftlet.config.fields import with_values
+from swiftlet.data.batching import collate
+from swiftlet.data.survey import largest_micro_batch
+from swiftlet.device.spec import Device
+from swiftlet.errors import OutOfMemoryError
+from swiftlet.models.geometry import geometry_of_config
+from swiftlet.models.safety import read_config
+from swiftlet.parallel.world import World
+from swiftlet.plan.cards import Card, find_card, host_card, read_cards, with_measured
+from swiftlet.plan.memory import GIB
+from swiftlet.plan.strategies import FITS, NO, Advice, Job, Way, advise, budgets_for, way_of, ways
+from swiftlet.train.preflight import HINT, MemoryPlan
+from swiftlet.train.progress import short_time
+from swiftlet.train.report import Forecast
+
+FORCE = "--force true starts it anyway"
+SHARDED = ("zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
+
+
+class Steered(NamedTuple):
+    """The arguments with checkpointing decided, the micro-batch token budget, and what is expected of the run."""
+
+    args: Any
+    token_budget: int
+    memory: MemoryPlan
+    forecast: Forecast | None
+
+
+def steer(args: Any, ready: Ready, device: Device, world: World, local_world_size: int) -> Steered:
+    """Decide what the user left to the program; every rank comes to the same decisions.
+
+    Raises:
+        OutOfMemoryError: the run cannot fit on this device, and --force was not given.
+    """
+    lengths = ready.data.train.lengths
+    budgets = budgets_for(
+        int(lengths.max()), device.busy_tokens, args.train.micro_batch_tokens, is_packed=args.data.packing
+    )
+    sizes = geometry_of_config(read_config(ready.source.folder))
+    if sizes is None:
+        log.info(f"{ready.source.name} is of a build whose memory is not known here: nothing is planned")
+        args = with_values(args, gradient_checkpointing=_asked(args, default=False))
+        return Steered(args, budgets[0], _memory(args, ready, world, budgets[0], "", HINT), None)
+    card = card_of(device, local_world_size)
+    subject = _subject(
+        args, ready, Sized(ready.source.name, sizes, "config.json", ready.source.folder), card, world
+    )
+    job = job_of(subject)
+    asked = args.train.gradient_checkpointing
+    advice = advise(job, budgets, (False, True) if asked == "AUTO" else (asked == "true",))
+    way = advice.way or advice.nearest
+    hint = _hint(job, advice, budgets)
+    check_fits(args, advice, device, world, hint)
+    _tell(job, way, asked)
+    args = with_values(args, gradient_checkpointing="true" if way.is_checkpointed else "false")
+    figures = way.figures
+    forecast = Forecast(
+        figures.memory.needed / GIB, figures.reserved / GIB, figures.visible / GIB, way.seconds_a_step
+    )
+    return Steered(args, way.budget, _memory(args, ready, world, way.budget, breakdown(way), hint), forecast)
+
+
+def _asked(args: Any, *, default: bool) -> str:
+    asked = args.train.gradient_checkpointing
+    return ("true" if default else "false") if asked == "AUTO" else asked
+
+
+def card_of(device: Device, local_world_size: int) -> Card:
+    """Return what is known of an open device, its memory as torch sees it."""
+    total = device.memory()[1] / GIB
+    if device.kind == "cpu":
+        return host_card(total / local_world_size, measured_here(device.kind, os.environ))
+    known = find_card(device.name)
+    card = known or replace(
+        read_cards()["A100-80G"], name=device.name, sources="not in the table: rates of an A100"
+    )
+    measured = measured_here(card.name, os.environ)
+    return replace(with_measured(card, measured) if measured else card, memory_gib=total)
+
+
+def _subject(args: Any, ready: Ready, sized: Sized, card: Card, world: World) -> Subject:
+    data = ready.data
+    labels = float(np.asarray(data.train.num_labels).sum()) / max(1, int(data.train.lengths.sum()))
+    val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)
+    rows = Rows(data.train.lengths, val, labels, "the tokenised rows", True)
+    schedule = schedule_of(args, len(data.train), world.world_size)
+    return Subject(args, sized, rows, card, world.world_size, schedule, args.model.dtype)
+
+
+def breakdown(way: Way) -> str:
+    """Return one line of what the memory is for, the largest part first."""
+    parts = sorted(way.figures.memory._asdict().items(), key=lambda part: -part[1])
+    shown = ", ".join(
+        f"{name} {size / GIB:.2f}" for name, size in parts if size > 0.005 * way.figures.memory.needed
+    )
+    return f"{way.figures.memory.needed / GIB:.2f} GiB needed ({shown})"
+
+
+def _hint(job: Job, advice: Advice, budgets: list[int]) -> str:
+    """Return what to type when memory is too small: the cheapest change that needs less than the chosen way."""
+    now = (advice.way or advice.nearest).figures.visible
+    less = next(
+        (way for way in ways(job, budgets) if way.figures.visible < now and way.figures.verdict != NO), None
+    )
+    if less is None:
+        return f"use more or larger devices, a lower --max_length, or fewer adapters; {FORCE}"
+    return f"add {' '.join(less.flags)} ({less.figures.visible / GIB:.1f} GiB a device by the plan)"
+
+
+def check_fits(args: Any, advice: Advice, device: Device, world: World, hint: str) -> None:
+    """Refuse a run whose memory is larger than the device, or than what others have left of it.
+
+    Raises:
+        OutOfMemoryError: on every rank, where any rank has too little.
+    """
+    way = advice.way or advice.nearest
+    free, total = device.memory()
+    is_host = device.kind == "cpu"
+    is_short = not is_host and way.figures.reserved > free
+    problems = []
+    if advice.way is None:
+        problems.append(
+            f"this run needs {way.figures.visible / GIB:.1f} GiB a device, which has {total / GIB:.1f}"
+        )
+    if world.agree(is_short):
+        problems.append(
+            f"this run needs {way.figures.reserved / GIB:.1f} GiB, and {free / GIB:.1f} of {total / GIB:.1f} GiB are "
+            "free on this device: others hold the rest"
+        )
+    if not problems:
+        return
+    text = f"{'; '.join(problems)}: {breakdown(way)}"
+    if not args.parallel.force:
+        raise OutOfMemoryError(text, hint if FORCE in hint else f"{hint}; {FORCE}")
+    log.warning(f"{text}; it starts because of --force")
+
+
+def _tell(job: Job, way: Way, asked: str) -> None:
+    figures = way.figures
+    log.info(
+        f"plan: {breakdown(way)}, {figures.reserved / GIB:.2f} reserved, {figures.visible / GIB:.2f} of "
+        f"{job.card.memory_gib:.1f} GiB visible; micro-batches of up to {way.largest} tokens; about "
+        f"{short_time(way.seconds)} ({'calibrated' if job.card.is_measured else 'a guess: swift plan --calibrate'})"
+    )
+    if asked == "AUTO":
+        log.info(
+            f"gradient_checkpointing is {'on: memory asks for it' if way.is_checkpointed else 'off: not needed'}"
+        )
+    if figures.verdict != FITS:
+        log.warning(f"memory is tight: {figures.share:.0%} of the device by the plan")
+    if way.engine in SHARDED and job.setting.world_size > 1:
+        plain = way_of(job, "none", way.budget, way.is_checkpointed)
+        if plain.figures.verdict == FITS and plain.seconds < way.seconds:
+            log.warning(
+                f"{way.engine} is not needed: replicas fit ({plain.figures.share:.0%} of the device) and take about "
+                f"{plain.seconds / way.seconds:.0%} of the time; leave out --deepspeed and --fsdp"
+            )
+
+
+def _memory(args: Any, ready: Ready, world: World, budget: int, text: str, hint: str) -> MemoryPlan:
+    schedule = schedule_of(args, len(ready.data.train), world.world_size, budget)
+    largest = largest_micro_batch(ready.data.train.lengths, schedule)
+    return MemoryPlan(collate(ready.data.train, largest.samples), text, hint)

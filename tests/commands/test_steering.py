@@ -1,0 +1,122 @@
+"""What planning does to `swift sft`: nothing to its numbers, and it refuses what cannot fit before it loads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from swiftlet.device.cpu import open_this
+from swiftlet.errors import OutOfMemoryError
+from swiftlet.parallel.engine import build_single_engine
+from swiftlet.train.manifest import sha256
+from swiftlet.train.preflight import MemoryPlan, preflight
+
+
+def lines(folder):
+    return [json.loads(line) for line in (Path(folder) / "logging.jsonl").read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def with_memory(monkeypatch):
+    def give(num_bytes):
+        device = open_this(0)
+        calls = device.calls._replace(memory=lambda: (num_bytes, num_bytes))
+        object.__setattr__(device, "calls", calls)
+        monkeypatch.setattr("swiftlet.commands.training.open_device", lambda *a, **k: device)
+
+    return give
+
+
+@pytest.mark.parametrize("sft_type", ["lora", "full"])
+def test_the_preflight_changes_no_bit(fine_tune, monkeypatch, sft_type):
+    """Dropout is on: its random numbers must be those of a run that tried nothing."""
+    with_it = fine_tune("with", sft_type=sft_type)
+    tried = []
+    monkeypatch.setattr("swiftlet.train.loop.preflight", lambda *a: tried.append(a))
+    without = fine_tune("without", sft_type=sft_type)
+    assert tried
+    name = "model.safetensors" if sft_type == "full" else "adapter_model.safetensors"
+    weights = [sha256(Path(run.last_checkpoint) / name) for run in (with_it, without)]
+    assert weights[0] == weights[1]
+    keys = ("loss", "grad_norm")
+    trajectories = [
+        [[line.get(k) for k in keys] for line in lines(run.output_dir)] for run in (with_it, without)
+    ]
+    assert trajectories[0] == trajectories[1]
+
+
+class Tiny(torch.nn.Module):
+    """One weight, dropout, and a count of how it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4))
+        self.seen = []
+
+    def forward(self, input_ids_T, position_ids_T, cu_seqlens, labels_T):
+        from swiftlet.models.causal import TokenLosses
+
+        self.seen.append(len(input_ids_T))
+        if len(input_ids_T) > 100:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        kept = torch.nn.functional.dropout(self.weight, 0.5)
+        return TokenLosses(kept.sum(), torch.tensor(0), 1)
+
+
+def batch(num_tokens):
+    from swiftlet.data.batching import MicroBatch
+
+    ids = torch.zeros(num_tokens, dtype=torch.long)
+    return MicroBatch(ids, ids, ids, [0, num_tokens], [0])
+
+
+def test_a_preflight_restores_random_numbers_and_gradient():
+    model = Tiny()
+    engine = build_single_engine(model, torch.optim.AdamW(model.parameters()))
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    preflight(MemoryPlan(batch(50)), model, engine, torch.device("cpu"))
+    assert model.seen == [50]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(model.weight, torch.ones(4))
+    assert not model.weight.grad.any()
+    assert not engine.optimizer.state
+
+
+def test_too_little_memory_is_told_with_the_breakdown_and_the_next_command():
+    model = Tiny()
+    engine = build_single_engine(model, torch.optim.AdamW(model.parameters()))
+    memory = MemoryPlan(batch(200), "3.00 GiB needed (weights 2.00)", "add --gradient_checkpointing true")
+    with pytest.raises(OutOfMemoryError, match="before the first step.*200 tokens.*weights 2.00") as raised:
+        preflight(memory, model, engine, torch.device("cpu"))
+    assert raised.value.hint == "add --gradient_checkpointing true"
+
+
+def test_what_cannot_fit_is_refused_before_loading(fine_tune, with_memory, monkeypatch):
+    with_memory(2**20)
+    monkeypatch.setattr(
+        "swiftlet.commands.training.build_model", lambda *a: pytest.fail("a model was loaded")
+    )
+    with pytest.raises(OutOfMemoryError, match="this run needs .* GiB a device") as raised:
+        fine_tune()
+    assert "--force true" in raised.value.hint
+    assert raised.value.exit_code == 7
+
+
+def test_force_starts_it_anyway(fine_tune, with_memory):
+    with_memory(2**20)
+    assert fine_tune(force=True, max_steps=1).num_steps == 1
+
+
+def test_a_run_is_compared_with_its_plan(fine_tune):
+    outcome = fine_tune(max_steps=3)
+    last = lines(outcome.output_dir)[-1]
+    assert last["predicted_needed_gib"] > 0
+    assert last["predicted_step_seconds"] > 0
+    assert last["step_seconds"] > 0
+
+
+def test_the_pace_is_told_after_twenty_steps(fine_tune, capfd):
+    fine_tune(max_steps=22, num_train_epochs=100, eval_steps=50, save_steps=50)
+    assert "after 20 steps:" in capfd.readouterr().err
