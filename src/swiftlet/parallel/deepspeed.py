@@ -8,6 +8,7 @@ stay off.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -178,6 +179,7 @@ def build_deepspeed_engine(
 
 
 def _import() -> Any:
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where no launcher has set it
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
