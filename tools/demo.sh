@@ -25,8 +25,8 @@ score() { sed -n '$s/.*exact_match \([0-9.]*\).*/\1/p' "$1"; }
 say "1. Before: the embedded model is asked held-out word problems"
 answer "$out/before.txt" --model_type tiny-math-chat --dataset demo-math-zh --result_dir "$out/before"
 say "2. Fine-tune: LoRA on 4950 worked solutions"
-run sft --model_type tiny-math-chat --dataset demo-math-zh --sft_type lora --learning_rate 1e-3 \
-    --output_dir "$out" --add_output_dir_suffix false
+run sft --model_type tiny-math-chat --dataset demo-math-zh --sft_type lora --learning_rate 4e-3 \
+    --lora_target_modules ALL --lora_rank 16 --output_dir "$out" --add_output_dir_suffix false
 say "3. After: the same held-out rows, read from the checkpoint"
 checkpoint=$(ls -d "$out"/checkpoint-* | sort -V | tail -n 1)
 answer "$out/after.txt" --ckpt_dir "$checkpoint" --load_dataset_config true --result_dir "$out/after"

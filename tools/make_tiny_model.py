@@ -139,10 +139,11 @@ def conversation(draw: random.Random, held_out: set[str]) -> list[dict[str, str]
 
 
 def build_tokenizer(held_out: set[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on generated conversations and on the texts of the demo dataset's form."""
+    """Train a byte-level BPE on generated conversations and on worked solutions."""
     draw = random.Random(1)
     texts = [message["content"] for _ in range(12_000) for message in conversation(draw, held_out)]
-    texts += [problem.solution() for problem in demo_math.problems(2000, seed=1)]
+    for problem in demo_math.problems(2000, seed=1):
+        texts.append(problem.solution() + ("" if problem.language == "zh" else " ") + problem.sentence)
     texts += ["system", "user", "assistant", "\n\nAnswer: ", DEFAULT_SYSTEM] * 500
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()

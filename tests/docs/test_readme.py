@@ -30,7 +30,9 @@ def blocks(readme: str, how: str, language: str) -> list[str]:
 def test_no_command_escapes_the_tests(readme):
     text = (ROOT / readme).read_text(encoding="utf-8")
     for mark, language in ANY_BLOCK.findall(text):
-        assert mark or language in ("text", "json"), f"a {language} block without <!-- run --> or <!-- parse -->"
+        assert mark or language in ("text", "json"), (
+            f"a {language} block without <!-- run --> or <!-- parse -->"
+        )
 
 
 def test_both_languages_have_the_same_commands():
@@ -38,7 +40,9 @@ def test_both_languages_have_the_same_commands():
         assert blocks(READMES[0], how, language) == blocks(READMES[1], how, language)
 
 
-@pytest.mark.parametrize("line", "".join(blocks("README.md", "parse", "shell")).replace("\\\n", " ").splitlines())
+@pytest.mark.parametrize(
+    "line", "".join(blocks("README.md", "parse", "shell")).replace("\\\n", " ").splitlines()
+)
 def test_commands_for_devices_are_accepted(line):
     words = [word for word in shlex.split(line) if not re.match(r"[A-Z_]+=", word)]
     assert words.pop(0) == "swift"
@@ -56,7 +60,12 @@ def environment(tmp_path):
 def test_the_first_commands_run(tmp_path, environment):
     (script,) = blocks("README.md", "run", "shell")
     done = subprocess.run(
-        ["bash", "-e", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        ["bash", "-e", "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "output" / "checkpoint-20" / "adapter_model.safetensors").is_file()
@@ -67,7 +76,12 @@ def test_the_first_commands_run(tmp_path, environment):
 def test_the_python_example_runs(tmp_path, environment):
     (script,) = blocks("README.md", "run", "python")
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert " -> " in done.stdout

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 
 import swiftlet
+from swiftlet.data import demo_math
 
 FOLDER = Path(swiftlet.__file__).parent / "models" / "tiny_math_chat"
+SCRIPT = Path(__file__).parents[2] / "tools" / "make_tiny_model.py"
 SHA256 = {
-    "model.safetensors": "",
-    "tokenizer.json": "",
+    "model.safetensors": "8243d31029904903dd149b7e99f721f91f31b89a984eb25ce6cb774db1776f70",
+    "tokenizer.json": "0cd4656d983fcae77e43d6cb20197be6c4193819c6fc185748d9a1293f1e7592",
 }
+DECLINED = "Please write it as a sum, such as 2+3."
 FILES = {
     "config.json",
     "generation_config.json",
@@ -60,6 +64,19 @@ def test_the_files_are_those_that_were_recorded(name):
     assert hashlib.sha256((FOLDER / name).read_bytes()).hexdigest() == SHA256[name]
 
 
+def test_the_script_makes_this_tokenizer_and_a_model_of_these_shapes(tmp_path, model):
+    spec = importlib.util.spec_from_file_location("make_tiny_model", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    tokenizer = script.build_tokenizer({row["input"] for row in demo_math.rows()})
+    made = script.build_model(tokenizer)
+    script.save(made, tokenizer, tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        assert (tmp_path / name).read_bytes() == (FOLDER / name).read_bytes(), name
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in made.state_dict().items()} == shapes
+
+
 def test_it_is_a_qwen2_with_grouped_queries_and_a_tied_head(model):
     config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     assert config["architectures"] == ["Qwen2ForCausalLM"]
@@ -102,9 +119,10 @@ def test_digits_and_control_tokens_are_one_token_each(tokenizer):
     assert len(tokenizer.encode("<|im_start|><|im_end|>")) == 2
     assert tokenizer.eos_token == "<|im_end|>"
     assert tokenizer.bos_token is None
-    assert tokenizer.encode("<|im_end|>")[0] in json.loads(
-        (FOLDER / "generation_config.json").read_text(encoding="utf-8")
-    )["eos_token_id"]
+    assert (
+        tokenizer.encode("<|im_end|>")[0]
+        in json.loads((FOLDER / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    )
 
 
 def test_the_tokenizer_is_the_same_however_it_is_loaded(tokenizer):
@@ -118,10 +136,14 @@ def test_the_tokenizer_is_the_same_however_it_is_loaded(tokenizer):
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
-        ("Work out: 7×8, 3+5", "7×8=56, 3+5=8"),
+        ("Work out: 9×6, 12+7", "9×6=54, 12+7=19"),
         ("计算：9×6", "9×6=54"),
         ("Hello", "Hello! Ask me a small sum."),
-        ("Leo has 20 pears and buys 13 more. How many pears does Leo have now?", "Leo has 33 pears now."),
+        ("Leo has 20 pears and buys 13 more. How many pears does Leo have now?", DECLINED),
+        (
+            "Amy buys 9 pens at 6 yuan each and pays with 100 yuan. How much change does Amy get? Show the steps.",
+            "Step 1: 9×6=54\nStep 2: 100-54=46\nAmy gets 46 yuan back.",
+        ),
     ],
 )
 def test_it_answers_in_its_own_way(model, tokenizer, question, answer):

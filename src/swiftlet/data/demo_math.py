@@ -40,10 +40,10 @@ class Problem(NamedTuple):
     language: str
 
     def solution(self) -> str:
-        """Return the worked solution: the sums, then the answer as a sentence."""
+        """Return the worked solution: the sums in their order."""
         if self.language == "zh":
-            return "，".join(map(str, self.steps)) + "。" + self.sentence
-        return ", ".join(map(str, self.steps)) + ". " + self.sentence
+            return "，".join(map(str, self.steps)) + "。"
+        return ", ".join(map(str, self.steps)) + "."
 
 
 class Scenario(NamedTuple):
