@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import Runs
+from harness import Done, Runs
 from safetensors import safe_open
 
 STEP_SIZE, NUM_STEPS = 16, 4
+PATIENCE_S = 1800.0
 SHORT_BUDGET = 20  # tokens: one or two samples a micro-batch
 TOLERANCE = 1e-5
 ENGINES = {
@@ -68,8 +69,7 @@ class Shapes:
         folder = self.folder / name
         options = {**self.options(engine, ranks, accumulation, **more), "output_dir": folder / "run"}
         runs = Runs(folder, options, self.environ)
-        dones = runs.run_ranks(ranks) if ranks > 1 else [runs.run()]
-        for done in dones:
+        for done in finish(runs, ranks):
             assert done.code == 0, done.text
         return runs
 
@@ -79,6 +79,12 @@ class Shapes:
         if not folder.exists():
             self.run(name, **more)
         return Runs(folder, {"output_dir": folder / "run"}, self.environ)
+
+
+def finish(runs: Runs, ranks: int, **options: object) -> list[Done]:
+    """Make a run of one process without a launcher, or of several ranks, to its end."""
+    started = runs.start_ranks(ranks, **options) if ranks > 1 else [runs.start(**options)]
+    return [one.wait(PATIENCE_S) for one in started]
 
 
 def figures(runs: Runs, name: str) -> list[float]:

@@ -2,7 +2,7 @@
 
 import pytest
 from harness import Runs
-from shapes import NUM_STEPS, check_same, figures, weights
+from shapes import NUM_STEPS, check_same, figures, finish, weights
 
 SLOW = pytest.mark.slow
 CHAINS = [
@@ -31,7 +31,8 @@ def test_a_run_goes_on_by_another_engine_on_other_ranks(shapes, kind, chain):
     for number, (engine, ranks) in enumerate(chain):
         is_last = number == len(chain) - 1
         runs = start(shapes, name, engine, ranks, sft_type=kind, save_steps=1)
-        dones = runs.run_ranks(
+        dones = finish(
+            runs,
             ranks,
             fault="" if is_last else f"opt:step={number + 2}=exc",
             resume_from_checkpoint="auto" if number else None,
@@ -49,7 +50,7 @@ def test_a_run_goes_on_by_another_engine_on_other_ranks(shapes, kind, chain):
 def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(shapes, engine, kind):
     golden = shapes.golden(f"golden-{kind}", sft_type=kind)
     runs = start(shapes, f"nan-{engine}-{kind}", engine, 2, sft_type=kind)
-    for done in runs.run_ranks(2, fault="fwd:rank=1:step=3=nan"):
+    for done in finish(runs, 2, fault="fwd:rank=1:step=3=nan"):
         assert done.code == 6, done.text
         assert "the loss of step 3 is not finite; nothing was updated. rank 1, rows" in done.text
     assert runs.valid_steps() == [2]
@@ -62,7 +63,7 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(shapes, eng
 @pytest.mark.parametrize("engine", ["ddp", "zero2", "zero3", "zero3-offload", "fsdp2"])
 def test_a_gradient_that_is_not_finite_stops_all_ranks_before_the_update(shapes, engine, kind):
     runs = start(shapes, f"inf-{engine}-{kind}", engine, 2, sft_type=kind)
-    for done in runs.run_ranks(2, fault="bwd:rank=1:step=3=inf"):
+    for done in finish(runs, 2, fault="bwd:rank=1:step=3=inf"):
         assert done.code == 6, done.text
         assert "the gradient of step 3 is not finite; nothing was updated. parameter " in done.text
     assert runs.valid_steps() == [2]
@@ -78,7 +79,7 @@ def test_a_step_that_is_skipped_leaves_nothing_behind(shapes, engine, kind):
     if not golden.output.exists():
         assert golden.run(fault=fault).code == 0
     runs = start(shapes, f"skip-{engine}-{kind}", engine, 2, **options)
-    dones = runs.run_ranks(2, fault=fault)
+    dones = finish(runs, 2, fault=fault)
     assert all(done.code == 0 for done in dones), dones[0].text
     assert any("step 22 was skipped" in done.text for done in dones)
     assert figures(runs, "loss") == pytest.approx(figures(golden, "loss"), rel=1e-4)
