@@ -20,8 +20,10 @@ KERNELS_A_LAYER, KERNELS_AGAIN, KERNELS_REST = 133, 50, 45
 MOVED_H, MOVED_I, MOVED_HEADS, MOVED_LOGITS = 64, 20, 44, 6
 MOVED_AGAIN, MOVED_FULL, MOVED_DROPOUT = 1.3, 1.2, 1.2
 SHORT_TYPE = 2.6  # bytes an element moves in a run of 2-byte weights: norms and sums are fp32
+HOST_ATTENTION = (
+    3.2  # how much slower than products a processor's attention is; measured: 2.9 to 3.7 from 256 tokens on
+)
 EFFICIENCY = 0.45  # of a peak rate that nobody measured
-SPEEDUP_SHORT_TYPE = 1.0
 PASSES_OF_GATHER = {
     "zero3": 7,
     "zero3-offload": 7,
@@ -56,8 +58,12 @@ def flops_of(g: Sizes, s: Setting, load: Load) -> float:
     passes = 2 + s.is_checkpointed + s.is_full * s.trained_share
     body = 2 * (g.num_active_parameters - ends) * load.tokens * passes
     head = 2 * load.labels * g.vocab * g.hidden * (2 + s.is_full)
-    attention = 2 * g.layers * g.heads * g.dim * load.squares * (1 + 2.5 + s.is_checkpointed)
-    return body + head + attention
+    return body + head + attention_flops(g, s, load)
+
+
+def attention_flops(g: Sizes, s: Setting, load: Load) -> float:
+    """Return the operations of causal attention: half of 4 Q D a pair of tokens, 2.5 times that backward."""
+    return 2 * g.layers * g.heads * g.dim * load.squares * (1 + 2.5 + s.is_checkpointed)
 
 
 def moved_bytes(g: Sizes, s: Setting, load: Load, *, has_dropout: bool) -> float:
@@ -99,10 +105,8 @@ def micro_batch(g: Sizes, s: Setting, card: Card, load: Load, *, has_dropout: bo
     """Return the time of forward and backward over one micro-batch, gathers and hooks among it."""
     launch = num_kernels(g, s) * card.launch_us * 1e-6
     bandwidth = card.bandwidth_gb_s * 1e9
-    products = max(
-        flops_of(g, s, load) / matrix_rate(card, load.tokens),
-        weight_bytes(g, s) / bandwidth,
-    )
+    flops = flops_of(g, s, load) + card.is_host * (HOST_ATTENTION - 1) * attention_flops(g, s, load)
+    products = max(flops / matrix_rate(card, load.tokens), weight_bytes(g, s) / bandwidth)
     moving = moved_bytes(g, s, load, has_dropout=has_dropout) / bandwidth
     work = launch + products + moving if card.is_host else max(launch, products + moving)
     communication = _gathers(g, s, card) + _hooks(g, s, card)
