@@ -103,20 +103,6 @@ class EndMarkers:
         return self.of([QUESTION, ANSWER], 1, None)
 
     @cached_property
-    def _leads(self) -> list[str]:
-        """What is printed before the first user turn's content, behind nothing and behind a system message."""
-        texts = []
-        for messages in ([QUESTION], [SYSTEM, QUESTION]):
-            try:
-                located = self.locator.locate(messages)
-            except TemplateError:
-                continue
-            regions = located.regions[-1]
-            start = max((r.end for inside in located.regions[:-1] for r in inside), default=0)
-            texts.append(located.text[start : regions[0].start] if regions else "")
-        return texts
-
-    @cached_property
     def _beginnings(self) -> list[Located]:
         """A conversation's first question, behind nothing and behind a system message."""
         found = []
