@@ -51,7 +51,16 @@ int aclrtDeviceGetBareTgid(int *pid) {
     return OK;
 }
 
-void *aclCreateDataBuffer(void *data, size_t bytes) { return calloc(1, 64); }
+typedef struct {
+    char *data;
+    size_t bytes;
+} Buffer;
+
+void *aclCreateDataBuffer(void *data, size_t bytes) {
+    Buffer *buffer = malloc(sizeof *buffer);
+    *buffer = (Buffer){data, bytes};
+    return buffer;
+}
 int aclDestroyDataBuffer(void *buffer) {
     free(buffer);
     return OK;
@@ -116,7 +125,33 @@ DOES_NOTHING(MsprofSysCycleTime)
 /* Functions that would have to do something: a caller must hear that they cannot. */
 #define IS_REFUSED(name) \
     int name(void) { return fault_set(NOT_SUPPORTED, #name); }
-IS_REFUSED(aclopCompileAndExecute)
+
+static int fill(const Buffer *value, Buffer *to) {
+    for (size_t at = 0; value->bytes && at + value->bytes <= to->bytes; at += value->bytes) {
+        memcpy(to->data + at, value->data, value->bytes);
+    }
+    return OK;
+}
+
+/* Along the first axis: one after the other. */
+static int pack(int count, const Buffer *const *parts, Buffer *to) {
+    size_t at = 0;
+    for (int i = 0; i < count; i++) {
+        if (at + parts[i]->bytes > to->bytes) return fault_set(INVALID_PARAM, "Pack");
+        memcpy(to->data + at, parts[i]->data, parts[i]->bytes);
+        at += parts[i]->bytes;
+    }
+    return OK;
+}
+
+/* torch_npu's process group fills and stacks tensors by this older way, past the dispatcher; no other operator comes
+ * here. The inputs of Fill are the sizes, and one value of the output's type. */
+int aclopCompileAndExecute(const char *type, int inputs, const void *const *input_descs, const Buffer *const *input,
+                           int outputs, const void *const *output_descs, Buffer *const *output) {
+    if (strcmp(type, "Fill") == 0 && inputs == 2 && outputs == 1) return fill(input[1], output[0]);
+    if (strcmp(type, "Pack") == 0 && outputs == 1) return pack(inputs, input, output[0]);
+    return fault_set(NOT_SUPPORTED, __func__);
+}
 IS_REFUSED(aclrtBinaryGetFunction)
 IS_REFUSED(aclrtBinaryLoadFromData)
 IS_REFUSED(aclrtGetFunctionAddr)
