@@ -40,7 +40,8 @@ def test_f01_a_run_stopped_at_a_step_and_resumed_equals_the_golden_run(runs, gol
         assert f"stopped by signal 15 after step {step} of 12; checkpoint-{step} is saved" in stopped.text
     check_golden(runs, golden, **options)
     assert runs.log_lines() == golden.log_lines()
-    assert runs.valid_steps() == golden.valid_steps()
+    # The best and the last are kept; where the last is the best, the one before it is that of the stop.
+    assert runs.valid_steps()[-1] == golden.valid_steps()[-1] == NUM_STEPS
 
 
 @pytest.mark.parametrize("number", repeat(1, 3))
@@ -156,8 +157,9 @@ def test_f32_another_number_of_ranks_continues_with_the_same_order_and_rates(run
 def test_f34_a_number_of_ranks_that_does_not_fit_the_batch_is_refused(runs, stopped_at_8):
     shutil.copytree(stopped_at_8, runs.output)
     for done in runs.run_ranks(3, resume_from_checkpoint="auto"):
-        assert done.code == 3
-    assert "step_size: 4 in the checkpoint, 12 now" in done.text
+        assert done.code == 2
+    assert "4 x 1 x 3 processes = 12" in done.text
+    assert "hint: use one of 1, 2, 4 processes" in done.text
 
 
 @pytest.mark.parametrize("number", repeat(1, 20))

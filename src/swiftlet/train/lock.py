@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from swiftlet.errors import UsageError
 from swiftlet.train.manifest import DRAFT
 
 NAME = ".lock"
+PATIENCE_S, PAUSE_S = 20.0, 0.1  # for a run that has been killed and is still ending
+ENDED_STATES = ("Z", "X", "x")  # of a process, in proc(5)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 
@@ -43,6 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _take(folder: Path, path: Path) -> int:
+    until = time.monotonic() + PATIENCE_S
     while True:
         descriptor = _open(folder, path)
         try:
@@ -50,7 +54,10 @@ def _take(folder: Path, path: Path) -> int:
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 os.close(descriptor)
-                raise _refusal(folder, path) from error
+                if time.monotonic() < until and _is_ending(_read_owner(path)):
+                    time.sleep(PAUSE_S)
+                    continue
+                raise _refusal(path, _read_owner(path)) from error
             log.warning(f"the file system of {folder} has no locks: a second run in it would not be noticed")
         if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
             os.ftruncate(descriptor, 0)
@@ -74,10 +81,28 @@ def _owner() -> dict[str, str | int]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "boot_id": boot}
 
 
-def _refusal(folder: Path, path: Path) -> UsageError:
+def _read_owner(path: Path) -> dict[str, str | int]:
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
-        who = f"process {owner['pid']} on {owner['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        who = "another process"
-    return UsageError(f"{who} is already running in {folder}", "wait for it, or choose another --output_dir")
+    except (OSError, ValueError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _is_ending(owner: Mapping[str, str | int]) -> bool:
+    """Return whether the owner is a process of this machine that has ended; its threads may hold files a while yet."""
+    here = _owner()
+    if not owner or any(owner.get(name) != here[name] for name in ("host", "boot_id")):
+        return False
+    try:
+        after_name = Path(f"/proc/{owner.get('pid')}/stat").read_text(encoding="utf-8").rpartition(")")[2]
+    except OSError:
+        return True
+    return after_name.split()[0] in ENDED_STATES
+
+
+def _refusal(path: Path, owner: Mapping[str, str | int]) -> UsageError:
+    who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"
+    return UsageError(
+        f"{who} is already running in {path.parent}", "wait for it, or choose another --output_dir"
+    )
