@@ -173,7 +173,7 @@ def convert(download: Path, out: Path) -> None:
 
 
 def write_rows(out: Path, name: str, maker: str) -> None:
-    """Write the identity rows, everyday rows, the held-out questions with the word expected, and unrelated questions."""
+    """Write identity rows, everyday rows, held-out questions with the word expected, and unrelated questions."""
     files = {
         "train": list(identity.rows(name, maker)),
         "everyday": [{"query": query, "response": answer} for query, answer in EVERYDAY],
