@@ -51,7 +51,7 @@ $(SIMULATOR): $(NPU_STAMP) $(SIMULATOR_FILES)
 
 # torch-npu lives in an environment of its own: without the simulator (NPUSIM=1) it keeps torch from importing.
 npu-test: $(SIMULATOR)
-	PATH="$(NPU_BIN):$$PATH" NPUSIM=1 NPUSIM_REQUIRED=1 OMP_NUM_THREADS=1 $(NPU_BIN)/python -m pytest -n 2 --dist loadgroup -m npu_sim tests/npu
+	PATH="$(NPU_BIN):$$PATH" NPUSIM=1 NPUSIM_REQUIRED=1 OMP_NUM_THREADS=1 $(NPU_BIN)/python -m pytest -n 2 --dist loadgroup -m "npu_sim and not slow" tests/npu
 
 # What one step, its scales and generation cost on this machine; each result is JSON with its command and date.
 BENCH_OUT ?= output/benchmarks

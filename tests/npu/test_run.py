@@ -121,7 +121,7 @@ def test_a_library_of_another_device_is_refused_for_collectives(machine):
     assert "NPUs need hccl" in done.stdout
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_a_card_that_fails_in_the_middle_ends_the_run_with_an_exit_code(machine, processes):
     line = (
         "swift sft --model_type tiny-math-chat --dataset demo-math-zh#200 --max_steps 50 --output_dir broken"
