@@ -1,5 +1,7 @@
 """A run goes on by another engine on another number of ranks; a bad gradient changes nothing on any rank."""
 
+import json
+
 import pytest
 from harness import Runs
 from shapes import NUM_STEPS, check_same, figures, finish, weights
@@ -102,6 +104,12 @@ def test_other_settings_keep_the_trajectory(shapes, engine, kind, more):
     assert figures(runs, "loss") == pytest.approx(figures(golden, "loss"), rel=tolerance)
     assert {n: t.dtype for n, t in weights(runs).items()} == {n: t.dtype for n, t in weights(golden).items()}
     assert len(figures(runs, "loss")) == NUM_STEPS
+    assert saved_dtype(runs) == saved_dtype(golden)
+
+
+def saved_dtype(runs):
+    config = runs.output / f"checkpoint-{NUM_STEPS}" / "config.json"
+    return json.loads(config.read_text("utf-8"))["dtype"] if config.exists() else None
 
 
 @SLOW

@@ -75,9 +75,9 @@ def write_model(
         if is_writer:
             _write_adapter(model, folder, source, state)
     else:
-        _write_shards(model, pairs, folder, is_writer, max_shard_bytes)
+        dtype = _write_shards(model, pairs, folder, is_writer, max_shard_bytes)
         if is_writer:
-            _write_config(model, folder, source)
+            _write_config(model, folder, source, dtype)
     if is_writer:
         copy_files(source, folder, COPIED)
 
@@ -174,9 +174,14 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _write_shards(
     model: Any, pairs: Iterator[tuple[str, Tensor]], folder: Path, is_writer: bool, max_shard_bytes: int
-) -> None:
-    """Write the tensors as they come into shards of at most this size (one tensor may be larger), and their index."""
+) -> torch.dtype:
+    """Write the tensors as they come into shards of at most this size (one tensor may be larger), and their index.
+
+    Returns:
+        The type of the first tensor written, the embedding's as a rule; sharded parameters may be kept in a finer one.
+    """
     shard: dict[str, Tensor] = {}
+    dtype: torch.dtype | None = None
     places: list[list[str]] = []
     size = total = num_parameters = 0
     for name, tensor in _as_published(model, pairs, is_writer):
@@ -185,13 +190,15 @@ def _write_shards(
             places.append(_write_shard(folder, len(places), shard))
             shard, size = {}, 0
         shard[name] = tensor
+        dtype = dtype or tensor.dtype
         size, total, num_parameters = size + num_bytes, total + num_bytes, num_parameters + tensor.numel()
+    dtype = dtype or next(model.parameters()).dtype
     if not is_writer:
-        return
+        return dtype
     places.append(_write_shard(folder, len(places), shard))
     if len(places) == 1:
         (folder / _draft(0)).rename(folder / SINGLE)
-        return
+        return dtype
     weight_map = {}
     for at, names in enumerate(places):
         file_name = f"model-{at + 1:05}-of-{len(places):05}.safetensors"
@@ -199,6 +206,7 @@ def _write_shards(
         weight_map.update(dict.fromkeys(names, file_name))
     metadata = {"total_size": total, "total_parameters": num_parameters}
     _write_json(folder / INDEX, {"metadata": metadata, "weight_map": weight_map})
+    return dtype
 
 
 def _draft(number: int) -> str:
@@ -237,9 +245,9 @@ def _block(name: str) -> str:
     return match[1] if match else name
 
 
-def _write_config(model: PreTrainedModel | Any, folder: Path, source: Path) -> None:
+def _write_config(model: PreTrainedModel | Any, folder: Path, source: Path, kind: torch.dtype) -> None:
     fields = {name: value for name, value in read_config(source).items() if not NOT_KEPT.match(name)}
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    dtype = str(kind).removeprefix("torch.")
     fields |= {
         "dtype": dtype,
         "torch_dtype": dtype,
