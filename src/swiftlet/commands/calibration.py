@@ -13,9 +13,12 @@ from typing import Any
 
 from swiftlet import log
 from swiftlet.commands.model_source import cache_folder
+from swiftlet.models.geometry import Geometry
+from swiftlet.plan.memory import Setting
 
 FILE = "calibration.json"
-ROUNDS, SMALL_CALLS = 5, 400
+ROUNDS = 5
+TINY, TINY_TOKENS = Geometry(32, 8, 2, 2, 64, 64, qkv_bias=True), 16
 ROWS = (64, 256, 1024, 4096)
 WIDTH, DEPTH = 2048, 1024
 MOVED_BYTES = 256 * 2**20
@@ -79,12 +82,7 @@ def measure(device: Any, clock: Callable[[], float] = time.perf_counter) -> dict
             times.append(clock() - start)
         return statistics.median(times)
 
-    small = torch.ones(16, device=where)
-
-    def launches() -> None:
-        for _ in range(SMALL_CALLS):
-            small.mul_(1.0)
-
+    launching, num_kernels = smallest_step(where)
     big = torch.ones(MOVED_BYTES // 4, device=where)
     other = torch.empty_like(big)
     moving = seconds(lambda: torch.mul(big, 1.5, out=other))
@@ -95,7 +93,34 @@ def measure(device: Any, clock: Callable[[], float] = time.perf_counter) -> dict
         took = seconds(lambda x=x: torch.nn.functional.linear(x, weight))
         rates.append((rows, 2 * rows * WIDTH * DEPTH / took / 1e9))
     return {
-        "launch_us": seconds(launches) / SMALL_CALLS * 1e6,
+        "launch_us": seconds(launching) / num_kernels * 1e6,
         "bandwidth_gb_s": 2 * MOVED_BYTES / moving / 1e9,
         "matrix_gflops": rates,
     }
+
+
+def smallest_step(device: Any) -> tuple[Callable[[], object], float]:
+    """Return a step of our own over a model too small to compute anything, and how many kernels it launches.
+
+    Its time over that number is what a kernel costs the host: the library's call and our Python around it.
+    """
+    import torch
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    from swiftlet.commands.plan_trace import config_of
+    from swiftlet.models import tuner
+    from swiftlet.models.causal import build_causal
+    from swiftlet.plan.timing import num_kernels
+
+    config = config_of(TINY)
+    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).to(device)
+    causal = build_causal(tuner.apply_lora(model, tuner.LoraSettings()))
+    causal.train()
+    ids = torch.arange(TINY_TOKENS, device=device)
+    labels = ids.clone()
+    labels[0] = -100
+
+    def step() -> None:
+        causal(ids, ids, [0, TINY_TOKENS], labels).loss_sum.backward()
+
+    return step, num_kernels(TINY, Setting(itemsize=4, tokens=TINY_TOKENS))
