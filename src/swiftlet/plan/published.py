@@ -30,7 +30,7 @@ FRAGMENTATION = ((2048, 3.5), (4096, 2.65), (8192, 2.15))  # longest row -> rese
 LOGITS_BYTES = 12  # a token and entry of the vocabulary: logits, their log-softmax and its gradient in fp32
 HALF = 2
 COPIES_FULL = 5
-REFERENCE_CARD = "910B3"
+A100, REFERENCE_CARD = "A100-80G", "910B3"
 ASCEND_TOKENS = 563  # longest row of blossom-math-zh
 # Fitted to the published hours: kernels of a micro-batch (forward, again, backward) a layer, and gathers of ZeRO-3.
 KERNELS_A_LAYER, GATHERS_A_LAYER, PASSES = 256, 7, 3
@@ -63,14 +63,20 @@ def _adapters(g: Sizes, rank: int) -> float:
 
 
 def reserved_on_a100(g: Sizes, row: Row) -> float:
-    """Return the GiB that the reference reserves for a row of the A100 table."""
+    """Return the GiB that the reference reserves for a row of the A100 table.
+
+    It reserves no more than the card has: an allocator that gets nothing gives back what it kept, and tries again.
+    """
     details = row.details
     tokens = int(details["max_length"]) * int(details["batch_size"])
     weights = HALF * g.num_parameters
     if details["sft_type"] == "full":
-        return (COPIES_FULL * weights + reference_activations(g, tokens)) / GIB
-    held = weights + _adapters(g, int(details["rank"]))
-    return (held + _multiple(int(details["max_length"])) * reference_activations(g, tokens)) / GIB
+        wanted = COPIES_FULL * weights + reference_activations(g, tokens)
+    else:
+        wanted = weights + _adapters(g, int(details["rank"]))
+        wanted += _multiple(int(details["max_length"])) * reference_activations(g, tokens)
+    card = read_cards()[A100]
+    return min(wanted / GIB, card.memory_gib - card.context_gib)
 
 
 def _multiple(max_length: int) -> float:
