@@ -48,6 +48,15 @@ def test_steps_are_made_while_a_checkpoint_is_written_and_its_bytes_are_those_of
     assert hashes(tmp_path / "slow" / "checkpoint-6") == hashes(tmp_path / "quick" / "checkpoint-6")
 
 
+def test_no_step_is_made_that_a_kill_could_cost_beyond_the_interval_of_saves(tmp_path, build_job):
+    job = build_job(tmp_path, save_every=2, most_lost=2)
+    seen = delay_writing(job)
+    train(job.run, job.state)
+    assert seen[2] == []
+    assert seen[3] == seen[4] == ["checkpoint-2"], "the update of step 3 waited for it"
+    assert seen[5] == ["checkpoint-2", "checkpoint-4"]
+
+
 def test_there_is_always_a_valid_checkpoint(tmp_path, build_job):
     job = build_job(tmp_path, limit=1, evaluate_every=100)
     delay_writing(job, 0.05)

@@ -105,6 +105,7 @@ def build_job(
     checkpoint=None,
     budget=16,
     save_every=1,
+    most_lost=0,
     evaluate_every=3,
     stop=None,
     limit=-1,
@@ -136,6 +137,7 @@ def build_job(
         Identity("data", "base", {"lr": 1e-2}),
         "test",
         total_limit=limit,
+        most_lost=most_lost,
     )
     if checkpoint is not None:
         saver.saved_steps, saver.newest_step = [state.global_step], state.global_step

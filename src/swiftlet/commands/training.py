@@ -194,6 +194,7 @@ def _saver(
         is_model_only=output.save_only_model,
         is_error_fatal=output.on_save_error == "stop",
         is_streamed=is_streamed,
+        most_lost=output.save_steps if output.save_strategy == "steps" else state.steps_per_epoch,
         expected_bytes=num_bytes,
         saved_steps=saved_steps(ready.folder, state.global_step) if ready.checkpoint is not None else [],
         newest_step=state.global_step,

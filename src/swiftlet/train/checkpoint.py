@@ -1,7 +1,8 @@
 """Writing checkpoints: a draft folder, its manifest, one rename. Never over an existing folder.
 
 Every rank calls `save`, which returns once a copy is taken; rank 0 writes the copy while the training goes on, and all
-ranks learn the outcome together. The next save waits for the one under way. The newest and the best checkpoint are
+ranks learn the outcome together. The next save waits for the one under way, and so does the update of a step that a
+kill must not cost. The newest and the best checkpoint are
 kept; an older one goes only after the new one is whole, so there is never less than one valid checkpoint.
 """
 
@@ -60,6 +61,7 @@ class Saver:
         is_model_only: leave out what a resumed run needs.
         is_error_fatal: a failed save stops the run; otherwise it is retried after 1, 2 and 4 steps.
         is_streamed: write the optimizer state while it is gathered, because no rank may hold it whole.
+        most_lost: steps that a kill may cost at most, as long as saves succeed; 0 for no bound.
     """
 
     folder: Path
@@ -72,6 +74,7 @@ class Saver:
     is_model_only: bool = False
     is_error_fatal: bool = False
     is_streamed: bool = False
+    most_lost: int = 0
     expected_bytes: int = 0
     saved_steps: list[int] = field(default_factory=list)
     newest_step: int = 0
@@ -83,6 +86,11 @@ class Saver:
     def path(self, step: int) -> Path:
         """Return the folder of the checkpoint of a step."""
         return self.folder / f"{PREFIX}{step}"
+
+    def is_hold_due(self, state: TrainState) -> bool:
+        """Return whether the save under way must end before the next step is made; the same on every rank."""
+        lost = state.global_step + 1 - self.newest_step
+        return self.pending is not None and 0 < self.most_lost < lost
 
     def is_retry_due(self, state: TrainState) -> bool:
         """Return whether a failed save should be tried again after this step; every rank asks after every step.
