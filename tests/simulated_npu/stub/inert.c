@@ -1,5 +1,6 @@
 /* Functions that torch_npu looks up and that have nothing to do here: they succeed, or report "none". */
 #include "machine.h"
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -144,13 +145,26 @@ static int pack(int count, const Buffer *const *parts, Buffer *to) {
     return OK;
 }
 
-/* torch_npu's process group fills and stacks tensors by this older way, past the dispatcher; no other operator comes
+/* Of one axis: the paddings are two numbers, the value is one of the input's type. */
+static int pad(const Buffer *from, const Buffer *paddings, const Buffer *value, Buffer *to) {
+    size_t before = (size_t)((const int64_t *)paddings->data)[0] * value->bytes;
+    if (paddings->bytes != 2 * sizeof(int64_t) || before + from->bytes > to->bytes) return fault_set(INVALID_PARAM, "PadV3");
+    fill(value, to);
+    memcpy(to->data + before, from->data, from->bytes);
+    return OK;
+}
+
+/* torch_npu's process group fills, pads and stacks tensors by this older way, past the dispatcher; no other operator comes
  * here. The inputs of Fill are the sizes, and one value of the output's type. */
 int aclopCompileAndExecute(const char *type, int inputs, const void *const *input_descs, const Buffer *const *input,
                            int outputs, const void *const *output_descs, Buffer *const *output) {
     if (strcmp(type, "Fill") == 0 && inputs == 2 && outputs == 1) return fill(input[1], output[0]);
+    if (strcmp(type, "PadV3") == 0 && inputs == 3 && outputs == 1) return pad(input[0], input[1], input[2], output[0]);
     if (strcmp(type, "Pack") == 0 && outputs == 1) return pack(inputs, input, output[0]);
-    return fault_set(NOT_SUPPORTED, __func__);
+    char text[128];
+    snprintf(text, sizeof text, "npusim: the older operator %.32s of %d inputs and %d outputs is not simulated", type,
+             inputs, outputs);
+    return fault_set_text(text, NOT_SUPPORTED, __func__);
 }
 IS_REFUSED(aclrtBinaryGetFunction)
 IS_REFUSED(aclrtBinaryLoadFromData)
