@@ -1,93 +1,134 @@
 """Predicted against measured: peak memory and time of our own training step on this machine's processor.
 
-python benchmarks/plan_check.py                      # the whole grid, one process a run, a table at the end
+python benchmarks/plan_check.py                      # the whole grid, one run at a time, a table at the end
 python benchmarks/plan_check.py --sizes 10m 60m      # a part of it
-python benchmarks/plan_check.py --world-size 2       # two ranks with DDP
+python benchmarks/plan_check.py --engines            # two ranks, each engine
+python benchmarks/plan_check.py --out rows.json      # the figures as well
 
-Models have random weights. Memory is what torch's allocator of the processor reports (torch.profiler with
-profile_memory): the bytes of all tensors before the step, and the highest sum of allocations and releases in it. The
-resident set would also count libraries and what malloc keeps for later. Time is that of the processor (not of the
-clock, which other programs share), one thread, the median of three steps, after `swift plan --calibrate`'s measurement
-with the same clock.
+Models have random weights and are read, tuned and given to their engine by the functions of `swift sft`. Memory is
+that of tensors: the storages alive before the step, and the highest sum of allocations and releases in it as torch's
+own profiler of the allocator tells them. The resident set would also count libraries and what malloc keeps for later.
+Time is that of the processor (not of the clock, which other programs share), one thread, the median of three steps,
+after `swift plan --calibrate`'s measurement with the same clock; ranks that wait for each other are not timed.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
 from swiftlet.models.geometry import Geometry
+from swiftlet.plan.strategies import FLAGS
 
 SIZES = {
     "10m": Geometry(256, 6, 4, 2, 704, 8000, tied=True, qkv_bias=True),
     "60m": Geometry(512, 8, 8, 4, 1376, 32000, qkv_bias=True),
     "500m": Geometry(896, 24, 14, 2, 4864, 151936, tied=True, qkv_bias=True),
 }
-LENGTHS = (128, 512, 1024)
+LENGTHS = {"10m": (128, 512, 1024), "60m": (128, 512, 1024), "500m": (64, 128, 256)}
 LARGEST_FULL = 100e6  # parameters; more would need too much memory for a shared machine
+SIZE_OF_ENGINES, TOKENS_OF_ENGINES = "60m", 256
+NUM_TIMED = 3
 
 
 class Case(NamedTuple):
-    """One run: two samples of half the tokens each."""
+    """One run: two samples of half the tokens each, on every rank."""
 
     size: str
     sft_type: str
     tokens: int
     is_checkpointed: bool
     world_size: int
+    engine: str
+
+    @property
+    def name(self) -> str:
+        """Return it as a line of the table."""
+        more = " ckpt" if self.is_checkpointed else ""
+        engine = "ddp" if self.engine == "none" and self.world_size > 1 else self.engine
+        return f"{self.size} {self.sft_type} {self.tokens}{more} x{self.world_size} {engine}"
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
-    """Return the grid."""
+    """Return the grid of one rank, or that of the engines on two."""
+    if options.engines is not None:
+        return [
+            Case(SIZE_OF_ENGINES, sft_type, TOKENS_OF_ENGINES, False, 2, engine)
+            for engine, sft_type in product(options.engines or FLAGS, ("lora", "full"))
+        ]
     found = [
-        Case(size, sft_type, tokens, is_checkpointed, options.world_size)
-        for size, sft_type, tokens, is_checkpointed in product(
-            options.sizes, ("lora", "full"), options.lengths, (False, True)
-        )
+        Case(size, sft_type, tokens, is_checkpointed, 1, "none")
+        for size in options.sizes
+        for sft_type, tokens, is_checkpointed in product(("lora", "full"), LENGTHS[size], (False, True))
     ]
     return [c for c in found if c.sft_type == "lora" or SIZES[c.size].num_parameters < LARGEST_FULL]
 
 
-def build(case: Case) -> tuple[Any, Any, Any]:
-    """Return the model, the engine and the world of a run, as `swift sft` builds them."""
+def grouped(found: list[Case]) -> list[list[Case]]:
+    """Return the cases that share a process: those of one rank and one model."""
+    alone = [[case for case in found if case.world_size == 1 and case.size == size] for size in SIZES]
+    return [*filter(None, alone), *([case] for case in found if case.world_size > 1)]
+
+
+def write_model(size: str, folder: Path) -> None:
+    """Write a model of random weights, unless it is there."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     from swiftlet.commands.plan_trace import config_of
-    from swiftlet.models import tuner
-    from swiftlet.models.causal import build_causal
-    from swiftlet.parallel.ddp import build_ddp_engine
-    from swiftlet.parallel.engine import build_single_engine
+
+    if not folder.exists():
+        torch.manual_seed(0)
+        config = config_of(SIZES[size])
+        MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).bfloat16().save_pretrained(folder)
+
+
+def build(case: Case, folder: Path) -> tuple[Any, Any, Any]:
+    """Return the trainer, the world and the device of a run, as `swift sft` builds them."""
+    from swiftlet.commands.engine_setup import build_engine
+    from swiftlet.commands.model_setup import build_model
+    from swiftlet.config.args import SftArgs
+    from swiftlet.config.fields import with_values
+    from swiftlet.device.cpu import open_this
     from swiftlet.parallel.world import init_world
-    from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
 
-    torch.manual_seed(0)
-    config = config_of(SIZES[case.size])
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-    if case.sft_type == "full":
-        tuner.apply_full(model)
-    else:
-        model = tuner.apply_lora(model, tuner.LoraSettings())
-    causal = build_causal(model, gradient_checkpointing=case.is_checkpointed)
+    flags = FLAGS[case.engine]
+    args = with_values(
+        SftArgs(),
+        dtype="fp32",
+        sft_type=case.sft_type,
+        gradient_checkpointing="true" if case.is_checkpointed else "false",
+        batch_size=2,
+        learning_rate=1e-4,
+        gradient_accumulation_steps=1,
+        **({flags[0].removeprefix("--"): flags[1]} if flags else {}),
+    )
+    source = SimpleNamespace(folder=folder, name=case.size)
+    lengths = SimpleNamespace(train=SimpleNamespace(lengths=[case.tokens // 2] * 2))
+    ready: Any = SimpleNamespace(checkpoint=None, source=source, data=lengths)
+    device = replace(open_this(0), default_dtype="fp32")
+    world = init_world("gloo", torch.device("cpu"), always=case.engine != "none")
+    causal = build_model(args, ready, device)
     causal.train()
-    world = init_world("gloo", torch.device("cpu"))
-    settings = OptimizerSettings(learning_rate=1e-4)
-    optimizer = build_optimizer("adamw_torch", build_groups(model, settings), settings)
-    if world.is_alone:
-        return causal, build_single_engine(model, optimizer), world
-    return causal, build_ddp_engine(model, optimizer, world), world
+    return build_engine(args, ready, causal, device, world), world, device
 
 
-def step_of(case: Case, causal: Any, engine: Any, world: Any) -> Any:
+def step_of(case: Case, trainer: Any, world: Any) -> Any:
     """Return a function that makes one optimizer step."""
     from swiftlet.data.batching import MicroBatch, Step
     from swiftlet.data.loader import LoadedStep
@@ -99,23 +140,31 @@ def step_of(case: Case, causal: Any, engine: Any, world: Any) -> Any:
     labels[[0, half]] = -100
     positions = torch.cat([torch.arange(half), torch.arange(case.tokens - half)])
     batch = MicroBatch(ids, labels, positions, [0, half, case.tokens], [0, 1])
-    step = LoadedStep(Step(0, 0, [0, 1], case.tokens, case.tokens - 2, [[0, 1]]), [batch])
+    number = (case.tokens - 2) * case.world_size
+    step = LoadedStep(Step(0, 0, [0, 1], case.tokens, number, [[0, 1]]), [batch])
 
     def make() -> None:
         compute_gradient(
-            causal, engine, world, step, device=torch.device("cpu"), step=1, is_stop_requested=False
+            trainer.module,
+            trainer.engine,
+            world,
+            step,
+            device=torch.device("cpu"),
+            step=1,
+            is_stop_requested=False,
         )
-        engine.update(0.5)
+        trainer.engine.update(0.5)
 
     return make
 
 
-def resident_bytes(causal: Any, engine: Any) -> int:
-    """Return the bytes of parameters, buffers, gradients and the optimizer's state, each storage once."""
-    tensors = [*causal.parameters(), *causal.buffers(), *(t for _, t in engine.optimizer_tensors())]
-    tensors += [p.grad for p in causal.parameters() if p.grad is not None]
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-    return sum(storages.values())
+def resident_bytes() -> int:
+    """Return the bytes of all tensors that this process holds, each storage once."""
+    gc.collect()
+    found = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+    found += [t.grad for t in found if t.is_leaf and t.grad is not None]
+    plain = [t for t in found if type(t) in (torch.Tensor, torch.nn.Parameter) and not t.is_meta]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in plain}.values())
 
 
 def peak_rise(make: Any) -> int:
@@ -132,27 +181,22 @@ def peak_rise(make: Any) -> int:
     return peak
 
 
-def measure(case: Case) -> dict[str, float]:
+def measure(case: Case, folder: Path) -> dict[str, float]:
     """Return the measured and the predicted figures of one run, in this process."""
     from swiftlet.commands import calibration
-    from swiftlet.device.cpu import open_this
     from swiftlet.plan.cards import host_card
     from swiftlet.plan.memory import Setting, estimate
-    from swiftlet.plan.timing import Load, micro_batch, update
 
     torch.set_num_threads(1)
-    device = replace(open_this(0), default_dtype="fp32")
-    card = host_card(16, calibration.measure(device, time.process_time) | {"date": "now"})
-    causal, engine, world = build(case)
-    make = step_of(case, causal, engine, world)
+    trainer, world, device = build(case, folder)
+    make = step_of(case, trainer, world)
     make()
     times = []
-    for _ in range(3):
+    for _ in range(NUM_TIMED):
         start = time.process_time()
         make()
         times.append(time.process_time() - start)
-    memory = resident_bytes(causal, engine) + peak_rise(make)
-    sizes = SIZES[case.size]
+    memory = resident_bytes() + peak_rise(make)
     setting = Setting(
         itemsize=4,
         tokens=case.tokens,
@@ -160,41 +204,72 @@ def measure(case: Case) -> dict[str, float]:
         is_full=case.sft_type == "full",
         is_checkpointed=case.is_checkpointed,
         world_size=case.world_size,
+        engine=case.engine,
+        is_host=True,
     )
+    predicted = estimate(SIZES[case.size], setting)
+    found = {"measured": memory, "predicted": predicted.needed, "buckets": predicted.buckets}
+    if case.world_size > 1:
+        return found
+    card = host_card(16, calibration.measure(device, time.process_time) | {"date": "now"})
+    seconds = predicted_seconds(case, setting, card)
+    return found | {"measured_s": statistics.median(times), "predicted_s": seconds}
+
+
+def predicted_seconds(case: Case, setting: Any, card: Any) -> float:
+    """Return the seconds of a step of one rank."""
+    from swiftlet.plan.timing import Load, micro_batch, update
+
     half = case.tokens // 2
     load = Load(case.tokens, case.tokens - 2, half**2 + (case.tokens - half) ** 2)
-    parts = micro_batch(sizes, setting, card, load, has_dropout=case.sft_type == "lora")
-    seconds = parts.total + update(sizes, replace(setting, world_size=1), card).total
-    return {
-        "measured_bytes": memory,
-        "predicted_bytes": estimate(sizes, setting).needed,
-        "measured_s": statistics.median(times),
-        "predicted_s": seconds,
+    sizes, has_dropout = SIZES[case.size], case.sft_type == "lora"
+    return (
+        micro_batch(sizes, setting, card, load, has_dropout=has_dropout).total
+        + update(sizes, setting, card).total
+    )
+
+
+def start(group: list[Case], folder: Path) -> Iterator[dict[str, float]]:
+    """Run cases of as many processes as they have ranks; yield the figures of the first rank."""
+    words = [sys.executable, __file__, "--run", json.dumps(group), "--folder", str(folder)]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    number = group[0].world_size
+    common = {
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "DS_ACCELERATOR": "cpu",
     }
+    common |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
+    with tempfile.TemporaryFile("w+") as errors:
+        ranks = []
+        for rank in range(number):
+            environ = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            output = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
+            ranks.append(subprocess.Popen(words, stdout=output, stderr=errors, text=True, env=environ))
+        yield from (json.loads(line) for line in ranks[0].stdout or () if line.startswith('{"measured"'))
+        codes = [rank.wait() for rank in ranks]
+        if any(codes):
+            errors.seek(0)
+            raise SystemExit(f"a process of {group[0].name} failed:\n{errors.read()[-2000:]}")
 
 
-def start(case: Case) -> dict[str, float]:
-    """Run one case in processes of its own and return the figures of its first rank."""
-    words = [sys.executable, __file__, "--one", json.dumps(case._asdict())]
-    common = {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
-    ranks = [
-        subprocess.Popen(
-            words,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={
-                **os.environ,
-                **common,
-                **({"RANK": str(r), "WORLD_SIZE": str(case.world_size)} if case.world_size > 1 else {}),
-            },
-        )
-        for r in range(case.world_size)
-    ]
-    answers = [rank.communicate()[0] for rank in ranks]
-    if any(rank.returncode for rank in ranks):
-        raise SystemExit(f"a process of {case} failed")
-    return json.loads(answers[0].splitlines()[-1])
+def line_of(case: Case, found: dict[str, float]) -> str:
+    """Return a row of the table; a bucket that DeepSpeed asks for whole is left out of the difference."""
+    text = (
+        f"| {case.name} | {found['measured'] / 2**20:.0f} | {found['predicted'] / 2**20:.0f} | "
+        f"{memory_error(found):+.1%} | "
+    )
+    if "measured_s" not in found:
+        return f"{text} | | |"
+    error = found["predicted_s"] / found["measured_s"] - 1
+    return f"{text}{found['measured_s']:.2f} | {found['predicted_s']:.2f} | {error:+.0%} |"
+
+
+def memory_error(found: dict[str, float]) -> float:
+    """Return how far the prediction is off, the buckets left out on both sides."""
+    return (found["predicted"] - found["buckets"]) / (found["measured"] - found["buckets"]) - 1
 
 
 def main() -> None:
@@ -203,28 +278,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
-    parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
-    parser.add_argument("--world-size", type=int, default=1)
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--engines", nargs="*", choices=list(FLAGS), help="of runs on two ranks")
+    parser.add_argument("--folder", type=Path, help="where the models are written, and stay")
+    parser.add_argument("--out", type=Path, help="file of the figures")
+    parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure(Case(**json.loads(options.one)))))
+    if options.run:
+        for case in (Case(*values) for values in json.loads(options.run)):
+            print(json.dumps(measure(case, options.folder / case.size)), flush=True)
         return
-    memory, seconds = [], []
-    print(f"{'run':<32}{'measured':>10}{'predicted':>10}{'':>8}   {'measured':>9}{'predicted':>10}")
-    for case in cases(options):
-        found = start(case)
-        memory.append(found["predicted_bytes"] / found["measured_bytes"] - 1)
-        seconds.append(found["predicted_s"] / found["measured_s"] - 1)
-        name = f"{case.size} {case.sft_type} {case.tokens}{' ckpt' if case.is_checkpointed else ''} x{case.world_size}"
-        print(
-            f"{name:<32}{found['measured_bytes'] / 2**20:>7.0f}MiB{found['predicted_bytes'] / 2**20:>7.0f}MiB"
-            f"{memory[-1]:>+8.1%}   {found['measured_s']:>8.2f}s{found['predicted_s']:>9.2f}s{seconds[-1]:>+8.1%}",
-            flush=True,
-        )
-    for what, errors in (("memory", memory), ("time", seconds)):
-        worst, mean = max(map(abs, errors)), statistics.mean(map(abs, errors))
-        print(f"{what}: {len(errors)} runs, {mean:.1%} off on average, {worst:.1%} at most")
+    with tempfile.TemporaryDirectory() as name:
+        folder, rows = options.folder or Path(name), []
+        print("| run | measured MiB | predicted MiB | | measured s | predicted s | |\n" + "|---" * 7 + "|")
+        for group in grouped(cases(options)):
+            write_model(group[0].size, folder / group[0].size)
+            for case, found in zip(group, start(group, folder), strict=True):
+                rows.append({**case._asdict(), **found})
+                print(line_of(case, found), flush=True)
+                if options.out:
+                    options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    errors = {"memory": [memory_error(row) for row in rows]}
+    errors["time"] = [row["predicted_s"] / row["measured_s"] - 1 for row in rows if "measured_s" in row]
+    for what, values in errors.items():
+        if values:
+            worst, mean = max(map(abs, values)), statistics.mean(map(abs, values))
+            print(f"{what}: {len(values)} runs, {mean:.1%} off on average, {worst:.1%} at most")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from swiftlet.commands import plan_trace
 from swiftlet.config.args import SftArgs
 from swiftlet.config.fields import with_values
 from swiftlet.models import tuner
+from swiftlet.models.cross_entropy import chunk_rows
 from swiftlet.models.families import FAMILIES
 from swiftlet.models.geometry import Geometry
-from swiftlet.plan.memory import ATTENTION, MLP, Setting, estimate, num_adapter_parameters
+from swiftlet.plan.memory import ATTENTION, MLP, Setting, estimate, head_rows, num_adapter_parameters
 
 SMALL = {
     "qwen2": Geometry(128, 3, 4, 4, 352, 2000, qkv_bias=True),
@@ -40,7 +41,9 @@ def traced(geometry, tokens, *, is_full, is_checkpointed, dtype=torch.float32, t
 @pytest.mark.parametrize("name", SMALL)
 def test_the_formula_is_the_trace_of_our_own_step(name, is_full, is_checkpointed):
     geometry = SMALL[name]
-    setting = Setting(itemsize=4, tokens=256, labels=128, is_full=is_full, is_checkpointed=is_checkpointed)
+    setting = Setting(
+        itemsize=4, tokens=256, labels=128, is_full=is_full, is_checkpointed=is_checkpointed, is_host=True
+    )
     expected = traced(geometry, 256, is_full=is_full, is_checkpointed=is_checkpointed)
     tolerance = 0.04 if name == "moe" else 0.02
     assert estimate(geometry, setting).needed == pytest.approx(expected, rel=tolerance)
@@ -66,6 +69,15 @@ def test_parts_follow_from_the_sizes_by_hand():
     assert memory.activations == pytest.approx(by_hand, rel=0.02)
     full = estimate(geometry, replace(setting, is_full=True))
     assert full.gradients + full.optimizer == 3 * memory.weights
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("labels", [20, 700, 5000])
+def test_a_chunk_of_logits_is_never_larger_than_planned(device, labels):
+    geometry = FAMILIES["qwen1half-7b-chat"].geometry
+    setting = Setting(itemsize=2, tokens=labels, is_host=device == "cpu")
+    real = chunk_rows(labels, geometry.vocab, 4, device)
+    assert real <= head_rows(geometry, setting) <= 2 * real
 
 
 SETTINGS = st.builds(

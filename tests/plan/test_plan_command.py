@@ -47,7 +47,7 @@ def test_replicas_win_on_four_cards_and_zero3_is_dominated(plan):
     assert found["best"]["command"].startswith("NPROC_PER_NODE=4 swift sft --model_type qwen1half-7b-chat")
     zero3 = [way for way in found["ways"] if way["engine"] == "zero3"]
     assert zero3
-    assert all("replicas" in way["dominated_by"] for way in zero3)
+    assert all("DDP" in way["dominated_by"] for way in zero3)
 
 
 def test_what_cannot_fit_is_told_what_it_needs(plan, capsys):
@@ -70,6 +70,46 @@ def test_three_figures_and_a_chart(plan, tmp_path):
     assert chosen["needed"] < chosen["reserved"] < chosen["visible"]
     assert sum(chosen["components"].values()) == pytest.approx(chosen["needed"], abs=10)
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("name", "start"), [("c.svg", b"<?xml"), ("c.html", b"<!DOCTYPE html>")])
+def test_charts_of_other_kinds(plan, tmp_path, name, start):
+    plan(*REFERENCE, "--device", "1xH200", "--chart", str(tmp_path / name))
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(start)
+    assert b"<svg" in content
+
+
+def test_a_chart_that_is_no_picture_is_a_mistake(capsys):
+    assert main(["plan", *REFERENCE, "--device", "1xH200", "--chart", "chart.gif"]) == 2
+    assert "--chart chart.gif: a chart is .png, .svg, .html" in capsys.readouterr().err
+
+
+def test_each_part_says_where_it_is_from(plan, capsys):
+    found = plan(*REFERENCE, "--device", "4x910B3", "--deepspeed", "default-zero3")
+    chosen = found["chosen"]
+    assert set(chosen["sources"]) == set(chosen["components"])
+    assert chosen["sources"]["weights"] == "7,721,324,544 parameters x 2 bytes / 4 devices"
+    assert chosen["sources"]["adapters"].startswith("6,291,456 parameters x 4 bytes: rank 8 on k, q, v")
+    assert main(["plan", *REFERENCE, "--device", "4x910B3"]) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "table of devices",
+        "the family table",
+        "published statistics",
+        "an estimate, +-50%",
+        "as long",
+    ):
+        assert text in shown
+
+
+def test_the_command_to_paste_keeps_the_variables_of_devices_and_machines(plan, monkeypatch):
+    for name, value in (("NPROC_PER_NODE", "4"), ("NNODES", "2"), ("ASCEND_RT_VISIBLE_DEVICES", "0,1,2,3")):
+        monkeypatch.setenv(name, value)
+    command = plan(*REFERENCE, "--device", "8x910B3")["best"]["command"]
+    assert command.startswith(
+        "NPROC_PER_NODE=4 ASCEND_RT_VISIBLE_DEVICES=0,1,2,3 NNODES=2 swift sft --model_type"
+    )
 
 
 def test_a_config_and_rows_at_hand_take_precedence(plan, model_folder, rows_file):
@@ -119,6 +159,23 @@ def test_unknown_lengths_are_an_error(capsys):
         == 4
     )
     assert "nothing is known of its lengths" in capsys.readouterr().err
+
+
+FRUGAL = """
+import resource, sys
+from swiftlet.cli import main
+main(["plan", *sys.argv[1:]])
+usage = resource.getrusage(resource.RUSAGE_SELF)
+print(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+"""
+
+
+def test_a_plan_of_14b_takes_seconds_and_no_weights():
+    words = "--model_type qwen1half-14b-chat --dataset blossom-math-zh --device 8x910B3".split()
+    done = subprocess.run([sys.executable, "-c", FRUGAL, *words], capture_output=True, text=True, check=True)
+    seconds, num_bytes = map(float, done.stdout.splitlines()[-1].split())
+    assert seconds < 15
+    assert num_bytes < 2 * 2**30
 
 
 LIGHT = """

@@ -28,12 +28,14 @@ from swiftlet.config.fields import arg
 from swiftlet.config.parse import Parsed
 from swiftlet.config.resolve import resolve_sft
 from swiftlet.device.inventory import cpu_has_native_bf16, find_device
-from swiftlet.device.visible import PROCESSES, processes_per_node
+from swiftlet.device.visible import ASCEND, CUDA, PROCESSES, processes_per_node
 from swiftlet.errors import SwiftletError, UsageError
 from swiftlet.plan.cards import Card, find_card, host_card, parse_devices, with_measured
-from swiftlet.plan.strategies import advise, budgets_for, devices_needed, way_of, ways
+from swiftlet.plan.strategies import advise, budgets_for, devices_needed, different, way_of, ways
 
 WIDTH = 110  # of what goes into a file or a pipe
+KEPT = (ASCEND, CUDA, "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # of the environment, in commands
+CHARTS = (".png", ".svg", ".html")
 KINDS = ("AUTO", "auto", "npu", "cuda", "cpu")
 EXAMPLE = (
     "NPROC_PER_NODE=4 swift plan --device 4x910B3 --model_type qwen1half-7b-chat --dataset blossom-math-zh "
@@ -56,7 +58,7 @@ class PlanOutputArgs:
     """Plan"""
 
     json: bool = arg(False, "Print one JSON object instead of tables")
-    chart: str | None = arg(None, "Write a bar chart of the memory into this PNG file")
+    chart: str | None = arg(None, "Write a bar chart of the memory into this file: .png, .svg or .html")
     trace: bool = arg(False, "Also run the step itself on fake tensors and compare (imports torch)")
     calibrate: bool = arg(
         False, "Measure launch time, bandwidth and matrix rate of this machine, and keep them"
@@ -82,7 +84,15 @@ ARGS = PlanArgs
 
 def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     """Return the mistakes of the command line."""
-    return list(parsed.mistakes) if parsed.args.plan.calibrate else check_sft(parsed)
+    if parsed.args.plan.calibrate:
+        return list(parsed.mistakes)
+    chart = parsed.args.plan.chart
+    if chart is None or chart.endswith(CHARTS):
+        return check_sft(parsed)
+    return [
+        UsageError(f"--chart {chart}: a chart is {', '.join(CHARTS)}", "type --chart memory.png"),
+        *check_sft(parsed),
+    ]
 
 
 def run(parsed: Parsed) -> int:
@@ -115,7 +125,7 @@ def make_answer(parsed: Parsed, environ: Mapping[str, str]) -> Answer:
     args = resolve_sft(parsed.args, world_size)
     subject = build_subject(args, card, world_size, dtype_of(args.model.dtype, card))
     job = job_of(subject)
-    budgets = subject_budgets(subject)
+    budgets = different(job, subject_budgets(subject))
     asked = args.train.gradient_checkpointing
     checks = (False, True) if asked == "AUTO" else (asked == "true",)
     advice = advise(job, budgets, checks)
@@ -123,9 +133,9 @@ def make_answer(parsed: Parsed, environ: Mapping[str, str]) -> Answer:
     table = ways(job, budgets)
     traced = _trace(subject, chosen.budget, chosen.is_checkpointed) if args.plan.trace else None
     more = devices_needed(job, budgets) if table[0].figures.verdict == "does not fit" else None
-    return Answer(
-        subject, job, note, chosen, advice.way is not None, table, command_words(parsed), traced, more
-    )
+    start = command_start(world_size, environ)
+    words = command_words(parsed)
+    return Answer(subject, job, note, chosen, advice.way is not None, table, start, words, traced, more)
 
 
 def subject_budgets(subject: Subject) -> list[int]:
@@ -187,6 +197,13 @@ def dtype_of(asked: str, card: Card) -> str:
         return asked
     has_bf16 = cpu_has_native_bf16() if card.is_host else card.has_bf16
     return "bf16" if has_bf16 else "fp32"
+
+
+def command_start(world_size: int, environ: Mapping[str, str]) -> list[str]:
+    """Return the variables of a pasted command: those of the devices and machines as given, and the processes."""
+    found = [f"{name}={environ[name]}" for name in KEPT if environ.get(name)]
+    here = world_size // int(environ.get("NNODES") or 1)
+    return [f"{PROCESSES}={here}", *found] if here > 1 else found
 
 
 def command_words(parsed: Parsed) -> list[str]:

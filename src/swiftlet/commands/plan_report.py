@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from swiftlet.commands.plan_parts import reserved_source, sources_of, visible_source
 from swiftlet.commands.planning import Subject
 from swiftlet.plan.memory import GIB, Memory, host_bytes
 from swiftlet.plan.strategies import NO, TIGHT, Job, Way
@@ -25,6 +28,7 @@ class Answer(NamedTuple):
 
     Args:
         is_possible: the command line as given fits; else `chosen` is what comes nearest.
+        start: the variables before a command.
         words: the flags as given, without those that a plan chooses.
         traced: (traced, analytical) bytes of the step, where the trace was asked for.
         devices_needed: where nothing fits: how many devices a sharded run needs.
@@ -36,6 +40,7 @@ class Answer(NamedTuple):
     chosen: Way
     is_possible: bool
     table: list[Way]
+    start: list[str]
     words: list[str]
     traced: tuple[float, float] | None
     devices_needed: int | None
@@ -52,9 +57,7 @@ class Answer(NamedTuple):
 
     def command(self, way: Way) -> str:
         """Return the full command of a way, to paste."""
-        processes = self.subject.world_size
-        start = f"NPROC_PER_NODE={processes} " if processes > 1 else ""
-        return start + shlex.join(["swift", "sft", *self.words, *way.flags])
+        return " ".join([*self.start, shlex.join(["swift", "sft", *self.words, *way.flags])])
 
 
 def gib(size: float) -> str:
@@ -64,30 +67,13 @@ def gib(size: float) -> str:
 
 def show(answer: Answer, console: Console) -> None:
     """Print the plan."""
-    subject, chosen = answer.subject, answer.chosen
-    card, schedule = subject.card, subject.schedule
-    console.print(
-        f"[bold]{escape(subject.sized.name)}[/]: {subject.sized.geometry.num_parameters:,} parameters "
-        f"({escape(subject.sized.source)}), {subject.dtype}"
-    )
-    console.print(
-        f"data: {len(subject.rows.train):,} rows to train on, {len(subject.rows.val):,} held out, longest "
-        f"{subject.longest} tokens ({escape(subject.rows.source)})"
-    )
-    console.print(
-        f"device: {subject.world_size} x {card.name}, {card.memory_gib:.4g} GiB ({escape(answer.note)}); estimates: "
-        f"{escape(card.sources)}"
-    )
-    console.print(
-        f"steps: [bold]{schedule.num_steps}[/] of {schedule.step_size} samples, {schedule.steps_per_epoch} an epoch"
-    )
+    for line in head_lines(answer):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(_memory_table(answer))
-    style = STYLES[chosen.figures.verdict]
-    console.print(
-        f"[{style}]{chosen.figures.verdict}[/]: {chosen.figures.share:.0%} of {card.memory_gib:.4g} GiB "
-        "(below 80 % fits, below 95 % is tight)"
-    )
-    console.print(f"time: {_time(chosen.seconds, answer.band)}, {chosen.seconds_a_step:.3g} s a step")
+    figures, card = answer.chosen.figures, answer.subject.card
+    text = f"{figures.verdict}: {figures.share:.0%} of {card.memory_gib:.4g} GiB"
+    console.print(f"[{STYLES[figures.verdict]}]{text}[/] (below 80 % fits, below 95 % is tight)")
+    console.print(time_line(answer), markup=False, highlight=False, soft_wrap=True)
     if answer.traced is not None:
         traced, analytical = answer.traced
         console.print(
@@ -97,6 +83,32 @@ def show(answer: Answer, console: Console) -> None:
     console.print(_ways_table(answer))
     for line in advice_lines(answer):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def head_lines(answer: Answer) -> list[str]:
+    """Return what the plan is about, each figure with its source."""
+    subject, schedule, card = answer.subject, answer.subject.schedule, answer.subject.card
+    rows = len(subject.rows.train)
+    return [
+        f"model: {subject.sized.name}, {subject.sized.geometry.num_parameters:,} parameters "
+        f"({subject.sized.source}), {subject.dtype}",
+        f"data: {rows:,} rows to train on, {len(subject.rows.val):,} held out, longest {subject.longest} tokens "
+        f"({subject.rows.source})",
+        f"device: {subject.world_size} x {card.name}, {card.memory_gib:.4g} GiB ({answer.note})",
+        f"rates of the device: {card.sources}",
+        f"steps: {schedule.num_steps} of {schedule.step_size} samples, {schedule.steps_per_epoch} an epoch "
+        f"(exact: {rows:,} rows / {schedule.step_size})",
+    ]
+
+
+def time_line(answer: Answer) -> str:
+    """Return the time of the chosen way, of what it is made, and how sure it is."""
+    chosen, number = answer.chosen, answer.job.evaluation[1]
+    rest = chosen.seconds - chosen.seconds_a_step * answer.job.num_steps
+    parts = f"{answer.job.num_steps} steps of {chosen.seconds_a_step:.3g} s"
+    parts += f", {number} evaluations in {short_time(rest)}" if number else ""
+    how = "calibrated" if answer.subject.card.is_measured else "swift plan --calibrate halves the band"
+    return f"time: {_time(chosen.seconds, answer.band)}: {parts}; an estimate, +-{answer.band:.0%} ({how})"
 
 
 def _time(seconds: float, band: float) -> str:
@@ -125,46 +137,69 @@ def advice_lines(answer: Answer) -> list[str]:
         lines.append(
             f"{best.engine} keeps {gib(kept)} GiB in the memory of the host, which is not checked here"
         )
-    shape = (
-        "DDP (a replica a device)" if best.engine == "none" and answer.subject.world_size > 1 else best.name
-    )
-    return [*lines, f"best: {shape}, micro-batches of up to {best.largest} tokens:", answer.command(best)]
+    return [*lines, f"best: {best.name}", answer.command(best)]
 
 
 def _memory_table(answer: Answer) -> Table:
-    table = Table(title=f"memory of a device [GiB]: {answer.chosen.name}")
+    chosen, card = answer.chosen, answer.subject.card
+    table = Table(
+        title=f"memory of a device for the command as given [GiB]: {chosen.name}", title_justify="left"
+    )
     table.add_column("part")
     table.add_column("GiB", justify="right")
-    for name, size in answer.chosen.figures.memory._asdict().items():
+    table.add_column("from")
+    sources = sources_of(answer.job, chosen)
+    for name, size in chosen.figures.memory._asdict().items():
         if size:
-            table.add_row(name, gib(size))
-    figures = answer.chosen.figures
+            table.add_row(name, gib(size), sources[name])
+    figures = chosen.figures
     table.add_section()
-    table.add_row("needed", gib(figures.memory.needed))
-    table.add_row("expected reserved", gib(figures.reserved))
-    table.add_row("device-visible", gib(figures.visible))
+    table.add_row("needed", gib(figures.memory.needed), "the sum: tensors at the peak of a step")
+    table.add_row("expected reserved", gib(figures.reserved), reserved_source())
+    table.add_row("device-visible", gib(figures.visible), visible_source(card, answer.subject.world_size))
     return table
 
 
-def _ways_table(answer: Answer) -> Table:
-    table = Table(title="ways to run it, the best first; crossed out: slower than one that fits")
-    for name in ("engine", "budget", "checkpointing"):
-        table.add_column(name)
-    for name in ("needed", "reserved", "visible", "share", "time", ""):
-        table.add_column(name, justify="right")
+def shown(answer: Answer) -> list[Way]:
+    """Return the ways of the best engine, and of each other engine the best with and without checkpointing."""
+    seen: set[tuple[str, bool]] = set()
+    found = []
     for way in answer.table:
+        key = (way.engine, way.is_checkpointed)
+        if way.engine == answer.best.engine or key not in seen:
+            found.append(way)
+        seen.add(key)
+    return found
+
+
+def _ways_table(answer: Answer) -> Table:
+    rows = shown(answer)
+    more = len(answer.table) - len(rows)
+    rest = f"; {more} other budgets: --json" if more else ""
+    table = Table(
+        title=f"ways to run it, the best first; crossed out: slower than the best, which fits{rest}",
+        title_justify="left",
+    )
+    for name in ("engine", "micro-batch", "checkpointing"):
+        table.add_column(name)
+    for name in ("needed", "reserved", "visible", "share", "time"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for way in rows:
         figures = way.figures
         cells = [
-            "replicas" if way.engine == "none" else way.engine,
-            str(way.budget or "a sample"),
+            way.title,
+            f"{way.largest} tokens",
             "yes" if way.is_checkpointed else "no",
             *(gib(size) for size in (figures.memory.needed, figures.reserved, figures.visible)),
             f"{figures.share:.0%}",
             short_time(way.seconds),
-            figures.verdict,
         ]
         style = "strike dim" if way.dominated_by else STYLES[figures.verdict]
-        table.add_row(*cells, style=style)
+        verdict = f"{way.times:.1f}x as long" if way.dominated_by else figures.verdict
+        table.add_row(
+            *(Text(cell, style=style) for cell in cells), Text(verdict, style.removeprefix("strike "))
+        )
     return table
 
 
@@ -183,8 +218,10 @@ def to_json(answer: Answer) -> dict[str, Any]:
         "device": subject.card.name,
         "device_memory_bytes": subject.card.memory_gib * GIB,
         "device_sources": subject.card.sources,
+        "device_found": answer.note,
         "world_size": subject.world_size,
         "num_steps": subject.schedule.num_steps,
+        "num_evaluations": answer.job.evaluation[1],
         "is_possible": answer.is_possible,
         "time_band": answer.band,
         "traced_bytes": answer.traced[0] if answer.traced else None,
@@ -203,6 +240,7 @@ def way_to_json(answer: Answer, way: Way) -> dict[str, Any]:
         "micro_batch_tokens": way.budget,
         "gradient_checkpointing": way.is_checkpointed,
         "largest_micro_batch_tokens": way.largest,
+        "sources": sources_of(answer.job, way),
         "components": {name: round(size) for name, size in figures.memory._asdict().items()},
         "needed": round(figures.memory.needed),
         "reserved": round(figures.reserved),
@@ -217,12 +255,15 @@ def way_to_json(answer: Answer, way: Way) -> dict[str, Any]:
 
 
 def draw(answer: Answer, path: str) -> None:
-    """Write a bar chart of the memory: one bar an engine, its parts stacked, and the device as a line."""
+    """Write a bar chart of the memory: one bar an engine, its parts stacked, and the device as a line.
+
+    A page of HTML holds the same picture as SVG.
+    """
     from matplotlib.figure import Figure
 
     first: dict[str, Way] = {}
     for way in answer.table:
-        first.setdefault(way.engine, way)
+        first.setdefault(way.title, way)
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     bottoms = [0.0] * len(first)
@@ -238,4 +279,11 @@ def draw(answer: Answer, path: str) -> None:
     axes.set_ylabel("GiB a device")
     axes.set_title(f"{answer.subject.sized.name} on {answer.subject.world_size} x {card.name}")
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
-    figure.savefig(path, dpi=120)
+    if not path.endswith(".html"):
+        figure.savefig(path, dpi=120)
+        return
+    picture = io.StringIO()
+    figure.savefig(picture, format="svg")
+    picture_text = picture.getvalue()[picture.getvalue().index("<svg") :]
+    page = f"<!DOCTYPE html><meta charset='utf-8'><title>swift plan</title>{picture_text}"
+    Path(path).write_text(page, encoding="utf-8")

@@ -198,6 +198,7 @@ def compare(subject: Any, num_tokens: int, is_checkpointed: bool) -> tuple[float
         tokens=num_tokens,
         labels=num_tokens - number,
         engine="none",
+        is_host=True,
         keeps_attention=dtype == torch.float32,
     )
     return float(traced), estimate(subject.sized.geometry, setting).needed

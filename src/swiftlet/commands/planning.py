@@ -234,8 +234,8 @@ def job_of(subject: Subject) -> Job:
     """Return the run as the strategies see it."""
     args, rows, schedule = subject.args, subject.rows, subject.schedule
     setting = setting_of(args, subject.sized.geometry, subject.world_size, ITEMSIZES[subject.dtype])
-    if subject.card.is_host and subject.dtype != "fp32":
-        setting = replace(setting, keeps_attention=False)
+    if subject.card.is_host:
+        setting = replace(setting, is_host=True, keeps_attention=subject.dtype == "fp32")
 
     @lru_cache(maxsize=32)
     def feed(budget: int) -> Fed:

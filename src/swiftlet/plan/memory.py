@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 GIB = 2**30
 FP32 = 4
-CHUNK_BYTES, CHUNK_ROWS = 48 * 2**20, 32  # models/cross_entropy.py
+HOST_CHUNK, DEVICE_CHUNK, CHUNK_ROWS = 48 * 2**20, 384 * 2**20, 32  # models/cross_entropy.py
 ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
 SHARDED = ("zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -75,6 +75,7 @@ class Setting:
         engine: none, zero2, zero3, zero3-offload, fsdp2 or fsdp2-offload; with none each rank has a replica.
         keeps_attention: the attention's kernel keeps its output for the backward pass.
         labels: labelled tokens among `tokens`; all where None.
+        is_host: the device is the processor, where a chunk of logits is smaller.
     """
 
     itemsize: int
@@ -91,6 +92,7 @@ class Setting:
     world_size: int = 1
     keeps_attention: bool = True
     labels: int | None = None
+    is_host: bool = False
 
     @property
     def num_labels(self) -> int:
@@ -197,7 +199,8 @@ def head_rows(g: Sizes, s: Setting) -> int:
 
     Chunks are made equal there, so the real one may be smaller; a longer micro-batch never needs less here.
     """
-    return min(s.num_labels, max(CHUNK_ROWS, CHUNK_BYTES // (g.vocab * FP32)))
+    budget = HOST_CHUNK if s.is_host else DEVICE_CHUNK
+    return min(s.num_labels, max(CHUNK_ROWS, budget // (g.vocab * FP32)))
 
 
 def trains_head(s: Setting) -> bool:
@@ -273,6 +276,9 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     if s.engine == "fsdp2-offload":
         gradients = optimizer = 0.0
     activations, logits = peak_of_step(g, s)
+    logits = max(
+        0.0, logits - buckets
+    )  # buckets live in the backward pass alone, the logits in the forward pass
     return Memory(
         weights, adapters / whole + kept, gradients, optimizer, buckets, gathered, activations, logits
     )

@@ -76,7 +76,7 @@ class Figures(NamedTuple):
 
 
 class Way(NamedTuple):
-    """One way to run a job."""
+    """One way to run a job; `times` and `dominated_by` say how much slower than the best it is, which fits."""
 
     engine: str
     budget: int
@@ -85,13 +85,21 @@ class Way(NamedTuple):
     figures: Figures
     seconds_a_step: float
     seconds: float
+    num_devices: int
+    times: float = 1.0
     dominated_by: str = ""
+
+    @property
+    def title(self) -> str:
+        """Return the engine as people call it."""
+        plain = "DDP" if self.num_devices > 1 else "one device"
+        return plain if self.engine == "none" else self.engine
 
     @property
     def name(self) -> str:
         """Return a short name."""
         more = " + checkpointing" if self.is_checkpointed else ""
-        return f"{'replicas' if self.engine == 'none' else self.engine}, {self.budget} tokens{more}"
+        return f"{self.title}, micro-batches of up to {self.largest} tokens{more}"
 
     @property
     def flags(self) -> list[str]:
@@ -129,6 +137,7 @@ def way_of(job: Job, engine: str, budget: int, is_checkpointed: bool) -> Way:
         figures_of(job.sizes, setting, job.card),
         step,
         total,
+        setting.world_size,
     )
 
 
@@ -145,19 +154,22 @@ def step_seconds(job: Job, setting: Setting, fed: Fed) -> float:
     return mean + timing.update(job.sizes, setting, job.card).total
 
 
-def ways(job: Job, budgets: Iterable[int], engines: Iterable[str] = ENGINES) -> list[Way]:
-    """Return all ways, the best first: those that fit by time, then the tight ones, then the others by memory."""
-    different: dict[
-        object, int
-    ] = {}  # a budget that the data never fills is the same as the next smaller one
+def different(job: Job, budgets: Iterable[int]) -> list[int]:
+    """Return the budgets, the largest first, without those that the data never fills."""
+    found: dict[object, int] = {}
     for budget in sorted(budgets):
         fed = job.feed(budget)
-        different.setdefault((fed.largest, tuple(len(step) for step in fed.steps)), budget)
+        found.setdefault((fed.largest, tuple(len(step) for step in fed.steps)), budget)
+    return list(found.values())[::-1]
+
+
+def ways(job: Job, budgets: Iterable[int], engines: Iterable[str] = ENGINES) -> list[Way]:
+    """Return all ways, the best first: those that fit by time, then the tight ones, then the others by memory."""
     found = [
         way_of(job, engine, budget, is_checkpointed)
         for engine in engines
         if engine == "none" or job.setting.world_size > 1 or engine.endswith("offload")
-        for budget in different.values()
+        for budget in different(job, budgets)
         for is_checkpointed in (False, True)
     ]
     rank = {FITS: 0, TIGHT: 1, NO: 2}
@@ -190,8 +202,9 @@ def _marked(way: Way, best: Way) -> Way:
         return way
     if way.seconds <= SAME * best.seconds:
         return way
-    reason = f"{way.seconds / best.seconds:.1f} x the time of {best.name}, which {best.figures.verdict}"
-    return way._replace(dominated_by=reason.replace("which tight", "which is tight"))
+    times = way.seconds / best.seconds
+    verdict = "fits" if best.figures.verdict == FITS else "is tight"
+    return way._replace(times=times, dominated_by=f"{times:.1f} x the time of {best.name}, which {verdict}")
 
 
 def budgets_for(longest: int, busy: int, asked: int | None, *, is_packed: bool) -> list[int]:

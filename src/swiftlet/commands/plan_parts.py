@@ -1,0 +1,68 @@
+"""Where each figure of a plan is from: one line a part of the memory, in numbers that can be multiplied again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from swiftlet.plan.cards import Card
+from swiftlet.plan.memory import (
+    GIB,
+    SHARDED,
+    ZERO2_BUCKET,
+    ZERO3_LIVE,
+    Setting,
+    Sizes,
+    head_rows,
+    num_adapter_parameters,
+    num_trained,
+)
+from swiftlet.plan.strategies import LEAST_SLACK, MOST_SLACK, SLACK_SHARE, Job, Way
+
+MATRICES_OF_FSDP = "two layers, the embedding and the head, whole while they are used"
+
+
+def setting_of_way(job: Job, way: Way) -> Setting:
+    """Return what of a way shapes its memory."""
+    return replace(
+        job.setting, engine=way.engine, is_checkpointed=way.is_checkpointed, tokens=way.largest, labels=None
+    )
+
+
+def sources_of(job: Job, way: Way) -> dict[str, str]:
+    """Return where the bytes of each part are from, by the names of `Memory`."""
+    g, s = job.sizes, setting_of_way(job, way)
+    is_off, is_cut = s.engine.endswith("offload"), s.engine in SHARDED[1:]
+    whole = "in the host's memory" if is_off else f"/ {s.world_size} devices" if is_cut else "on each device"
+    share = f"/ {s.world_size} devices" if s.engine in SHARDED else "on each device"
+    trained = f"{num_trained(g, s):,} trained numbers"
+    ranks = f"rank {s.rank} on {', '.join(sorted(name.removesuffix('_proj') for name in s.targets))}"
+    return {
+        "weights": f"{g.num_parameters:,} parameters x {s.itemsize} bytes {whole}",
+        "adapters": f"{num_adapter_parameters(g, s):,} parameters x 4 bytes: {ranks}",
+        "gradients": f"{trained} {share}",
+        "optimizer": f"{trained} x {s.states} moments {share}",
+        "buckets": f"2 buckets of {ZERO2_BUCKET:.0e} numbers",
+        "gathered": MATRICES_OF_FSDP if s.engine.startswith("fsdp2") else f"{ZERO3_LIVE:.0e} live parameters",
+        "activations": _of_activations(g, s),
+        "logits": f"a chunk of {head_rows(g, s):,} labels x {g.vocab:,} entries, above the peak of the layers",
+    }
+
+
+def _of_activations(g: Sizes, s: Setting) -> str:
+    micro_batch = f"the largest micro-batch, {s.tokens:,} tokens x {g.layers} layers"
+    return f"{micro_batch}: inputs kept, one layer made again" if s.is_checkpointed else micro_batch
+
+
+def reserved_source() -> str:
+    """Return what the allocator is expected to keep."""
+    most, least = MOST_SLACK / GIB, LEAST_SLACK / 2**20
+    return (
+        f"+ {SLACK_SHARE:.0%} of the last parts, {least:.0f} MiB to {most:.1f} GiB: what the allocator keeps"
+    )
+
+
+def visible_source(card: Card, world_size: int) -> str:
+    """Return what the device's own tool counts beside this process's tensors."""
+    parts = [f"{card.idle_gib:g} when idle", f"{card.context_gib:g} of the process"]
+    parts += [f"{card.communicator_gib:g} of communicators"] if world_size > 1 else []
+    return f"+ {', '.join(parts)} (table of devices)"
