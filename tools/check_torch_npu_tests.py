@@ -3,7 +3,7 @@
     NPUSIM=1 .venv-npu/bin/python tools/check_torch_npu_tests.py FOLDER [--files PART ...] [--jobs N] [--json FILE]
 
 FOLDER holds test files of torch_npu and op-plugin, at any depth. Every file runs in a process of its own. They need
-expecttest: .venv-npu/bin/pip install expecttest
+expecttest and einops: .venv-npu/bin/pip install './tests/simulated_npu[torch-npu-tests]' --no-build-isolation
 """
 
 from __future__ import annotations
@@ -99,16 +99,17 @@ def run_file(path: Path, folder: Path, timeout: float) -> Result:
     return result
 
 
-def print_table(results: list[Result]) -> None:
-    width = max(len(result.file) for result in results)
-    print(f"{'file':<{width}}  passed failed errors skipped seconds")
-    for result in results:
-        numbers = (
-            f"{result.passed:6} {result.failed:6} {result.errors:6} {result.skipped:7} {result.seconds:7.1f}"
-        )
-        print(f"{result.file:<{width}}  {numbers}")
-        for problem in result.problems:
-            print(f"    {problem}")
+def print_row(result: Result, width: int) -> None:
+    """At once, as a later file may take minutes."""
+    numbers = (
+        f"{result.passed:6} {result.failed:6} {result.errors:6} {result.skipped:7} {result.seconds:7.1f}"
+    )
+    print(f"{result.file:<{width}}  {numbers}", flush=True)
+    for problem in result.problems:
+        print(f"    {problem}", flush=True)
+
+
+def print_sum(results: list[Result]) -> None:
     passed = sum(result.passed for result in results)
     ran = sum(result.passed + result.failed + result.errors for result in results)
     print(f"passed {passed} of {ran} that ran; skipped {sum(result.skipped for result in results)}")
@@ -129,11 +130,16 @@ def main() -> int:
     if not chosen:
         print(f"no test_*.py in {options.folder}", file=sys.stderr)
         return 2
+    width = max(len(str(path.relative_to(options.folder))) for path in chosen)
+    print(f"{'file':<{width}}  passed failed errors skipped seconds")
+    results: list[Result] = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(lambda path: run_file(path, options.folder, options.timeout), chosen))
-    print_table(results)
-    if options.json:
-        options.json.write_text("".join(json.dumps(asdict(result)) + "\n" for result in results))
+        for result in pool.map(lambda path: run_file(path, options.folder, options.timeout), chosen):
+            print_row(result, width)
+            results.append(result)
+            if options.json:
+                options.json.write_text("".join(json.dumps(asdict(one)) + "\n" for one in results))
+    print_sum(results)
     return 0 if all(not result.problems for result in results) else 1
 
 

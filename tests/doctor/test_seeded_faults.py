@@ -184,11 +184,16 @@ def kernels_of_another_chip(server):
 
 @fault(
     "toolkit.plugin",
-    cause="torch-npu 2.12.0 belongs to CANN 9.1.0; installed is 8.5.0",
+    cause="torch-npu 2.12.0 belongs to CANN 9.1.0; installed is 8.3.RC1",
     command="install CANN 9.1.0",
 )
 def plugin_of_a_newer_toolkit(server):
-    server.toolkit_version("8.5.0")
+    server.toolkit_version("8.3.RC1")
+
+
+@fault("toolkit.driver", cause="25.0.RC1 is too old for CANN 9.1.0", command="25.2.0")
+def driver_older_than_the_newest_toolkit_takes(server):
+    write(server.root / "usr/local/Ascend/driver/version.info", "Version=25.0.RC1\n")
 
 
 @fault("toolkit.driver", cause="24.1.rc3 is too old for CANN 8.5.0", command="25.0.RC1")

@@ -115,7 +115,8 @@ def check_pairs(scene: Scene) -> Iterator[Finding]:
     if row is not None:
         allowed = [release(text) for text in row.get("works_with", ())] or [release(row["toolkit"])] * 2
         low, high = allowed
-        if low and high and not (low <= have <= high or have[:2] == high[:2] == low[:2]):
+        # a patch of the last version is allowed too; of a single version, its candidates as well
+        if low and high and not (have[:2] == low[:2] == high[:2] or low <= have and have[:2] <= high[:2]):
             yield found("toolkit.plugin", plugin=plugin, wanted=row["toolkit"], found=toolkit)
     driver = release(scene.installation.driver or "")
     for limit in tables["drivers"]:
