@@ -15,6 +15,7 @@ from swiftlet.device.trust import (
     Case,
     attention_case,
     default_memory,
+    dropout_case,
     rms_norm_case,
     rotary_case,
     swiglu_case,
@@ -60,6 +61,7 @@ def cases(config: Any, lengths: Sequence[int]) -> list[Case]:
     heads, hidden = getattr(text, "num_attention_heads", None), text.hidden_size
     epsilon = next((value for name in EPSILONS if (value := getattr(text, name, None))), PLAIN_EPSILON)
     found = [swiglu_case(width) for width in sorted(_whole(getattr(text, name, None) for name in WIDTHS))]
+    found.append(dropout_case(hidden))
     if not isinstance(heads, int):  # no attention, or of another number in each layer
         return [*found, rms_norm_case(hidden, epsilon)]
     kv_heads = getattr(text, "num_key_value_heads", None) or heads

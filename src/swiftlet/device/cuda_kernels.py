@@ -1,9 +1,10 @@
-"""Fused operators of NVIDIA GPUs, all of torch itself."""
+"""Fused operators of NVIDIA GPUs: those of torch, and those of triton_kernels.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
+from swiftlet.device import triton_kernels
 from swiftlet.device.kernels import Kernel, plain_attention
 
 # Limits of the flash kernels behind varlen_attn. Source: torch.nn.attention.varlen.
 LARGEST_HEAD = 256
 HALVES = (torch.bfloat16, torch.float16)
+# Torch 2.12 and later want to be told of fewer key heads than query heads; before, the kernel saw it by itself.
+HAS_GROUPS = "enable_gqa" in signature(varlen_attn).parameters
 
 
 @lru_cache(maxsize=8)
@@ -48,6 +52,7 @@ def varlen_attention(
         return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, scale=scale, window=window, **more)
     lengths = _on_device(tuple(cu_seqlens), query_QTD.device)
     longest = max(end - start for start, end in pairwise(cu_seqlens))
+    options: dict[str, Any] = {"enable_gqa": query_QTD.shape[0] != key_KTD.shape[0]} if HAS_GROUPS else {}
     out = varlen_attn(
         query_QTD.transpose(0, 1),
         key_KTD.transpose(0, 1),
@@ -58,7 +63,7 @@ def varlen_attention(
         longest,
         scale=scale,
         window_size=(window - 1 if window and window < longest else -1, 0),
-        enable_gqa=query_QTD.shape[0] != key_KTD.shape[0],
+        **options,
     )
     assert isinstance(out, Tensor)
     return out
@@ -69,5 +74,10 @@ def fused_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     return functional.rms_norm(x, weight_D.shape, weight_D.to(x.dtype), eps)
 
 
-# Torch has no kernel for the rotation and for SwiGLU.
-CUDA_KERNELS: Mapping[str, Kernel] = {"attention": varlen_attention, "rms_norm": fused_rms_norm}
+CUDA_KERNELS: Mapping[str, Kernel] = {
+    "attention": varlen_attention,
+    "rms_norm": fused_rms_norm,
+    "rotary": triton_kernels.rotary,
+    "swiglu": triton_kernels.swiglu,
+    "dropout": triton_kernels.dropout,
+}

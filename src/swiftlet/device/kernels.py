@@ -9,11 +9,14 @@ heads and length of one padded tensor.
 * rms_norm(x, weight_D, eps) -> like x
 * rotary(x_BNSD, cos_BSD, sin_BSD) -> like x: the halves of D are rotated.
 * swiglu(gate, up) -> silu(gate) * up
+* dropout(x, p, seed, *, out, is_added) -> out: x with the dropped elements set to zero (nothing is scaled), written
+  into `out`, or into x itself, or added to what `out` holds. The seed and the shape decide which are dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +25,23 @@ from torch import Tensor
 from torch.nn import functional
 
 Kernel = Callable[..., Tensor]
-OPERATORS = ("attention", "rms_norm", "rotary", "swiglu")
+OPERATORS = ("attention", "rms_norm", "rotary", "swiglu", "dropout")
+
+
+@dataclass(frozen=True)
+class SwigluParts:
+    """A SwiGLU whose forward and backward arithmetic can also be called alone, without a graph.
+
+    `backward(grad, gate, up)` returns the gradients of gate and up, and may overwrite `grad`.
+    """
+
+    apply: Kernel
+    forward: Kernel
+    backward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+    def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Return silu(gate) * up."""
+        return self.apply(gate, up)
 
 
 def seen(length: int, window: int | None, device: torch.device) -> Tensor:
@@ -112,11 +131,22 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return functional.silu(gate) * up
 
 
+def dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None, is_added: bool = False) -> Tensor:
+    """Drop elements by the generator of the tensor's device, one random number an element."""
+    generator = torch.Generator(x.device).manual_seed(seed)
+    is_dropped = torch.rand(x.shape, device=x.device, generator=generator) < p
+    if out is None:
+        return x.masked_fill_(is_dropped, 0)
+    kept = x.masked_fill(is_dropped, 0)
+    return out.add_(kept) if is_added else out.copy_(kept)
+
+
 PLAIN: Mapping[str, Kernel] = {
     "attention": plain_attention,
     "rms_norm": rms_norm,
     "rotary": rotary,
     "swiglu": swiglu,
+    "dropout": dropout,
 }
 # By definition: what a fused operator is compared with, in fp32 on the CPU.
 REFERENCE: Mapping[str, Kernel] = {**PLAIN, "attention": reference_attention}

@@ -109,6 +109,11 @@ def swiglu_case(width: int, tokens: int = 257) -> Case:
     return Case("swiglu", ((1, tokens, width), (1, tokens, width)), with_gradient=2)
 
 
+def dropout_case(width: int, p: float = 0.1, tokens: int = 257) -> Case:
+    """Return the dropout of vectors of a width."""
+    return Case("dropout", ((tokens, width),), (p,), with_gradient=0)
+
+
 def _inputs(case: Case, dtype: torch.dtype) -> list[Tensor]:
     """Return random tensors on the CPU, already rounded to the type in which the operator will see them."""
     generator = torch.Generator().manual_seed(SEED)
@@ -145,6 +150,8 @@ def try_kernel(kernel: Kernel, case: Case, dtype: torch.dtype, device: torch.dev
         torch.OutOfMemoryError: the device has no memory for the trial; that says nothing about the operator.
     """
     tensors = _inputs(case, dtype)
+    if case.operator == "dropout":
+        return try_dropout(kernel, tensors[0].to(device, dtype), case.arguments[0])
     right = _call(REFERENCE[case.operator], case, tensors)
     try:
         found = _call(kernel, case, [tensor.to(device, dtype) for tensor in tensors])
@@ -161,6 +168,28 @@ def try_kernel(kernel: Kernel, case: Case, dtype: torch.dtype, device: torch.dev
         plain = _call(PLAIN[case.operator], case, [tensor.to(dtype) for tensor in tensors])
         tolerance = max(tolerance, 2 * _largest(plain, right))
     return Verdict(error, tolerance)
+
+
+def try_dropout(kernel: Kernel, x: Tensor, p: float) -> Verdict:
+    """Return whether an operator drops a share p, the same for the same seed, and keeps the other elements.
+
+    The share may be off by six standard deviations of a binomial count.
+    """
+    x = torch.where(x == 0, torch.ones_like(x), x)
+    kept, again, other = (kernel(x, p, seed, out=torch.empty_like(x)) for seed in (SEED, SEED, SEED + 1))
+    added = kernel(x, p, SEED, out=torch.ones_like(x), is_added=True)
+    is_dropped = kept == 0
+    share = float(is_dropped.float().mean())
+    slack = 6 * (p * (1 - p) / x.numel()) ** 0.5
+    checks = {
+        "it changes kept elements": torch.equal(kept, x.masked_fill(is_dropped, 0)),
+        "one seed drops different elements": torch.equal(kept, again),
+        "two seeds drop the same elements": not torch.equal(kept, other),
+        "adding gives another sum": torch.equal(added, torch.ones_like(x).add_(kept)),
+        "in place it drops different elements": torch.equal(kernel(x.clone(), p, SEED), kept),
+    }
+    failure = next((text for text, is_good in checks.items() if not is_good), "")
+    return Verdict(abs(share - p), slack, failure)
 
 
 def _largest(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
@@ -208,7 +237,7 @@ def default_memory() -> Path:
 def _key(device: Device, kernel: Kernel, case: Case, dtype: torch.dtype) -> str:
     from swiftlet import __version__
 
-    name = f"{getattr(kernel, '__module__', '')}.{getattr(kernel, '__qualname__', repr(kernel))}"
+    name = f"{getattr(kernel, '__module__', '')}.{getattr(kernel, '__qualname__', type(kernel).__qualname__)}"
     facts = [__version__, device.kind, device.name, device.version, name, str(dtype), repr(case)]
     return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:32]
 

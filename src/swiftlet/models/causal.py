@@ -19,9 +19,10 @@ from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
 from swiftlet.models.attention import PackedAttention, no_mask, register_packed_attention
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
-from swiftlet.models.fused import Kernels, apply_fused, kernel
+from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
 from swiftlet.models.head import backbone, find_head, head_device, inner_model, is_its_head
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
+from swiftlet.models.lora_linear import Parts
 from swiftlet.models.neftune import apply_neftune
 
 IGNORE_INDEX = -100  # data/rows.py names the same number; the rooms are siblings
@@ -158,7 +159,7 @@ def build_causal(
         log(f"{type(inner).__name__} cannot tell packed samples apart: one forward pass a sample (slower)")
     if use_fused:
         if hasattr(model, "peft_config"):
-            _apply_lora(model, log)
+            _apply_lora(model, lora_parts(kernels), log)
         apply_fused(inner, kernels)
     head = find_head(model)
     if head is not None and head_device(head).type != "meta" and not is_its_head(model, head):
@@ -175,8 +176,8 @@ def build_causal(
     return causal
 
 
-def _apply_lora(model: nn.Module, log: Log) -> None:
-    num_fast, num_layers = apply_fast_lora(model), lora_layers(model)
+def _apply_lora(model: nn.Module, parts: Parts, log: Log) -> None:
+    num_fast, num_layers = apply_fast_lora(model, parts), lora_layers(model)
     if num_fast < num_layers:
         log(
             f"{num_layers - num_fast} of {num_layers} LoRA layers keep peft's own forward (DoRA, quantised, biased)"

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 
 CHUNK_BYTES = 48 * 2**20
+DEVICE_CHUNK_BYTES = (
+    384 * 2**20
+)  # so many rows that reading the head does not take longer than multiplying it
 
 
 class Head(NamedTuple):
@@ -53,9 +56,10 @@ def linear_cross_entropy(hidden_NH: Tensor, targets_N: Tensor, head: Head) -> tu
     return _AnyHead.apply(hidden_NH, targets_N, head, *parameters)
 
 
-def chunk_rows(num_rows: int, vocabulary: int, itemsize: int) -> int:
+def chunk_rows(num_rows: int, vocabulary: int, itemsize: int, device: str = "cpu") -> int:
     """Return the positions of a chunk: as many as fit the budget, at least 32, the chunks of about equal size."""
-    most = max(32, CHUNK_BYTES // (vocabulary * itemsize))
+    budget = CHUNK_BYTES if device == "cpu" else DEVICE_CHUNK_BYTES
+    most = max(32, budget // (vocabulary * itemsize))
     num_chunks = max(1, -(-num_rows // most))
     return max(1, -(-num_rows // num_chunks))
 
@@ -69,7 +73,7 @@ class _PlainHead(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         num_rows, vocabulary = hidden_NH.shape[0], weight_VH.shape[0]
-        rows = chunk_rows(num_rows, vocabulary, 4)
+        rows = chunk_rows(num_rows, vocabulary, 4, hidden_NH.device.type)
         grad_hidden = torch.empty_like(hidden_NH) if needs_hidden else None
         grad_weight = torch.zeros_like(weight_VH, dtype=torch.float32) if needs_weight else None
         grad_bias = (
@@ -185,7 +189,7 @@ class _AnyHead(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden_NH) if needs[0] else None
         loss = hidden_NH.new_zeros((), dtype=torch.float32)
         correct = targets_N.new_zeros(())
-        rows = chunk_rows(hidden_NH.shape[0], _num_outputs(head.module), 4 * 4)
+        rows = chunk_rows(hidden_NH.shape[0], _num_outputs(head.module), 4 * 4, hidden_NH.device.type)
         for start in range(0, hidden_NH.shape[0], rows):
             hidden_MH = hidden_NH[start : start + rows].detach().requires_grad_(needs[0])
             with torch.enable_grad() if any(needs) else torch.no_grad():

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swiftlet.device.kernels import Kernel
+from swiftlet.device.kernels import dropout as plain_dropout
+
 
 def draw_seed() -> int:
     """Return a seed from torch's generator on the CPU; nothing waits for a device."""
@@ -42,24 +45,37 @@ def dropped_positions(num_elements: int, p: float, seed: int) -> Tensor:
 class Dropout:
     """One mask over tensors of one shape.
 
-    A CPU uses the list of dropped elements; other devices their own generator, from the same kind of number.
+    A CPU uses the list of dropped elements, unless another operator is given (see device/kernels.py); other devices the
+    operator, from the same kind of number.
     """
 
-    def __init__(self, p: float, seed: int) -> None:
+    def __init__(self, p: float, seed: int, operator: Kernel = plain_dropout) -> None:
         self.p = p
         self.seed = seed
+        self.operator = operator
         self._positions: Tensor | None = None
+
+    def _has_list(self, x: Tensor) -> bool:
+        return x.device.type == "cpu" and self.operator is plain_dropout
 
     def zero_(self, x: Tensor) -> Tensor:
         """Set the dropped elements of a contiguous tensor to zero, in place; nothing is scaled."""
-        if x.device.type == "cpu":
-            if self._positions is None:
-                self._positions = dropped_positions(x.numel(), self.p, self.seed)
-            x.view(-1).index_fill_(0, self._positions, 0)
-            return x
-        generator = torch.Generator(x.device).manual_seed(self.seed)
-        return x.masked_fill_(torch.rand(x.shape, device=x.device, generator=generator) < self.p, 0)
+        if not self._has_list(x):
+            return self.operator(x, self.p, self.seed)
+        if self._positions is None:
+            self._positions = dropped_positions(x.numel(), self.p, self.seed)
+        x.view(-1).index_fill_(0, self._positions, 0)
+        return x
 
     def zeroed(self, x: Tensor) -> Tensor:
         """Return a copy with the dropped elements set to zero."""
-        return self.zero_(x.clone(memory_format=torch.contiguous_format))
+        x = x.contiguous()
+        if self._has_list(x):
+            return self.zero_(x.clone())
+        return self.operator(x, self.p, self.seed, out=torch.empty_like(x))
+
+    def add_zeroed_(self, target: Tensor, x: Tensor) -> Tensor:
+        """Add x without its dropped elements to a contiguous tensor; x may be overwritten."""
+        if self._has_list(x):
+            return target.add_(self.zero_(x))
+        return self.operator(x, self.p, self.seed, out=target, is_added=True)

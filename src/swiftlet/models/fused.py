@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swiftlet.device.kernels import PLAIN
+from swiftlet.device.kernels import PLAIN, SwigluParts
 from swiftlet.models.lora_layers import active_adapter
-from swiftlet.models.lora_linear import lora_linear
+from swiftlet.models.lora_linear import PLAIN_PARTS, Parts, lora_linear
 from swiftlet.models.norm import rms_norm
 from swiftlet.models.rotary import apply_rotary
 from swiftlet.models.swiglu import swiglu as plain_swiglu
@@ -28,6 +28,14 @@ def kernel(kernels: Kernels | None, name: str, ours: Any) -> Any:
     """Return the fused operator of the device where it has one of its own, else `ours`."""
     found = (kernels or PLAIN).get(name, PLAIN[name])
     return ours if found is PLAIN[name] else found
+
+
+def lora_parts(kernels: Kernels | None) -> Parts:
+    """Return the elementwise steps of a LoRA layer on a device that has these operators."""
+    swiglu, dropout = kernel(kernels, "swiglu", None), kernel(kernels, "dropout", PLAIN["dropout"])
+    if isinstance(swiglu, SwigluParts):
+        return Parts(swiglu.forward, swiglu.backward, dropout)
+    return Parts(dropout=dropout)
 
 
 def apply_fused(model: nn.Module, kernels: Kernels | None = None) -> dict[str, int]:
@@ -80,15 +88,16 @@ def mlp_forward(swiglu: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(self: Any, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
         down = self.down_proj
-        if swiglu is not plain_swiglu:
+        if swiglu is not plain_swiglu and not isinstance(swiglu, SwigluParts):
             return down(swiglu(gate, up))
         adapter = (
             active_adapter(down, gate) if isinstance(getattr(down, "lora_A", None), nn.ModuleDict) else None
         )
         if adapter is None:
-            return down(plain_swiglu(gate, up))
+            return down(swiglu(gate, up))
         base = down.get_base_layer()
-        return lora_linear(gate, base.weight, base.bias, adapter, up=up)
+        parts = getattr(down, "parts", PLAIN_PARTS)
+        return lora_linear(gate, base.weight, base.bias, adapter, up=up, parts=parts)
 
     return forward
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swiftlet.models.lora_linear import Adapter, lora_linear
+from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Parts, lora_linear
 
 
 def plain_adapter(layer: Any) -> str | None:
@@ -40,8 +40,10 @@ def active_adapter(layer: Any, x: Tensor) -> Adapter | None:
     return Adapter(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], p)
 
 
-def apply_fast_lora(model: nn.Module) -> int:
+def apply_fast_lora(model: nn.Module, parts: Parts = PLAIN_PARTS) -> int:
     """Let peft's plain LoRA layers compute with `lora_linear`, in place; return how many.
+
+    `parts` are the elementwise steps of the device.
 
     Layers of another kind (DoRA, quantised bases, several adapters, biases of adapters) keep peft's forward.
     """
@@ -51,6 +53,7 @@ def apply_fast_lora(model: nn.Module) -> int:
     for module in model.modules():
         if type(module) is Linear and plain_adapter(module) is not None:
             module.__class__ = _fast_class()
+            module.parts = parts
             count += 1
     return count
 
@@ -71,12 +74,14 @@ def _fast_class() -> Any:
     class FastLoraLinear(Linear):
         """peft's layer with another forward; saving, merging and switching adapters stay peft's."""
 
+        parts: Parts
+
         def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             adapter = None if args or kwargs else active_adapter(self, x)
             if adapter is None:
                 return super().forward(x, *args, **kwargs)
             base: Any = self.get_base_layer()
-            return lora_linear(x, base.weight, base.bias, adapter)
+            return lora_linear(x, base.weight, base.bias, adapter, parts=self.parts)
 
     _FAST.append(FastLoraLinear)
     return FastLoraLinear

@@ -10,12 +10,15 @@ Shapes: T tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from swiftlet.device.kernels import Kernel
+from swiftlet.device.kernels import dropout as plain_dropout
 from swiftlet.models.dropout import Dropout, draw_seed
 
 
@@ -26,6 +29,26 @@ class Adapter(NamedTuple):
     b_OR: Tensor
     scale: float
     dropout_p: float
+
+
+def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    return silu(gate).mul_(up)
+
+
+def _silu_mul_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    grad_up = silu(gate).mul_(grad)
+    return torch.ops.aten.silu_backward(grad.mul_(up), gate), grad_up
+
+
+class Parts(NamedTuple):
+    """The elementwise steps of the layer; a device may have its own, see device/kernels.py."""
+
+    silu_mul: Callable[[Tensor, Tensor], Tensor] = _silu_mul
+    silu_mul_backward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = _silu_mul_backward
+    dropout: Kernel = plain_dropout
+
+
+PLAIN_PARTS = Parts()
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -42,18 +65,20 @@ class _LoraLinear(torch.autograd.Function):
         b_OR: Tensor,
         scale: float,
         p: float,
+        parts: Parts,
     ) -> Tensor:
-        input_TI = x_TI if up_TI is None else silu(x_TI).mul_(up_TI)
+        input_TI = x_TI if up_TI is None else parts.silu_mul(x_TI, up_TI)
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
         seed = draw_seed() if p > 0 else 0
         y_TO = torch.nn.functional.linear(input_TI, weight_OI, bias_O)
         if p > 0:
-            dropout = Dropout(p, seed)
+            dropout = Dropout(p, seed, parts.dropout)
             input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
         reduced_RT = torch.mm(a, input_TI.t())
         y_TO.addmm_(reduced_RT.t(), b.t(), alpha=scale)
         ctx.save_for_backward(x_TI, up_TI, weight_OI, a, b, reduced_RT)
         ctx.scale, ctx.p, ctx.seed, ctx.dtypes = scale, p, seed, (a_RI.dtype, b_OR.dtype)
+        ctx.parts = parts
         return y_TO
 
     @staticmethod
@@ -62,15 +87,17 @@ class _LoraLinear(torch.autograd.Function):
         needs_x, needs_up, needs_weight, needs_bias, needs_a, needs_b = ctx.needs_input_grad[:6]
         grad_input = grad_weight = grad_bias = grad_a = grad_b = grad_up = None
         grad_reduced_RT = torch.mm(b.t(), grad_TO.t()).mul_(ctx.scale)
-        dropout = Dropout(ctx.p, ctx.seed) if ctx.p > 0 else None
+        parts: Parts = ctx.parts
+        dropout = Dropout(ctx.p, ctx.seed, parts.dropout) if ctx.p > 0 else None
         if needs_x or needs_up:
             grad_input = torch.mm(grad_TO, weight_OI)
             if dropout is None:
                 grad_input.addmm_(grad_reduced_RT.t(), a)
             else:
-                grad_input += dropout.zero_(torch.mm(grad_reduced_RT.t(), a))
-        activated_TI = None if up_TI is None else silu(x_TI)
-        input_TI = x_TI if activated_TI is None else activated_TI * up_TI
+                dropout.add_zeroed_(grad_input, torch.mm(grad_reduced_RT.t(), a))
+        input_TI = x_TI
+        if up_TI is not None and (needs_weight or needs_a):
+            input_TI = parts.silu_mul(x_TI, up_TI)
         if needs_weight:
             grad_weight = torch.mm(grad_TO.t(), input_TI)
         if needs_a:
@@ -81,14 +108,20 @@ class _LoraLinear(torch.autograd.Function):
             grad_b = torch.mm(reduced_RT, grad_TO).t().to(ctx.dtypes[1]).mul_(ctx.scale)
         if needs_bias:
             grad_bias = grad_TO.sum(0)
+        del input_TI
         if grad_input is not None and up_TI is not None:
-            grad_up = activated_TI.mul_(grad_input)
-            grad_input = torch.ops.aten.silu_backward(grad_input.mul_(up_TI), x_TI)
-        return grad_input, grad_up, grad_weight, grad_bias, grad_a, grad_b, None, None
+            grad_input, grad_up = parts.silu_mul_backward(grad_input, x_TI, up_TI)
+        return grad_input, grad_up, grad_weight, grad_bias, grad_a, grad_b, None, None, None
 
 
 def lora_linear(
-    x: Tensor, weight_OI: Tensor, bias_O: Tensor | None, adapter: Adapter, *, up: Tensor | None = None
+    x: Tensor,
+    weight_OI: Tensor,
+    bias_O: Tensor | None,
+    adapter: Adapter,
+    *,
+    up: Tensor | None = None,
+    parts: Parts = PLAIN_PARTS,
 ) -> Tensor:
     """Return x W^T + b + scale B(A(drop(x))) for x [..., I]; with `up`, of silu(x) * up in the place of x."""
     p = adapter.dropout_p
@@ -101,5 +134,6 @@ def lora_linear(
         adapter.b_OR,
         adapter.scale / (1 - p),
         p,
+        parts,
     )
     return y_TO.view(*x.shape[:-1], y_TO.shape[-1])

@@ -1,0 +1,89 @@
+"""The operators written in Triton, in its interpreter on the CPU (the same source that a GPU compiles)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if "TRITON_INTERPRET" not in os.environ and not torch.cuda.is_available():
+
+    def test_in_the_interpreter():
+        """Triton reads its switch when it is imported: a process of its own."""
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", __file__]
+        done = subprocess.run(
+            command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert "passed" in done.stdout
+
+else:
+    from swiftlet.device import kernels, triton_kernels
+    from swiftlet.device.trust import (
+        dropout_case,
+        rotary_case,
+        swiglu_case,
+        try_dropout,
+        try_kernel,
+    )
+    from swiftlet.models.lora_linear import Adapter, Parts, lora_linear
+
+    DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    DTYPES = [torch.float32, torch.bfloat16] if torch.cuda.is_available() else [torch.float32]
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize(
+        "case", [swiglu_case(40), rotary_case(3, 8), rotary_case(20, 80), dropout_case(24)]
+    )
+    def test_the_trust_gate_lets_them_pass(case, dtype):
+        verdict = try_kernel(getattr(triton_kernels, case.operator), case, dtype, DEVICE)
+        assert verdict.is_good, str(verdict)
+
+    def test_rotation_of_heads_that_lie_side_by_side():
+        torch.manual_seed(0)
+        x = torch.randn(2, 5, 3, 8, device=DEVICE).transpose(1, 2).requires_grad_()
+        angle = torch.randn(2, 5, 8, device=DEVICE)
+        found = triton_kernels.rotary(x, angle.cos(), angle.sin())
+        right = kernels.rotary(x, angle.cos(), angle.sin())
+        assert torch.allclose(found, right, atol=1e-5) and found.transpose(1, 2).is_contiguous()
+        direction = torch.randn_like(right)
+        one, other = (torch.autograd.grad(out, x, direction, retain_graph=True)[0] for out in (found, right))
+        assert torch.allclose(one, other, atol=1e-5)
+
+    @pytest.mark.parametrize("count", [1, 511, 2048, 5000])
+    def test_dropout_of_any_length_drops_its_share(count):
+        x = torch.arange(1, count + 1, device=DEVICE, dtype=torch.float32)
+        kept = triton_kernels.dropout(x, 0.3, 2**61 + 5, out=torch.empty_like(x))
+        assert torch.equal(kept[kept != 0], x[kept != 0])
+        if count > 1000:
+            assert try_dropout(triton_kernels.dropout, x, 0.3).is_good
+            assert float((kept == 0).float().mean()) == pytest.approx(0.3, abs=0.04)
+
+    @pytest.mark.parametrize("is_gated", [False, True])
+    def test_a_lora_layer_made_of_them(is_gated):
+        """Its gradients are those of the mask that the same seed draws."""
+        torch.manual_seed(1)
+        x, up = (torch.randn(6, 32, device=DEVICE, requires_grad=True) for _ in range(2))
+        weight = torch.randn(16, 32, device=DEVICE)
+        a, b = (torch.randn(s, device=DEVICE, requires_grad=True) for s in ((4, 32), (16, 4)))
+        swiglu = triton_kernels.swiglu
+        parts = Parts(swiglu.forward, swiglu.backward, triton_kernels.dropout)
+        torch.manual_seed(7)
+        found = lora_linear(
+            x, weight, None, Adapter(a, b, 0.5, 0.25), up=up if is_gated else None, parts=parts
+        )
+        torch.manual_seed(7)
+        seed = int(torch.randint(2**62, ()))
+        read = torch.nn.functional.silu(x) * up if is_gated else x
+        mask = triton_kernels.dropout(torch.ones_like(read), 0.25, seed, out=torch.empty_like(read))
+        right = read @ weight.t() + 0.5 / 0.75 * (read * mask) @ a.t() @ b.t()
+        leaves = [x, a, b, *([up] if is_gated else [])]
+        assert torch.allclose(found, right, atol=1e-3)
+        direction = torch.randn_like(right)
+        pairs = (torch.autograd.grad(out, leaves, direction, retain_graph=True) for out in (found, right))
+        for one, other in zip(*pairs, strict=True):
+            assert torch.allclose(one, other, atol=1e-3)
