@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from cases import NUM_STEPS, SAVE_STEPS  # noqa: E402
 from harness import Runs  # noqa: E402
 
-NUM_STEPS, SAVE_STEPS = 12, 4
+RECORD = "FAULTS_RECORD"  # set by tools/faults.py
 
 
 def pytest_collection_modifyitems(items):
@@ -20,6 +23,15 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(item.path).is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.xdist_group("faults"))
+
+
+def pytest_runtest_logreport(report):
+    """Add the outcome of a case to the record that tools/faults.py keeps."""
+    if RECORD not in os.environ or (report.when != "call" and report.passed):
+        return
+    entry = {"case": report.nodeid, "outcome": report.outcome, "seconds": round(report.duration, 1)}
+    with Path(os.environ[RECORD]).open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**entry, "date": str(date.today())}) + "\n")
 
 
 @pytest.fixture(scope="session")
@@ -89,19 +101,3 @@ def stopped_at_8(tmp_path_factory, options, environ) -> Path:
     assert done.code == 1, done.text
     assert made.valid_steps() == [4, 8]
     return made.output
-
-
-def repeat(quick: int, full: int) -> list[object]:
-    """Return the numbers of repetitions: the first ones in the default run, all of them in `make faults`."""
-    return [*range(quick), *(pytest.param(number, marks=pytest.mark.slow) for number in range(quick, full))]
-
-
-def check_golden(runs: Runs, golden: Runs, **options: object) -> None:
-    """Start the run again with the same arguments and check that it ends like the golden one, in every byte."""
-    done = runs.run(resume_from_checkpoint="auto", **options)
-    assert done.code == 0, done.text
-    mine, theirs = runs.hashes(NUM_STEPS), golden.hashes(NUM_STEPS)
-    for name in ("sft_args.json", "MANIFEST.json") if options else ():  # they say what the options are
-        del mine[name], theirs[name]
-    assert mine == theirs
-    assert runs.drafts() == []

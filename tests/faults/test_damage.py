@@ -7,8 +7,8 @@ import shutil
 import subprocess
 
 import pytest
+from cases import NUM_STEPS, check_golden, repeat
 
-from conftest import NUM_STEPS, check_golden, repeat
 from swiftlet.train.manifest import NAME as MANIFEST
 
 WEIGHTS = "adapter_model.safetensors"

@@ -8,8 +8,7 @@ import signal
 import time
 
 import pytest
-
-from conftest import SAVE_STEPS, check_golden, repeat
+from cases import SAVE_STEPS, check_golden, repeat
 
 FILES = (
     "adapter_config.json",

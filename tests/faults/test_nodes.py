@@ -10,10 +10,9 @@ import sys
 import time
 
 import pytest
+from cases import NUM_STEPS
 from harness import Launched
 from nodes import ADDRESSES, ip, two_nodes
-
-from conftest import NUM_STEPS
 
 pytestmark = pytest.mark.slow
 

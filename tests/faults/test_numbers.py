@@ -1,14 +1,14 @@
-"""F16 to F20, F22, F47, F48: numbers that are not finite, memory, folders and logs that cannot be used."""
+"""F16 to F22, F24, F25, F47, F48: numbers that are not finite, memory, folders and logs that cannot be used."""
 
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
 
 import pytest
-
-from conftest import NUM_STEPS, check_golden, repeat
+from cases import NUM_STEPS, check_golden, repeat
 
 
 @pytest.mark.parametrize("folder", ["/proc/nothing", "/dev/null/run"])
@@ -62,6 +62,36 @@ def test_f19_a_spike_is_skipped_and_counted_or_stops_the_run(runs, number):
     stopped = runs.another("stopped").run(fault="bwd:step=18=spike=1000", spike_policy="stop", **options)
     assert stopped.code == 6
     assert "of step 18 is a spike" in stopped.text
+
+
+@pytest.mark.parametrize("number", repeat(1, 5))
+def test_f20_a_row_that_teaches_nothing_is_counted_and_changes_nothing(runs, rows_file, number):
+    runs.folder.mkdir(parents=True)
+    lines = rows_file.read_text("utf-8").splitlines()
+    turns = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2", "loss": False}]
+    edited = runs.folder / "rows.jsonl"
+    lines.insert(7 * number, json.dumps({"messages": turns}))
+    edited.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    done = runs.run(dataset=edited, bad_rows="skip", max_bad_fraction=0.1)
+    assert done.code == 0, done.text
+    assert "no_label_tokens" in done.text
+    whole = runs.another("whole")
+    assert whole.run(fault="").code == 0
+    assert all(math.isfinite(loss) for loss in runs.losses().values())
+    assert runs.losses() == whole.losses(), "the rows that are left are the same"
+    refused = runs.another("refused").run(dataset=edited)
+    assert refused.code == 4
+    assert f"rows.jsonl:{7 * number + 1}" in refused.text
+
+
+@pytest.mark.parametrize("number", repeat(1, 20))
+def test_f21_a_loader_worker_that_fails_ends_the_run_with_its_reason(runs, golden, number):
+    done = runs.run(fault=f"data.next:step={2 + number % 10}=exc", dataloader_num_workers=1 + number % 2)
+    assert done.code == 1
+    assert done.text.count("RuntimeError: injected at data.next") == 1
+    assert "in _work" in done.text, "the traceback is that of the worker"
+    assert done.seconds < 60
+    check_golden(runs, golden)
 
 
 @pytest.mark.parametrize("number", repeat(1, 5))

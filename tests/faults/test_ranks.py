@@ -8,13 +8,10 @@ import signal
 import time
 
 import pytest
-
-from conftest import NUM_STEPS, repeat
+from cases import NUM_STEPS, repeat
 
 SITES = ("fwd", "bwd", "opt", "ckpt.fsync")
 STACK = "most recent call first"
-
-pytestmark = pytest.mark.slow  # minutes on two shared processors: part of make faults
 
 
 def check_ended(run, done, golden=None, *, within_s=60.0):

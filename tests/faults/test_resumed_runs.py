@@ -10,8 +10,7 @@ import signal
 import time
 
 import pytest
-
-from conftest import NUM_STEPS, SAVE_STEPS, check_golden, repeat
+from cases import NUM_STEPS, SAVE_STEPS, check_golden, repeat
 
 POINTS = {"early": 2, "between saves": 3, "a save": 4, "epoch end": 9, "last step": 12}
 VARIANTS = {

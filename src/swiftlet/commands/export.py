@@ -18,7 +18,8 @@ from swiftlet.config.args import ExportArgs
 from swiftlet.config.check import check_export
 from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.errors import CheckpointError, SwiftletError, UsageError, raise_all
-from swiftlet.train.manifest import sha256, sync
+from swiftlet.train.lock import drafting, remove_abandoned
+from swiftlet.train.manifest import DRAFT, sha256, sync
 
 ARGS = ExportArgs
 EXAMPLE = "swift export --ckpt_dir output/.../checkpoint-100 --merge_lora true"
@@ -83,17 +84,18 @@ def merge(args: Any) -> Path:
     target = Path(asked).expanduser().absolute() if asked else merged_folder(source.folder)
     if target.exists() and not args.merge.overwrite:
         raise UsageError(f"{target} exists already", "add --overwrite true, or --export_dir FOLDER")
-    draft = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex}")
-    try:
+    prefix = f"{DRAFT}{target.name}-"
+    remove_abandoned(target.parent, prefix)
+    draft, former = (target.with_name(prefix + uuid.uuid4().hex) for _ in range(2))
+    with drafting(draft):
         _write(args, source, draft)
         for path in sorted(draft.rglob("*")):
             sync(path)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(former)
         draft.rename(target)
         sync(target.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
     log.info(f"merged model: {target}")
     return target
 
@@ -104,7 +106,6 @@ def _write(args: Any, source: CheckpointSource, draft: Path) -> None:
     apply_environment(environment(args.checkpoint.device, os.environ))
     from swiftlet.commands.merging import write_merged
 
-    draft.mkdir(parents=True)
     proof = write_merged(args, source, draft)
     proof["adapter_sha256"] = sha256(source.folder / ADAPTER_WEIGHTS)
     (draft / PROOF_FILE).write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")

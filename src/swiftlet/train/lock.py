@@ -5,6 +5,7 @@ The kernel frees the lock when the process ends, however it ends, so a lock that
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -37,12 +38,42 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / NAME
     descriptor = _take(folder, path)
     try:
-        for draft in folder.glob(DRAFT + "*"):
-            shutil.rmtree(draft, ignore_errors=True)
+        remove_abandoned(folder)
         yield
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+@contextmanager
+def drafting(draft: Path) -> Iterator[None]:
+    """Make a folder to be renamed when it is whole; until then it is locked, and goes when the block ends."""
+    draft.mkdir(parents=True)
+    descriptor = os.open(draft, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path, prefix: str = DRAFT) -> None:
+    """Remove what killed programs have left half-written in `folder`, but no draft that is locked."""
+    for draft in folder.glob(prefix + "*"):
+        if not draft.is_dir():
+            draft.unlink(missing_ok=True)
+            continue
+        descriptor = os.open(draft, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno == errno.EWOULDBLOCK:
+                continue
+        finally:
+            os.close(descriptor)
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _take(folder: Path, path: Path) -> int:
