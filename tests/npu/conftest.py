@@ -53,6 +53,11 @@ class Machine:
             for name, value in os.environ.items()
             if not name.startswith(("ASCEND_RT", "NPROC", "NNODES", "RANK", "USE_HF"))
         }
+        cann = Path(os.environ["ASCEND_HOME_PATH"])  # the simulator's; what its set_env.sh adds:
+        self.environ |= {
+            "LD_LIBRARY_PATH": str(cann / "lib64"),
+            "PYTHONPATH": str(cann / "python/site-packages"),
+        }
         self.environ |= lay_out(folder / "hubs")
         self.environ |= {
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

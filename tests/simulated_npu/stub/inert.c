@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { CANN_VERSION_NUMBER = 80300000 };
-static const char CANN_VERSION[] = "8.3.RC1";
+enum { CANN_VERSION_NUMBER = 90200000 };
+static const char CANN_VERSION[] = "9.2.0";
 
 int aclGetCannAttribute(int what, int *value) {
     *value = 0;
