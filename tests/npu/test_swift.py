@@ -128,8 +128,8 @@ def test_a_checkpoint_answers_the_rows_that_were_held_out(machine):
 @slow
 def test_the_doctor_finds_nothing_serious(machine):
     done = machine.type(DOCTOR)
-    assert done.returncode in (0, 1), done.stdout
-    assert "910B3" in done.stdout
+    assert done.returncode in (0, 10), done.stdout  # nothing, or warnings: the limit of locked memory
+    assert "error" not in done.stdout and "all-reduce is right on npu 0" in done.stdout
 
 
 @slow

@@ -32,38 +32,47 @@ class Job(NamedTuple):
 
 
 def check_live(scene: Scene, timeout_s: float) -> Iterator[Finding]:
-    """Try each device by itself, and two of them together."""
+    """Try each device by itself, and two of them together.
+
+    Most of the time is the import of torch, so the process that has tried all devices is also the first of two ranks.
+    """
     kind = guess_kind(scene.environ, scene.machine)
     numbers = list(range(count_visible(kind, scene.environ, scene.machine)))
     environ = {**scene.environ, **environment(kind, scene.environ, timeout_s=120)}
+    pair = numbers[:2] if kind != "cpu" else [0, 0]
     with tempfile.TemporaryDirectory(prefix="swiftlet-doctor-") as name:
         folder = Path(name)
-        jobs = [_start(kind, numbers, "", environ, folder)]
-        pair = numbers[:2] if kind != "cpu" else [0, 0]
         if len(pair) == 2:
-            for rank, number in enumerate(pair):
-                ranks = {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(number)}
-                jobs.append(_start(kind, [number], str(folder / "meeting"), {**environ, **ranks}, folder))
+            jobs = [
+                _start(kind, tried, str(folder / "meeting"), _as_rank(environ, rank, pair), folder)
+                for rank, tried in enumerate((numbers, []))
+            ]
+        else:
+            jobs = [_start(kind, numbers, "", environ, folder)]
         _wait(jobs, timeout_s)
-        for place, job in enumerate(jobs):
-            for finding in _findings(job, timeout_s):
-                if place < 2 or finding.id != "live.done":  # what went well is said by one of two ranks
-                    yield finding
+        yield from _together([list(_findings(job, timeout_s)) for job in jobs])
     if len(pair) < 2:
         yield found("live.skipped", check="all-reduce", said="there is one device only")
 
 
+def _as_rank(environ: Mapping[str, str], rank: int, pair: Sequence[int]) -> dict[str, str]:
+    return {**environ, "RANK": str(rank), "WORLD_SIZE": str(len(pair)), "LOCAL_RANK": str(pair[rank])}
+
+
+def _together(said: Sequence[Sequence[Finding]]) -> Iterator[Finding]:
+    """What both ranks say once: of a rank that only waited for the other one, nothing."""
+    failed = [any(finding.id == "live.failed" for finding in findings) for findings in said]
+    for rank, findings in enumerate(said):
+        for finding in findings:
+            is_victim = finding.id == "live.hangs" and (rank > 0 or any(failed))
+            if not is_victim and (rank == 0 or finding.id not in ("live.done", "live.wrong")):
+                yield finding
+
+
 def _start(kind: str, numbers: Sequence[int], meeting: str, environ: Mapping[str, str], folder: Path) -> Job:
-    name = f"{len(list(folder.iterdir()))}"
+    name = f"{len(list(folder.glob('*.out')))}"
     output, errors = folder / f"{name}.out", folder / f"{name}.err"
-    command = [
-        sys.executable,
-        "-m",
-        CHILD,
-        kind,
-        ",".join(map(str, numbers)),
-        *([meeting] if meeting else []),
-    ]
+    command = [sys.executable, "-m", CHILD, kind, ",".join(map(str, numbers)), meeting]
     with output.open("wb") as out, errors.open("wb") as err:
         return Job(subprocess.Popen(command, stdout=out, stderr=err, env=dict(environ)), output, errors)
 
@@ -72,19 +81,13 @@ def _wait(jobs: Sequence[Job], timeout_s: float) -> None:
     """Wait for all jobs; end those that are not done in time, or that wait for one that has failed."""
     until = time.monotonic() + timeout_s
     while time.monotonic() < until and any(job.process.poll() is None for job in jobs):
-        if any(job.process.poll() not in (None, 0) for job in jobs[1:]):
+        if any(job.process.poll() not in (None, 0) for job in jobs):
             break
         time.sleep(POLL_S)
-    for job in jobs[1:] if time.monotonic() < until else jobs:
+    for job in jobs:
         if job.process.poll() is None:
             job.process.kill()
-    for job in jobs:
-        remaining = max(0.0, until - time.monotonic())
-        try:
-            job.process.wait(remaining)
-        except subprocess.TimeoutExpired:
-            job.process.kill()
-            job.process.wait()
+        job.process.wait()
 
 
 def _findings(job: Job, timeout_s: float) -> Iterator[Finding]:

@@ -80,16 +80,9 @@ def _try(name: str, where: str, work: Any) -> None:
 
 
 def main(kind: str, numbers: list[int], meeting: str) -> None:
-    """Run the checks of one process: on all of `numbers` one by one, or with a meeting as one rank of an all-reduce."""
+    """Try all of `numbers` one by one, then, with a meeting, be one rank of an all-reduce."""
     from swiftlet.device.spec import open_device
 
-    if meeting:
-        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        device = open_device(kind, local_rank=numbers[0], environ=os.environ)
-        where = f"{kind} {numbers[0]}"
-        work = lambda: all_reduce(device.torch_device, device.backend, rank, size, meeting)  # noqa: E731
-        _try("all-reduce", where, work)
-        return
     for number in numbers:
         where = f"{kind} {number}"
         say(check="open", device=where, state="begins")
@@ -100,9 +93,12 @@ def main(kind: str, numbers: list[int], meeting: str) -> None:
             _try("bf16 attention", where, lambda target=target: attention(target))
         else:
             say(check="bf16 attention", device=where, state="left out", reason=f"{device.name} has no bf16")
+    if meeting:
+        rank, size, number = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        device = open_device(kind, local_rank=number, environ=os.environ)
+        work = lambda: all_reduce(device.torch_device, device.backend, rank, size, meeting)  # noqa: E731
+        _try("all-reduce", f"{kind} {number}", work)
 
 
 if __name__ == "__main__":
-    main(
-        sys.argv[1], [int(word) for word in sys.argv[2].split(",")], sys.argv[3] if len(sys.argv) > 3 else ""
-    )
+    main(sys.argv[1], [int(word) for word in sys.argv[2].split(",") if word], sys.argv[3])
