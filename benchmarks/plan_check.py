@@ -41,7 +41,7 @@ SIZES = {
     "60m": Geometry(512, 8, 8, 4, 1376, 32000, qkv_bias=True),
     "500m": Geometry(896, 24, 14, 2, 4864, 151936, tied=True, qkv_bias=True),
 }
-LENGTHS = {"10m": (128, 512, 1024), "60m": (128, 512, 1024), "500m": (64, 128, 256)}
+LENGTHS = {"10m": (128, 512, 1024), "60m": (64, 256, 512), "500m": (32, 64, 128)}
 LARGEST_FULL = 100e6  # parameters; more would need too much memory for a shared machine
 SIZE_OF_ENGINES, TOKENS_OF_ENGINES = "60m", 256
 NUM_TIMED = 3
@@ -185,14 +185,14 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
     """Return the measured and the predicted figures of one run, in this process."""
     from swiftlet.commands import calibration
     from swiftlet.plan.cards import host_card
-    from swiftlet.plan.memory import Setting, estimate
+    from swiftlet.plan.memory import Setting, estimate, host_bytes
 
     torch.set_num_threads(1)
     trainer, world, device = build(case, folder)
     make = step_of(case, trainer, world)
     make()
     times = []
-    for _ in range(NUM_TIMED):
+    for _ in range(NUM_TIMED if case.world_size == 1 else 0):
         start = time.process_time()
         make()
         times.append(time.process_time() - start)
@@ -208,7 +208,10 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
         is_host=True,
     )
     predicted = estimate(SIZES[case.size], setting)
-    found = {"measured": memory, "predicted": predicted.needed, "buckets": predicted.buckets}
+    needed = (
+        predicted.needed + host_bytes(SIZES[case.size], setting) / case.world_size
+    )  # the host is the device
+    found = {"measured": memory, "predicted": needed, "buckets": predicted.buckets}
     if case.world_size > 1:
         return found
     card = host_card(16, calibration.measure(device, time.process_time) | {"date": "now"})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 
+from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 from swiftlet.models.families import FAMILIES
@@ -15,6 +16,7 @@ from swiftlet.plan.published import hours_on_ascend, read_rows, reserved_on_a100
 
 def main() -> None:
     """Print both tables and draw the picture."""
+    rcParams["svg.hashsalt"] = "swiftlet"  # the same picture is the same file
     figure = Figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     print(

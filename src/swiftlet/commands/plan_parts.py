@@ -11,14 +11,14 @@ from swiftlet.plan.memory import (
     ZERO2_BUCKET,
     ZERO3_LIVE,
     Setting,
-    Sizes,
     head_rows,
     num_adapter_parameters,
     num_trained,
 )
+from swiftlet.plan.sizes import Sizes
 from swiftlet.plan.strategies import LEAST_SLACK, MOST_SLACK, SLACK_SHARE, Job, Way
 
-MATRICES_OF_FSDP = "two layers, the embedding and the head, whole while they are used"
+MATRICES_OF_FSDP = "layers, embedding and head, whole while they are used"
 
 
 def setting_of_way(job: Job, way: Way) -> Setting:
@@ -35,14 +35,17 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
     whole = "in the host's memory" if is_off else f"/ {s.world_size} devices" if is_cut else "on each device"
     share = f"/ {s.world_size} devices" if s.engine in SHARDED else "on each device"
     trained = f"{num_trained(g, s):,} trained numbers"
+    copy = " and a copy" if s.engine.startswith("zero") else ""
     ranks = f"rank {s.rank} on {', '.join(sorted(name.removesuffix('_proj') for name in s.targets))}"
     return {
         "weights": f"{g.num_parameters:,} parameters x {s.itemsize} bytes {whole}",
         "adapters": f"{num_adapter_parameters(g, s):,} parameters x 4 bytes: {ranks}",
         "gradients": f"{trained} {share}",
-        "optimizer": f"{trained} x {s.states} moments {share}",
+        "optimizer": f"{trained} x {s.states} moments{copy} {share}",
         "buckets": f"2 buckets of {ZERO2_BUCKET:.0e} numbers",
-        "gathered": MATRICES_OF_FSDP if s.engine.startswith("fsdp2") else f"{ZERO3_LIVE:.0e} live parameters",
+        "gathered": MATRICES_OF_FSDP
+        if s.engine.startswith("fsdp2")
+        else f"{ZERO3_LIVE:.0e} live parameters, two layers arriving",
         "activations": _of_activations(g, s),
         "logits": f"a chunk of {head_rows(g, s):,} labels x {g.vocab:,} entries, above the peak of the layers",
     }

@@ -276,6 +276,7 @@ def draw(answer: Answer, path: str) -> None:
     card = answer.subject.card
     axes.axhline(card.memory_gib, color="black", linewidth=1, label=card.name)
     axes.axhline(0.8 * card.memory_gib, color="black", linewidth=1, linestyle="--", label="80 %")
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_ylabel("GiB a device")
     axes.set_title(f"{answer.subject.sized.name} on {answer.subject.world_size} x {card.name}")
     axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))

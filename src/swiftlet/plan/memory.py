@@ -12,7 +12,9 @@ Shapes: T tokens of the largest micro-batch, N its labels, H hidden, I intermedi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
+
+from swiftlet.plan.sizes import Sizes
 
 GIB = 2**30
 FP32 = 4
@@ -21,45 +23,6 @@ ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
 SHARDED = ("zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-
-
-class Sizes(Protocol):
-    """What is needed of a geometry; `models.geometry.Geometry` has it."""
-
-    @property
-    def hidden(self) -> int: ...
-    @property
-    def layers(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def kv_heads(self) -> int: ...
-    @property
-    def dim(self) -> int: ...
-    @property
-    def intermediate(self) -> int: ...
-    @property
-    def vocab(self) -> int: ...
-    @property
-    def tied(self) -> bool: ...
-    @property
-    def qk_norm(self) -> bool: ...
-    @property
-    def norms(self) -> int: ...
-    @property
-    def experts(self) -> int: ...
-    @property
-    def expert_intermediate(self) -> int: ...
-    @property
-    def shared_intermediate(self) -> int: ...
-    @property
-    def active_experts(self) -> int: ...
-    @property
-    def dense_layers(self) -> int: ...
-    @property
-    def num_parameters(self) -> int: ...
-    @property
-    def num_active_parameters(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -253,49 +216,63 @@ def _mlp_backward(g: Sizes, s: Setting) -> float:
 
 def estimate(g: Sizes, s: Setting) -> Memory:
     """Return the memory of a step on each device, by component."""
-    e, ranks = s.itemsize, s.world_size
-    trained, total = num_trained(g, s), g.num_parameters
+    trained = num_trained(g, s)
     adapters = FP32 * num_adapter_parameters(g, s)
-    kept = e * s.extra_trained if not s.is_full else 0
-    width = e if s.is_full else FP32
-    share = ranks if s.engine in SHARDED else 1
+    kept = s.itemsize * s.extra_trained if not s.is_full else 0
+    # One engine or replicas keep what a full run trains in the type of the weights; sharded ones keep it in fp32.
+    width = s.itemsize if s.is_full and s.engine == "none" else FP32
+    share = s.world_size if s.engine in SHARDED else 1
     whole = share if s.engine not in ("none", "zero2") else 1
-    is_off = s.engine.endswith("offload")
-    weights = 0.0 if is_off else e * total / whole
     optimizer = width * s.states * trained / share
-    if s.engine.startswith("zero") and width != FP32:
-        optimizer = FP32 * (s.states + 1) * trained / share
+    if s.engine.startswith("zero"):
+        optimizer += FP32 * trained / share  # a copy of what it trains, even of fp32
     gradients = width * trained / share
-    buckets = gathered = 0.0
-    if s.engine == "zero2":
-        buckets = 2 * ZERO2_BUCKET * e
-    if s.engine.startswith("zero3"):
-        gathered = min(total, ZERO3_LIVE) * e * (1 - 1 / ranks if not is_off else 1)
-    if s.engine.startswith("fsdp2"):
-        gathered = _fsdp_gathered(g, e)
     if s.engine == "fsdp2-offload":
         gradients = optimizer = 0.0
+    if s.engine == "zero3-offload":
+        optimizer = 0.0
     activations, logits = peak_of_step(g, s)
+    buckets = 2 * ZERO2_BUCKET * s.itemsize if s.engine == "zero2" else 0.0
     logits = max(
         0.0, logits - buckets
     )  # buckets live in the backward pass alone, the logits in the forward pass
+    gathered = gathered_bytes(g, s, activations + logits)
+    weights = 0.0 if s.engine.endswith("offload") else _held_weights(g, s) / whole
     return Memory(
         weights, adapters / whole + kept, gradients, optimizer, buckets, gathered, activations, logits
     )
+
+
+def _held_weights(g: Sizes, s: Setting) -> float:
+    """Return the bytes of all weights as an engine keeps them; FSDP2 keeps those that it trains in fp32."""
+    finer = FP32 - s.itemsize if s.is_full and s.engine.startswith("fsdp2") else 0
+    return s.itemsize * g.num_parameters + finer * num_trained(g, s)
+
+
+def gathered_bytes(g: Sizes, s: Setting, rest: float) -> float:
+    """Return the bytes of whole parameters, beside the shards, where a step needs most.
+
+    ZeRO-3 keeps up to `ZERO3_LIVE` parameters, and two layers are on their way. FSDP2 holds two layers and the head
+    while the step's activations and logits, the `rest`, are there. But they are not when it begins: then the head, the
+    buffer that it came in and the embedding's are there. Nor when full training ends: then the head, its gradient,
+    what is sent of it and the embedding are. gloo sends copies.
+    """
+    e = s.itemsize
+    ends = g.vocab * g.hidden * (1 if g.tied else 2)
+    a_layer = (g.num_parameters - ends - g.hidden) / g.layers
+    if s.engine.startswith("zero3"):
+        return e * (min(g.num_parameters, ZERO3_LIVE) + 2 * a_layer)
+    if not s.engine.startswith("fsdp2"):
+        return 0.0
+    head = e * g.vocab * g.hidden
+    start = (2 if g.tied else 3) * head + s.is_host * head
+    end = (head + 2 * FP32 * g.vocab * g.hidden + (0 if g.tied else head) + s.is_host * head) * trains_head(s)
+    return max(head + 2 * e * a_layer, start - rest, end - rest)
 
 
 def host_bytes(g: Sizes, s: Setting) -> float:
     """Return the bytes that an offloading engine keeps in the memory of each machine's host, all devices together."""
     if not s.engine.endswith("offload"):
         return 0.0
-    moved = s.itemsize * g.num_parameters
-    if s.engine == "fsdp2-offload":
-        moved += (s.itemsize if s.is_full else FP32) * num_trained(g, s) * (1 + s.states)
-    return moved
-
-
-def _fsdp_gathered(g: Sizes, itemsize: int) -> float:
-    """Return the parameters whole at once: two layers, and the embedding with the head, which are one unit."""
-    ends = g.vocab * g.hidden * (1 if g.tied else 2)
-    a_layer = (g.num_parameters - ends - g.hidden) / g.layers
-    return itemsize * (2 * a_layer + ends)
+    # With ZeRO-3 a copy of what it trains, with FSDP2 its gradient, and the optimizer's numbers.
+    return _held_weights(g, s) + FP32 * (1 + s.states) * num_trained(g, s)

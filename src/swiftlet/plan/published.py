@@ -21,9 +21,9 @@ from swiftlet.plan.memory import (
     ZERO2_BUCKET,
     ZERO3_LIVE,
     Setting,
-    Sizes,
     num_adapter_parameters,
 )
+from swiftlet.plan.sizes import Sizes
 
 DATA = Path(__file__).parent / "data"
 FRAGMENTATION = ((2048, 3.5), (4096, 2.65), (8192, 2.15))  # longest row -> reserved over needed activations

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from swiftlet.plan import timing
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import GIB, Memory, Setting, Sizes, estimate
+from swiftlet.plan.memory import GIB, Memory, Setting, estimate
+from swiftlet.plan.sizes import Sizes
 from swiftlet.plan.timing import Load
 
 FITS, TIGHT, NO = "fits", "tight", "does not fit"

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import FP32, Setting, Sizes, num_trained
+from swiftlet.plan.memory import FP32, Setting, num_trained
+from swiftlet.plan.sizes import Sizes
 
 # Kernels a layer: forward and backward, and the forward again where it is recomputed; the rest of a micro-batch.
 KERNELS_A_LAYER, KERNELS_AGAIN, KERNELS_REST = 133, 50, 45
