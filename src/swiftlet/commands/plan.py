@@ -28,13 +28,13 @@ from swiftlet.config.fields import arg
 from swiftlet.config.parse import Parsed
 from swiftlet.config.resolve import resolve_sft
 from swiftlet.device.inventory import cpu_has_native_bf16, find_device
-from swiftlet.device.visible import ASCEND, CUDA, PROCESSES, processes_per_node
+from swiftlet.device.visible import PROCESSES, VISIBLE, processes_per_node
 from swiftlet.errors import SwiftletError, UsageError
 from swiftlet.plan.cards import Card, find_card, host_card, parse_devices, with_measured
 from swiftlet.plan.strategies import advise, budgets_for, devices_needed, different, way_of, ways
 
 WIDTH = 110  # of what goes into a file or a pipe
-KEPT = (ASCEND, CUDA, "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # of the environment, in commands
+KEPT = (*VISIBLE, "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # of the environment, in commands
 CHARTS = (".png", ".svg", ".html")
 KINDS = ("AUTO", "auto", "npu", "cuda", "cpu")
 EXAMPLE = (

@@ -14,6 +14,7 @@ from swiftlet.errors import SwiftletError, UsageError, describe
 
 ASCEND = "ASCEND_RT_VISIBLE_DEVICES"
 CUDA = "CUDA_VISIBLE_DEVICES"
+VISIBLE = (ASCEND, CUDA)
 PROCESSES = "NPROC_PER_NODE"
 CONTAINER = "ASCEND_VISIBLE_DEVICES"  # read by Ascend's container runtime, outside the container
 # Names that people type for ASCEND_RT_VISIBLE_DEVICES, and that nothing reads.
