@@ -17,13 +17,14 @@ from pathlib import Path
 
 from swiftlet import heartbeat
 from swiftlet.doctor.failure import explain_failure
-from swiftlet.hang import NOBODY, Pace, blame, find_hang, report_hang, shown, with_missing
+from swiftlet.hang import NOBODY, Pace, blame, find_hang, is_running, report_hang, shown, with_missing
 from swiftlet.heartbeat import Beat, End
 from swiftlet.log import warning
 
 STACKS_WAIT_S = 1.0
 SILENT = "(no answer)"
 GRACE_S = 5.0
+ENDING_S = 30.0
 POLL_S = 0.1
 
 
@@ -71,11 +72,19 @@ def end_group(process: subprocess.Popen[bytes], folder: Path) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=GRACE_S)
     until = time.monotonic() + GRACE_S
+    seen: set[int] = set()
     while (left := members(folder)) and time.monotonic() < until:
         for pid in left:
             _signal(pid, signal.SIGKILL)
+        seen.update(left)
         process.poll()
         time.sleep(0.05)
+    # What ends gives up its environment before its files and ports, which a restart needs.
+    until = time.monotonic() + ENDING_S
+    while any(pid != process.pid and is_running(pid) for pid in seen) and time.monotonic() < until:
+        time.sleep(0.05)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=ENDING_S)
 
 
 def watch(
