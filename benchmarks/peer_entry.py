@@ -9,6 +9,7 @@ import runpy
 import sys
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainerCallback
 
 
@@ -19,6 +20,14 @@ class Marks(TrainerCallback):
         """Print a mark; the tools call this after each step when asked to log each step."""
         if logs and "loss" in logs:
             print(f"\n@step {state.global_step} {float(logs['loss'])}", flush=True)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Print the peak memory of the accelerator, where there is one."""
+        if torch.cuda.is_available():
+            print(
+                f"\n@memory {torch.cuda.max_memory_allocated()} {torch.cuda.max_memory_reserved()}",
+                flush=True,
+            )
 
 
 def mark_steps() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from process import Outcome, run_watched
 from report import facts, markdown, peers_table
-from tools import TOOLS, Job, environment, install
+from tools import TOOLS, Job, device_peak, environment, install
 from workload import SIZES, convert_alpaca, count_tokens, make_model, make_rows
 
 
@@ -34,6 +34,9 @@ def figures(outcome: Outcome, num_tokens: int, weights: int) -> dict[str, Any]:
         "peak_rss_bytes": outcome.peak_rss,
         "peak_above_weights_bytes": outcome.peak_rss - weights,
     }
+    if outcome.device_peak:
+        allocated, reserved = outcome.device_peak
+        found |= {"device_peak_above_weights_bytes": allocated - weights, "device_reserved_bytes": reserved}
     if not marks:
         return found
     found |= {
@@ -74,7 +77,9 @@ def prepare(case: str, options: argparse.Namespace, folder: Path) -> tuple[Job, 
         model = options.model.resolve()
         convert_alpaca(options.alpaca, rows, number)
     else:
-        model = make_model(folder / f"{size}-{vocabulary}", SIZES[size], int(vocabulary))
+        dtype = "bfloat16" if options.dtype == "bf16" else "float32"
+        name = f"{size}-{vocabulary}-{dtype}"
+        model = make_model(folder / name, SIZES[size], int(vocabulary), dtype, options.device)
         make_rows(rows, number)
     lengths = count_tokens(model, rows)
     tokens = round(statistics.fmean(lengths) * steps * batch * accumulation)
@@ -90,7 +95,7 @@ def run_case(case: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         (tool, variant)
         for tool in (TOOLS[name] for name in options.tools)
         for variant in tool.variants
-        if variant in options.variants or tool.name == "swiftlet"
+        if variant in options.variants or (tool.name, variant) == ("swiftlet", "default")
     ]
     runs: dict[str, list[dict[str, Any]]] = {f"{tool.name} {variant}": [] for tool, variant in wanted}
     for number in range(options.rounds):
@@ -100,12 +105,14 @@ def run_case(case: str, options: argparse.Namespace, folder: Path) -> dict[str, 
             shutil.rmtree(out, ignore_errors=True)
             log = folder / f"{case.replace('/', '-')}-{tool.name}-{variant}-{number}.log"
             outcome = run_watched(
-                tool.command(variant, job, out),
-                environ=environment(options.threads),
+                tool.command(variant, job, out, options.python),
+                environ=environment(options.threads, options.device),
                 folder=folder,
                 log=log,
                 limit_s=options.limit_s,
             )
+            if tool.name == "swiftlet" and options.device != "cpu":
+                outcome.device_peak = device_peak(out)
             runs[name].append(figures(outcome, tokens, weights))
             speed = runs[name][-1].get("tokens_per_s", 0.0)
             print(f"{case} {name}: code {outcome.code}, {speed:.0f} tokens/s, {outcome.wall_s:.0f} s, {log}")
@@ -127,10 +134,17 @@ def main() -> None:
     )
     parser.add_argument("--cases", nargs="+", default=["2m/8192/1x16", "2m/8192/8x2"])
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
-    parser.add_argument("--variants", nargs="+", choices=["default", "best"], default=["default", "best"])
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=["default", "best", "best-liger", "lean"],
+        default=["default", "best"],
+    )
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--python", help="an interpreter that has all the tools; nothing is installed then")
     parser.add_argument("--dtype", choices=["fp32", "bf16", "auto"], default="fp32")
     parser.add_argument("--model", type=Path, help="a real model instead of a random one")
     parser.add_argument("--alpaca", type=Path, help="rows of instruction, input and output for --model")
@@ -139,7 +153,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="keep models, rows and logs there")
     parser.add_argument("--out", type=Path, help="JSON of all figures; a table beside it")
     options = parser.parse_args()
-    for name in options.tools:
+    for name in options.tools if options.python is None else []:
         install(TOOLS[name])
     with tempfile.TemporaryDirectory(prefix="swiftlet-peers-") as temporary:
         folder = (options.folder or Path(temporary)).resolve()

@@ -8,8 +8,9 @@ python benchmarks/plan_check.py --out rows.json      # the figures as well
 Models have random weights and are read, tuned and given to their engine by the functions of `swift sft`. Memory is
 that of tensors: the storages alive before the step, and the highest sum of allocations and releases in it as torch's
 own profiler of the allocator tells them. The resident set would also count libraries and what malloc keeps for later.
-Time is that of the processor (not of the clock, which other programs share), one thread, the median of three steps,
-after `swift plan --calibrate`'s measurement with the same clock; ranks that wait for each other are not timed.
+Time is that of the processor (not of the clock, which other programs share), one thread, one step after a warm one,
+with the figures of `swift plan --calibrate` by the same clock, measured again every few runs; ranks that
+wait for each other are not timed.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ SIZES = {
     "60m": Geometry(512, 8, 8, 4, 1376, 32000, qkv_bias=True),
     "500m": Geometry(896, 24, 14, 2, 4864, 151936, tied=True, qkv_bias=True),
 }
-LENGTHS = {"10m": (128, 512, 1024), "60m": (64, 256, 512), "500m": (32, 64, 128)}
-LARGEST_FULL = 100e6  # parameters; more would need too much memory for a shared machine
+LENGTHS = {"10m": (128, 512, 1024), "60m": (64, 128, 256), "500m": (16, 32, 64)}
+LARGEST_FULL = 100e6  # parameters; more would need too much memory
 SIZE_OF_ENGINES, TOKENS_OF_ENGINES = "60m", 256
-NUM_TIMED = 3
+NUM_TIMED, CASES_A_CALIBRATION = 1, 4
 
 
 class Case(NamedTuple):
@@ -98,8 +99,8 @@ def write_model(size: str, folder: Path) -> None:
         MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).bfloat16().save_pretrained(folder)
 
 
-def build(case: Case, folder: Path) -> tuple[Any, Any, Any]:
-    """Return the trainer, the world and the device of a run, as `swift sft` builds them."""
+def build(case: Case, folder: Path) -> tuple[Any, Any]:
+    """Return the trainer and the world of a run, as `swift sft` builds them."""
     from swiftlet.commands.engine_setup import build_engine
     from swiftlet.commands.model_setup import build_model
     from swiftlet.config.args import SftArgs
@@ -125,7 +126,7 @@ def build(case: Case, folder: Path) -> tuple[Any, Any, Any]:
     world = init_world("gloo", torch.device("cpu"), always=case.engine != "none")
     causal = build_model(args, ready, device)
     causal.train()
-    return build_engine(args, ready, causal, device, world), world, device
+    return build_engine(args, ready, causal, device, world), world
 
 
 def step_of(case: Case, trainer: Any, world: Any) -> Any:
@@ -181,18 +182,26 @@ def peak_rise(make: Any) -> int:
     return peak
 
 
-def measure(case: Case, folder: Path) -> dict[str, float]:
-    """Return the measured and the predicted figures of one run, in this process."""
+def calibrated() -> Any:
+    """Return this machine's processor as a device, measured now."""
     from swiftlet.commands import calibration
+    from swiftlet.device.cpu import open_this
     from swiftlet.plan.cards import host_card
+
+    device = replace(open_this(0), default_dtype="fp32")
+    return host_card(16, calibration.measure(device, time.process_time) | {"date": "now"})
+
+
+def measure(case: Case, folder: Path, card: Any) -> dict[str, float]:
+    """Return the measured and the predicted figures of one run, in this process; no time without a card."""
     from swiftlet.plan.memory import Setting, estimate, host_bytes
 
     torch.set_num_threads(1)
-    trainer, world, device = build(case, folder)
+    trainer, world = build(case, folder)
     make = step_of(case, trainer, world)
     make()
     times = []
-    for _ in range(NUM_TIMED if case.world_size == 1 else 0):
+    for _ in range(NUM_TIMED if card else 0):
         start = time.process_time()
         make()
         times.append(time.process_time() - start)
@@ -212,9 +221,8 @@ def measure(case: Case, folder: Path) -> dict[str, float]:
         predicted.needed + host_bytes(SIZES[case.size], setting) / case.world_size
     )  # the host is the device
     found = {"measured": memory, "predicted": needed, "buckets": predicted.buckets}
-    if case.world_size > 1:
+    if not card:
         return found
-    card = host_card(16, calibration.measure(device, time.process_time) | {"date": "now"})
     seconds = predicted_seconds(case, setting, card)
     return found | {"measured_s": statistics.median(times), "predicted_s": seconds}
 
@@ -287,8 +295,11 @@ def main() -> None:
     parser.add_argument("--run", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.run:
-        for case in (Case(*values) for values in json.loads(options.run)):
-            print(json.dumps(measure(case, options.folder / case.size)), flush=True)
+        card = None
+        for number, case in enumerate(Case(*values) for values in json.loads(options.run)):
+            if case.world_size == 1 and number % CASES_A_CALIBRATION == 0:
+                card = calibrated()
+            print(json.dumps(measure(case, options.folder / case.size, card)), flush=True)
         return
     with tempfile.TemporaryDirectory() as name:
         folder, rows = options.folder or Path(name), []

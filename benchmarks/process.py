@@ -15,6 +15,7 @@ import psutil
 
 # What swift sft prints a step, and what peer_entry.py does.
 MARK = re.compile(r"^(?:\[(\d+)/\d+\] loss|@step (\d+)) ([-+.\deE]+|nan|inf)")
+MEMORY = re.compile(r"^@memory (\d+) (\d+)")  # of the accelerator: allocated, reserved
 PERIOD_S = 0.1
 
 
@@ -27,6 +28,7 @@ class Outcome:
     cpu_s: float = 0.0
     peak_rss: int = 0
     marks: list[dict[str, float]] = field(default_factory=list)  # step, loss, wall_s, cpu_s
+    device_peak: tuple[int, int] | None = None  # bytes allocated, bytes reserved
 
 
 class Tree:
@@ -85,6 +87,9 @@ def run_watched(
                 tree.look()
                 mark = {"step": int(found[1] or found[2]), "loss": float(found[3])}
                 outcome.marks.append(mark | {"wall_s": time.perf_counter() - start, "cpu_s": tree.cpu_s})
+            found = MEMORY.match(line)
+            if found:
+                outcome.device_peak = (int(found[1]), int(found[2]))
         outcome.code = child.wait()
         done.set()
         watcher.join()

@@ -56,6 +56,9 @@ def peers_table(case: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ours = next(iter(case["tools"].values()))["summary"]
     header = ["tool", "tokens/s", "ours is", "tokens/cpu s", "ours is", "peak MB", "above weights MB"]
     header += ["shell to first step s", "whole run s", "mean loss"]
+    has_device = any("device_reserved_bytes" in found["summary"] for found in case["tools"].values())
+    if has_device:
+        header += ["device: above weights MB", "reserved MB"]
     rows = []
     for name, found in case["tools"].items():
         summary = found["summary"]
@@ -76,6 +79,9 @@ def peers_table(case: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
                 f"{summary['loss']['median']:.4f}",
             ]
         )
+        if has_device:
+            names = ("device_peak_above_weights_bytes", "device_reserved_bytes")
+            rows[-1] += [_number(summary, name, 1e-6) for name in names]
     return header, rows
 
 

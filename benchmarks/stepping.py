@@ -16,7 +16,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VARIANTS = {
     "padded": "transformers and peft on a padded batch with full logits",
     "padded-gc": "the same, recomputing each layer in the backward pass",
-    "liger-gc": "the same with the kernels of Liger (CUDA)",
+    "liger": "padded with the kernels of Liger (CUDA), nothing recomputed",
+    "liger-gc": "with the kernels of Liger, recomputing each layer",
     "ours": "packed, labelled positions in chunks, fused",
     "ours-plain": "packed, labelled positions in chunks, peft's LoRA and the model's own operators",
     "ours-gc": "ours, recomputing each layer in the backward pass",
@@ -136,6 +137,8 @@ def build_step(variant: str, setting: Setting, samples: Samples) -> Callable[[],
         from liger_kernel.transformers import apply_liger_kernel_to_qwen2
 
         apply_liger_kernel_to_qwen2()
+    from swiftlet.models.causal import apply_checkpointing
+
     model = build_model(setting)
     is_recomputing = variant.endswith("-gc")
     if variant.startswith("ours"):
@@ -149,7 +152,7 @@ def build_step(variant: str, setting: Setting, samples: Samples) -> Callable[[],
     else:
         if is_recomputing:
             base = model.get_base_model() if setting.tuner == "lora" else model  # type: ignore[operator]
-            base.activation_checkpointing_enable({"use_reentrant": False})
+            apply_checkpointing(base)
         inner = padded_step(model, samples, setting.device)
 
     def step() -> Tensor:

@@ -52,15 +52,15 @@ class Tool(NamedTuple):
         """Whether `install` has finished."""
         return self.name == "swiftlet" or (ROOT / self.name / ".installed").is_file()
 
-    def command(self, variant: str, job: Job, out: Path) -> list[str]:
-        """Return the command line of a job."""
+    def command(self, variant: str, job: Job, out: Path, python: str | None = None) -> list[str]:
+        """Return the command line of a job, in an interpreter other than the tool's own where one is given."""
         start = (
             ["-m", "swiftlet.cli", "sft"]
             if self.name == "swiftlet"
             else [str(HERE / "peer_entry.py"), self.name]
         )
         words = [word.replace("OUT", str(out)) for word in self.variants[variant]]
-        return [self.python, *start, *self.arguments(job, out), *words]
+        return [python or self.python, *start, *self.arguments(job, out), *words]
 
 
 def _flags(values: dict[str, object]) -> list[str]:
@@ -178,7 +178,7 @@ def _ms_swift(job: Job, out: Path) -> list[str]:
 TOOLS = {
     tool.name: tool
     for tool in (
-        Tool("swiftlet", (), _swiftlet, {"default": []}),
+        Tool("swiftlet", (), _swiftlet, {"default": [], "lean": _flags({"gradient_checkpointing": "true"})}),
         Tool(
             "trl",
             ("trl", "peft"),
@@ -192,6 +192,14 @@ TOOLS = {
                         "padding_free": "true",
                         "gradient_checkpointing": "false",
                         "loss_type": "chunked_nll",
+                    }
+                ),
+                "best-liger": _flags(
+                    {
+                        "config": "OUT/best.yaml",
+                        "padding_free": "true",
+                        "gradient_checkpointing": "false",
+                        "use_liger_kernel": "true",
                     }
                 ),
             },
@@ -233,8 +241,8 @@ def install(tool: Tool) -> None:
     (folder / ".installed").touch()
 
 
-def environment(threads: int) -> dict[str, str]:
-    """Return the environment that every tool gets."""
+def environment(threads: int, device: str) -> dict[str, str]:
+    """Return the environment that every tool gets; accelerators are hidden from a run on the CPU."""
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_DISABLED": "true", "USE_HF": "1"}
     return {
         **os.environ,
@@ -242,5 +250,17 @@ def environment(threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "CUDA_VISIBLE_DEVICES": "",
+        **({"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}),
     }
+
+
+def device_peak(out: Path) -> tuple[int, int] | None:
+    """Return the bytes of an accelerator that a run of swift says it had at most: allocated, reserved."""
+    log = next(out.rglob("logging.jsonl"), None)
+    lines = log.read_text(encoding="utf-8").splitlines() if log else []
+    summary = next((row for row in map(json.loads, reversed(lines)) if "reserved_gib" in row), None)
+    return (
+        None
+        if summary is None
+        else (int(summary["memory_gib"] * 2**30), int(summary["reserved_gib"] * 2**30))
+    )

@@ -47,6 +47,7 @@ SIZES = {
     "qwen2.5-0.5b": Size(24, 896, 4864, 14, 2),
     "qwen2.5-1.5b": Size(28, 1536, 8960, 12, 2),
     "qwen2.5-7b": Size(28, 3584, 18944, 28, 4),
+    "qwen2.5-14b": Size(48, 5120, 13824, 40, 8),
 }
 
 
@@ -92,7 +93,9 @@ def make_tokenizer(folder: Path) -> Any:
     return fast
 
 
-def make_model(folder: Path, size: Size, vocabulary: int, dtype: str = "float32") -> Path:
+def make_model(
+    folder: Path, size: Size, vocabulary: int, dtype: str = "float32", device: str = "cpu"
+) -> Path:
     """Write a random model, its tokenizer and its chat template; a folder that is there already is kept."""
     import torch
     from transformers import Qwen2ForCausalLM
@@ -100,10 +103,16 @@ def make_model(folder: Path, size: Size, vocabulary: int, dtype: str = "float32"
     if (folder / "config.json").is_file():
         return folder
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(model_config(size, vocabulary)).to(getattr(torch, dtype))
+    torch.set_default_dtype(getattr(torch, dtype))  # a large model never exists in fp32
+    with torch.device(device):
+        model = Qwen2ForCausalLM(model_config(size, vocabulary))
+    torch.set_default_dtype(torch.float32)
     tokenizer = make_tokenizer(folder)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
+    if device != "cpu":  # nothing of it stays where the tools are measured
+        del model
+        torch.accelerator.empty_cache()
     return folder
 
 
