@@ -133,13 +133,16 @@ int comm_barrier(Comm *comm) {
     return late ? HCCL_TIMEOUT : HCCL_SUCCESS;
 }
 
+static Intent *intents_of(Comm *comm) { return comm->shared->intents[comm->calls % 2]; }
+
 int comm_begin(Comm *comm, const Intent *intent) {
-    Shared *shared = comm->shared;
-    shared->intents[comm->rank] = *intent;
+    comm->calls++;
+    Intent *intents = intents_of(comm);
+    intents[comm->rank] = *intent;
     int code = comm_barrier(comm);
     if (code) return code;
     for (uint32_t rank = 0; rank < comm->size; rank++) {
-        const Intent *other = &shared->intents[rank];
+        const Intent *other = &intents[rank];
         /* different calls wait for each other for ever on the device */
         if (strcmp(other->call, intent->call)) {
             double seconds = exec_timeout();
@@ -158,7 +161,7 @@ int comm_begin(Comm *comm, const Intent *intent) {
 uint64_t comm_most_rounds(Comm *comm) {
     uint64_t most = 0;
     for (uint32_t rank = 0; rank < comm->size; rank++) {
-        uint64_t rounds = comm->shared->intents[rank].rounds;
+        uint64_t rounds = intents_of(comm)[rank].rounds;
         if (rounds > most) most = rounds;
     }
     return most;

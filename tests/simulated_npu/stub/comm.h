@@ -36,13 +36,14 @@ typedef struct {
     pthread_cond_t changed;
     uint32_t ready, attached, arrived;
     uint64_t generation;
-    Intent intents[MAX_RANKS];
+    Intent intents[2][MAX_RANKS]; /* of this call and of the next one, which a fast rank may begin already */
     Mailbox mailboxes[MAX_RANKS][MAX_RANKS]; /* [from][to] */
 } Shared;
 
 typedef struct {
     char name[NAME_LENGTH];
     uint32_t size, rank;
+    uint64_t calls; /* that this rank has begun */
     Shared *shared;
     char *windows, *letters;
     size_t bytes;
