@@ -101,9 +101,16 @@ def weights(runs: Runs, step: int = NUM_STEPS) -> dict[str, torch.Tensor]:
     return found
 
 
-def check_same(runs: Runs, golden: Runs, tolerance: float = TOLERANCE) -> None:
-    """Check that losses, norms and final weights are those of the golden run."""
+def deviation(mine: list[float], theirs: list[float]) -> float:
+    """Return the largest relative difference of two series."""
+    return max(abs(a - b) / abs(b) if b else abs(a) for a, b in zip(mine, theirs, strict=True))
+
+
+def check_same(runs: Runs, golden: Runs, tolerance: float = TOLERANCE) -> str:
+    """Check that losses, norms and final weights are those of the golden run; return by how much they differ."""
+    differences = {}
     for name in ("loss", "grad_norm", "eval_loss", "acc", "learning_rate"):
+        differences[name] = deviation(figures(runs, name), figures(golden, name))
         assert figures(runs, name) == pytest.approx(figures(golden, name), rel=tolerance), name
     mine, theirs = weights(runs), weights(golden)
     assert mine.keys() == theirs.keys()
@@ -112,3 +119,5 @@ def check_same(runs: Runs, golden: Runs, tolerance: float = TOLERANCE) -> None:
         torch.testing.assert_close(
             mine[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
         )
+    differences["weights"] = max(float((mine[name] - theirs[name]).abs().max()) for name in theirs)
+    return ", ".join(f"{name} {value:.1e}" for name, value in differences.items() if name != "learning_rate")

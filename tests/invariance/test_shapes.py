@@ -28,4 +28,5 @@ ALL = [
 def test_every_shape_has_the_trajectory_of_one_process(shapes, engine, ranks, kind, accumulation):
     golden = shapes.golden(f"golden-{kind}", sft_type=kind)
     runs = shapes.run(f"{engine}-{ranks}-{kind}-{accumulation}", engine, ranks, accumulation, sft_type=kind)
-    check_same(runs, golden)
+    found = check_same(runs, golden)
+    print(f"figure: {engine}, {ranks} ranks, {kind}, accumulation {accumulation}: {found}")
