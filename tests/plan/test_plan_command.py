@@ -50,6 +50,23 @@ def test_replicas_win_on_four_cards_and_zero3_is_dominated(plan):
     assert all("DDP" in way["dominated_by"] for way in zero3)
 
 
+@pytest.mark.parametrize(
+    ("flag", "values"),
+    [
+        ("--max_length", (200, 400, 563)),
+        ("--micro_batch_tokens", (600, 1500, 6000)),
+        ("--batch_size", (1, 2, 8)),
+    ],
+)
+def test_more_of_a_flag_never_needs_less(plan, flag, values):
+    words = [*REFERENCE, "--device", "1x910B3"] + (
+        ["--packing", "false"] if flag != "--micro_batch_tokens" else []
+    )
+    needed = [plan(*words, flag, str(value))["chosen"]["needed"] for value in values]
+    assert needed == sorted(needed)
+    assert needed[-1] > needed[0] or flag == "--batch_size"  # of a step, whose samples go through one by one
+
+
 def test_what_cannot_fit_is_told_what_it_needs(plan, capsys):
     words = ["--model_type", "qwen1half-72b-chat", "--dataset", "blossom-math-zh", "--device", "8x910B3"]
     found = plan(*words)
