@@ -106,15 +106,22 @@ aclError aclrtGetPrimaryCtxState(int id, uint32_t *flags, int *active) {
     return OK;
 }
 
-/* Two values are asked for: the cores of a card. A 910B3 has 20 AI cores and 40 vector cores. */
+/* A 910B3 has 20 AI cores and 40 vector cores; CANN before 9 is asked for these in this way. */
 aclError aclGetDeviceCapability(uint32_t id, int what, int64_t *value) {
     *value = what == 1 ? 40 : 20;
     return OK;
 }
 
+enum { AI_CORES = 101, CUBE_CORES = 102, VECTOR_CORES = 201, TOTAL_MEMORY = 301, L2_CACHE = 302 };
+
 aclError aclrtGetDeviceInfo(uint32_t id, int what, int64_t *value) {
-    *value = what == 1 ? 40 : 20;
-    return OK;
+    switch (what) {
+        case AI_CORES: case CUBE_CORES: *value = 20; return OK;
+        case VECTOR_CORES: *value = 40; return OK;
+        case TOTAL_MEMORY: *value = (int64_t)machine_capacity(); return OK;
+        case L2_CACHE: *value = 192 << 20; return OK;
+        default: return fault_set(NOT_SUPPORTED, __func__);
+    }
 }
 
 aclError aclrtGetLogicDevIdByUserDevId(int user, int *logic) {
