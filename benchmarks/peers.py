@@ -116,7 +116,13 @@ def run_case(case: str, options: argparse.Namespace, folder: Path) -> dict[str, 
             runs[name].append(figures(outcome, tokens, weights))
             speed = runs[name][-1].get("tokens_per_s", 0.0)
             print(f"{case} {name}: code {outcome.code}, {speed:.0f} tokens/s, {outcome.wall_s:.0f} s, {log}")
-    commands = {f"{tool.name} {v}": " ".join(tool.command(v, job, Path("OUT"))) for tool, v in wanted}
+    here = f"{Path(__file__).resolve().parent.parent}/"
+    commands = {
+        f"{tool.name} {v}": " ".join(tool.command(v, job, Path("OUT")))
+        .replace(here, "")
+        .replace(str(folder), "FOLDER")
+        for tool, v in wanted
+    }
     shutil.rmtree(folder / "out", ignore_errors=True)
     return {
         "case": case,
