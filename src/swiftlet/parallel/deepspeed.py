@@ -184,6 +184,8 @@ def _import() -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__[COMPILED] = False
+    # Its norms are fp64 where a device can compute it, but not every library of collectives adds fp64 up.
+    deepspeed.accelerator.get_accelerator().is_fp64_supported = lambda: False
     deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
 
