@@ -8,11 +8,14 @@ import pytest
 
 from swiftlet.cli import main
 from swiftlet.errors import UsageError
-from swiftlet.plan.cards import find_card, parse_devices, read_cards
+from swiftlet.plan.cards import find_card, host_card, parse_devices, read_cards
 
 REFERENCE = (
     "--model_type qwen1half-7b-chat --dataset blossom-math-zh --num_train_epochs 5 --sft_type lora".split()
 )
+
+
+MEASURED = {"matrix_gflops": [[64, 50.0]], "launch_us": 5, "bandwidth_gb_s": 9, "date": "2026-11-26"}
 
 
 @pytest.fixture(autouse=True)
@@ -133,6 +136,15 @@ def test_a_config_and_rows_at_hand_take_precedence(plan, model_folder, rows_file
     found = plan("--model_id_or_path", str(model_folder), "--dataset", str(rows_file), "--device", "1xH200")
     assert str(model_folder) in found["geometry_source"]
     assert found["data_source"] == "the tokenised rows"
+
+
+def test_a_processor_has_no_other_memory_and_keeps_its_flag(plan, model_folder, rows_file):
+    words = ["--model_id_or_path", str(model_folder), "--dataset", str(rows_file), "--device", "cpu"]
+    found = plan(*words)
+    assert {way["engine"] for way in found["ways"]} == {"none"}
+    assert " --device cpu " in found["best"]["command"]
+    assert "guesses" in found["device_sources"]
+    assert "guesses" not in host_card(16, MEASURED).sources
 
 
 def test_the_trace_agrees(plan, model_folder, rows_file):

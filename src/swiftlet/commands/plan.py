@@ -213,7 +213,8 @@ def command_words(parsed: Parsed) -> list[str]:
     words: list[str] = []
     for group in vars(parsed.args).values():
         for name, value in vars(group).items():
-            if name in parsed.given and name not in chosen:
+            is_kind = name == "device" and value in KINDS
+            if name in parsed.given and (name not in chosen or is_kind):
                 words += [f"--{name}", *_as_words(value)]
     return words
 

@@ -47,7 +47,7 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
         if s.engine.startswith("fsdp2")
         else f"{ZERO3_LIVE:.0e} live parameters, two layers arriving",
         "activations": _of_activations(g, s),
-        "logits": f"a chunk of {head_rows(g, s):,} labels x {g.vocab:,} entries, above the peak of the layers",
+        "logits": f"a chunk of {head_rows(g, s):,} labels x {g.vocab:,}, above the peak of the layers",
     }
 
 
@@ -59,13 +59,11 @@ def _of_activations(g: Sizes, s: Setting) -> str:
 def reserved_source() -> str:
     """Return what the allocator is expected to keep."""
     most, least = MOST_SLACK / GIB, LEAST_SLACK / 2**20
-    return (
-        f"+ {SLACK_SHARE:.0%} of the last parts, {least:.0f} MiB to {most:.1f} GiB: what the allocator keeps"
-    )
+    return f"+ {SLACK_SHARE:.0%} of the last parts, {least:.0f} MiB to {most:.1f} GiB: the allocator"
 
 
 def visible_source(card: Card, world_size: int) -> str:
     """Return what the device's own tool counts beside this process's tensors."""
-    parts = [f"{card.idle_gib:g} when idle", f"{card.context_gib:g} of the process"]
-    parts += [f"{card.communicator_gib:g} of communicators"] if world_size > 1 else []
+    parts = [f"{card.idle_gib:g} when idle", f"{card.context_gib:g} process"]
+    parts += [f"{card.communicator_gib:g} communicators"] if world_size > 1 else []
     return f"+ {', '.join(parts)} (table of devices)"

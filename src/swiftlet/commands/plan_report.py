@@ -62,7 +62,8 @@ class Answer(NamedTuple):
 
 def gib(size: float) -> str:
     """Return bytes as GiB."""
-    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
+    digits = 4 if size < 0.1 * GIB else 2 if size < 10 * GIB else 1
+    return f"{size / GIB:.{digits}f}"
 
 
 def show(answer: Answer, console: Console) -> None:
@@ -106,7 +107,7 @@ def time_line(answer: Answer) -> str:
     chosen, number = answer.chosen, answer.job.evaluation[1]
     rest = chosen.seconds - chosen.seconds_a_step * answer.job.num_steps
     parts = f"{answer.job.num_steps} steps of {chosen.seconds_a_step:.3g} s"
-    parts += f", {number} evaluations in {short_time(rest)}" if number else ""
+    parts += f", evaluations ({number}) in {short_time(rest)}" if number else ""
     how = "calibrated" if answer.subject.card.is_measured else "swift plan --calibrate halves the band"
     return f"time: {_time(chosen.seconds, answer.band)}: {parts}; an estimate, +-{answer.band:.0%} ({how})"
 

@@ -93,9 +93,11 @@ def host_card(memory_gib: float, measured: Mapping[str, Any] | None = None) -> C
     """Return the processor of this machine as a device; rates are guesses until `swift plan --calibrate`."""
     card = Card(
         HOST, memory_gib, 0.0, 0.35, 0.02, 0.1, 10.0, 2.0, 1.0, 8.0, 10.0, True,
-        "memory: this machine; rates: guesses, swift plan --calibrate measures them", is_host=True,
+        "memory: this machine", is_host=True,
     )  # fmt: skip
-    return with_measured(card, measured) if measured else card
+    if measured:
+        return with_measured(card, measured)
+    return replace(card, sources=f"{card.sources}; rates: guesses, swift plan --calibrate measures them")
 
 
 def with_measured(card: Card, measured: Mapping[str, Any]) -> Card:

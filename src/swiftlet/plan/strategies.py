@@ -170,6 +170,7 @@ def ways(job: Job, budgets: Iterable[int], engines: Iterable[str] = ENGINES) -> 
         way_of(job, engine, budget, is_checkpointed)
         for engine in engines
         if engine == "none" or job.setting.world_size > 1 or engine.endswith("offload")
+        if not (job.card.is_host and engine.endswith("offload"))  # there is no other memory
         for budget in different(job, budgets)
         for is_checkpointed in (False, True)
     ]
