@@ -32,7 +32,6 @@ ENGINES: dict[str, dict[str, Any]] = {
     "zero3": {"deepspeed": "default-zero3"},
     "fsdp2": {"fsdp": "full_shard"},
 }
-SIZE = Size(12, 1024, 2816, 16, 16)
 VOCABULARY, NUM_STEPS, PERIOD_S = 8192, 6, 0.01
 
 
@@ -40,6 +39,11 @@ def owned_bytes() -> int:
     """Return the bytes of memory that belong to this process alone."""
     text = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(re.findall(r"^RssAnon:\s*(\d+) kB", text, re.MULTILINE)[0]) * 1024
+
+
+def size_of(layers: int, hidden: int) -> Size:
+    """Return a model of usual proportions with heads of 64."""
+    return Size(layers, hidden, hidden * 11 // 4, hidden // 64, hidden // 64)
 
 
 class Watch:
@@ -124,7 +128,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[list[dict[str, Any]]]] = {engine: [] for engine in options.engines}
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        model = make_model(folder / "model", SIZE, VOCABULARY)
+        model = make_model(folder / "model", size_of(options.layers, options.hidden), VOCABULARY)
         rows = make_rows(folder / "rows.jsonl", 40, lengths=[24] * 40)
         words = {
             "model_id_or_path": str(model),
@@ -181,6 +185,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--kind", choices=("lora", "full"), default="lora")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--folder", help="where the model is written")

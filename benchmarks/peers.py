@@ -118,7 +118,7 @@ def run_case(case: str, options: argparse.Namespace, folder: Path) -> dict[str, 
             print(f"{case} {name}: code {outcome.code}, {speed:.0f} tokens/s, {outcome.wall_s:.0f} s, {log}")
     here = f"{Path(__file__).resolve().parent.parent}/"
     commands = {
-        f"{tool.name} {v}": " ".join(tool.command(v, job, Path("OUT")))
+        f"{tool.name} {v}": " ".join(tool.command(v, job, folder / "out"))
         .replace(here, "")
         .replace(str(folder), "FOLDER")
         for tool, v in wanted

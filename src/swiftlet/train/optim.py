@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from swiftlet.errors import UsageError, pick
+from swiftlet.train.adamw_bf16 import BFloat16AdamW
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 NORM_NAMES = re.compile(r"layernorm|layer_norm|rmsnorm|rms_norm|(^|[._])(ln|norm)\d*([._]|$)", re.IGNORECASE)
@@ -42,7 +43,14 @@ def can_fuse(groups: Groups) -> bool:
     return all(p.device.type in devices and p.is_floating_point() for p in parameters)
 
 
+def has_bf16(groups: Groups) -> bool:
+    """Return whether some weights are bf16 themselves, without a finer copy of an engine."""
+    return any(p.dtype == torch.bfloat16 for group in groups for p in group["params"])
+
+
 def _adamw(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
+    if has_bf16(groups):
+        return BFloat16AdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon)
     fused = True if can_fuse(groups) else None
     return torch.optim.AdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon, fused=fused)
 
@@ -51,7 +59,7 @@ def _adamw_fused(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
     if not can_fuse(groups):
         kinds = sorted({p.device.type for group in groups for p in group["params"]})
         raise UsageError(f"torch has no fused AdamW for {', '.join(kinds)}", "use --optim adamw_torch")
-    return torch.optim.AdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon, fused=True)
+    return _adamw(groups, s)
 
 
 def _adam(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
