@@ -19,6 +19,7 @@ from swiftlet.plan.sizes import Sizes
 GIB = 2**30
 FP32 = 4
 HOST_CHUNK, DEVICE_CHUNK, CHUNK_ROWS = 48 * 2**20, 384 * 2**20, 32  # models/cross_entropy.py
+ROUNDED_ELEMENTS, ROUNDED_COPIES = 2**24, 7  # train/adamw_bf16.py: a chunk, and its fp32 copies
 ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
 SHARDED = ("zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -232,6 +233,7 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     if s.engine == "zero3-offload":
         optimizer = 0.0
     activations, logits = peak_of_step(g, s)
+    optimizer += max(0.0, rounding_bytes(g, s) - activations - logits)
     buckets = 2 * ZERO2_BUCKET * s.itemsize if s.engine == "zero2" else 0.0
     logits = max(
         0.0, logits - buckets
@@ -241,6 +243,14 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     return Memory(
         weights, adapters / whole + kept, gradients, optimizer, buckets, gathered, activations, logits
     )
+
+
+def rounding_bytes(g: Sizes, s: Setting) -> float:
+    """Return the bytes of the copies with which AdamW rounds weights that are bf16, when no activation is left."""
+    if not s.is_full or s.engine != "none" or s.itemsize == FP32:
+        return 0.0
+    largest = max(g.vocab * g.hidden, g.hidden * g.intermediate)
+    return ROUNDED_COPIES * FP32 * min(ROUNDED_ELEMENTS, largest)
 
 
 def _held_weights(g: Sizes, s: Setting) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import FP32, Setting, num_trained
+from swiftlet.plan.memory import FP32, Setting, num_trained, rounding_bytes
 from swiftlet.plan.sizes import Sizes
 
 # Kernels a layer: forward and backward, and the forward again where it is recomputed; the rest of a micro-batch.
@@ -20,6 +20,7 @@ KERNELS_A_LAYER, KERNELS_AGAIN, KERNELS_REST = 133, 50, 45
 # entry of the vocabulary.
 MOVED_H, MOVED_I, MOVED_HEADS, MOVED_LOGITS = 64, 20, 44, 6
 MOVED_AGAIN, MOVED_FULL, MOVED_DROPOUT = 1.3, 1.2, 1.2
+ROUNDED_TRAFFIC = 110  # bytes an element moves when AdamW rounds bf16 weights, counted in train/adamw_bf16.py
 SHORT_TYPE = 2.6  # bytes an element moves in a run of 2-byte weights: norms and sums are fp32
 HOST_ATTENTION = (
     3.2  # how much slower than products a processor's attention is; measured: 2.9 to 3.7 from 256 tokens on
@@ -139,6 +140,8 @@ def update(g: Sizes, s: Setting, card: Card) -> Seconds:
     share = s.world_size if s.engine != "none" else 1
     moving = (4 + 2 * s.states + 3) * width * trained / share / (card.bandwidth_gb_s * 1e9)
     ranks = s.world_size
+    if rounding_bytes(g, s):
+        moving += ROUNDED_TRAFFIC * trained / (card.bandwidth_gb_s * 1e9)
     reduced = 2 * (ranks - 1) / ranks * width * trained / (card.link_gb_s * 1e9) if ranks > 1 else 0.0
     launch = 60 * card.launch_us * 1e-6
     return Seconds(launch, 0.0, moving, reduced, launch + moving + reduced)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 2**25  # elements of a pass: temporary copies are of one chunk, not of the largest matrix
+CHUNK = 2**24  # elements of a pass: temporary copies are of one chunk, not of the largest matrix
 LOWER_HALF = 2**16
 SEED = 20_240_501
 
