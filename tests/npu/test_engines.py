@@ -20,7 +20,7 @@ ENGINES = {
     "ddp": FOUR,
     "zero2": FOUR + " --deepspeed default-zero2",
     "zero3": FOUR + " --deepspeed default-zero3",
-    "fsdp": FOUR + " --fsdp true",
+    "fsdp": FOUR + " --fsdp full_shard",
 }
 PLAIN = " --use_flash_attn false --fused_operators false"
 

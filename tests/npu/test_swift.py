@@ -23,8 +23,9 @@ from page_commands import (
 )
 
 pytestmark = [pytest.mark.npu_sim, pytest.mark.xdist_group("swift")]
-# Several simulated cards on two processors take long, and HCCL's helper operators are not all simulated yet.
+# Several simulated cards on two processors take minutes: the default run has DDP on four, the others are slow.
 slow = pytest.mark.slow
+DEFAULT = ("one lora", "four lora")
 
 
 def folder_of(done) -> Path:
@@ -65,7 +66,7 @@ def test_the_devices_their_links_and_the_seats_of_processes(machine):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name == "one lora" else pytest.param(name, marks=slow) for name in SFT]
+    "name", [name if name in DEFAULT else pytest.param(name, marks=slow) for name in SFT]
 )
 def test_fine_tuning(machine, name):
     done = machine.once(SFT[name])
