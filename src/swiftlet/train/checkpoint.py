@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from swiftlet import log
+from swiftlet import heartbeat, log
 from swiftlet.errors import SaveError
 from swiftlet.faults import fault
 from swiftlet.parallel.engine import Engine
@@ -87,10 +87,17 @@ class Saver:
         """Return the folder of the checkpoint of a step."""
         return self.folder / f"{PREFIX}{step}"
 
-    def is_hold_due(self, state: TrainState) -> bool:
-        """Return whether the save under way must end before the next step is made; the same on every rank."""
+    def hold(self, state: TrainState) -> None:
+        """Wait for the save under way where a kill after the step at hand would cost more than `most_lost` steps.
+
+        Every rank asks before an update, so all of a step but its update overlaps with the writing.
+        """
         lost = state.global_step + 1 - self.newest_step
-        return self.pending is not None and 0 < self.most_lost < lost
+        if self.pending is None or not 0 < self.most_lost < lost:
+            return
+        heartbeat.beat("save", state.global_step)
+        self.settle(state)
+        heartbeat.beat("step", state.global_step + 1)
 
     def is_retry_due(self, state: TrainState) -> bool:
         """Return whether a failed save should be tried again after this step; every rank asks after every step.

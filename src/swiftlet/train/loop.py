@@ -148,7 +148,8 @@ def make_step(run: Run, loaded: LoadedStep, state: TrainState) -> bool:
             step=step,
             is_stop_requested=bool(run.stop),
         )
-        hold(run, state)
+        if run.saver is not None:
+            run.saver.hold(state)
         update(run, gradient, loaded, state)
     except torch.OutOfMemoryError as error:
         largest = max(len(batch.input_ids_T) for batch in loaded.micro_batches)
@@ -157,18 +158,6 @@ def make_step(run: Run, loaded: LoadedStep, state: TrainState) -> bool:
     run.report.step(state, loaded.step.num_tokens)
     report(run, gradient, loaded, state, rate)
     return gradient.is_stop_requested
-
-
-def hold(run: Run, state: TrainState) -> None:
-    """Wait for the save under way where a kill after the step at hand would cost more steps than are promised.
-
-    The gradient is there by now, so all of a step but its update overlaps with the writing.
-    """
-    if run.saver is None or not run.saver.is_hold_due(state):
-        return
-    heartbeat.beat("save", state.global_step)
-    run.saver.settle(state)
-    heartbeat.beat("step", state.global_step + 1)
 
 
 def update(run: Run, gradient: Gradient, loaded: LoadedStep, state: TrainState) -> None:
