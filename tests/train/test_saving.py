@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from swiftlet.errors import SaveError
+from swiftlet.errors import CheckpointError, SaveError
 from swiftlet.train.loop import train
 from swiftlet.train.manifest import sha256
 from swiftlet.train.resume import find_checkpoint, open_checkpoint
@@ -57,6 +57,14 @@ def test_no_step_is_made_that_a_kill_could_cost_beyond_the_interval_of_saves(tmp
     assert seen[5] == ["checkpoint-2", "checkpoint-4"]
 
 
+def newest(folder):
+    """Return the step of the newest valid checkpoint; one that was listed may be pruned before it is opened."""
+    try:
+        return find_checkpoint(folder).manifest.step
+    except CheckpointError:
+        return find_checkpoint(folder).manifest.step
+
+
 def test_there_is_always_a_valid_checkpoint(tmp_path, build_job):
     job = build_job(tmp_path, limit=1, evaluate_every=100)
     delay_writing(job, 0.05)
@@ -65,7 +73,7 @@ def test_there_is_always_a_valid_checkpoint(tmp_path, build_job):
     def note(state, num_tokens):
         step(state, num_tokens)
         if state.global_step > 2:
-            found.append(find_checkpoint(tmp_path).manifest.step)
+            found.append(newest(tmp_path))
 
     job.run.report.step = note
     train(job.run, job.state)
