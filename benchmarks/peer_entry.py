@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import runpy
 import sys
+from functools import wraps
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ def mark_steps() -> None:
     """Let every trainer that is made in this process print marks."""
     original = Trainer.__init__
 
+    @wraps(original)  # a tool looks at the arguments that it may give
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         self.add_callback(Marks)

@@ -94,8 +94,8 @@ def test_fine_tuning(machine, name):
 def test_four_cards_learn_what_one_learns(machine, name):
     kind = name.split()[1]
     one, four = (losses(folder_of(machine.once(SFT[which]))) for which in (f"one {kind}", name))
-    # LoRA: dropout draws anew on each rank. Full with ZeRO: its bf16 weights show an update of their fp32 copies once it
-    # has added up to half the distance of two bf16 numbers; one process rounds at random and shows it at once.
+    # LoRA: dropout draws anew on each rank. Full with ZeRO: its bf16 weights show an update of their fp32 copies once
+    # it has added up to half the distance of two bf16 numbers; one process rounds at random and shows it at once.
     assert four == pytest.approx(one, rel=5e-2 if kind == "lora" else 2e-2)
 
 
