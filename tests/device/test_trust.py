@@ -14,6 +14,7 @@ from swiftlet.device.spec import open_device
 from swiftlet.device.trust import (
     LONGEST_TRY,
     attention_case,
+    dropout_case,
     largest_error,
     rms_norm_case,
     rotary_case,
@@ -100,6 +101,9 @@ def test_wrong_attention_is_caught(kernel, case, dtype):
         (lambda x, weight, eps: x * weight, rms_norm_case(48, 1e-5)),
         (lambda x, cos, sin: rotary(x, cos, -sin), rotary_case(4, 16)),
         (lambda gate, up: swiglu(up, gate), swiglu_case(40)),
+        (lambda x, p, seed, **more: PLAIN["dropout"](x, 2 * p, seed, **more), dropout_case(40)),
+        (lambda x, p, seed, **more: PLAIN["dropout"](x, p, 0, **more), dropout_case(40)),
+        (lambda x, p, seed, **more: PLAIN["dropout"](x * 2, p, seed, **more), dropout_case(40)),
     ],
 )
 def test_other_wrong_operators_are_caught(kernel, case):
@@ -113,11 +117,12 @@ def test_other_wrong_operators_are_caught(kernel, case):
         (AttributeError(""), "AttributeError: no reason given"),
     ],
 )
-def test_an_operator_that_fails_is_replaced_with_its_reason(error, said):
+@pytest.mark.parametrize("case", [ATTENTION, dropout_case(40)], ids=lambda case: case.operator)
+def test_an_operator_that_fails_is_replaced_with_its_reason(case, error, said):
     def fails(*tensors, **options):
         raise error
 
-    verdict = try_kernel(fails, ATTENTION, torch.float32, CPU)
+    verdict = try_kernel(fails, case, torch.float32, CPU)
     assert str(verdict) == said and not verdict.is_good
 
 

@@ -150,11 +150,11 @@ def try_kernel(kernel: Kernel, case: Case, dtype: torch.dtype, device: torch.dev
         torch.OutOfMemoryError: the device has no memory for the trial; that says nothing about the operator.
     """
     tensors = _inputs(case, dtype)
-    if case.operator == "dropout":
-        return try_dropout(kernel, tensors[0].to(device, dtype), case.arguments[0])
-    right = _call(REFERENCE[case.operator], case, tensors)
     try:
-        found = _call(kernel, case, [tensor.to(device, dtype) for tensor in tensors])
+        there = [tensor.to(device, dtype) for tensor in tensors]
+        if case.operator == "dropout":  # random: no definition says which elements
+            return try_dropout(kernel, there[0], *case.arguments)
+        found = _call(kernel, case, there)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as reason:
@@ -162,6 +162,7 @@ def try_kernel(kernel: Kernel, case: Case, dtype: torch.dtype, device: torch.dev
         return Verdict(
             float("inf"), 0.0, f"{type(reason).__name__}: {text[0] if text else 'no reason given'}"
         )
+    right = _call(REFERENCE[case.operator], case, tensors)
     error = _largest(found, right)
     tolerance = TOLERANCES[dtype]
     if tolerance < error < MOST_OF_ROUNDING * tolerance:  # is it these numbers that round badly?
