@@ -97,6 +97,7 @@ def run_case(case: str, options: argparse.Namespace, folder: Path) -> dict[str, 
         for variant in tool.variants
         if variant in options.variants or (tool.name, variant) == ("swiftlet", "default")
     ]
+    here, commands = f"{Path(__file__).resolve().parent.parent}/", {}
     runs: dict[str, list[dict[str, Any]]] = {f"{tool.name} {variant}": [] for tool, variant in wanted}
     for number in range(options.rounds):
         for tool, variant in wanted:
@@ -104,8 +105,10 @@ def run_case(case: str, options: argparse.Namespace, folder: Path) -> dict[str, 
             out = folder / "out"
             shutil.rmtree(out, ignore_errors=True)
             log = folder / f"{case.replace('/', '-')}-{tool.name}-{variant}-{number}.log"
+            command = tool.command(variant, job, out, options.python)
+            commands[name] = " ".join(command).replace(here, "").replace(str(folder), "FOLDER")
             outcome = run_watched(
-                tool.command(variant, job, out, options.python),
+                command,
                 environ=environment(options.threads, options.device),
                 folder=folder,
                 log=log,
@@ -116,13 +119,6 @@ def run_case(case: str, options: argparse.Namespace, folder: Path) -> dict[str, 
             runs[name].append(figures(outcome, tokens, weights))
             speed = runs[name][-1].get("tokens_per_s", 0.0)
             print(f"{case} {name}: code {outcome.code}, {speed:.0f} tokens/s, {outcome.wall_s:.0f} s, {log}")
-    here = f"{Path(__file__).resolve().parent.parent}/"
-    commands = {
-        f"{tool.name} {v}": " ".join(tool.command(v, job, folder / "out"))
-        .replace(here, "")
-        .replace(str(folder), "FOLDER")
-        for tool, v in wanted
-    }
     shutil.rmtree(folder / "out", ignore_errors=True)
     return {
         "case": case,

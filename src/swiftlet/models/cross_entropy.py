@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 CHUNK_BYTES = 48 * 2**20
-DEVICE_CHUNK_BYTES = (
-    384 * 2**20
-)  # so many rows that reading the head does not take longer than multiplying it
+# So many rows that an accelerator does not read the head for longer than it multiplies.
+DEVICE_CHUNK_BYTES = 384 * 2**20
 
 
 class Head(NamedTuple):
