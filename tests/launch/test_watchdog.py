@@ -16,6 +16,9 @@ from swiftlet import heartbeat, watchdog
 from swiftlet.hang import Pace, find_hang
 from swiftlet.heartbeat import Beat, End
 
+# One after the other: the search for orphans would find the ranks of a test that runs beside it.
+pytestmark = pytest.mark.xdist_group("watchdog")
+
 # Starts two ranks that beat like a training run; rank 1 does what it is told at step 3.
 LAUNCHER = """
 import os, subprocess, sys
