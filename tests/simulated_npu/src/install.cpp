@@ -64,12 +64,26 @@ void restore_autograd(torch::Library& library, const c10::OperatorHandle& op, co
   }
 }
 
+// torch_npu divides integers in place and cuts off the rest (the average of a collective relies on it); the CPU refuses.
+void divide_in_place(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const auto self = torch::jit::peek(*stack, 0, 2).toTensor();
+  if (!c10::isIntegralType(self.scalar_type(), /*includeBool=*/false)) return run_on_cpu(op, stack);
+  const auto other = torch::jit::pop(*stack);
+  if (other.isTensor()) {
+    self.div_(other.toTensor(), "trunc");
+  } else {
+    self.div_(other.toScalar(), "trunc");
+  }
+}
+
 bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, const std::string& name) {
   const bool has_npu = op.hasKernelForDispatchKey(DispatchKey::PrivateUse1);
   const bool has_cpu = op.hasKernelForDispatchKey(DispatchKey::CPU);
   const bool is_explicit = op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd);
   const bool is_implicit = op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd);
-  if (has_cpu || name == "copy_" || (is_explicit && !is_view_or_factory(op.schema()))) {
+  if (name == "div_.Tensor" || name == "div_.Scalar") {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&divide_in_place>());
+  } else if (has_cpu || name == "copy_" || (is_explicit && !is_view_or_factory(op.schema()))) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
   } else if (has_npu && is_explicit) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::CompositeExplicitAutograd>>());
