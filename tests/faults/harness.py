@@ -134,6 +134,7 @@ class Runs:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.count += 1
         output = self.folder / f"output-{self.count}.txt"
+        output.touch()  # a kill may come before the process opens it
         environ = self.variables(fault, **dict(variables))
         words = self.argv(command, **options)
         process = server().Process(target=be_the_program, args=(words, environ, str(output)))
