@@ -8,9 +8,9 @@ python benchmarks/plan_check.py --out rows.json      # the figures as well
 Models have random weights and are read, tuned and given to their engine by the functions of `swift sft`. Memory is
 that of tensors: the storages alive before the step, and the highest sum of allocations and releases in it as torch's
 own profiler of the allocator tells them. The resident set would also count libraries and what malloc keeps for later.
-Time is that of the processor (not of the clock, which other programs share), one thread, one step after a warm one,
-with the figures of `swift plan --calibrate` by the same clock, measured again every few runs; ranks that
-wait for each other are not timed.
+Time is that of the processor (not of the clock, which other programs share), one thread, the median of three steps
+after a warm one, with the figures of `swift plan --calibrate` by the same clock, measured again every few runs; ranks
+that wait for each other are not timed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from plan_cases import CASES_A_CALIBRATION, NUM_TIMED, SIZES, Case, cases, grouped
 
+from swiftlet.device.settings import environment
 from swiftlet.plan.strategies import FLAGS
 
 
@@ -201,6 +202,7 @@ def start(group: list[Case], folder: Path) -> Iterator[dict[str, float]]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
         "DS_ACCELERATOR": "cpu",
+        **environment("cpu", {}),
     }
     common |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
     with tempfile.TemporaryFile("w+") as errors:

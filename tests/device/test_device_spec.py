@@ -166,7 +166,11 @@ def test_what_the_user_has_set_stays():
 def test_variables_of_other_devices_do_not_mix():
     assert environment("cuda", {})["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     assert "PYTORCH_NPU_ALLOC_CONF" not in environment("cuda", {})
-    assert environment("cpu", {}) == {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "GOMP_SPINCOUNT": "1000"}
+    assert environment("cpu", {}) == {
+        "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+        "GOMP_SPINCOUNT": "1000",
+        "THP_MEM_ALLOC_ENABLE": "1",
+    }
     assert "GOMP_SPINCOUNT" not in environment("cpu", {"OMP_WAIT_POLICY": "ACTIVE"})
 
 

@@ -45,6 +45,18 @@ def test_a_host_that_launches_slowly_is_what_short_micro_batches_wait_for():
     assert long.total > long.launch
 
 
+def test_a_processor_reads_its_weights_before_it_multiplies_and_adds_their_gradients():
+    card, load = host_card(64), Load(16, 10, 16**2)
+    setting = Setting(itemsize=4, tokens=16, is_host=True)
+    found = micro_batch(G, setting, card, load, has_dropout=False)
+    assert found.products > 2 * 4 * G.num_active_parameters / (card.bandwidth_gb_s * 1e9)
+    slow_memory = replace(card, bandwidth_gb_s=card.bandwidth_gb_s / 2)
+    assert micro_batch(G, setting, slow_memory, load, has_dropout=False).products > found.products
+    full = micro_batch(G, replace(setting, is_full=True), card, load, has_dropout=False)
+    added = 3 * 4 * G.num_parameters / (card.bandwidth_gb_s * 1e9)
+    assert full.moving == pytest.approx(found.moving * 1.2 + added, rel=0.05)
+
+
 @pytest.mark.parametrize("engine", ["zero2", "zero3", "fsdp2", "zero3-offload"])
 def test_sharding_costs_time(engine):
     card, load = read_cards()["910B3"], Load(170, 100, 170**2)

@@ -24,6 +24,7 @@ from swiftlet.inference.rows import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_
 from swiftlet.models.load import load_model
 from swiftlet.models.tuner import load_adapter
 from swiftlet.parallel.world import World, close_world, init_world
+from swiftlet.startup import without_collector
 
 LINE = "-" * 50
 
@@ -44,15 +45,16 @@ def build_generator(ready: Ready, device: Device) -> Generator:
     heartbeat.beat("load")
     dtype = resolve_dtype(args.model.dtype, device)
     log.info(f"model from {source.model_folder}: {dtype}, {device.name}")
-    model: Any = load_model(
-        source.model_folder,
-        dtype=dtype,
-        device=device.torch_device,
-        trust_remote_code=args.model.trust_remote_code,
-    )
-    if source.base is not None:
-        model = load_adapter(model, source.folder, is_trainable=False)
-        log.info(f"adapter from {source.folder}")
+    with without_collector():
+        model: Any = load_model(
+            source.model_folder,
+            dtype=dtype,
+            device=device.torch_device,
+            trust_remote_code=args.model.trust_remote_code,
+        )
+        if source.base is not None:
+            model = load_adapter(model, source.folder, is_trainable=False)
+            log.info(f"adapter from {source.folder}")
     tokenizer = ready.template.tokenizer
     return Generator(
         model=model.eval(),

@@ -19,7 +19,7 @@ from swiftlet.plan.memory import Setting
 FILE = "calibration.json"
 ROUNDS = 5
 TINY, TINY_TOKENS = Geometry(32, 8, 2, 2, 64, 64, qkv_bias=True), 16
-ROWS = (64, 256, 1024, 4096)
+ROWS = (16, 64, 256, 1024, 4096)
 WIDTH, DEPTH = 2048, 1024
 MOVED_BYTES = 256 * 2**20
 

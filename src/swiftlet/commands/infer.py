@@ -21,6 +21,7 @@ from swiftlet.config.args import InferArgs
 from swiftlet.config.check import check_infer
 from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.errors import SwiftletError, UsageError, raise_all
+from swiftlet.startup import without_collector
 
 if TYPE_CHECKING:
     from swiftlet.data.template import Template
@@ -120,7 +121,8 @@ def answer(parsed: Parsed) -> list[dict[str, Any]]:
         from swiftlet.device.settings import environment
 
         apply_environment(environment(ready.args.machine.device, os.environ))
-        from swiftlet.commands import answering
+        with without_collector():
+            from swiftlet.commands import answering
 
         if _has_rows(ready.args):
             return answering.answer_dataset(ready, result_path(ready))

@@ -30,6 +30,7 @@ from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.config.resolve import inherited, resolve_sft
 from swiftlet.errors import SwiftletError, raise_all
 from swiftlet.models.identity import base_hash
+from swiftlet.startup import without_collector
 from swiftlet.train.resume import Checkpoint, choose_checkpoint, trusted_checkpoint
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ def fine_tune(parsed: Parsed) -> Outcome:
                 deterministic=args.train.deterministic,
             )
         )
-        from swiftlet.commands.training import train_model
+        with without_collector():
+            from swiftlet.commands.training import train_model
 
         outcome = train_model(args, ready)
         heartbeat.beat("end", outcome.num_steps)

@@ -34,6 +34,7 @@ from swiftlet.models.causal import CausalLM
 from swiftlet.models.save import model_bytes, tensors_to_save, write_gathered, write_model
 from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World, close_world, init_world
+from swiftlet.startup import without_collector
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.evaluate import Goal
 from swiftlet.train.lock import locked
@@ -105,10 +106,11 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
     steered = steer(args, ready, device, world, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     args = steered.args
     heartbeat.beat("load")
-    model = build_model(args, ready, device)
-    log.info(tuner.describe_parameters(model.model))
-    num_bytes = model_bytes(model.model, is_adapter=args.tuner.sft_type != "full")
-    trainer = build_engine(args, ready, model, device, world)
+    with without_collector():
+        model = build_model(args, ready, device)
+        log.info(tuner.describe_parameters(model.model))
+        num_bytes = model_bytes(model.model, is_adapter=args.tuner.sft_type != "full")
+        trainer = build_engine(args, ready, model, device, world)
     engine = trainer.engine
     if ready.checkpoint is not None:
         engine.load_optimizer(open_optimizer(ready.checkpoint.path))

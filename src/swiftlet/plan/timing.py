@@ -1,9 +1,10 @@
 """Time of a training step from sizes, a device's rates and the number of kernels: an estimate with a band.
 
 A device works while the host starts its next kernels, so a micro-batch takes the longer of launching (kernels x launch
-time) and working (matrix products at the device's rate, other operators at its bandwidth); a processor does both one
-after the other. Weights are read at least once a pass, which is what short micro-batches wait for. Sharding engines add
-their gathers. Counts of kernels and bytes are those of the trace (`commands/plan_trace.py`), fitted over 14 geometries.
+time) and working (matrix products at the device's rate, other operators at its bandwidth); a processor does one thing
+after the other, reading its weights too. They are read at least once a pass, which is what short micro-batches wait
+for. Sharding engines add their gathers. Counts of kernels and bytes are those of the trace (`commands/plan_trace.py`),
+fitted over 14 geometries.
 """
 
 from __future__ import annotations
@@ -84,6 +85,11 @@ def weight_bytes(g: Sizes, s: Setting) -> float:
     return (2 + s.is_checkpointed + s.is_full) * s.itemsize * g.num_active_parameters
 
 
+def added_bytes(g: Sizes, s: Setting) -> float:
+    """Return the bytes that adding a new gradient of whole weights to that of the step moves: two reads, one write."""
+    return 3 * s.itemsize * num_trained(g, s) if s.is_full else 0.0
+
+
 def num_kernels(g: Sizes, s: Setting) -> float:
     """Return how many kernels one micro-batch launches."""
     a_layer = KERNELS_A_LAYER + (KERNELS_AGAIN if s.is_checkpointed else 0)
@@ -108,8 +114,9 @@ def micro_batch(g: Sizes, s: Setting, card: Card, load: Load, *, has_dropout: bo
     launch = num_kernels(g, s) * card.launch_us * 1e-6
     bandwidth = card.bandwidth_gb_s * 1e9
     flops = flops_of(g, s, load) + card.is_host * (HOST_ATTENTION - 1) * attention_flops(g, s, load)
-    products = max(flops / matrix_rate(card, load.tokens), weight_bytes(g, s) / bandwidth)
-    moving = moved_bytes(g, s, load, has_dropout=has_dropout) / bandwidth
+    computing, reading = flops / matrix_rate(card, load.tokens), weight_bytes(g, s) / bandwidth
+    products = computing + reading if card.is_host else max(computing, reading)
+    moving = (moved_bytes(g, s, load, has_dropout=has_dropout) + added_bytes(g, s)) / bandwidth
     work = launch + products + moving if card.is_host else max(launch, products + moving)
     communication = _gathers(g, s, card) + _hooks(g, s, card)
     return Seconds(launch, products, moving, communication, work + communication)
