@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.parallel.engine import set_learning_rate
+from swiftlet.parallel.leaf_linear import apply_leaf_linear
 from swiftlet.parallel.pieces import Piece, load_state, state_tensors
 from swiftlet.parallel.world import World
 
@@ -234,6 +235,7 @@ def partition(
             found[parameter] = _cut(init, parameter, sources[name])
         if parameter in found:
             model.get_submodule(owner)._parameters[last] = found[parameter]
+    apply_leaf_linear(model, found.values())
     for block in blocks:
         deepspeed.utils.set_z3_leaf_module(block, True)
     for parameter in shared:
