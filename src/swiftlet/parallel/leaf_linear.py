@@ -33,7 +33,7 @@ class _LeafLinear(torch.autograd.Function):
         )
 
 
-def leaf_linear(x: Tensor, weight_OI: nn.Parameter, bias_O: nn.Parameter | None) -> Tensor:
+def leaf_linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
     """Return x W^T + b for x [..., I]; for the backward pass it keeps the parameter, and x only if W is trained."""
     y_TO: Tensor = _LeafLinear.apply(x.reshape(-1, x.shape[-1]), weight_OI, bias_O)
     return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
