@@ -99,9 +99,13 @@ CHANGES = {
 def test_f04_changed_settings_are_refused_unless_overridden(runs, stopped_at_8, name):
     shutil.copytree(stopped_at_8, runs.output)
     done = runs.run(resume_from_checkpoint="auto", **{name: CHANGES[name]})
+    if name == "batch_size":  # refused as a mistake of the command line, with the numbers that fit
+        assert done.code == 2, done.text
+        assert "was made with 4 samples a step" in done.text
+        return
     assert done.code == 3, done.text
     assert "belongs to another run" in done.text
-    assert ("step_size" if name == "batch_size" else "dataset" if name == "system" else name) in done.text
+    assert ("dataset" if name == "system" else name) in done.text
     if name == "learning_rate":
         done = runs.run(resume_from_checkpoint="auto", resume_override="true", **{name: CHANGES[name]})
         assert done.code == 0, done.text
