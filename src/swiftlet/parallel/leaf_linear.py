@@ -1,7 +1,8 @@
 """A linear layer whose backward pass keeps its parameter itself, for engines that take a parameter's memory away.
 
 torch's own keeps a view W^T for the backward pass, and with it the gathered memory of a whole weight that ZeRO-3 has
-released in between: after a forward pass each rank would hold the whole model.
+released in between: after a forward pass each rank would hold the whole model. DeepSpeed's own function for this keeps
+the input too where the weight is frozen, as nearly all are with adapters.
 
 Shapes: T tokens, I inputs, O outputs.
 """

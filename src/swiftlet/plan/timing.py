@@ -109,13 +109,18 @@ def matrix_rate(card: Card, rows: float) -> float:
     return points[-1][1] * 1e9
 
 
+def _products(card: Card, flops: float, rows: float, num_bytes: float) -> float:
+    """Return the seconds of products that read so many bytes of weights; only a device reads while it multiplies."""
+    computing, reading = flops / matrix_rate(card, rows), num_bytes / (card.bandwidth_gb_s * 1e9)
+    return computing + reading if card.is_host else max(computing, reading)
+
+
 def micro_batch(g: Sizes, s: Setting, card: Card, load: Load, *, has_dropout: bool) -> Seconds:
     """Return the time of forward and backward over one micro-batch, gathers and hooks among it."""
     launch = num_kernels(g, s) * card.launch_us * 1e-6
     bandwidth = card.bandwidth_gb_s * 1e9
     flops = flops_of(g, s, load) + card.is_host * (HOST_ATTENTION - 1) * attention_flops(g, s, load)
-    computing, reading = flops / matrix_rate(card, load.tokens), weight_bytes(g, s) / bandwidth
-    products = computing + reading if card.is_host else max(computing, reading)
+    products = _products(card, flops, load.tokens, weight_bytes(g, s))
     moving = (moved_bytes(g, s, load, has_dropout=has_dropout) + added_bytes(g, s)) / bandwidth
     work = launch + products + moving if card.is_host else max(launch, products + moving)
     communication = _gathers(g, s, card) + _hooks(g, s, card)
@@ -159,8 +164,5 @@ def evaluation(g: Sizes, s: Setting, card: Card, load: Load) -> float:
     launch = g.layers * KERNELS_AGAIN * card.launch_us * 1e-6
     ends = g.vocab * g.hidden * (1 if g.tied else 2)
     flops = 2 * (g.num_active_parameters - ends) * load.tokens + 2 * load.labels * g.vocab * g.hidden
-    products = max(
-        flops / matrix_rate(card, load.tokens),
-        s.itemsize * g.num_active_parameters / (card.bandwidth_gb_s * 1e9),
-    )
+    products = _products(card, flops, load.tokens, s.itemsize * g.num_active_parameters)
     return launch + products if card.is_host else max(launch, products)
