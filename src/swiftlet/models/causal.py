@@ -20,10 +20,11 @@ from swiftlet.errors import UsageError
 from swiftlet.models.attention import PackedAttention, no_mask, register_packed_attention
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
-from swiftlet.models.head import backbone, find_head, head_device, inner_model, is_its_head
+from swiftlet.models.head import backbone, decoder_layers, find_head, head_device, inner_model, is_its_head
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
 from swiftlet.models.lora_linear import Parts
 from swiftlet.models.neftune import apply_neftune
+from swiftlet.models.recompute import Recompute
 
 IGNORE_INDEX = -100  # data/rows.py names the same number; the rooms are siblings
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
@@ -45,16 +46,24 @@ class CausalLM(nn.Module):
         model: the module whose named parameters are trained and saved.
         is_packed: all samples in one pass; else one pass a sample, for models that cannot tell samples apart.
         attention: the packed attention of the device; None for `segment_attention`.
+        again: what the backward pass makes again; off as it comes.
     """
 
     def __init__(
-        self, model: nn.Module, head: Head | None, *, is_packed: bool, attention: PackedAttention | None
+        self,
+        model: nn.Module,
+        head: Head | None,
+        *,
+        is_packed: bool,
+        attention: PackedAttention | None,
+        again: Recompute | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.head = head
         self.is_packed = is_packed
         self.attention = attention
+        self.again = again or Recompute()
         self.lengths: list[int] = []
 
     def forward(
@@ -99,25 +108,26 @@ class CausalLM(nn.Module):
     ) -> list[Any]:
         """Run a module of transformers over the samples; return its outputs, one or one a sample."""
         self.lengths = [end - start for start, end in pairwise(cu_seqlens)]
-        if self.is_packed:
-            return [
-                module(
-                    input_ids=input_ids_T[None],
-                    position_ids=position_ids_T[None],
-                    attention_mask=no_mask(input_ids_T.device),
-                    use_cache=False,
-                    cu_seqlens=cu_seqlens,
-                    packed=self.attention,
-                )
-            ]
-        samples, outputs = (
-            zip(input_ids_T.split(self.lengths), position_ids_T.split(self.lengths), strict=True),
-            [],
-        )
-        for ids, positions in list(samples):
-            self.lengths = [len(ids)]
-            outputs.append(module(input_ids=ids[None], position_ids=positions[None], use_cache=False))
-        return outputs
+        with self.again:
+            if self.is_packed:
+                return [
+                    module(
+                        input_ids=input_ids_T[None],
+                        position_ids=position_ids_T[None],
+                        attention_mask=no_mask(input_ids_T.device),
+                        use_cache=False,
+                        cu_seqlens=cu_seqlens,
+                        packed=self.attention,
+                    )
+                ]
+            samples, outputs = (
+                zip(input_ids_T.split(self.lengths), position_ids_T.split(self.lengths), strict=True),
+                [],
+            )
+            for ids, positions in list(samples):
+                self.lengths = [len(ids)]
+                outputs.append(module(input_ids=ids[None], position_ids=positions[None], use_cache=False))
+            return outputs
 
 
 def can_pack(model: nn.Module) -> bool:
@@ -152,7 +162,7 @@ def build_causal(
     """
     inner = inner_model(model)
     attention = attention or kernel(kernels, "attention", None)
-    is_packed = can_pack(model)
+    is_packed, again = can_pack(model), Recompute()
     if is_packed:
         inner.set_attn_implementation(register_packed_attention())
     else:
@@ -160,7 +170,7 @@ def build_causal(
     if use_fused:
         if hasattr(model, "peft_config"):
             _apply_lora(model, lora_parts(kernels), log)
-        apply_fused(inner, kernels)
+        apply_fused(inner, kernels, again)
     head = find_head(model)
     if head is not None and head_device(head).type != "meta" and not is_its_head(model, head):
         head = None
@@ -168,7 +178,7 @@ def build_causal(
         log(
             f"{type(inner).__name__} computes logits in its own way: they are not computed in chunks (more memory)"
         )
-    causal = CausalLM(model, head, is_packed=is_packed, attention=attention)
+    causal = CausalLM(model, head, is_packed=is_packed, attention=attention, again=again)
     if gradient_checkpointing:
         apply_checkpointing(inner)
     if neftune_alpha:
@@ -182,6 +192,27 @@ def _apply_lora(model: nn.Module, parts: Parts, log: Log) -> None:
         log(
             f"{num_layers - num_fast} of {num_layers} LoRA layers keep peft's own forward (DoRA, quantised, biased)"
         )
+
+
+def apply_partial_checkpointing(causal: CausalLM, log: Log = lambda message: None) -> None:
+    """Let the backward pass make again what is dear to hold and cheap to compute, see `recompute.py`.
+
+    Raises:
+        UsageError: no module of the model is known well enough.
+    """
+    name, again = type(inner_model(causal.model)).__name__, causal.again
+    if not again.num_norms and not again.num_ups:
+        raise UsageError(
+            f"--gradient_checkpointing partial knows no part of {name} that it can compute again",
+            "use --gradient_checkpointing true, and no --fused_operators false",
+        )
+    num_layers = len(decoder_layers(causal.model))
+    if again.num_ups < num_layers:
+        log(
+            f"gradient_checkpointing partial: {again.num_ups} of {num_layers} layers of {name} have a gated MLP of a "
+            "known build; the others make only normalised values again"
+        )
+    again.is_on = True
 
 
 def apply_checkpointing(inner: Any) -> None:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from swiftlet.device.kernels import PLAIN, SwigluParts
 from swiftlet.models.lora_layers import active_adapter
-from swiftlet.models.lora_linear import PLAIN_PARTS, Parts, lora_linear
+from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Parts, lora_linear
 from swiftlet.models.norm import rms_norm
+from swiftlet.models.recompute import Recompute
 from swiftlet.models.rotary import apply_rotary
 from swiftlet.models.swiglu import swiglu as plain_swiglu
 
@@ -38,12 +39,16 @@ def lora_parts(kernels: Kernels | None) -> Parts:
     return Parts(dropout=dropout)
 
 
-def apply_fused(model: nn.Module, kernels: Kernels | None = None) -> dict[str, int]:
+def apply_fused(
+    model: nn.Module, kernels: Kernels | None = None, again: Recompute | None = None
+) -> dict[str, int]:
     """Replace the forward of norms, gated MLPs and, for a rotation of the device, attentions; return how many of each.
 
     Args:
         kernels: the operators of the device, see device/kernels.py.
+        again: where it is active, normalised values, `up` and the MLP's product are made again in the backward pass.
     """
+    again = again or Recompute()
     norm, swiglu = kernel(kernels, "rms_norm", rms_norm), kernel(kernels, "swiglu", plain_swiglu)
     counts = {"rms_norm": 0, "swiglu": 0, "rotary": 0}
     rotary = kernel(kernels, "rotary", None)
@@ -51,55 +56,105 @@ def apply_fused(model: nn.Module, kernels: Kernels | None = None) -> dict[str, i
         counts["rotary"] = apply_rotary(model, rotary)
     for module in model.modules():
         if _is_norm(module):
-            candidates = [("rms_norm", norm_forward(norm)), ("rms_norm", shifted_norm_forward(norm))]
+            candidates = [
+                ("rms_norm", norm_forward(norm, again)),
+                ("rms_norm", shifted_norm_forward(norm, again)),
+            ]
         elif _is_mlp(module):
-            candidates = [("swiglu", mlp_forward(swiglu))]
+            candidates = [("swiglu", mlp_forward(swiglu, again))]
         else:
             continue
         for name, forward in candidates:
             if _agrees(module, forward):
                 module.forward = MethodType(forward, module)  # type: ignore[method-assign]
                 counts[name] += 1
+                again.num_norms += name == "rms_norm"
+                again.num_ups += name == "swiglu" and _has_known_output(module.up_proj)
                 break
     return counts
 
 
-def norm_forward(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def norm_forward(norm: Callable[..., Tensor], again: Recompute) -> Callable[..., Tensor]:
     """Return the forward of an RMS norm that uses `norm`."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return norm(hidden_states, self.weight, _epsilon(self))
+        return _offered(again, hidden_states, lambda x: norm(x, self.weight, _epsilon(self)))
 
     return forward
 
 
-def shifted_norm_forward(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def shifted_norm_forward(norm: Callable[..., Tensor], again: Recompute) -> Callable[..., Tensor]:
     """Return the forward of an RMS norm whose factor is 1 + weight, as in Gemma."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return norm(hidden_states, 1 + self.weight.float(), _epsilon(self))
+        return _offered(again, hidden_states, lambda x: norm(x, 1 + self.weight.float(), _epsilon(self)))
 
     return forward
 
 
-def mlp_forward(swiglu: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def _offered(again: Recompute, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return compute(x), made again in the backward pass from what is kept of x."""
+    result = compute(x)
+    if not again.is_active:
+        return result
+    kept = again.kept(x)
+    return again.offer(result, lambda: compute(kept()))
+
+
+def mlp_forward(swiglu: Callable[..., Tensor], again: Recompute) -> Callable[..., Tensor]:
     """Return the forward of a gated MLP; the product of gate and up is made again in the backward pass."""
+    has_parts = swiglu is plain_swiglu or isinstance(swiglu, SwigluParts)
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x), self.up_proj(x)
+        gate, up = self.gate_proj(x), _up(self.up_proj, x, again)
         down = self.down_proj
-        if swiglu is not plain_swiglu and not isinstance(swiglu, SwigluParts):
+        if not has_parts and not again.is_active:
             return down(swiglu(gate, up))
-        adapter = (
-            active_adapter(down, gate) if isinstance(getattr(down, "lora_A", None), nn.ModuleDict) else None
-        )
+        adapter = lora_adapter(down, gate)
         if adapter is None:
-            return down(swiglu(gate, up))
+            # An operator without parts may keep gate and up in a tensor of its own: plain steps keep what is offered.
+            multiply = swiglu if has_parts else plain_swiglu
+            return down(_product(multiply, gate, up, again))
         base = down.get_base_layer()
         parts = getattr(down, "parts", PLAIN_PARTS)
         return lora_linear(gate, base.weight, base.bias, adapter, up=up, parts=parts)
 
     return forward
+
+
+def _product(multiply: Callable[..., Tensor], gate: Tensor, up: Tensor, again: Recompute) -> Tensor:
+    result = multiply(gate, up)
+    if not again.is_active:
+        return result
+    kept_gate, kept_up = again.kept(gate), again.kept(up)
+    return again.offer(result, lambda: multiply(kept_gate(), kept_up()))
+
+
+def _up(layer: Any, x: Tensor, again: Recompute) -> Tensor:
+    """Return the layer's output; while `again` is active it is made again in the backward pass, where that is known."""
+    if not again.is_active:
+        return layer(x)
+    adapter = lora_adapter(layer, x)
+    if adapter is not None:
+        base = layer.get_base_layer()
+        parts = getattr(layer, "parts", PLAIN_PARTS)
+        return lora_linear(x, base.weight, base.bias, adapter, parts=parts, again=again)
+    if type(layer) is not nn.Linear:
+        return layer(x)
+    return _offered(again, x, lambda x: torch.nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def _has_known_output(layer: Any) -> bool:
+    """Return whether `_up` can make the output of a layer again."""
+    if type(layer) is nn.Linear:
+        return True
+    base = getattr(layer, "base_layer", None)
+    return base is not None and lora_adapter(layer, base.weight) is not None
+
+
+def lora_adapter(layer: Any, x: Tensor) -> Adapter | None:
+    """Return the adapter with which `lora_linear` computes a layer, None where it has none or peft must."""
+    return active_adapter(layer, x) if isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) else None
 
 
 def _epsilon(module: Any) -> float:

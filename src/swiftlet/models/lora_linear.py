@@ -20,6 +20,7 @@ from torch.nn.functional import silu
 from swiftlet.device.kernels import Kernel
 from swiftlet.device.kernels import dropout as plain_dropout
 from swiftlet.models.dropout import Dropout, draw_seed
+from swiftlet.models.recompute import Make, Recompute
 
 
 class Adapter(NamedTuple):
@@ -66,6 +67,7 @@ class _LoraLinear(torch.autograd.Function):
         scale: float,
         p: float,
         parts: Parts,
+        again: Recompute | None,
     ) -> Tensor:
         input_TI = x_TI if up_TI is None else parts.silu_mul(x_TI, up_TI)
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
@@ -76,6 +78,8 @@ class _LoraLinear(torch.autograd.Function):
             input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
         reduced_RT = torch.mm(a, input_TI.t())
         y_TO.addmm_(reduced_RT.t(), b.t(), alpha=scale)
+        if again is not None:
+            again.offer(y_TO, _output(again.kept(x_TI), weight_OI, bias_O, reduced_RT, b, scale))
         ctx.save_for_backward(x_TI, up_TI, weight_OI, a, b, reduced_RT)
         ctx.scale, ctx.p, ctx.seed, ctx.dtypes = scale, p, seed, (a_RI.dtype, b_OR.dtype)
         ctx.parts = parts
@@ -111,7 +115,19 @@ class _LoraLinear(torch.autograd.Function):
         del input_TI
         if grad_input is not None and up_TI is not None:
             grad_input, grad_up = parts.silu_mul_backward(grad_input, x_TI, up_TI)
-        return grad_input, grad_up, grad_weight, grad_bias, grad_a, grad_b, None, None, None
+        return grad_input, grad_up, grad_weight, grad_bias, grad_a, grad_b, None, None, None, None
+
+
+def _output(
+    x: Make, weight_OI: Tensor, bias_O: Tensor | None, reduced_RT: Tensor, b: Tensor, scale: float
+) -> Make:
+    """Return how the layer's output is made again: A(drop(x)) is kept anyway, so no mask is drawn."""
+
+    def make() -> Tensor:
+        y_TO = torch.nn.functional.linear(x(), weight_OI, bias_O)
+        return y_TO.addmm_(reduced_RT.t(), b.t(), alpha=scale)
+
+    return make
 
 
 def lora_linear(
@@ -122,8 +138,12 @@ def lora_linear(
     *,
     up: Tensor | None = None,
     parts: Parts = PLAIN_PARTS,
+    again: Recompute | None = None,
 ) -> Tensor:
-    """Return x W^T + b + scale B(A(drop(x))) for x [..., I]; with `up`, of silu(x) * up in the place of x."""
+    """Return x W^T + b + scale B(A(drop(x))) for x [..., I]; with `up`, of silu(x) * up in the place of x.
+
+    With `again`, which must be active, whoever saves the result for the backward pass has it made again there.
+    """
     p = adapter.dropout_p
     y_TO = _LoraLinear.apply(
         x.reshape(-1, x.shape[-1]),
@@ -135,5 +155,6 @@ def lora_linear(
         adapter.scale / (1 - p),
         p,
         parts,
+        again,
     )
     return y_TO.view(*x.shape[:-1], y_TO.shape[-1])
