@@ -13,9 +13,10 @@ from swiftlet.commands.sft import Ready
 from swiftlet.config.deepspeed import zero_stage
 from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.models import tuner
+from swiftlet.models.adapter import plain_fields
 from swiftlet.models.causal import CausalLM, build_causal
 from swiftlet.models.hollow import hollow_copies
-from swiftlet.models.load import load_model
+from swiftlet.models.load import load_model, load_plain
 
 
 def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
@@ -25,13 +26,16 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
     folder = weights_folder(args, ready)
     dtype = resolve_dtype(args.model.dtype, device)
     log.info(f"{ready.source.name} from {ready.source.folder}: {dtype}, {device.name}")
-    model = load_model(
-        folder,
-        dtype=dtype,
-        device=device.torch_device,
-        trust_remote_code=args.model.trust_remote_code,
-        hollow=is_hollow,
-    )
+    if is_plain(args, ready):
+        model = load_plain(folder, dtype=dtype, device=device.torch_device)
+    else:
+        model = load_model(
+            folder,
+            dtype=dtype,
+            device=device.torch_device,
+            trust_remote_code=args.model.trust_remote_code,
+            hollow=is_hollow,
+        )
     torch.manual_seed(args.train.seed)
     if is_full:
         tuner.apply_full(
@@ -59,6 +63,17 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
         kernels=kernels,
         log=log.info,
     )
+
+
+def is_plain(args: Any, ready: Ready) -> bool:
+    """Return whether a run asks no more of its model than the losses of whole or plainly adapted weights."""
+    if is_sharded(args) or args.train.predict_with_generate or args.model.trust_remote_code:
+        return False
+    if args.tuner.sft_type == "full":
+        return True
+    if ready.checkpoint is not None:
+        return plain_fields(ready.checkpoint.path) is not None
+    return tuner.is_plain(lora_settings(args.tuner))
 
 
 def is_sharded(args: Any) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftlet.errors import CheckpointError, SwiftletError, describe
+from swiftlet.models.decoder import Decoder
+from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt, saved_tensors, set_tensors
 from swiftlet.models.identity import check_base
 from swiftlet.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, inside, read_header, read_json
 from swiftlet.models.start import take_up_start
@@ -33,6 +35,7 @@ NO_EFFECT = (
     "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode init_lora_weights "
     "loftq_config eva_config corda_config lora_ga_config runtime_config megatron_core qalora_group_size"
 ).split()
+PLAIN = "r lora_alpha lora_dropout bias target_modules use_rslora".split()
 LONGEST_LIST = 3
 
 
@@ -68,7 +71,21 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return {name: raw[name] for name in TAKEN if raw.get(name) is not None}
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, *, is_trainable: bool) -> PeftModel:
+def plain_fields(folder: Path) -> LoraFields | None:
+    """Return what an adapter is where our own decoder can have it, None where it takes peft."""
+    fields = read_adapter_config(folder)
+    rest = {name for name, value in fields.items() if value and name not in PLAIN}
+    targets = fields.get("target_modules")
+    if rest or fields.get("bias", "none") != "none" or not isinstance(targets, list) or "lm_head" in targets:
+        return None
+    if _read_note(folder).get("start") or any("embed" in target for target in targets):
+        return None
+    return LoraFields(**{name: fields[name] for name in PLAIN if name in fields and name != "bias"})
+
+
+def load_adapter(
+    model: PreTrainedModel | Decoder, folder: Path, *, is_trainable: bool
+) -> PeftModel | AdaptedDecoder:
     """Put the adapter of a folder on its base model.
 
     Args:
@@ -78,14 +95,21 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, is_trainable: bool) ->
         CheckpointError: it was trained on another base, or its tensors do not fit this one.
         SwiftletError: it is no readable LoRA adapter.
     """
-    from peft import LoraConfig, get_peft_model
-    from peft.utils import set_peft_model_state_dict
-
     fields = read_adapter_config(folder)
     note = _read_note(folder)
     base = Path(str(getattr(model.config, "_name_or_path", "")))
     if note.get("base_hash") and (base / "config.json").is_file():
         check_base(base, str(note["base_hash"]), what=f"the adapter in {folder}")
+    if isinstance(model, Decoder):
+        own = plain_fields(folder)
+        assert own is not None, "a model for peft is asked for where the adapter needs it"
+        adapted, tensors = adapt(model, own), read_adapter_tensors(folder)
+        _check_fits(folder, adapter_tensors(adapted), tensors)
+        set_tensors(adapted, tensors)
+        return adapted if is_trainable else adapted.requires_grad_(False)
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import set_peft_model_state_dict
+
     start = note.get("start") if is_trainable else None
     if isinstance(start, dict):
         fields |= {"r": int(start["rank"]), "lora_alpha": start["alpha"]}
@@ -133,8 +157,12 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
         raise SwiftletError(f"{path} cannot be read: {error}", "copy the file again") from error
 
 
-def adapter_tensors(model: PeftModel, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def adapter_tensors(
+    model: PeftModel | AdaptedDecoder, state: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Return the tensors of the adapter by the names they are saved under; `state` stands for the model's own."""
+    if isinstance(model, AdaptedDecoder):
+        return saved_tensors(model.state_dict() if state is None else state)
     from peft.utils import get_peft_model_state_dict
 
     given: Any = dict(state) if state is not None else None

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
-from swiftlet.models.attention import PackedAttention, no_mask, register_packed_attention
+from swiftlet.models.attention import NAME, PackedAttention, no_mask, register_packed_attention
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
+from swiftlet.models.decoder import Backbone, Decoder
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
 from swiftlet.models.head import backbone, decoder_layers, find_head, head_device, inner_model, is_its_head
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
@@ -79,9 +80,19 @@ class CausalLM(nn.Module):
         positions_N = send(positions_N, input_ids_T.device)
         if self.head is None:
             return self._own_logits(input_ids_T, position_ids_T, cu_seqlens, positions_N, targets_N)
-        hidden_TH = self.hidden_states(input_ids_T, position_ids_T, cu_seqlens)
-        loss_sum, num_correct = linear_cross_entropy(hidden_TH[positions_N], targets_N, self.head)
+        hidden_NH = self._wanted(input_ids_T, position_ids_T, cu_seqlens, positions_N)
+        loss_sum, num_correct = linear_cross_entropy(hidden_NH, targets_N, self.head)
         return TokenLosses(loss_sum, num_correct, targets_N.shape[0])
+
+    def _wanted(
+        self, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens: list[int], positions_N: Tensor
+    ) -> Tensor:
+        """Return the hidden states [N, H] that predict a trained token; our own decoder ends the others early."""
+        module = backbone(self.model)
+        if not isinstance(module, Backbone) or not len(positions_N):
+            return self.hidden_states(input_ids_T, position_ids_T, cu_seqlens)[positions_N]
+        outputs = self._run(module, input_ids_T, position_ids_T, cu_seqlens, wanted_N=positions_N)
+        return outputs[0].last_hidden_state[0]
 
     def hidden_states(self, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens: list[int]) -> Tensor:
         """Return the hidden states [T, H] that the head reads."""
@@ -104,7 +115,12 @@ class CausalLM(nn.Module):
         return TokenLosses(loss_sum, correct, targets_N.shape[0])
 
     def _run(
-        self, module: Any, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens: list[int]
+        self,
+        module: Any,
+        input_ids_T: Tensor,
+        position_ids_T: Tensor,
+        cu_seqlens: list[int],
+        **options: Any,
     ) -> list[Any]:
         """Run a module of transformers over the samples; return its outputs, one or one a sample."""
         self.lengths = [end - start for start, end in pairwise(cu_seqlens)]
@@ -118,6 +134,7 @@ class CausalLM(nn.Module):
                         use_cache=False,
                         cu_seqlens=cu_seqlens,
                         packed=self.attention,
+                        **options,
                     )
                 ]
             samples, outputs = (
@@ -164,7 +181,7 @@ def build_causal(
     attention = attention or kernel(kernels, "attention", None)
     is_packed, again = can_pack(model), Recompute()
     if is_packed:
-        inner.set_attn_implementation(register_packed_attention())
+        inner.set_attn_implementation(NAME if isinstance(inner, Decoder) else register_packed_attention())
     else:
         log(f"{type(inner).__name__} cannot tell packed samples apart: one forward pass a sample (slower)")
     if use_fused:

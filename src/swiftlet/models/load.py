@@ -15,6 +15,9 @@ import torch
 
 from swiftlet import log
 from swiftlet.errors import SwiftletError
+from swiftlet.models.decoder import Decoder
+from swiftlet.models.decoder_config import decoder_config
+from swiftlet.models.decoder_load import load_decoder
 from swiftlet.models.hollow import make_hollow, meta_tensors
 from swiftlet.models.safety import (
     CONFIG,
@@ -34,6 +37,18 @@ GENERATION_CONFIG = "generation_config.json"
 QUANTISED = {"gptq": "gptqmodel", "awq": "gptqmodel"}  # method -> the package that transformers needs for it
 CONVERSION = "automatic conversion of the weights"
 LONGEST_LIST = 5
+
+
+def load_plain(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | Decoder:
+    """Return the model of a folder where no more than training is asked of it: our own decoder if it knows the family.
+
+    Raises:
+        SwiftletError: see `load_model`.
+    """
+    config = decoder_config(folder)
+    if config is None:
+        return load_model(folder, dtype=dtype, device=device)
+    return load_decoder(folder, config, dtype=dtype, device=device)
 
 
 def load_model(

@@ -7,12 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swiftlet.models.decoder import Linear as DecoderLinear
+from swiftlet.models.decoder_lora import AdaptedDecoder, LoraLinear
 from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Parts, lora_linear
 
 
 def plain_adapter(layer: Any) -> str | None:
     """Return the name of the one adapter that `lora_linear` can compute for a layer of peft, or None."""
-    if layer.disable_adapters or layer.merged or type(layer.get_base_layer()) is not nn.Linear:
+    if (
+        layer.disable_adapters
+        or layer.merged
+        or type(layer.get_base_layer()) not in (nn.Linear, DecoderLinear)
+    ):
         return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(active) != 1 or layer.lora_variant.get(active[0]) is not None:
@@ -47,6 +53,11 @@ def apply_fast_lora(model: nn.Module, parts: Parts = PLAIN_PARTS) -> int:
 
     Layers of another kind (DoRA, quantised bases, several adapters, biases of adapters) keep peft's forward.
     """
+    if isinstance(model, AdaptedDecoder):
+        own = [module for module in model.modules() if isinstance(module, LoraLinear)]
+        for layer in own:
+            layer.parts = parts
+        return len(own)
     from peft.tuners.lora import Linear
 
     count = 0
@@ -59,7 +70,9 @@ def apply_fast_lora(model: nn.Module, parts: Parts = PLAIN_PARTS) -> int:
 
 
 def lora_layers(model: nn.Module) -> int:
-    """Return the number of LoRA layers of peft in a model, of whatever kind."""
+    """Return the number of LoRA layers in a model, of whatever kind."""
+    if isinstance(model, AdaptedDecoder):
+        return sum(isinstance(module, LoraLinear) for module in model.modules())
     from peft.tuners.lora import LoraLayer
 
     return sum(isinstance(module, LoraLayer) for module in model.modules())

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swiftlet.models.decoder import Attention, rotate
+
 NAME = "apply_rotary_pos_emb"
 TOLERANCE = 2e-2  # a rotation of other pairs is off by much more, bf16 by less
 Rotate = Callable[..., tuple[Tensor, Tensor]]
@@ -27,6 +29,11 @@ def apply_rotary(model: nn.Module, rotary: Callable[[Tensor, Tensor, Tensor], Te
     """
     count = 0
     for module in model.modules():
+        if isinstance(module, Attention):
+            fused, weight = _pair(rotary, _own_pair), next(module.parameters())
+            if _agrees(_own_pair, fused, module.head_dim, weight):
+                module.rotate, count = rotary, count + 1
+            continue
         forward = type(module).forward
         code = getattr(unwrap(forward), "__code__", None)
         head_dim = getattr(module, "head_dim", None)
@@ -41,6 +48,10 @@ def apply_rotary(model: nn.Module, rotary: Callable[[Tensor, Tensor, Tensor], Te
         module.forward = MethodType(_calling(fused, forward), module)  # type: ignore[method-assign]
         count += 1
     return count
+
+
+def _own_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return rotate(q, cos, sin), rotate(k, cos, sin)
 
 
 def _calling(fused: Rotate, function: Any) -> FunctionType:

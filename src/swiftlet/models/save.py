@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.models.adapter import BASE_NOTE, adapter_tensors
+from swiftlet.models.decoder import Decoder
 from swiftlet.models.identity import base_hash
 from swiftlet.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, SINGLE, read_config
 from swiftlet.models.start import has_start, with_start
@@ -227,6 +228,9 @@ def _as_published(
 
     transformers joins some weights when it loads a model, such as the experts of a layer; this takes them apart again.
     """
+    if isinstance(model, Decoder):
+        yield from ((name, _plain(tensor)) for name, tensor in pairs if is_writer)
+        return
     from transformers.core_model_loading import revert_weight_conversion
 
     for _, block in groupby(pairs, key=lambda pair: _block(pair[0])):

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from swiftlet.errors import UsageError, suggest
 from swiftlet.models.adapter import load_adapter, quiet_peft
+from swiftlet.models.decoder import Decoder
+from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt
 from swiftlet.models.identity import base_hash, check_base
 from swiftlet.models.start import is_taken_from_base, keep_start
 from swiftlet.models.targets import is_linear, resolve_saved, resolve_targets
@@ -54,7 +56,18 @@ class LoraSettings:
     init_weights: str = "true"
 
 
-def apply_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
+def is_plain(settings: LoraSettings) -> bool:
+    """Return whether our own adapters do: no other start, kind or bias, and none for an embedding or a head."""
+    return not (
+        settings.init_weights.lower() != "true"
+        or settings.use_dora
+        or settings.bias != "none"
+        or settings.modules_to_save
+        or any("embed" in name.lower() or name == "lm_head" for name in settings.target_modules)
+    )
+
+
+def apply_lora(model: PreTrainedModel | Decoder, settings: LoraSettings) -> PeftModel | AdaptedDecoder:
     """Freeze the model and put new adapters into it; their start is drawn from torch's global generator.
 
     Raises:
@@ -68,6 +81,12 @@ def apply_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     if init == "orthogonal" and settings.rank % 2:
         raise UsageError(
             f"--init_lora_weights orthogonal needs an even rank, not {settings.rank}", "--lora_rank 8"
+        )
+    if isinstance(model, Decoder):
+        targets = resolve_targets(model, settings.target_modules)
+        return adapt(
+            model,
+            LoraFields(settings.rank, settings.alpha, settings.dropout, targets, settings.use_rslora),
         )
     if getattr(model.config, "quantization_config", None):
         raise UsageError(

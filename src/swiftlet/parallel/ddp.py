@@ -15,6 +15,7 @@ from torch import nn
 
 from swiftlet.parallel.engine import SingleEngine, build_single_engine
 from swiftlet.parallel.gradients import Bucket, Gradients
+from swiftlet.parallel.pieces import Optimizer
 from swiftlet.parallel.world import World
 
 
@@ -104,7 +105,7 @@ class DDPEngine:
         """Return None: every rank's model has all its tensors."""
 
 
-def build_ddp_engine(model: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> DDPEngine:
+def build_ddp_engine(model: nn.Module, optimizer: Optimizer, world: World) -> DDPEngine:
     """Return an engine of replicas; rank 0's trained parameters and buffers are copied to all."""
     with torch.no_grad():
         for parameter in model.parameters():

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from swiftlet.parallel.gradients import Gradients, build_gradients
-from swiftlet.parallel.pieces import Piece, load_state, state_tensors, whole_piece
+from swiftlet.parallel.pieces import Optimizer, Piece, load_state, state_tensors, whole_piece
 
 
 class Engine(Protocol):
@@ -60,7 +60,7 @@ class Engine(Protocol):
 class SingleEngine:
     """One device; build it with `build_single_engine`."""
 
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     gradients: Gradients
     pieces: list[Piece]
     _norm: torch.Tensor | None = field(default=None, repr=False)
@@ -111,14 +111,14 @@ class SingleEngine:
         """Return None: the model itself has all its tensors."""
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> float:
+def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
     """Set each group's rate to `factor` times its "initial_lr"; return the first group's rate."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
     return optimizer.param_groups[0]["lr"]
 
 
-def build_single_engine(model: nn.Module, optimizer: torch.optim.Optimizer) -> SingleEngine:
+def build_single_engine(model: nn.Module, optimizer: Optimizer) -> SingleEngine:
     """Return an engine for one device; every trained parameter gets its gradient buffer."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     pieces = [whole_piece(names[p], p) for group in optimizer.param_groups for p in group["params"]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,19 @@ from torch import Tensor, nn
 
 NUMBER = "number:"
 MASTER = "master"
+
+
+class Optimizer(Protocol):
+    """What an engine needs of an optimizer; torch's have it."""
+
+    param_groups: list[dict[str, Any]]
+
+    @property
+    def state(self) -> Any:
+        """Return the state of each parameter, by the parameter; one asked for is there."""
+
+    def step(self) -> Any:
+        """Update all parameters that have a gradient."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ def whole_piece(name: str, parameter: nn.Parameter) -> Piece:
     return Piece(name, parameter.shape, parameter, 0, 0, parameter.numel(), is_whole=True)
 
 
-def state_tensors(optimizer: torch.optim.Optimizer, pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
+def state_tensors(optimizer: Optimizer, pieces: Iterable[Piece]) -> Iterator[tuple[str, Tensor]]:
     """Yield (`{key}/{parameter name}`, whole tensor), one at a time; plain numbers as tensors without dimensions.
 
     Every rank iterates over the same names.
@@ -74,9 +88,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, pieces: Iterable[Piece]) -> 
 
 
 @torch.no_grad()
-def load_state(
-    optimizer: torch.optim.Optimizer, pieces: Sequence[Piece], tensors: Mapping[str, Tensor]
-) -> None:
+def load_state(optimizer: Optimizer, pieces: Sequence[Piece], tensors: Mapping[str, Tensor]) -> None:
     """Set what `state_tensors` gave on any number of ranks; a parameter that `tensors` does not name starts afresh."""
     keys: dict[str, list[str]] = {}
     for name in tensors:

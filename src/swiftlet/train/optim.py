@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from swiftlet.errors import UsageError, pick
+from swiftlet.parallel.pieces import Optimizer
+from swiftlet.train.adamw import FusedAdamW, Groups, can_fuse
 from swiftlet.train.adamw_bf16 import BFloat16AdamW
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -32,15 +33,7 @@ class OptimizerSettings:
     epsilon: float = 1e-8
 
 
-Groups = list[dict[str, Any]]
 Build = Callable[[Groups, OptimizerSettings], torch.optim.Optimizer]
-
-
-def can_fuse(groups: Groups) -> bool:
-    """Return whether torch has fused kernels for all these parameters."""
-    devices = _get_fused_kernels_supported_devices()
-    parameters = [p for group in groups for p in group["params"]]
-    return all(p.device.type in devices and p.is_floating_point() for p in parameters)
 
 
 def has_bf16(groups: Groups) -> bool:
@@ -125,6 +118,27 @@ def build_groups(model: nn.Module, settings: OptimizerSettings) -> Groups:
         {"params": [p for name, p in trained if name in excluded], "weight_decay": 0.0},
     ]
     return [{**group, "lr": settings.learning_rate} for group in groups if group["params"]]
+
+
+def build_light_optimizer(
+    name: str,
+    groups: Iterable[dict[str, Any]],
+    settings: OptimizerSettings,
+    extra: Mapping[str, Build] | None = None,
+) -> Optimizer:
+    """Return an optimizer for parameters that a rank holds whole: `build_optimizer`'s, or one like it that starts fast.
+
+    Raises:
+        UsageError: see `build_optimizer`.
+    """
+    found, s = list(groups), settings
+    is_ours = OPTIMIZERS.get(name) in (_adamw, _adamw_fused) and name not in (extra or {})
+    if not is_ours or has_bf16(found) or not can_fuse(found):
+        return build_optimizer(name, found, settings, extra)
+    light = FusedAdamW(found, lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon)
+    for group in light.param_groups:
+        group["initial_lr"] = group["lr"]
+    return light
 
 
 def build_optimizer(
