@@ -102,7 +102,7 @@ def main() -> None:
         "--variants",
         nargs="+",
         choices=VARIANTS,
-        default=["padded", "padded-gc", "liger", "liger-gc", "ours", "ours-gc"],
+        default=["padded", "padded-gc", "liger", "liger-gc", "ours", "ours-partial", "ours-gc"],
     )
     parser.add_argument("--vocabulary", type=int, default=151936)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")

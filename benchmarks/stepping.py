@@ -20,6 +20,7 @@ VARIANTS = {
     "liger-gc": "with the kernels of Liger, recomputing each layer",
     "ours": "packed, labelled positions in chunks, fused",
     "ours-plain": "packed, labelled positions in chunks, peft's LoRA and the model's own operators",
+    "ours-partial": "ours, recomputing normalised values and up in the backward pass",
     "ours-gc": "ours, recomputing each layer in the backward pass",
 }
 IGNORE_INDEX = -100
@@ -103,13 +104,17 @@ def padded_step(model: nn.Module, samples: Samples, device: str) -> Callable[[],
     return step
 
 
-def packed_step(model: nn.Module, samples: Samples, device: str, **options: Any) -> Callable[[], Tensor]:
+def packed_step(
+    model: nn.Module, samples: Samples, device: str, *, is_partial: bool = False, **options: Any
+) -> Callable[[], Tensor]:
     """Return our step, with the operators of the device where it has some."""
     from swiftlet.device.spec import open_device
-    from swiftlet.models.causal import build_causal
+    from swiftlet.models.causal import apply_partial_checkpointing, build_causal
 
     kernels = open_device(device, local_rank=0, environ={}).kernels
     causal = build_causal(model, kernels=kernels, **options)
+    if is_partial:
+        apply_partial_checkpointing(causal)
     causal.train()
     ids, labels = torch.cat(samples.ids).to(device), torch.cat(samples.labels)
     lengths = [len(part) for part in samples.ids]
@@ -148,6 +153,7 @@ def build_step(variant: str, setting: Setting, samples: Samples) -> Callable[[],
             setting.device,
             use_fused=variant != "ours-plain",
             gradient_checkpointing=is_recomputing,
+            is_partial=variant == "ours-partial",
         )
     else:
         if is_recomputing:

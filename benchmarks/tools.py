@@ -178,7 +178,16 @@ def _ms_swift(job: Job, out: Path) -> list[str]:
 TOOLS = {
     tool.name: tool
     for tool in (
-        Tool("swiftlet", (), _swiftlet, {"default": [], "lean": _flags({"gradient_checkpointing": "true"})}),
+        Tool(
+            "swiftlet",
+            (),
+            _swiftlet,
+            {
+                "default": [],
+                "partial": _flags({"gradient_checkpointing": "partial"}),
+                "lean": _flags({"gradient_checkpointing": "true"}),
+            },
+        ),
         Tool(
             "trl",
             ("trl", "peft"),
