@@ -2,8 +2,8 @@
 
 y = x W^T + b + s B(A(drop(x))) keeps x (shared with every layer that reads it), A(drop(x)) and one number for the
 mask; nothing is kept for the frozen weight. Adapters in fp32 over a base in a shorter type are multiplied in the base's
-type, as autocast does, and get their gradient in fp32. The thin products are written [R, T]: BLAS libraries for CPUs
-multiply few rows up to three times as fast as few columns.
+type, as autocast does, and get their gradient in fp32. The thin products are written [R, T] on a CPU, whose BLAS
+multiplies few rows up to three times as fast as few columns, and [T, R] elsewhere: cuBLAS takes 10 to 40 % less so.
 
 Shapes: T tokens, I inputs, O outputs, R rank.
 """
@@ -52,6 +52,13 @@ class Parts(NamedTuple):
 PLAIN_PARTS = Parts()
 
 
+def _thin(x_TI: Tensor, matrix_RI: Tensor) -> Tensor:
+    """Return x [T, I] times matrix^T [I, R] as [T, R]."""
+    if x_TI.device.type == "cpu":
+        return torch.mm(matrix_RI, x_TI.t()).t()
+    return torch.mm(x_TI, matrix_RI.t())
+
+
 class _LoraLinear(torch.autograd.Function):
     """The layer over x, or over silu(gate) * up, which is made again in the backward pass instead of kept."""
 
@@ -76,29 +83,29 @@ class _LoraLinear(torch.autograd.Function):
         if p > 0:
             dropout = Dropout(p, seed, parts.dropout)
             input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
-        reduced_RT = torch.mm(a, input_TI.t())
-        y_TO.addmm_(reduced_RT.t(), b.t(), alpha=scale)
+        reduced_TR = _thin(input_TI, a)
+        y_TO.addmm_(reduced_TR, b.t(), alpha=scale)
         if again is not None:
-            again.offer(y_TO, _output(again.kept(x_TI), weight_OI, bias_O, reduced_RT, b, scale))
-        ctx.save_for_backward(x_TI, up_TI, weight_OI, a, b, reduced_RT)
+            again.offer(y_TO, _output(again.kept(x_TI), weight_OI, bias_O, reduced_TR, b, scale))
+        ctx.save_for_backward(x_TI, up_TI, weight_OI, a, b, reduced_TR)
         ctx.scale, ctx.p, ctx.seed, ctx.dtypes = scale, p, seed, (a_RI.dtype, b_OR.dtype)
         ctx.parts = parts
         return y_TO
 
     @staticmethod
     def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x_TI, up_TI, weight_OI, a, b, reduced_RT = ctx.saved_tensors
+        x_TI, up_TI, weight_OI, a, b, reduced_TR = ctx.saved_tensors
         needs_x, needs_up, needs_weight, needs_bias, needs_a, needs_b = ctx.needs_input_grad[:6]
         grad_input = grad_weight = grad_bias = grad_a = grad_b = grad_up = None
-        grad_reduced_RT = torch.mm(b.t(), grad_TO.t()).mul_(ctx.scale)
+        grad_reduced_TR = _thin(grad_TO, b.t()).mul_(ctx.scale)
         parts: Parts = ctx.parts
         dropout = Dropout(ctx.p, ctx.seed, parts.dropout) if ctx.p > 0 else None
         if needs_x or needs_up:
             grad_input = torch.mm(grad_TO, weight_OI)
             if dropout is None:
-                grad_input.addmm_(grad_reduced_RT.t(), a)
+                grad_input.addmm_(grad_reduced_TR, a)
             else:
-                dropout.add_zeroed_(grad_input, torch.mm(grad_reduced_RT.t(), a))
+                dropout.add_zeroed_(grad_input, torch.mm(grad_reduced_TR, a))
         input_TI = x_TI
         if up_TI is not None and (needs_weight or needs_a):
             input_TI = parts.silu_mul(x_TI, up_TI)
@@ -107,9 +114,9 @@ class _LoraLinear(torch.autograd.Function):
         if needs_a:
             if dropout is not None:
                 input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
-            grad_a = torch.mm(grad_reduced_RT, input_TI).to(ctx.dtypes[0])
+            grad_a = torch.mm(grad_reduced_TR.t(), input_TI).to(ctx.dtypes[0])
         if needs_b:
-            grad_b = torch.mm(reduced_RT, grad_TO).t().to(ctx.dtypes[1]).mul_(ctx.scale)
+            grad_b = torch.mm(reduced_TR.t(), grad_TO).t().to(ctx.dtypes[1]).mul_(ctx.scale)
         if needs_bias:
             grad_bias = grad_TO.sum(0)
         del input_TI
@@ -119,13 +126,13 @@ class _LoraLinear(torch.autograd.Function):
 
 
 def _output(
-    x: Make, weight_OI: Tensor, bias_O: Tensor | None, reduced_RT: Tensor, b: Tensor, scale: float
+    x: Make, weight_OI: Tensor, bias_O: Tensor | None, reduced_TR: Tensor, b: Tensor, scale: float
 ) -> Make:
     """Return how the layer's output is made again: A(drop(x)) is kept anyway, so no mask is drawn."""
 
     def make() -> Tensor:
         y_TO = torch.nn.functional.linear(x(), weight_OI, bias_O)
-        return y_TO.addmm_(reduced_RT.t(), b.t(), alpha=scale)
+        return y_TO.addmm_(reduced_TR, b.t(), alpha=scale)
 
     return make
 
