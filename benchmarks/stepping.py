@@ -87,6 +87,34 @@ def build_model(setting: Setting) -> nn.Module:
     return tuned.train()
 
 
+def build_decoder(setting: Setting) -> nn.Module:
+    """Return the same as `build_model`, of the modules that `swift sft` trains."""
+    from swiftlet.models.decoder import RMSNorm, decoder_class, frequencies
+    from swiftlet.models.decoder_config import config_of
+    from swiftlet.models.tuner import LoraSettings, apply_lora
+
+    config = config_of(model_config(setting.size, setting.vocabulary).to_dict())
+    assert config is not None
+    with torch.device("meta"):
+        model = decoder_class(config.model_type)(config)
+    model = model.to(setting.dtype).to_empty(device=setting.device)
+    angles = frequencies(config.rope, config.head_dim).to(setting.device)
+    model.model.register_buffer("inv_freq", angles, persistent=False)
+    torch.manual_seed(0)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, RMSNorm):
+                nn.init.ones_(parameter)
+            elif name == "bias":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=0.02)
+    if setting.tuner == "full":
+        return model.train()
+    settings = LoraSettings(rank=8, alpha=32, dropout=setting.dropout, target_modules=("ALL",))
+    return apply_lora(model, settings).train()  # type: ignore[arg-type]
+
+
 def padded_step(model: nn.Module, samples: Samples, device: str) -> Callable[[], Tensor]:
     """Return the step of the field's defaults: padding, logits of all positions, cross entropy in fp32."""
     pad = nn.utils.rnn.pad_sequence
@@ -144,7 +172,8 @@ def build_step(variant: str, setting: Setting, samples: Samples) -> Callable[[],
         apply_liger_kernel_to_qwen2()
     from swiftlet.models.causal import apply_checkpointing
 
-    model = build_model(setting)
+    is_own = variant.startswith("ours") and variant != "ours-plain"
+    model = build_decoder(setting) if is_own else build_model(setting)
     is_recomputing = variant.endswith("-gc")
     if variant.startswith("ours"):
         inner = packed_step(

@@ -62,18 +62,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
-class Linear(nn.Linear):
-    """A linear layer whose weights come from a file: none are drawn (on no device's generator, and without a wait)."""
-
-    def reset_parameters(self) -> None:
-        """Leave the weights as they are."""
-
-
-class Embedding(nn.Embedding):
-    """An embedding whose weights come from a file."""
-
-    def reset_parameters(self) -> None:
-        """Leave the weights as they are."""
+def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
+    """Return a linear layer whose weights come from a file: none are drawn, which would import torch's compiler."""
+    layer = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(layer)
+    layer.in_features, layer.out_features = inputs, outputs
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs))
+    layer.register_parameter("bias", nn.Parameter(torch.empty(outputs)) if bias else None)
+    return layer
 
 
 class RMSNorm(nn.Module):
@@ -97,10 +93,10 @@ class Attention(nn.Module):
         super().__init__()
         hidden, self.head_dim = config.hidden_size, config.head_dim
         query, key = config.num_attention_heads * self.head_dim, config.num_key_value_heads * self.head_dim
-        self.q_proj = Linear(hidden, query, bias=config.qkv_bias)
-        self.k_proj = Linear(hidden, key, bias=config.qkv_bias)
-        self.v_proj = Linear(hidden, key, bias=config.qkv_bias)
-        self.o_proj = Linear(query, hidden, bias=config.out_bias)
+        self.q_proj = linear(hidden, query, config.qkv_bias)
+        self.k_proj = linear(hidden, key, config.qkv_bias)
+        self.v_proj = linear(hidden, key, config.qkv_bias)
+        self.o_proj = linear(query, hidden, config.out_bias)
         if config.has_qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
@@ -127,9 +123,9 @@ class MLP(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(hidden, inner, bias=bias)
-        self.up_proj = Linear(hidden, inner, bias=bias)
-        self.down_proj = Linear(inner, hidden, bias=bias)
+        self.gate_proj = linear(hidden, inner, bias)
+        self.up_proj = linear(hidden, inner, bias)
+        self.down_proj = linear(inner, hidden, bias)
         self.act_fn = nn.SiLU()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -162,7 +158,9 @@ class Backbone(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
+        )
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.is_recomputed = False
@@ -212,7 +210,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.model = Backbone(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = linear(config.hidden_size, config.vocab_size, False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 

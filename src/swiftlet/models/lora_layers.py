@@ -7,18 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swiftlet.models.decoder import Linear as DecoderLinear
 from swiftlet.models.decoder_lora import AdaptedDecoder, LoraLinear
 from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Parts, lora_linear
 
 
 def plain_adapter(layer: Any) -> str | None:
     """Return the name of the one adapter that `lora_linear` can compute for a layer of peft, or None."""
-    if (
-        layer.disable_adapters
-        or layer.merged
-        or type(layer.get_base_layer()) not in (nn.Linear, DecoderLinear)
-    ):
+    if layer.disable_adapters or layer.merged or type(layer.get_base_layer()) is not nn.Linear:
         return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     if len(active) != 1 or layer.lora_variant.get(active[0]) is not None:
