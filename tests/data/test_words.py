@@ -74,7 +74,7 @@ def test_ids_are_those_of_the_library(name, text):
     for _ in range(2):
         ids = words.encode(text)
         assert (ids is None) == (SETTLED.fullmatch(text) is None)
-        assert ids is None or ids == backend.encode(text, add_special_tokens=False).ids
+        assert ids is None or ids.tolist() == backend.encode(text, add_special_tokens=False).ids
 
 
 def test_every_settled_character_is_cut_alike_by_both_libraries():
@@ -88,7 +88,9 @@ def test_every_settled_character_is_cut_alike_by_both_libraries():
     assert normalizers.NFC().normalize_str(text) == text
 
 
-@pytest.mark.parametrize("text", ["half \ud800", "e\u0301", "🙂", "\x1c", "\u212a", "soft\u00adhyphen", "ﬁ"])
+@pytest.mark.parametrize(
+    "text", ["half \ud800", "nul \0nul", "e\u0301", "🙂", "\x1c", "\u212a", "soft\u00adhyphen", "ﬁ"]
+)
 def test_other_characters_are_left_to_the_library(text):
     assert build_words(HANDLED["qwen"]).encode(text) is None
 
@@ -123,5 +125,31 @@ def test_the_cache_stays_small(monkeypatch):
     words = build_words(HANDLED["gpt2"])
     for number in range(100):
         words.encode(f"word{number} and {'x' * 100}")
-    assert len(words._known) <= 10
-    assert tokenizers.Tokenizer.encode(HANDLED["gpt2"], "word7").ids == words.encode("word7")
+    assert len(words._pieces) <= 10 and len(words._pieces.words) <= 10
+    assert tokenizers.Tokenizer.encode(HANDLED["gpt2"], "word7").ids == words.encode("word7").tolist()
+
+
+@pytest.mark.parametrize(
+    ("backend", "is_cut"),
+    [
+        *((backend, True) for backend in HANDLED.values()),
+        (make(split(QWEN), byte_level(), added=["<|end|>", "two words"]), False),
+        (make(split(r" ?\p{L}+ ?|[^\p{L}]"), byte_level()), False),
+        (make(split(r"\p{N}+"), byte_level()), False),
+        (make(split(r"\p{L}+$|" + QWEN), byte_level()), False),
+        (make(split(r"(?<=\s)\p{L}|" + QWEN), byte_level()), False),
+        (make(split(r"\p{L}+(?= \p{N})|" + QWEN), byte_level()), False),
+    ],
+)
+def test_texts_are_looked_up_between_spaces_only_where_a_space_begins_a_word(backend, is_cut):
+    words = build_words(backend)
+    text = "two words and 3 numbers 45 <|end|> of  the\n line \n\tend\n"
+    for _ in range(2):
+        assert words.encode(text).tolist() == backend.encode(text, add_special_tokens=False).ids
+    assert ("numbers" in words._pieces) is is_cut
+
+
+def test_bytes_are_written_as_the_library_writes_them():
+    text = "".join(chr(code) for code in range(0x250)) + "\u4e2d\U0010ffff"
+    library = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    assert text.encode().decode("latin-1").translate(words_module.BYTE_CHARACTERS) == library[0][0]

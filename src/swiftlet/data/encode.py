@@ -24,7 +24,7 @@ from swiftlet.data.report import (
     LeftOut,
 )
 from swiftlet.data.rows import IGNORE_INDEX, BadRow, Origin, Record, Sample
-from swiftlet.data.store import LEFT_OUT, ROW, pack
+from swiftlet.data.store import KEPT, LEFT_OUT, ROW, pack
 from swiftlet.data.template import Template
 
 CHUNK_ROWS = 256
@@ -53,9 +53,65 @@ class EncodedChunk:
 
 
 class _Tokens(NamedTuple):
-    packed: np.ndarray
+    input_ids: np.ndarray
+    labels: np.ndarray
     num_labels: int
     notes: tuple[str, ...]
+
+
+class _Rows:
+    """Collects the rows of a chunk, to make columns of: setting fields of an array row by row takes longer."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, int] = {}
+        self.left_out: list[LeftOut] = []
+        self.notes: Counter[str] = Counter()
+        self._places: list[tuple[int, int]] = []
+        self._contents: list[bytes] = []
+        self._kept: list[int] = []
+        self._tokens: list[_Tokens] = []
+
+    def leave_out(self, row: BadRow) -> None:
+        """Count a row that could not be read or whose shape was not accepted."""
+        self.left_out.append(LeftOut(*row.origin, *row[1:]))
+
+    def add(self, origin: Origin, content: bytes, result: _Tokens | LeftOut) -> None:
+        """Add a row whose shape was accepted."""
+        if isinstance(result, LeftOut):
+            self.left_out.append(result)
+        else:
+            self._kept.append(len(self._places))
+            self._tokens.append(result)
+            self.notes.update(result.notes)
+        self._places.append((origin.line, self.files.setdefault(origin.path, len(self.files))))
+        self._contents.append(content)
+
+    def arrays(self, dataset: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows as `ROW` and the packed tokens of the kept ones."""
+        none = np.empty(0, np.int32)
+        tokens = pack(
+            np.concatenate([none, *(one.input_ids for one in self._tokens)]),
+            np.concatenate([none, *(one.labels for one in self._tokens)]),
+        )
+        rows = np.zeros(len(self._places), ROW)
+        if not self._places:
+            return rows, tokens
+        rows["dataset"] = dataset
+        rows["line"], rows["file"] = np.array(self._places, np.int64).T
+        rows["content"] = np.frombuffer(b"".join(self._contents), "<u8").reshape(-1, 2)
+        rows["status"] = LEFT_OUT
+        rows["status"][self._kept] = KEPT
+        rows["length"][self._kept] = [len(one.input_ids) for one in self._tokens]
+        rows["num_labels"][self._kept] = [one.num_labels for one in self._tokens]
+        ends = np.cumsum(rows["length"], dtype=np.int64)
+        rows["offset"] = ends - rows["length"]
+        starts = rows["offset"][self._kept].tolist()
+        digests = [
+            hashlib.blake2b(tokens[start : start + len(one.input_ids)].data, digest_size=16).digest()
+            for start, one in zip(starts, self._tokens, strict=True)
+        ]
+        rows["tokens"][self._kept] = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+        return rows, tokens
 
 
 def cut_chunks(dataset: int, records: Iterable[Record | BadRow]) -> Iterator[Chunk]:
@@ -97,67 +153,42 @@ class Encoder:
 
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Return what becomes of the rows of a chunk."""
-        rows = np.zeros(len(chunk.records), ROW)
-        left_out: list[LeftOut] = []
-        notes: Counter[str] = Counter()
-        parts: list[np.ndarray] = []
-        files: dict[str, int] = {}
-        num_rows = num_tokens = 0
+        rows = _Rows()
         for record in chunk.records:
             if isinstance(record, BadRow):
-                left_out.append(LeftOut(*record.origin, *record[1:]))
+                rows.leave_out(record)
                 continue
             sample = to_sample(record, self.columns)
             if isinstance(sample, BadRow):
-                left_out.append(LeftOut(*sample.origin, *sample[1:]))
-                continue
-            row = rows[num_rows]
-            num_rows += 1
-            row["dataset"], row["offset"], row["line"] = chunk.dataset, num_tokens, sample.origin.line
-            row["file"] = files.setdefault(sample.origin.path, len(files))
-            row["content"] = np.frombuffer(content_hash(sample), "<u8")
-            result = self._encode(sample, record)
-            if isinstance(result, LeftOut):
-                row["status"], row["length"] = LEFT_OUT, 0
-                left_out.append(result)
-                continue
-            parts.append(result.packed)
-            num_tokens += len(result.packed)
-            notes.update(result.notes)
-            row["length"], row["num_labels"] = len(result.packed), result.num_labels
-            digest = hashlib.blake2b(result.packed.tobytes(), digest_size=16)
-            row["tokens"] = np.frombuffer(digest.digest(), "<u8")
-        tokens = np.concatenate([np.empty(0, "<i4"), *parts])
+                rows.leave_out(sample)
+            else:
+                rows.add(sample.origin, content_hash(sample), self._encode(sample, record))
+        array, tokens = rows.arrays(chunk.dataset)
         return EncodedChunk(
-            chunk.dataset, len(chunk.records), rows[:num_rows], tokens, list(files), left_out, notes
+            chunk.dataset, len(chunk.records), array, tokens, list(rows.files), rows.left_out, rows.notes
         )
 
     def _encode(self, sample: Sample, record: Record) -> _Tokens | LeftOut:
         try:
-            encoded, notes = self.template.encode_noted(sample)
+            ids, labels, notes = self.template.encode_arrays(sample)
         except TemplateError as error:
             return _leave_out(sample, record, error.reason, error.message)
-        ids = np.asarray(encoded.input_ids, np.int32)
-        labels = np.asarray(encoded.labels, np.int32)
-        is_long = 0 < self.max_length < len(ids)
+        num_tokens = len(ids)
+        is_long = 0 < self.max_length < num_tokens
         if is_long and self.truncation == "delete":
-            detail = f"{len(ids)} tokens, longer than {self.max_length}"
-            return _leave_out(sample, record, OVER_LENGTH, detail, is_bad=False)._replace(length=len(ids))
+            detail = f"{num_tokens} tokens, longer than {self.max_length}"
+            return _leave_out(sample, record, OVER_LENGTH, detail, is_bad=False)._replace(length=num_tokens)
         if is_long:
             ids, labels = self._cut(ids, labels)
             notes = (*notes, TRUNCATED)
         if len(labels):
             labels[0] = IGNORE_INDEX  # nothing stands before it from which it could be foretold
-        num_labels = int((labels != IGNORE_INDEX).sum())
+        num_labels = int(np.count_nonzero(labels != IGNORE_INDEX))
         if num_labels == 0:
-            where = (
-                f"the last {self.max_length} of its {len(encoded.input_ids)}"
-                if is_long
-                else f"its {len(ids)}"
-            )
+            where = f"the last {self.max_length} of its {num_tokens}" if is_long else f"its {num_tokens}"
             detail = f"none of {where} tokens is trained on"
             return _leave_out(sample, record, NO_LABEL_TOKENS, detail, is_bad=not is_long)
-        return _Tokens(pack(ids, labels), num_labels, (*sample.notes, *notes))
+        return _Tokens(ids, labels, num_labels, (*sample.notes, *notes))
 
     def _cut(self, ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Keep the last tokens, and the first one too where it is the mark of a beginning."""

@@ -18,12 +18,15 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from swiftlet.data.rendering import TemplateError
 from swiftlet.data.rows import IGNORE_INDEX
 from swiftlet.data.skeleton import Conversation, Turn
 from swiftlet.data.spans import Region
 from swiftlet.data.tokenizer import Pieces, Span, Tokenizer
 
+_NOTHING = np.empty(0, np.int32)
 _OTHER_TEXTS = ("tool_calls", "name", "tool_call_id")
 _LEAVE_OUT = "leave such rows out with --bad_rows skip"
 
@@ -41,30 +44,29 @@ def encode_conversation(
     conversation: Conversation,
     messages: Sequence[Mapping[str, Any]],
     tools: list[Any] | None,
-) -> tuple[list[int], list[int]]:
-    """Return token ids and labels of a rendered conversation; turns with `loss: false` have none.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return token ids and labels of a rendered conversation, int32; turns with `loss: false` have none.
 
     Raises:
         TemplateError: a text cannot be encoded, or spells a control token that cannot be told from the template's.
     """
     printed = _printed_control(tokenizer, conversation, messages, tools)
-    input_ids: list[int] = []
-    labels: list[int] = []
+    input_ids, labels = [_NOTHING], [_NOTHING]
     for segment in cut_segments(tokenizer, conversation, messages):
         if printed is None and not segment.trained and (segment.start == 0 or not tokenizer.adds_prefix):
-            ids = tokenizer.encode(conversation.text[segment.start : segment.end])
-            offsets: list[Span] = []
+            ids = tokenizer.encode_array(conversation.text[segment.start : segment.end])
+            ends: list[int] = []
         else:
-            ids, offsets = _encode_segment(tokenizer, conversation.text, segment, printed)
-        input_ids += ids
+            pieces = _encode_segment(tokenizer, conversation.text, segment, printed)
+            ids, ends = np.asarray(pieces.ids, np.int32), [end for _, end in pieces.offsets]
+        input_ids.append(ids)
         if segment.trained is None:
-            labels += [IGNORE_INDEX] * len(ids)
+            labels.append(np.full(len(ids), IGNORE_INDEX, np.int32))
         elif segment.trained == 0:
-            labels += ids
+            labels.append(ids)
         else:
-            kept = zip(ids, offsets, strict=True)
-            labels += [token if end > segment.trained else IGNORE_INDEX for token, (_, end) in kept]
-    return input_ids, labels
+            labels.append(np.where(np.asarray(ends) > segment.trained, ids, np.int32(IGNORE_INDEX)))
+    return np.concatenate(input_ids), np.concatenate(labels)
 
 
 def cut_segments(

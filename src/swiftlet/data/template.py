@@ -17,6 +17,8 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from swiftlet import log
 from swiftlet.data.endmarkers import EndMarkers
 from swiftlet.data.named_templates import named_template, needs
@@ -87,23 +89,33 @@ class Template:
         Raises:
             TemplateError: as `encode`.
         """
+        input_ids, labels, notes = self.encode_arrays(sample)
+        return Encoded(input_ids.tolist(), labels.tolist()), notes
+
+    def encode_arrays(self, sample: Sample) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """Return what `encode_noted` does, ids and labels as int32 arrays of their own.
+
+        Raises:
+            TemplateError: as `encode`.
+        """
         if sample.text is not None:
-            return self._encode_text(sample.text), ()
+            ids = self._encode_text(sample.text)
+            return ids, ids.copy(), ()
         messages = self._with_system(sample.messages)
         conversation = self.find(messages, sample.tools)
         input_ids, labels = encode_conversation(
             self.tokenizer, self._closed(conversation), messages, sample.tools
         )
         if conversation.append != "":
-            end = self._end_ids(conversation.append)
+            end = np.asarray(self._end_ids(conversation.append), np.int32)
             is_trained = messages[conversation.turns[-1].message].get("loss") is not False
-            input_ids += end
-            labels += end if is_trained else [IGNORE_INDEX] * len(end)
-        if labels.count(IGNORE_INDEX) == len(labels):
+            input_ids = np.concatenate([input_ids, end])
+            labels = np.concatenate([labels, end if is_trained else np.full_like(end, IGNORE_INDEX)])
+        if (labels == IGNORE_INDEX).all():
             raise TemplateError(
                 "no token of the row would be trained on", _LEAVE_OUT, reason="no_label_tokens"
             )
-        return Encoded(input_ids, labels), _notes(conversation, messages)
+        return input_ids, labels, _notes(conversation, messages)
 
     def encode_prompt(
         self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None
@@ -115,7 +127,8 @@ class Template:
         """
         shown = self._with_system(messages)
         conversation = self._finders[bool(tools)].find(shown, tools, prompt=True)
-        return encode_conversation(self.tokenizer, conversation, shown, tools)[0]
+        ids: list[int] = encode_conversation(self.tokenizer, conversation, shown, tools)[0].tolist()
+        return ids
 
     def find(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> Conversation:
         """Return a conversation as rendered, and the characters of its answers.
@@ -156,13 +169,13 @@ class Template:
             [{"role": "system", "content": self.system}, *shown] if self.system and not has_system else shown
         )
 
-    def _encode_text(self, text: str) -> Encoded:
+    def _encode_text(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text, split_special=True)
         if self.tokenizer.adds_bos and self.tokenizer.bos_id is not None:
             ids = [self.tokenizer.bos_id, *ids]
         if self.tokenizer.eos_id is not None:
             ids = [*ids, self.tokenizer.eos_id]
-        return Encoded(ids, list(ids))
+        return np.asarray(ids, np.int32)
 
     def _closed(self, conversation: Conversation) -> Conversation:
         """Cut off what the template prints after a last answer that has no end marker: the marker takes its place."""

@@ -18,6 +18,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import tokenizers
 
 from swiftlet.data.rendering import TemplateError
@@ -73,9 +74,16 @@ class Tokenizer:
         """
         if split_special and self.control_pattern.search(text):
             return self.encode_around([], text).ids
-        words = _read_words(self.folder, self.fingerprint, self.extra, self.serialized)
-        ids = None if words is None else words.encode(text)
-        return list(self._encode(self.backend, text).ids) if ids is None else ids
+        return list(self.encode_array(text).tolist())
+
+    def encode_array(self, text: str) -> np.ndarray:
+        """Return the token ids of `text` as int32, without BOS or EOS.
+
+        Raises:
+            TemplateError: the text has half of a surrogate pair.
+        """
+        ids = None if self._words is None else self._words.encode(text)
+        return np.asarray(self._encode(self.backend, text).ids, np.int32) if ids is None else ids
 
     def encode_with_offsets(self, text: str) -> Pieces:
         """Return the token ids of `text` and the characters of each.
@@ -122,6 +130,10 @@ class Tokenizer:
     def backend(self) -> tokenizers.Tokenizer:
         """The library's tokenizer, read once in each process."""
         return _read_backend(self.folder, self.fingerprint, self.extra, self.serialized)
+
+    @cached_property
+    def _words(self) -> Words | None:
+        return _read_words(self.folder, self.fingerprint, self.extra, self.serialized)
 
     @cached_property
     def control_pattern(self) -> re.Pattern[str]:

@@ -1,7 +1,8 @@
 """Token ids of ordinary text, word by word out of a cache.
 
 A byte-level BPE cuts a text into words by regular expressions and encodes each word for itself, so equal words have
-equal ids, and most words of a text have been seen before. This is done only where it is certain to give what the
+equal ids, and most words of a text have been seen before. Where a space always begins a word, what stands between two
+spaces is looked up as a whole and only cut where it is new. All this is done only where it is certain to give what the
 tokenizer's library gives: for tokenizers made of nothing but the parts handled here, whose expressions cut a probe in
 the same places in both libraries; and for texts of characters that have had their Unicode properties since before
 either library was written. Everything else is left to the tokenizer's library.
@@ -14,6 +15,7 @@ import re
 from itertools import chain, product
 from typing import Any
 
+import numpy as np
 import regex
 import tokenizers
 
@@ -27,28 +29,35 @@ SETTLED = re.compile(
 PROBE_CHARACTERS = "aSé中7½ \u3000\t\n\r'.，_$"
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _WHOLE = ({"behavior": "Isolated", "invert": False}, {"behavior": "Removed", "invert": True})
-_BYTES = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+# what a space may follow without beginning a word: see `_spaces_begin_words`
+_WIDE = ("  ", "\n ", "\t ", "\r ", "\u3000 ")
+_BEHIND_TEXT = re.compile(r"(?<=\S) ")
+_FIRST = "\0"
+_LOOKS = re.compile(r"\(\?(?!:|i:|!\\S\))|\\[bBAzZG\d]|[$^]")
+_CLASS = re.compile(r"\\[\\\[\]]|\[(?:\\.|[^\]\\])*\]")
 
 
-class _Known(dict[str, list[int]]):
-    """Ids of words; one that is not there is encoded when it is looked up."""
+class _Unsettled(Exception):
+    """A text has characters that are left to the library."""
+
+
+class _Known(dict[str, bytes]):
+    """Ids of words as int32; one that is not there is encoded when it is looked up."""
 
     def __init__(self, model: tokenizers.models.Model) -> None:
         super().__init__()
         self._model = model
 
-    def __missing__(self, word: str) -> list[int]:
-        ((characters, _),) = _BYTES.pre_tokenize_str(word)
-        ids = [token.id for token in self._model.tokenize(characters)]
+    def __missing__(self, word: str) -> bytes:
+        characters = word.encode().decode("latin-1").translate(BYTE_CHARACTERS)
+        ids = np.array([token.id for token in self._model.tokenize(characters)], "<i4").tobytes()
         if len(word) <= LONGEST_WORD:
-            if len(self) >= MOST_WORDS:
-                self.clear()
-            self[word] = ids
+            _remember(self, word, ids)
         return ids
 
 
-class Words:
-    """Encodes ordinary text of one tokenizer.
+class _Pieces(dict[str, bytes]):
+    """Ids of what stands between the spaces of a text, with the space before it; the first piece begins with `_FIRST`.
 
     Args:
         patterns: regular expressions that cut a text into words, one after the other; each has one group.
@@ -63,22 +72,60 @@ class Words:
         added: re.Pattern[str],
         added_ids: dict[str, int],
     ) -> None:
-        self._known = _Known(model)
+        super().__init__()
+        self.words = _Known(model)
         self._patterns = patterns
         self._added = added
-        self._added_ids = added_ids
+        self._added_ids = {text: np.array([number], "<i4").tobytes() for text, number in added_ids.items()}
 
-    def encode(self, text: str) -> list[int] | None:
-        """Return the token ids of a text without BOS or EOS; None for a text that the library must encode."""
+    def __missing__(self, piece: str) -> bytes:
+        text = piece[1:] if piece.startswith(_FIRST) else f" {piece}"
         if not SETTLED.fullmatch(text):
-            return None
-        ids: list[int] = []
+            raise _Unsettled
+        found: list[bytes] = []
         for number, part in enumerate(self._added.split(text)):
             if number % 2:
-                ids.append(self._added_ids[part])
+                found.append(self._added_ids[part])
             else:
-                ids.extend(chain.from_iterable(map(self._known.__getitem__, cut_words(self._patterns, part))))
+                found += map(self.words.__getitem__, cut_words(self._patterns, part))
+        ids = b"".join(found)
+        if len(piece) <= LONGEST_WORD:
+            _remember(self, piece, ids)
         return ids
+
+
+def _remember(known: dict[str, bytes], text: str, ids: bytes) -> None:
+    if len(known) >= MOST_WORDS:
+        known.clear()
+    known[text] = ids
+
+
+class Words:
+    """Encodes ordinary text of one tokenizer.
+
+    Args:
+        is_cut_at_spaces: a space behind other text always begins a word, so that pieces stand for themselves.
+    """
+
+    def __init__(self, pieces: _Pieces, *, is_cut_at_spaces: bool) -> None:
+        self._pieces = pieces
+        self._is_cut_at_spaces = is_cut_at_spaces
+
+    def encode(self, text: str) -> np.ndarray | None:
+        """Return the token ids of a text without BOS or EOS, int32; None for a text that the library must encode."""
+        if _FIRST in text:
+            return None
+        if not self._is_cut_at_spaces:
+            first, others = text, []
+        elif any(pair in text for pair in _WIDE):
+            first, *others = _BEHIND_TEXT.split(text)
+        else:
+            first, *others = text.split(" ")
+        pieces = self._pieces
+        try:
+            return np.frombuffer(b"".join([pieces[_FIRST + first], *map(pieces.__getitem__, others)]), "<i4")
+        except _Unsettled:
+            return None
 
 
 def build_words(backend: tokenizers.Tokenizer) -> Words | None:
@@ -97,7 +144,9 @@ def build_words(backend: tokenizers.Tokenizer) -> Words | None:
         return None
     texts = sorted((token.content for _, token in added if token.content), key=len, reverse=True)
     finder = re.compile(f"({'|'.join(map(re.escape, texts)) or '(?!)'})")
-    return Words(backend.model, patterns, finder, {token.content: number for number, token in added})
+    pieces = _Pieces(backend.model, patterns, finder, {token.content: number for number, token in added})
+    is_cut_at_spaces = _spaces_begin_words(patterns) and not any(" " in text for text in texts)
+    return Words(pieces, is_cut_at_spaces=is_cut_at_spaces)
 
 
 def cut_words(patterns: list[regex.Pattern[str]], text: str) -> list[str]:
@@ -143,13 +192,41 @@ def _pattern_of(step: dict[str, Any]) -> str | None:
     return step["pattern"].get("Regex") if is_split else None
 
 
+def _probe() -> str:
+    triples = "a中".join("".join(triple) for triple in product(PROBE_CHARACTERS, repeat=3))
+    return f"I've it's we'LL he'd 'Tis don't 12345 3.14  x\n\n y \r\n z{triples}"
+
+
 def _cuts_alike(backend: tokenizers.Tokenizer, patterns: list[regex.Pattern[str]]) -> bool:
     """Return whether both libraries cut every triple of kinds of characters, and the usual contractions, alike."""
-    triples = "a中".join("".join(triple) for triple in product(PROBE_CHARACTERS, repeat=3))
-    probe = f"I've it's we'LL he'd 'Tis don't 12345 3.14  x\n\n y \r\n z{triples}"
+    probe = _probe()
     starts = [start for _, (start, _) in backend.pre_tokenizer.pre_tokenize_str(probe)]
     ours, at = [], 0
     for word in cut_words(patterns, probe):
         ours.append(at)
         at += len(word)
     return ours == starts
+
+
+def _spaces_begin_words(patterns: list[regex.Pattern[str]]) -> bool:
+    """Return whether a space that follows anything but white space begins a word, whatever stands around it.
+
+    So it is where no expression looks at more than it takes (but for white space that ends before white space), and
+    no word of the probe goes on behind its first such space.
+    """
+    if any(_LOOKS.search(_CLASS.sub("", pattern.pattern)) for pattern in patterns):
+        return False
+    runs = "".join(
+        f"{one * number} {other}" for one, other in product(PROBE_CHARACTERS, repeat=2) for number in range(6)
+    )
+    return not any(_BEHIND_TEXT.search(word) for word in cut_words(patterns, _probe() + runs))
+
+
+def _byte_characters() -> dict[int, str]:
+    """Return the character that byte-level vocabularies write for each byte. Source: GPT-2's encoder."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(256 + number) for number, byte in enumerate(hidden)}
+
+
+BYTE_CHARACTERS = _byte_characters()
