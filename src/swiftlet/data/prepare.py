@@ -16,14 +16,15 @@ from swiftlet import heartbeat, log
 from swiftlet.config.args import DataArgs
 from swiftlet.data.cachekey import hash_files, store_key
 from swiftlet.data.draft import BAD_ROWS, Draft, locked, read_seal
+from swiftlet.data.duplicates import count_duplicates, mark_duplicates
 from swiftlet.data.encode import Encoder, content_hash
 from swiftlet.data.fill import fill, read_chunks
 from swiftlet.data.formats import to_sample
-from swiftlet.data.report import DataReport, DatasetCount, LeftOut, count_duplicates, lengths_of
+from swiftlet.data.report import DataReport, DatasetCount, LeftOut, lengths_of
 from swiftlet.data.rows import BadRow, Record, Sample
 from swiftlet.data.sources import files_of
 from swiftlet.data.spec import DatasetSpec, parse_specs
-from swiftlet.data.split import Split, hold_out, mark_duplicates
+from swiftlet.data.split import Split, hold_out
 from swiftlet.data.store import TokenStore, write_split
 from swiftlet.data.template import Template
 from swiftlet.data.verdict import check_bad, check_report
@@ -163,12 +164,12 @@ def _finish(draft: Draft, args: DataArgs) -> None:
     """Find duplicates, split the rows, and complete the report."""
     folder, report = draft.folder, draft.report
     if args.check_dataset_strategy != "none":
-        pairs = mark_duplicates(
+        repeats = mark_duplicates(
             folder,
             num_dataset_rows=draft.num_dataset_rows,
             is_discarded=args.check_dataset_strategy == "discard",
         )
-        count_duplicates(report, folder, pairs, is_discarded=args.check_dataset_strategy == "discard")
+        count_duplicates(report, folder, repeats, is_discarded=args.check_dataset_strategy == "discard")
     ratio = 0.0 if args.val_dataset else args.dataset_test_ratio
     split = Split(folder, num_dataset_rows=draft.num_dataset_rows, ratio=ratio, seed=args.dataset_seed)
     write_split(folder, TRAIN, split.train())

@@ -10,12 +10,11 @@ import json
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from swiftlet.data.store import FILES, ROW, ROWS, TokenStore, blocks, map_array
+from swiftlet.data.store import TokenStore, blocks
 
 NUM_SHOWN = 20
 NUM_OFFENDERS = 3
@@ -226,20 +225,3 @@ class DataReport:
 def how_to_keep(longest: int) -> str:
     """Return what to type so that rows of up to `longest` tokens are kept."""
     return f"--max_length {longest} keeps all, --truncation_strategy truncation_left cuts their beginning"
-
-
-def count_duplicates(report: DataReport, folder: Path, pairs: np.ndarray, *, is_discarded: bool) -> None:
-    """Count the repeated rows that `mark_duplicates` found, as left out where they are discarded."""
-    rows = map_array(folder / ROWS, ROW)
-    files = json.loads((folder / FILES).read_text(encoding="utf-8"))
-
-    def place(number: int) -> str:
-        return f"{files[int(rows['file'][number])]}:{int(rows['line'][number])}"
-
-    report.num_repeated = len(pairs)
-    report.repeated = [
-        f"{place(later)} repeats {place(first)}" for later, first in pairs[:NUM_SHOWN].tolist()
-    ]
-    if is_discarded:
-        for later in pairs[:, 0].tolist():
-            report.datasets[int(rows["dataset"][later])].leave_out(DUPLICATE_ROW, place(later))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from swiftlet.data.store import DUPLICATE, KEPT, ROW, ROWS, blocks, map_array
+from swiftlet.data.store import DUPLICATE, ROW, Numbered, row_blocks
 
 
 def num_held_out(num_rows: int, ratio: float) -> int:
@@ -44,58 +44,35 @@ class Split:
     """
 
     def __init__(self, folder: Path, *, num_dataset_rows: int, ratio: float, seed: int) -> None:
-        self._rows = map_array(folder / ROWS, ROW)
+        self.folder = folder
         self.num_dataset_rows = num_dataset_rows
-        status = self._rows["status"]
-        num_unique = sum(int((status[block] < DUPLICATE).sum()) for block in blocks(num_dataset_rows))
+        num_unique = sum(len(numbers) for numbers, _ in self._unique())
         self._picks = hold_out(num_unique, ratio, seed)
-        self._held = np.empty(len(self._picks), np.int64)
+        self._held = Numbered(np.empty(len(self._picks), np.int64), np.empty(len(self._picks), ROW))
 
-    def train(self) -> Iterator[np.ndarray]:
-        """Yield the row numbers to train on, ascending, and find those of the held-out rows on the way."""
+    def _unique(self) -> Iterator[Numbered]:
+        for start, rows in row_blocks(self.folder, 0, self.num_dataset_rows):
+            is_unique = rows["status"] < DUPLICATE
+            yield Numbered(np.flatnonzero(is_unique) + start, rows[is_unique])
+
+    def train(self) -> Iterator[Numbered]:
+        """Yield the rows to train on, ascending, and find the held-out rows on the way."""
         order = np.argsort(self._picks)
         ascending = self._picks[order]
         num_before = 0
-        for block in blocks(self.num_dataset_rows):
-            rows = np.arange(block.start, block.stop)
-            unique = rows[self._rows["status"][block] < DUPLICATE]
-            first, last = np.searchsorted(ascending, [num_before, num_before + len(unique)])
+        for numbers, rows in self._unique():
+            first, last = np.searchsorted(ascending, [num_before, num_before + len(numbers)])
             here = ascending[first:last] - num_before
-            self._held[order[first:last]] = unique[here]
-            num_before += len(unique)
-            yield np.delete(unique, here)
+            self._held.numbers[order[first:last]] = numbers[here]
+            self._held.rows[order[first:last]] = rows[here]
+            num_before += len(numbers)
+            yield Numbered(np.delete(numbers, here), np.delete(rows, here))
 
-    def held_out(self) -> Iterator[np.ndarray]:
-        """Yield the row numbers of the held-out rows, in random order; call `train` first."""
-        for block in blocks(len(self._held)):
-            yield self._held[block]
+    def held_out(self) -> Iterator[Numbered]:
+        """Yield the held-out rows, in random order; call `train` first."""
+        yield self._held
 
-    def validation(self) -> Iterator[np.ndarray]:
-        """Yield the row numbers of --val_dataset."""
-        for block in blocks(len(self._rows) - self.num_dataset_rows):
-            yield np.arange(block.start, block.stop) + self.num_dataset_rows
-
-
-def mark_duplicates(folder: Path, *, num_dataset_rows: int, is_discarded: bool) -> np.ndarray:
-    """Find the kept rows of --dataset whose conversation occurred before; takes 24 bytes of memory a row.
-
-    `is_discarded` marks every repeated row in the store, kept or not, so that the split can be found from text.
-
-    Returns: row number and number of the row it repeats, one pair a line, ascending.
-    """
-    if num_dataset_rows == 0:
-        return np.empty((0, 2), np.int64)
-    rows = np.memmap(folder / ROWS, dtype=ROW, mode="r+")
-    content = rows["content"][:num_dataset_rows]
-    order = np.lexsort((content[:, 1], content[:, 0]))
-    ordered = content[order]
-    is_repeated = (ordered[1:] == ordered[:-1]).all(axis=1)
-    starts = np.flatnonzero(np.concatenate(([True], ~is_repeated)))
-    group = np.searchsorted(starts, np.flatnonzero(is_repeated) + 1, side="right") - 1
-    pairs = np.stack([order[1:][is_repeated], order[starts[group]]], axis=1)
-    pairs = pairs[np.argsort(pairs[:, 0])]
-    kept = pairs[rows["status"][pairs[:, 0]] % DUPLICATE == KEPT]
-    if is_discarded:
-        rows["status"][pairs[:, 0]] |= DUPLICATE
-        rows.flush()
-    return kept
+    def validation(self) -> Iterator[Numbered]:
+        """Yield the rows of --val_dataset."""
+        for start, rows in row_blocks(self.folder, self.num_dataset_rows):
+            yield Numbered(np.arange(start, start + len(rows)), rows)

@@ -32,7 +32,7 @@ ROW = np.dtype(
 )
 KEPT, LEFT_OUT, DUPLICATE = 0, 1, 4  # DUPLICATE is added to the other
 TOKENS, ROWS, FILES = "tokens.bin", "rows.bin", "files.json"
-BLOCK = 65536
+BLOCK = 16384
 
 
 class Pair(NamedTuple):
@@ -74,6 +74,28 @@ def blocks(size: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, size))
 
 
+class Numbered(NamedTuple):
+    """Rows of a store with their numbers."""
+
+    numbers: np.ndarray
+    rows: np.ndarray
+
+
+def row_blocks(folder: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the rows [start, stop) in blocks, each with the number of its first row.
+
+    They are read, not mapped: each page of a mapped file that was looked at would count as memory of the process.
+    """
+    with (folder / ROWS).open("rb") as file:
+        file.seek(start * ROW.itemsize)
+        while stop is None or start < stop:
+            rows = np.fromfile(file, ROW, BLOCK if stop is None else min(BLOCK, stop - start))
+            if len(rows) == 0:
+                return
+            yield start, rows
+            start += len(rows)
+
+
 class TokenStore:
     """The samples of one split.
 
@@ -108,19 +130,19 @@ class TokenStore:
         return f"{self._files[int(row['file'])]}:{int(row['line'])}"
 
 
-def write_split(folder: Path, name: str, numbers: Iterable[np.ndarray]) -> None:
-    """Write the files of one split: the rows of these numbers that are kept, in that order."""
-    rows = map_array(folder / ROWS, ROW)
+def write_split(folder: Path, name: str, parts: Iterable[Numbered]) -> None:
+    """Write the files of one split: those of the rows that are kept, in that order."""
     digest = hashlib.sha256()
     with (
         (folder / f"{name}.index.bin").open("wb") as index,
         (folder / f"{name}.lengths.bin").open("wb") as lengths,
         (folder / f"{name}.labels.bin").open("wb") as labels,
     ):
-        for wanted in numbers:
-            kept = wanted[rows["status"][wanted] == KEPT]
-            index.write(kept.astype("<i8").tobytes())
-            lengths.write(rows["length"][kept].tobytes())
-            labels.write(rows["num_labels"][kept].tobytes())
-            digest.update(rows["tokens"][kept].tobytes())
+        for numbers, rows in parts:
+            is_kept = rows["status"] == KEPT
+            kept = rows[is_kept]
+            index.write(numbers[is_kept].astype("<i8").tobytes())
+            lengths.write(kept["length"].tobytes())
+            labels.write(kept["num_labels"].tobytes())
+            digest.update(kept["tokens"].tobytes())
     (folder / f"{name}.hash").write_text(digest.hexdigest(), encoding="utf-8")

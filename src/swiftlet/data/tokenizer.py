@@ -77,11 +77,7 @@ class Tokenizer:
         return list(self.encode_array(text).tolist())
 
     def encode_array(self, text: str) -> np.ndarray:
-        """Return the token ids of `text` as int32, without BOS or EOS.
-
-        Raises:
-            TemplateError: the text has half of a surrogate pair.
-        """
+        """Return `encode(text)` as int32, with the same errors."""
         ids = None if self._words is None else self._words.encode(text)
         return np.asarray(self._encode(self.backend, text).ids, np.int32) if ids is None else ids
 
