@@ -1,0 +1,105 @@
+"""Pictures of what peers.py and scaling.py measured.
+
+python benchmarks/plot.py peers docs/benchmarks/peers-*.json --out docs/benchmarks/peers.png
+python benchmarks/plot.py scaling docs/benchmarks/scaling.json --out docs/benchmarks/scaling.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+OURS, OTHERS = "#FF7043", "#90A4AE"
+FIGURES = {
+    "tokens_per_s": ("trained tokens/s", 1.0),
+    "peak_above_weights_bytes": ("memory above the weights, MB", 1e-6),
+    "first_step_s": ("shell to the first step, s", 1.0),
+}
+
+
+def draw_peers(results: list[dict[str, Any]]) -> Figure:
+    """Return one row of bars a case: speed, memory and start of every tool, with the range of the rounds."""
+    cases = [case for result in results for case in result["cases"]]
+    figure = Figure(figsize=(13, 2.6 * len(cases)), dpi=100, layout="constrained")
+    grid = figure.subplots(len(cases), len(FIGURES), squeeze=False)
+    for row, case in zip(grid, cases, strict=True):
+        tools = {
+            name: one["summary"] for name, one in case["tools"].items() if one["summary"].get("tokens_per_s")
+        }
+        for axes, (name, (title, factor)) in zip(row, FIGURES.items(), strict=True):
+            values = [summary[name]["median"] * factor for summary in tools.values()]
+            errors = [
+                [
+                    abs(summary[name][end] * factor - value)
+                    for summary, value in zip(tools.values(), values, strict=True)
+                ]
+                for end in ("min", "max")
+            ]
+            colours = [OURS if tool.startswith("swiftlet") else OTHERS for tool in tools]
+            bars = axes.barh(list(tools), values, xerr=errors, color=colours, ecolor="#455A64")
+            axes.bar_label(bars, [f" {value:,.0f}" for value in values], fontsize=8)
+            axes.set_xlim(0, 1.18 * max(values))
+            axes.invert_yaxis()
+            axes.set_title(title if axes is not row[0] else f"{case['case']}: {title}", fontsize=9)
+            axes.tick_params(labelsize=8)
+            if axes is not row[0]:
+                axes.set_yticklabels([])
+    return figure
+
+
+def draw_scaling(results: list[dict[str, Any]]) -> Figure:
+    """Return speed and memory over each scale, one line a variant."""
+    points = [point for result in results for point in result["points"]]
+    scales = [name for name in ("length", "batch", "size") if any(point["what"] == name for point in points)]
+    figure = Figure(figsize=(4.4 * len(scales), 6), dpi=100, layout="constrained")
+    grid = figure.subplots(2, len(scales), squeeze=False)
+    for column, scale in enumerate(scales):
+        found = [point for point in points if point["what"] == scale]
+        for variant in dict.fromkeys(point["variant"] for point in found):
+            mine = [point for point in found if point["variant"] == variant and "tokens_per_s" in point]
+            where = [str(point.get(scale) or point["samples"]) for point in mine]
+            colour = OURS if variant.startswith("ours") else OTHERS
+            for axes, name, factor in (
+                (grid[0][column], "tokens_per_s", 1.0),
+                (grid[1][column], "peak_above_model_bytes", 1e-6),
+            ):
+                style = "-" if variant in ("ours", "padded") else "--"
+                axes.plot(
+                    where,
+                    [point[name] * factor for point in mine],
+                    style,
+                    marker="o",
+                    color=colour,
+                    label=variant,
+                )
+        for axes, title in (
+            (grid[0][column], "tokens / cpu s"),
+            (grid[1][column], "peak above the model, MB"),
+        ):
+            axes.set_title(f"{title} over {scale}", fontsize=9)
+            axes.set_ylim(bottom=0)
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)
+    return figure
+
+
+def main() -> None:
+    """Draw one picture."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kind", choices=["peers", "scaling"])
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
+    figure = {"peers": draw_peers, "scaling": draw_scaling}[options.kind](results)
+    figure.savefig(options.out)
+
+
+if __name__ == "__main__":
+    main()
