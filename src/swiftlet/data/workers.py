@@ -9,6 +9,7 @@ ends them. Nothing of torch is used in them.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -52,12 +53,15 @@ def map_in_order(
             yield function(item)
         return
     workers: list[_Worker] = []
+    # the collector of cycles would write into every page that forked processes share with this one
+    gc.freeze()
     try:
         for _ in range(num_proc):
             workers.append(_start(function))
         yield from _run(workers, iter(items), on_wait)
     finally:
         _stop(workers)
+        gc.unfreeze()
 
 
 def _run(workers: list[_Worker], items: Iterator[Any], on_wait: Callable[[], None] | None) -> Iterator[Any]:
