@@ -66,7 +66,11 @@ def _compile(source: str) -> jinja2.Template:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     try:
-        return environment.from_string(source)
+        template = environment.from_string(source)
+        template.globals = dict(
+            template.globals
+        )  # it is copied for each rendering, and a chain of dicts slowly
+        return template
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(
             f"the chat template is not valid Jinja: {error.message} (line {error.lineno})",

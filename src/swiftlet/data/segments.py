@@ -51,7 +51,9 @@ def encode_conversation(
         TemplateError: a text cannot be encoded, or spells a control token that cannot be told from the template's.
     """
     printed = _printed_control(tokenizer, conversation, messages, tools)
-    input_ids, labels = [_NOTHING], [_NOTHING]
+    parts = [_NOTHING]
+    untrained: list[slice | np.ndarray] = []
+    num_tokens = 0
     for segment in cut_segments(tokenizer, conversation, messages):
         if printed is None and not segment.trained and (segment.start == 0 or not tokenizer.adds_prefix):
             ids = tokenizer.encode_array(conversation.text[segment.start : segment.end])
@@ -59,14 +61,17 @@ def encode_conversation(
         else:
             pieces = _encode_segment(tokenizer, conversation.text, segment, printed)
             ids, ends = np.asarray(pieces.ids, np.int32), [end for _, end in pieces.offsets]
-        input_ids.append(ids)
         if segment.trained is None:
-            labels.append(np.full(len(ids), IGNORE_INDEX, np.int32))
-        elif segment.trained == 0:
-            labels.append(ids)
-        else:
-            labels.append(np.where(np.asarray(ends) > segment.trained, ids, np.int32(IGNORE_INDEX)))
-    return np.concatenate(input_ids), np.concatenate(labels)
+            untrained.append(slice(num_tokens, num_tokens + len(ids)))
+        elif segment.trained:
+            untrained.append(num_tokens + np.flatnonzero(np.asarray(ends) <= segment.trained))
+        parts.append(ids)
+        num_tokens += len(ids)
+    input_ids = np.concatenate(parts)
+    labels = input_ids.copy()
+    for places in untrained:
+        labels[places] = IGNORE_INDEX
+    return input_ids, labels
 
 
 def cut_segments(
@@ -91,6 +96,8 @@ def cut_segments(
 
 def _after_greedy_token(tokenizer: Tokenizer, conversation: Conversation, turn: Turn) -> int:
     """Return the turn's end, behind the white space that belongs to its last token, as some vocabularies say."""
+    if not tokenizer.has_greedy:
+        return turn.end
     text = conversation.text
     tokens = [
         text[found.start() : found.end()]

@@ -146,6 +146,11 @@ class Tokenizer:
         }
 
     @cached_property
+    def has_greedy(self) -> bool:
+        """Whether an added token takes the white space behind it."""
+        return any(token.rstrip for token in self.added.values())
+
+    @cached_property
     def added_pattern(self) -> re.Pattern[str]:
         """Finds any added token, control or not, in a text."""
         return _any_of(tuple(self.added))
@@ -162,11 +167,8 @@ class Tokenizer:
         try:
             return backend.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:
-            what = (
-                "half of a surrogate pair"
-                if _SURROGATES.search(text)
-                else "characters that cannot be encoded"
-            )
+            is_half = _SURROGATES.search(text)
+            what = "half of a surrogate pair" if is_half else "characters that cannot be encoded"
             raise TemplateError(f"a text of the row has {what}", _LEAVE_OUT, reason="utf8") from error
 
     def _with_aliases(self, printed: Sequence[Span], text: str) -> tuple[str, list[int]]:
