@@ -7,6 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 from swiftlet.models.geometry import Geometry
+from swiftlet.plan.memory import FULL, LEVELS, NONE, PARTIAL
 from swiftlet.plan.strategies import FLAGS
 
 SIZES = {
@@ -26,14 +27,14 @@ class Case(NamedTuple):
     size: str
     sft_type: str
     tokens: int
-    is_checkpointed: bool
+    recompute: str
     world_size: int
     engine: str
 
     @property
     def name(self) -> str:
         """Return it as a line of the table."""
-        more = " ckpt" if self.is_checkpointed else ""
+        more = {NONE: "", PARTIAL: " partial", FULL: " ckpt"}[self.recompute]
         engine = "ddp" if self.engine == "none" and self.world_size > 1 else self.engine
         return f"{self.size} {self.sft_type} {self.tokens}{more} x{self.world_size} {engine}"
 
@@ -42,13 +43,13 @@ def cases(options: argparse.Namespace) -> list[Case]:
     """Return the grid of one rank, or that of the engines on two."""
     if options.engines is not None:
         return [
-            Case(SIZE_OF_ENGINES, sft_type, TOKENS_OF_ENGINES, False, 2, engine)
+            Case(SIZE_OF_ENGINES, sft_type, TOKENS_OF_ENGINES, NONE, 2, engine)
             for engine, sft_type in product(options.engines or FLAGS, ("lora", "full"))
         ]
     found = [
-        Case(size, sft_type, tokens, is_checkpointed, 1, "none")
+        Case(size, sft_type, tokens, recompute, 1, "none")
         for size in options.sizes
-        for sft_type, tokens, is_checkpointed in product(("lora", "full"), LENGTHS[size], (False, True))
+        for sft_type, tokens, recompute in product(("lora", "full"), LENGTHS[size], LEVELS)
     ]
     return [c for c in found if c.sft_type == "lora" or SIZES[c.size].num_parameters < LARGEST_FULL]
 

@@ -57,14 +57,16 @@ def build(case: Case, folder: Path) -> tuple[Any, Any]:
     from swiftlet.config.args import SftArgs
     from swiftlet.config.fields import with_values
     from swiftlet.device.cpu import open_this
+    from swiftlet.models.causal import apply_partial_checkpointing
     from swiftlet.parallel.world import init_world
+    from swiftlet.plan.memory import PARTIAL
 
     flags = FLAGS[case.engine]
     args = with_values(
         SftArgs(),
         dtype="fp32",
         sft_type=case.sft_type,
-        gradient_checkpointing="true" if case.is_checkpointed else "false",
+        gradient_checkpointing=case.recompute,
         batch_size=2,
         learning_rate=1e-4,
         gradient_accumulation_steps=1,
@@ -76,6 +78,8 @@ def build(case: Case, folder: Path) -> tuple[Any, Any]:
     device = replace(open_this(0), default_dtype="fp32")
     world = init_world("gloo", torch.device("cpu"), always=case.engine != "none")
     causal = build_model(args, ready, device)
+    if case.recompute == PARTIAL:
+        apply_partial_checkpointing(causal)
     causal.train()
     return build_engine(args, ready, causal, device, world), world
 
@@ -162,7 +166,7 @@ def measure(case: Case, folder: Path, card: Any) -> dict[str, float]:
         tokens=case.tokens,
         labels=case.tokens - 2,
         is_full=case.sft_type == "full",
-        is_checkpointed=case.is_checkpointed,
+        recompute=case.recompute,
         world_size=case.world_size,
         engine=case.engine,
         is_host=True,

@@ -46,6 +46,20 @@ def test_the_preflight_changes_no_bit(fine_tune, monkeypatch, sft_type):
     assert trajectories[0] == trajectories[1]
 
 
+@pytest.mark.parametrize("sft_type", ["lora", "full"])
+def test_partial_recomputing_changes_no_bit(fine_tune, sft_type):
+    settings = {"sft_type": sft_type, "max_steps": 4}
+    settings |= {"lora_target_modules": ["ALL"]} if sft_type == "lora" else {}
+    found = [fine_tune(level, gradient_checkpointing=level, **settings) for level in ("false", "partial")]
+    name = "model.safetensors" if sft_type == "full" else "adapter_model.safetensors"
+    weights = [sha256(Path(run.last_checkpoint) / name) for run in found]
+    assert weights[0] == weights[1]
+    losses = [[line.get("loss") for line in lines(run.output_dir)] for run in found]
+    assert losses[0] == losses[1]
+    needed = [lines(run.output_dir)[-1]["predicted_needed_gib"] for run in found]
+    assert needed[1] < needed[0]
+
+
 class Tiny(torch.nn.Module):
     """One weight, dropout, and a count of how it was called."""
 

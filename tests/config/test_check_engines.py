@@ -38,6 +38,10 @@ def messages(**options):
         ({"use_dora": True, "deepspeed": "default-zero3"}, "--use_dora is computed from whole weights"),
         ({"predict_with_generate": True, "fsdp": "full_shard"}, "does not go with --fsdp"),
         ({"dtype": "fp16", "deepspeed": "default-zero2"}, "--dtype fp16 does not go with --deepspeed"),
+        (
+            {"gradient_checkpointing": "partial", "deepspeed": "default-zero3"},
+            "--gradient_checkpointing partial does not go with --deepspeed default-zero3",
+        ),
     ],
 )
 def test_what_does_not_go_together(options, said):
@@ -53,6 +57,8 @@ def test_what_does_not_go_together(options, said):
         {"init_lora_weights": "pissa", "deepspeed": "default-zero2"},
         {"use_dora": True},
         {"predict_with_generate": True, "deepspeed": "default-zero2"},
+        {"gradient_checkpointing": "partial", "deepspeed": "default-zero2"},
+        {"gradient_checkpointing": "partial", "fsdp": "full_shard"},
     ],
 )
 def test_what_does(options):

@@ -52,6 +52,7 @@ def test_switches_of_three_states():
     assert value("--gradient_checkpointing") == "true"
     assert value("--gradient_checkpointing", "False") == "false"
     assert value("--gradient_checkpointing", "auto") == "AUTO"
+    assert value("--gradient_checkpointing", "partial") == "partial"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from swiftlet.commands.calibration import calibration_file, measured_here
 from swiftlet.data.survey import Schedule, largest_micro_batch, sampled_cuts, spread
 from swiftlet.models.families import FAMILIES
 from swiftlet.plan.cards import host_card, read_cards
-from swiftlet.plan.memory import Setting
+from swiftlet.plan.memory import FULL, Setting
 from swiftlet.plan.timing import Load, matrix_rate, micro_batch
 
 G = FAMILIES["qwen1half-7b-chat"].geometry
@@ -38,7 +38,7 @@ def test_rates_between_measured_rows_are_interpolated():
 
 
 def test_a_host_that_launches_slowly_is_what_short_micro_batches_wait_for():
-    card, setting = read_cards()["910B3"], Setting(itemsize=2, tokens=170, is_checkpointed=True)
+    card, setting = read_cards()["910B3"], Setting(itemsize=2, tokens=170, recompute=FULL)
     short = micro_batch(G, setting, card, Load(170, 100, 170**2), has_dropout=True)
     assert short.total == short.launch
     long = micro_batch(G, setting, card, Load(8192, 5000, 8192 * 170), has_dropout=True)

@@ -14,7 +14,16 @@ from swiftlet.models import tuner
 from swiftlet.models.cross_entropy import chunk_rows
 from swiftlet.models.families import FAMILIES
 from swiftlet.models.geometry import Geometry
-from swiftlet.plan.memory import ATTENTION, MLP, Setting, estimate, head_rows, num_adapter_parameters
+from swiftlet.plan.memory import (
+    ATTENTION,
+    LEVELS,
+    MLP,
+    NONE,
+    Setting,
+    estimate,
+    head_rows,
+    num_adapter_parameters,
+)
 
 SMALL = {
     "qwen2": Geometry(128, 3, 4, 4, 352, 2000, qkv_bias=True),
@@ -28,29 +37,27 @@ SMALL = {
 }
 
 
-def traced(geometry, tokens, *, is_full, is_checkpointed, dtype=torch.float32, targets=("DEFAULT",)):
-    args = with_values(SftArgs(), gradient_checkpointing="true" if is_checkpointed else "false")
+def traced(geometry, tokens, *, is_full, recompute=NONE, dtype=torch.float32, targets=("DEFAULT",)):
+    args = with_values(SftArgs(), gradient_checkpointing=recompute)
     lora = None if is_full else tuner.LoraSettings(dropout=0.0, target_modules=targets)
     model = plan_trace.build_empty(plan_trace.config_of(geometry), args.tuner, dtype, lora)
     found = plan_trace.trace_step(model, args, [tokens // 2, tokens - tokens // 2], num_labels=tokens // 2)
     return found.resident + found.peak
 
 
-@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("recompute", LEVELS, ids=["kept", "partial", "recomputed"])
 @pytest.mark.parametrize("is_full", [False, True], ids=["lora", "full"])
 @pytest.mark.parametrize("name", SMALL)
-def test_the_formula_is_the_trace_of_our_own_step(name, is_full, is_checkpointed):
+def test_the_formula_is_the_trace_of_our_own_step(name, is_full, recompute):
     geometry = SMALL[name]
-    setting = Setting(
-        itemsize=4, tokens=256, labels=128, is_full=is_full, is_checkpointed=is_checkpointed, is_host=True
-    )
-    expected = traced(geometry, 256, is_full=is_full, is_checkpointed=is_checkpointed)
+    setting = Setting(itemsize=4, tokens=256, labels=128, is_full=is_full, recompute=recompute, is_host=True)
+    expected = traced(geometry, 256, is_full=is_full, recompute=recompute)
     assert estimate(geometry, setting).needed == pytest.approx(expected, rel=0.02)
 
 
 def test_adapters_everywhere_agree_too():
     setting = Setting(itemsize=4, tokens=256, labels=128, targets=frozenset((*ATTENTION, *MLP)))
-    expected = traced(SMALL["gqa"], 256, is_full=False, is_checkpointed=False, targets=("ALL",))
+    expected = traced(SMALL["gqa"], 256, is_full=False, targets=("ALL",))
     assert estimate(SMALL["gqa"], setting).needed == pytest.approx(expected, rel=0.02)
 
 
@@ -106,7 +113,7 @@ SETTINGS = st.builds(
     tokens=st.integers(16, 4096),
     is_full=st.booleans(),
     rank=st.integers(1, 64),
-    is_checkpointed=st.booleans(),
+    recompute=st.sampled_from(LEVELS),
     engine=st.sampled_from(["none", "zero2", "zero3", "fsdp2", "zero3-offload", "fsdp2-offload"]),
     world_size=st.integers(1, 16),
 )

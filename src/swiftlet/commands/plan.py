@@ -31,7 +31,15 @@ from swiftlet.device.inventory import cpu_has_native_bf16, find_device
 from swiftlet.device.visible import PROCESSES, VISIBLE, processes_per_node
 from swiftlet.errors import SwiftletError, UsageError
 from swiftlet.plan.cards import Card, find_card, host_card, parse_devices, with_measured
-from swiftlet.plan.strategies import advise, budgets_for, devices_needed, different, way_of, ways
+from swiftlet.plan.strategies import (
+    advise,
+    budgets_for,
+    devices_needed,
+    different,
+    levels_asked,
+    way_of,
+    ways,
+)
 
 WIDTH = 110  # of what goes into a file or a pipe
 KEPT = (*VISIBLE, "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # of the environment, in commands
@@ -127,11 +135,10 @@ def make_answer(parsed: Parsed, environ: Mapping[str, str]) -> Answer:
     job = job_of(subject)
     budgets = different(job, subject_budgets(subject))
     asked = args.train.gradient_checkpointing
-    checks = (False, True) if asked == "AUTO" else (asked == "true",)
-    advice = advise(job, budgets, checks)
+    advice = advise(job, budgets, levels_asked(job, asked))
     chosen = advice.way or advice.nearest
     table = ways(job, budgets)
-    traced = _trace(subject, chosen.budget, chosen.is_checkpointed) if args.plan.trace else None
+    traced = _trace(subject, chosen.budget, chosen.recompute) if args.plan.trace else None
     more = devices_needed(job, budgets) if table[0].figures.verdict == "does not fit" else None
     start = command_start(world_size, environ)
     words = command_words(parsed)
@@ -229,10 +236,10 @@ def _as_words(value: Any) -> list[str]:
     return [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
 
 
-def _trace(subject: Subject, budget: int, is_checkpointed: bool) -> tuple[float, float]:
+def _trace(subject: Subject, budget: int, recompute: str) -> tuple[float, float]:
     """Return (traced, analytical) bytes of a step as one process of this kind of device makes it."""
     from swiftlet.commands.plan_trace import compare
 
     job = job_of(subject)
-    way = way_of(job, "none", budget, is_checkpointed)
-    return compare(subject, way.largest, is_checkpointed)
+    way = way_of(job, "none", budget, recompute)
+    return compare(subject, way.largest, recompute)

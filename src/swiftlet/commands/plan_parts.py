@@ -6,7 +6,10 @@ from dataclasses import replace
 
 from swiftlet.plan.cards import Card
 from swiftlet.plan.memory import (
+    FULL,
     GIB,
+    NONE,
+    PARTIAL,
     SHARDED,
     ZERO2_BUCKET,
     ZERO3_LIVE,
@@ -18,14 +21,17 @@ from swiftlet.plan.memory import (
 from swiftlet.plan.sizes import Sizes
 from swiftlet.plan.strategies import LEAST_SLACK, MOST_SLACK, SLACK_SHARE, Job, Way
 
+AGAIN = {
+    NONE: "",
+    PARTIAL: ": normalised values and up made again",
+    FULL: ": inputs kept, one layer made again",
+}
 MATRICES_OF_FSDP = "layers, embedding and head, whole while they are used"
 
 
 def setting_of_way(job: Job, way: Way) -> Setting:
     """Return what of a way shapes its memory."""
-    return replace(
-        job.setting, engine=way.engine, is_checkpointed=way.is_checkpointed, tokens=way.largest, labels=None
-    )
+    return replace(job.setting, engine=way.engine, recompute=way.recompute, tokens=way.largest, labels=None)
 
 
 def sources_of(job: Job, way: Way) -> dict[str, str]:
@@ -53,7 +59,7 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
 
 def _of_activations(g: Sizes, s: Setting) -> str:
     micro_batch = f"the largest micro-batch, {s.tokens:,} tokens x {g.layers} layers"
-    return f"{micro_batch}: inputs kept, one layer made again" if s.is_checkpointed else micro_batch
+    return micro_batch + AGAIN[s.recompute]
 
 
 def reserved_source() -> str:

@@ -14,12 +14,13 @@ from rich.text import Text
 
 from swiftlet.commands.plan_parts import reserved_source, sources_of, visible_source
 from swiftlet.commands.planning import Subject
-from swiftlet.plan.memory import GIB, Memory, host_bytes
+from swiftlet.plan.memory import FULL, GIB, NONE, PARTIAL, Memory, host_bytes
 from swiftlet.plan.strategies import NO, TIGHT, Job, Way
 from swiftlet.plan.timing import BAND_GUESSED, BAND_MEASURED
 from swiftlet.train.progress import short_time
 
 STYLES = {"fits": "green", TIGHT: "yellow", NO: "red"}
+SHOWN_LEVELS = {NONE: "no", PARTIAL: "partial", FULL: "yes"}
 COLOURS = ("#4c78a8", "#72b7b2", "#f58518", "#e45756", "#b279a2", "#9d755d", "#54a24b", "#eeca3b")
 
 
@@ -162,11 +163,11 @@ def _memory_table(answer: Answer) -> Table:
 
 
 def shown(answer: Answer) -> list[Way]:
-    """Return the ways of the best engine, and of each other engine the best with and without checkpointing."""
-    seen: set[tuple[str, bool]] = set()
+    """Return the ways of the best engine, and of each other engine the best of each level of checkpointing."""
+    seen: set[tuple[str, str]] = set()
     found = []
     for way in answer.table:
-        key = (way.engine, way.is_checkpointed)
+        key = (way.engine, way.recompute)
         if way.engine == answer.best.engine or key not in seen:
             found.append(way)
         seen.add(key)
@@ -191,7 +192,7 @@ def _ways_table(answer: Answer) -> Table:
         cells = [
             way.title,
             f"{way.largest} tokens",
-            "yes" if way.is_checkpointed else "no",
+            SHOWN_LEVELS[way.recompute],
             *(gib(size) for size in (figures.memory.needed, figures.reserved, figures.visible)),
             f"{figures.share:.0%}",
             short_time(way.seconds),
@@ -239,7 +240,7 @@ def way_to_json(answer: Answer, way: Way) -> dict[str, Any]:
     return {
         "engine": way.engine,
         "micro_batch_tokens": way.budget,
-        "gradient_checkpointing": way.is_checkpointed,
+        "gradient_checkpointing": {NONE: False, FULL: True}.get(way.recompute, way.recompute),
         "largest_micro_batch_tokens": way.largest,
         "sources": sources_of(answer.job, way),
         "components": {name: round(size) for name, size in figures.memory._asdict().items()},

@@ -23,13 +23,13 @@ from swiftlet.data.batching import MicroBatch, Step
 from swiftlet.data.loader import LoadedStep
 from swiftlet.device.spec import DTYPES
 from swiftlet.models import tuner
-from swiftlet.models.causal import build_causal
+from swiftlet.models.causal import apply_partial_checkpointing, build_causal
 from swiftlet.models.geometry import Geometry
 from swiftlet.models.safety import read_config, without_code_fields
 from swiftlet.parallel.engine import build_single_engine
 from swiftlet.parallel.world import World
 from swiftlet.plan.live import LiveBytes
-from swiftlet.plan.memory import estimate
+from swiftlet.plan.memory import FULL, PARTIAL, estimate
 from swiftlet.train.objective import compute_gradient
 from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
 
@@ -144,8 +144,10 @@ def _run(model: nn.Module, args: Any, lengths: list[int], num_labels: int, live:
     causal = build_causal(
         model,
         use_fused=args.model.fused_operators != "false",
-        gradient_checkpointing=args.train.gradient_checkpointing == "true",
+        gradient_checkpointing=args.train.gradient_checkpointing == FULL,
     )
+    if args.train.gradient_checkpointing == PARTIAL:
+        apply_partial_checkpointing(causal)
     causal.train()
     settings = OptimizerSettings(learning_rate=1e-4)
     optimizer = build_optimizer(args.train.optim, build_groups(model, settings), settings)
@@ -176,7 +178,7 @@ def _run(model: nn.Module, args: Any, lengths: list[int], num_labels: int, live:
 FEW_LAYERS = (2, 3)  # traced where a model has more: memory grows evenly with each further layer
 
 
-def compare(subject: Any, num_tokens: int, is_checkpointed: bool) -> tuple[float, float]:
+def compare(subject: Any, num_tokens: int, recompute: str) -> tuple[float, float]:
     """Return (traced, analytical) bytes of a step of one process over a micro-batch of samples of equal length.
 
     Args:
@@ -184,7 +186,7 @@ def compare(subject: Any, num_tokens: int, is_checkpointed: bool) -> tuple[float
     """
     from swiftlet.commands.planning import ITEMSIZES, setting_of
 
-    args = with_values(subject.args, gradient_checkpointing="true" if is_checkpointed else "false")
+    args = with_values(subject.args, gradient_checkpointing=recompute)
     number = max(1, round(num_tokens / max(1, subject.longest)))
     lengths = [num_tokens // number] * (number - 1)
     lengths.append(num_tokens - sum(lengths))

@@ -29,7 +29,7 @@ from swiftlet.hub.cache import hf_snapshot, ms_snapshot
 from swiftlet.models.families import Choice, find_model
 from swiftlet.models.geometry import Geometry, geometry_of_config, is_exact
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import ATTENTION, MLP, Setting
+from swiftlet.plan.memory import ATTENTION, MLP, NONE, Setting
 from swiftlet.plan.strategies import FLAGS, Fed, Job
 from swiftlet.plan.timing import Load
 
@@ -206,7 +206,7 @@ def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Se
         trained_share=1 - tuner.freeze_parameters_ratio,
         extra_trained=_saved_whole(tuner.lora_modules_to_save, sizes),
         has_dora=tuner.use_dora,
-        is_checkpointed=train.gradient_checkpointing == "true",
+        recompute=NONE if train.gradient_checkpointing == "AUTO" else train.gradient_checkpointing,
         states=STATES.get(train.optim, 2),
         engine=engine,
         world_size=world_size,
@@ -255,6 +255,7 @@ def job_of(subject: Subject) -> Job:
         feed,
         _evaluation(subject),
         has_dropout,
+        subject.sized.geometry.up_width > 0 and args.model.fused_operators != "false",
     )
 
 

@@ -24,13 +24,29 @@ from swiftlet.models.geometry import geometry_of_config
 from swiftlet.models.safety import read_config
 from swiftlet.parallel.world import World
 from swiftlet.plan.cards import Card, find_card, host_card, read_cards, with_measured
-from swiftlet.plan.memory import GIB
-from swiftlet.plan.strategies import FITS, NO, Advice, Job, Way, advise, budgets_for, way_of, ways
+from swiftlet.plan.memory import FULL, GIB, NONE, PARTIAL
+from swiftlet.plan.strategies import (
+    FITS,
+    NO,
+    Advice,
+    Job,
+    Way,
+    advise,
+    budgets_for,
+    levels_asked,
+    way_of,
+    ways,
+)
 from swiftlet.train.preflight import HINT, MemoryPlan
 from swiftlet.train.progress import short_time
 from swiftlet.train.report import Forecast
 
 FORCE = "--force true starts it anyway"
+CHOSEN = {
+    NONE: "off: not needed",
+    PARTIAL: "partial: memory asks for it",
+    FULL: "on: memory asks for it",
+}
 SHARDED = ("zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
 
 
@@ -56,7 +72,7 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
     sizes = geometry_of_config(read_config(ready.source.folder))
     if sizes is None:
         log.info(f"{ready.source.name} is of a build whose memory is not known here: nothing is planned")
-        args = with_values(args, gradient_checkpointing=_asked(args, default=False))
+        args = with_values(args, gradient_checkpointing=_asked(args))
         return Steered(args, budgets[0], _memory(args, ready, world, budgets[0], "", HINT), None)
     card = card_of(device, local_world_size)
     subject = _subject(
@@ -64,12 +80,12 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
     )
     job = job_of(subject)
     asked = args.train.gradient_checkpointing
-    advice = advise(job, budgets, (False, True) if asked == "AUTO" else (asked == "true",))
+    advice = advise(job, budgets, levels_asked(job, asked))
     way = advice.way or advice.nearest
     hint = _hint(job, advice, budgets)
     check_fits(args, advice, device, world, hint)
     _tell(job, way, asked)
-    args = with_values(args, gradient_checkpointing="true" if way.is_checkpointed else "false")
+    args = with_values(args, gradient_checkpointing=way.recompute)
     figures = way.figures
     forecast = Forecast(
         figures.memory.needed / GIB, figures.reserved / GIB, figures.visible / GIB, way.seconds_a_step
@@ -77,9 +93,9 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
     return Steered(args, way.budget, _memory(args, ready, world, way.budget, breakdown(way), hint), forecast)
 
 
-def _asked(args: Any, *, default: bool) -> str:
-    asked = args.train.gradient_checkpointing
-    return ("true" if default else "false") if asked == "AUTO" else asked
+def _asked(args: Any) -> str:
+    asked: str = args.train.gradient_checkpointing
+    return NONE if asked == "AUTO" else asked
 
 
 def card_of(device: Device, local_world_size: int) -> Card:
@@ -160,13 +176,11 @@ def _tell(job: Job, way: Way, asked: str) -> None:
         f"{short_time(way.seconds)} ({'calibrated' if job.card.is_measured else 'a guess: swift plan --calibrate'})"
     )
     if asked == "AUTO":
-        log.info(
-            f"gradient_checkpointing is {'on: memory asks for it' if way.is_checkpointed else 'off: not needed'}"
-        )
+        log.info(f"gradient_checkpointing is {CHOSEN[way.recompute]}")
     if figures.verdict != FITS:
         log.warning(f"memory is tight: {figures.share:.0%} of the device by the plan")
     if way.engine in SHARDED and job.setting.world_size > 1:
-        plain = way_of(job, "none", way.budget, way.is_checkpointed)
+        plain = way_of(job, "none", way.budget, way.recompute)
         if plain.figures.verdict == FITS and plain.seconds < way.seconds:
             log.warning(
                 f"{way.engine} is not needed: replicas fit ({plain.figures.share:.0%} of the device) and take about "

@@ -171,7 +171,9 @@ class TrainArgs:
         at_least=1,
     )
     gradient_checkpointing: str = arg(
-        AUTO, "Recompute activations; AUTO: only when memory asks for it", choices=SWITCH
+        AUTO,
+        "Recompute activations; partial: the large, cheap ones; AUTO: only when memory asks for it",
+        choices=(*SWITCH, "partial"),
     )
     deterministic: bool = arg(False, "Only operators that give the same bits in every run")
     early_stopping_patience: int | None = arg(

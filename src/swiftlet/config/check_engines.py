@@ -56,4 +56,15 @@ def no_fp16(args: Any, given: frozenset[str]) -> UsageError | None:
     return UsageError("--dtype fp16 does not go with --deepspeed", "type --dtype bf16 or --dtype fp32")
 
 
-ENGINE_RULES = (no_matrix_statistics, no_start_from_base, no_generation, no_fp16)
+def no_partial_recomputing(args: Any, given: frozenset[str]) -> UsageError | None:
+    """Refuse to note, for the backward pass, weights that are there during a layer's own passes alone."""
+    asked = args.parallel.deepspeed
+    if args.train.gradient_checkpointing != "partial" or not asked or zero_stage(asked) != 3:
+        return None
+    return UsageError(
+        f"--gradient_checkpointing partial does not go with --deepspeed {asked}: ZeRO-3 takes weights away in between",
+        "type --gradient_checkpointing true, or --fsdp full_shard instead of --deepspeed",
+    )
+
+
+ENGINE_RULES = (no_matrix_statistics, no_start_from_base, no_generation, no_fp16, no_partial_recomputing)

@@ -22,6 +22,7 @@ class Geometry(NamedTuple):
         has_shared_gate: the shared expert has a gate of its own (Qwen).
         is_gated: the MLP has gate, up and down; otherwise up and down.
         has_norm_bias: norms are LayerNorms with a bias.
+        has_own_up: up is a module of its own, not a part of a joined matrix.
     """
 
     hidden: int
@@ -45,11 +46,17 @@ class Geometry(NamedTuple):
     has_shared_gate: bool = False
     is_gated: bool = True
     has_norm_bias: bool = False
+    has_own_up: bool = True
 
     @property
     def dim(self) -> int:
         """Return the size of one head."""
         return self.head_dim or self.hidden // self.heads
+
+    @property
+    def up_width(self) -> int:
+        """Return the outputs of a layer's up projection, where that is a module of its own."""
+        return (self.shared_intermediate if self.experts else self.intermediate) * self.has_own_up
 
     @property
     def attention_parameters(self) -> int:
@@ -103,6 +110,18 @@ BUILT = (
     EXPERTS | QKV_BIAS | QK_NORM | FOUR_NORMS | TIED | {"llama", "mistral", "ministral", "phi3", "smollm3"}
 )
 BUILT |= {"internlm2", "internlm3", "baichuan", "starcoder2", "granite"}
+OWN_UP = {
+    "llama",
+    "mistral",
+    "ministral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "smollm3",
+    "granite",
+}
 OUT_BIAS = {"llama", "granite", "smollm3", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"}
 NO_BIAS = {"mistral", "ministral", "mixtral", "phi3"}
 MLP_BIAS = {"llama", "granite", "smollm3"}
@@ -146,6 +165,7 @@ def geometry_of_config(config: Mapping[str, Any]) -> Geometry | None:
         **_biases(kind, sizes),
         qk_norm=kind in QK_NORM,
         norms=4 if kind in FOUR_NORMS else 2,
+        has_own_up=kind in OWN_UP,
     )
     return geometry._replace(**_experts(kind, sizes))
 

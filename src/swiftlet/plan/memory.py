@@ -24,6 +24,8 @@ ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
 SHARDED = ("zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+# --gradient_checkpointing: made again is nothing, normalised values with up and the MLP's product, or each whole layer.
+LEVELS = NONE, PARTIAL, FULL = ("false", "partial", "true")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Setting:
         states: numbers that the optimizer keeps a parameter.
         engine: none, zero2, zero3, zero3-offload, fsdp2 or fsdp2-offload; with none each rank has a replica.
         keeps_attention: the attention's kernel keeps its output for the backward pass.
+        recompute: of LEVELS.
         labels: labelled tokens among `tokens`; all where None.
         is_host: the device is the processor, where a chunk of logits is smaller.
     """
@@ -50,7 +53,7 @@ class Setting:
     trained_share: float = 1.0
     extra_trained: int = 0
     has_dora: bool = False
-    is_checkpointed: bool = False
+    recompute: str = NONE
     states: int = 2
     engine: str = "none"
     world_size: int = 1
@@ -131,6 +134,12 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
     return tokens * (e * (width + ranks) + vectors) + _saved_mlp(g, s) + _cast_adapters(g, s)
 
 
+def spared_per_layer(g: Sizes, s: Setting) -> float:
+    """Return the bytes of these that partial recomputing does not keep."""
+    inputs = sum(s.is_full or bool(s.targets & set(names)) for names in (ATTENTION[:3], MLP[:2]))
+    return s.itemsize * s.tokens * (g.hidden * inputs + g.up_width * (1 + s.is_full))
+
+
 def _cast_adapters(g: Sizes, s: Setting) -> float:
     """Return the bytes of adapters in the type of the base, kept for the backward pass where it is not fp32."""
     if s.is_full or s.itemsize == FP32:
@@ -181,12 +190,14 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     e, tokens, labels = s.itemsize, s.tokens, s.num_labels
     layer = saved_per_layer(g, s)
     stream = e * tokens * g.hidden
-    kept = g.layers * (stream if s.is_checkpointed else layer)
+    spared = spared_per_layer(g, s) if s.recompute == PARTIAL else 0.0
+    kept = g.layers * (stream if s.recompute == FULL else layer - spared)
     kept += 2 * e * tokens * g.dim + e * labels * g.hidden  # cos and sin; the gradient of the hidden states
     # Layer 0 keeps nothing of its input, unless that is trained or recomputed from; the last norm keeps its own.
-    kept += stream + FP32 * tokens if s.is_full or s.is_checkpointed else 0
+    reads_input = s.is_full or (s.recompute == PARTIAL and s.targets & set(ATTENTION[:3]))
+    kept += stream + FP32 * tokens if reads_input or s.recompute == FULL else 0
     inside = kept - e * labels * g.hidden - stream - FP32 * tokens + _mlp_backward(g, s)
-    inside += layer - stream if s.is_checkpointed else 0
+    inside += layer - stream if s.recompute == FULL else 0
     if trains_head(s) and g.tied:
         head_weight = e * g.vocab * g.hidden
         inside = max(inside + head_weight, 3 * head_weight)
@@ -210,9 +221,12 @@ def _mlp_backward(g: Sizes, s: Setting) -> float:
     """Return the bytes that the backward pass of a gated MLP makes beside what is kept."""
     e, wide = s.itemsize, s.itemsize * s.tokens * widest(g)
     stream = e * s.tokens * g.hidden
+    again = e * s.tokens * g.up_width * (s.recompute == PARTIAL)
+    if s.recompute == PARTIAL and (s.is_full or s.targets & set(MLP[:2])):
+        stream += stream  # the normalised input
     if s.is_full:  # the product is freed once the gradient of down's weight is made
-        return stream + max(2 * wide, wide + e * g.hidden * g.intermediate)
-    return stream + (4 if "down_proj" in s.targets else 3) * wide
+        return stream + 2 * again + max(2 * wide, wide + e * g.hidden * g.intermediate)
+    return stream + again + (4 if "down_proj" in s.targets else 3) * wide
 
 
 def estimate(g: Sizes, s: Setting) -> Memory:
@@ -235,9 +249,7 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     activations, logits = peak_of_step(g, s)
     optimizer += max(0.0, rounding_bytes(g, s) - activations - logits)
     buckets = 2 * ZERO2_BUCKET * s.itemsize if s.engine == "zero2" else 0.0
-    logits = max(
-        0.0, logits - buckets
-    )  # buckets live in the backward pass alone, the logits in the forward pass
+    logits = max(0.0, logits - buckets)  # buckets live in the backward pass alone, logits in the forward pass
     gathered = gathered_bytes(g, s, activations + logits)
     weights = 0.0 if s.engine.endswith("offload") else _held_weights(g, s) / whole
     return Memory(

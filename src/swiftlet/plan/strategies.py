@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from swiftlet.plan import timing
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import GIB, Memory, Setting, estimate
+from swiftlet.plan.memory import FULL, GIB, LEVELS, NONE, PARTIAL, Memory, Setting, estimate
 from swiftlet.plan.sizes import Sizes
 from swiftlet.plan.timing import Load
 
@@ -51,6 +51,7 @@ class Job:
         setting: with the engine, budget and checkpointing that the command line asks for.
         feed: a micro-batch token budget to what the data gives.
         evaluation: loads of one evaluation on one rank, and how many evaluations there are.
+        has_partial: the model's modules are known well enough to recompute in part.
     """
 
     sizes: Sizes
@@ -60,6 +61,7 @@ class Job:
     feed: Callable[[int], Fed]
     evaluation: tuple[Sequence[Load], int] = ((), 0)
     has_dropout: bool = True
+    has_partial: bool = True
 
 
 class Figures(NamedTuple):
@@ -81,7 +83,7 @@ class Way(NamedTuple):
 
     engine: str
     budget: int
-    is_checkpointed: bool
+    recompute: str
     largest: int
     figures: Figures
     seconds_a_step: float
@@ -99,15 +101,14 @@ class Way(NamedTuple):
     @property
     def name(self) -> str:
         """Return a short name."""
-        more = " + checkpointing" if self.is_checkpointed else ""
+        more = {NONE: "", PARTIAL: " + partial checkpointing", FULL: " + checkpointing"}[self.recompute]
         return f"{self.title}, micro-batches of up to {self.largest} tokens{more}"
 
     @property
     def flags(self) -> list[str]:
         """Return the flags that ask for it."""
-        check = "true" if self.is_checkpointed else "false"
         budget = ["--micro_batch_tokens", str(self.budget)] if self.budget else []
-        return [*FLAGS[self.engine], *budget, "--gradient_checkpointing", check]
+        return [*FLAGS[self.engine], *budget, "--gradient_checkpointing", self.recompute]
 
 
 def figures_of(sizes: Sizes, setting: Setting, card: Card) -> Figures:
@@ -120,12 +121,23 @@ def figures_of(sizes: Sizes, setting: Setting, card: Card) -> Figures:
     return Figures(memory, reserved, visible, visible / (card.memory_gib * GIB))
 
 
-def way_of(job: Job, engine: str, budget: int, is_checkpointed: bool) -> Way:
+def levels_for(job: Job, engine: str) -> tuple[str, ...]:
+    """Return the levels of recomputing that an engine has for a model; see `no_partial_recomputing` for ZeRO-3."""
+    has_partial = job.has_partial and not engine.startswith("zero3")
+    return LEVELS if has_partial else (NONE, FULL)
+
+
+def levels_asked(job: Job, asked: str) -> tuple[str, ...]:
+    """Return the levels that a value of --gradient_checkpointing allows, the fastest first."""
+    if asked == "AUTO":
+        return levels_for(job, job.setting.engine)
+    return (asked,)
+
+
+def way_of(job: Job, engine: str, budget: int, recompute: str) -> Way:
     """Return one way to run a job, with its memory and time."""
     fed = job.feed(budget)
-    setting = replace(
-        job.setting, engine=engine, is_checkpointed=is_checkpointed, tokens=fed.largest, labels=None
-    )
+    setting = replace(job.setting, engine=engine, recompute=recompute, tokens=fed.largest, labels=None)
     step = step_seconds(job, setting, fed)
     loads, number = job.evaluation
     each = sum(timing.evaluation(job.sizes, setting, job.card, load) for load in loads)
@@ -133,7 +145,7 @@ def way_of(job: Job, engine: str, budget: int, is_checkpointed: bool) -> Way:
     return Way(
         engine,
         budget,
-        is_checkpointed,
+        recompute,
         fed.largest,
         figures_of(job.sizes, setting, job.card),
         step,
@@ -167,12 +179,12 @@ def different(job: Job, budgets: Iterable[int]) -> list[int]:
 def ways(job: Job, budgets: Iterable[int], engines: Iterable[str] = ENGINES) -> list[Way]:
     """Return all ways, the best first: those that fit by time, then the tight ones, then the others by memory."""
     found = [
-        way_of(job, engine, budget, is_checkpointed)
+        way_of(job, engine, budget, recompute)
         for engine in engines
         if engine == "none" or job.setting.world_size > 1 or engine.endswith("offload")
         if not (job.card.is_host and engine.endswith("offload"))  # there is no other memory
         for budget in different(job, budgets)
-        for is_checkpointed in (False, True)
+        for recompute in levels_for(job, engine)
     ]
     rank = {FITS: 0, TIGHT: 1, NO: 2}
 
@@ -196,7 +208,9 @@ def prefer_simple(found: Sequence[Way]) -> Way:
         for way in found
         if way.figures.verdict == first.figures.verdict and way.seconds <= SAME * first.seconds
     ]
-    return min(equal, key=lambda way: (ENGINES.index(way.engine), way.is_checkpointed, way.figures.visible))
+    return min(
+        equal, key=lambda way: (ENGINES.index(way.engine), LEVELS.index(way.recompute), way.figures.visible)
+    )
 
 
 def _marked(way: Way, best: Way) -> Way:
@@ -235,14 +249,14 @@ class Advice(NamedTuple):
     nearest: Way
 
 
-def advise(job: Job, budgets: Sequence[int], checkpointing: Sequence[bool]) -> Advice:
+def advise(job: Job, budgets: Sequence[int], levels: Sequence[str]) -> Advice:
     """Return the first of the wanted ways that fits, and the one that comes nearest.
 
-    A smaller budget is tried before recomputing. Only the device's whole memory is looked at, not what is free now,
-    so that a run that is continued takes the same decisions.
+    A smaller budget is tried before recomputing, and recomputing a part before recomputing all. Only the device's whole
+    memory is looked at, not what is free now, so that a run that is continued takes the same decisions.
     """
     engine = job.setting.engine
-    tried = [way_of(job, engine, budget, check) for check in checkpointing for budget in budgets]
+    tried = [way_of(job, engine, budget, level) for level in levels for budget in budgets]
     nearest = min(tried, key=lambda way: way.figures.visible)
     for verdict in (FITS, TIGHT):
         chosen = next((way for way in tried if way.figures.verdict == verdict), None)
@@ -263,7 +277,7 @@ def devices_needed(job: Job, budgets: Sequence[int], most: int = 1024) -> int | 
     while number <= most:
         wider = replace(job, setting=replace(job.setting, world_size=number))
         if any(
-            way_of(wider, engine, budgets[-1], True).figures.verdict != NO for engine in ("fsdp2", "zero3")
+            way_of(wider, engine, budgets[-1], FULL).figures.verdict != NO for engine in ("fsdp2", "zero3")
         ):
             return number
         number *= 2

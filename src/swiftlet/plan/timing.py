@@ -12,15 +12,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import FP32, Setting, num_trained, rounding_bytes
+from swiftlet.plan.memory import FP32, FULL, NONE, PARTIAL, Setting, num_trained, rounding_bytes
 from swiftlet.plan.sizes import Sizes
 
 # Kernels a layer: forward and backward, and the forward again where it is recomputed; the rest of a micro-batch.
-KERNELS_A_LAYER, KERNELS_AGAIN, KERNELS_REST = 133, 50, 45
+KERNELS_A_LAYER, KERNELS_REST = 133, 45
+KERNELS_AGAIN = {NONE: 0, PARTIAL: 17, FULL: 50}
 # Elements that other operators than products read and write, a layer and token: of H, I and all heads' D; a label and
 # entry of the vocabulary.
 MOVED_H, MOVED_I, MOVED_HEADS, MOVED_LOGITS = 64, 20, 44, 6
-MOVED_AGAIN, MOVED_FULL, MOVED_DROPOUT = 1.3, 1.2, 1.2
+MOVED_AGAIN, MOVED_FULL, MOVED_DROPOUT = {NONE: 1.0, PARTIAL: 1.05, FULL: 1.3}, 1.2, 1.2
 ROUNDED_TRAFFIC = 110  # bytes an element moves when AdamW rounds bf16 weights, counted in train/adamw_bf16.py
 SHORT_TYPE = 2.6  # bytes an element moves in a run of 2-byte weights: norms and sums are fp32
 HOST_ATTENTION = (
@@ -58,15 +59,21 @@ class Seconds(NamedTuple):
 def flops_of(g: Sizes, s: Setting, load: Load) -> float:
     """Return the floating-point operations of one micro-batch: 2 a weight and token and pass."""
     ends = g.vocab * g.hidden * (1 if g.tied else 2)
-    passes = 2 + s.is_checkpointed + s.is_full * s.trained_share
+    passes = 2 + (s.recompute == FULL) + s.is_full * s.trained_share
     body = 2 * (g.num_active_parameters - ends) * load.tokens * passes
+    body += 2 * _up_parameters(g, s) * load.tokens
     head = 2 * load.labels * g.vocab * g.hidden * (2 + s.is_full)
     return body + head + attention_flops(g, s, load)
 
 
+def _up_parameters(g: Sizes, s: Setting) -> float:
+    """Return the parameters of the products that partial recomputing makes once more."""
+    return g.layers * g.hidden * g.up_width * (s.recompute == PARTIAL)
+
+
 def attention_flops(g: Sizes, s: Setting, load: Load) -> float:
     """Return the operations of causal attention: half of 4 Q D a pair of tokens, 2.5 times that backward."""
-    return 2 * g.layers * g.heads * g.dim * load.squares * (1 + 2.5 + s.is_checkpointed)
+    return 2 * g.layers * g.heads * g.dim * load.squares * (1 + 2.5 + (s.recompute == FULL))
 
 
 def moved_bytes(g: Sizes, s: Setting, load: Load, *, has_dropout: bool) -> float:
@@ -74,7 +81,7 @@ def moved_bytes(g: Sizes, s: Setting, load: Load, *, has_dropout: bool) -> float
     width = MOVED_H * g.hidden + MOVED_HEADS * (g.heads + g.kv_heads) * g.dim
     wide = g.active_experts * g.expert_intermediate + g.shared_intermediate if g.experts else g.intermediate
     elements = g.layers * load.tokens * (width + MOVED_I * wide)
-    elements *= MOVED_AGAIN if s.is_checkpointed else 1
+    elements *= MOVED_AGAIN[s.recompute]
     elements *= MOVED_FULL if s.is_full else MOVED_DROPOUT if has_dropout else 1
     itemsize = FP32 if s.itemsize == FP32 else SHORT_TYPE
     return elements * itemsize + MOVED_LOGITS * FP32 * load.labels * g.vocab
@@ -82,7 +89,8 @@ def moved_bytes(g: Sizes, s: Setting, load: Load, *, has_dropout: bool) -> float
 
 def weight_bytes(g: Sizes, s: Setting) -> float:
     """Return the bytes of weights that the passes of one micro-batch read."""
-    return (2 + s.is_checkpointed + s.is_full) * s.itemsize * g.num_active_parameters
+    passes = 2 + (s.recompute == FULL) + s.is_full
+    return s.itemsize * (passes * g.num_active_parameters + _up_parameters(g, s))
 
 
 def added_bytes(g: Sizes, s: Setting) -> float:
@@ -92,7 +100,7 @@ def added_bytes(g: Sizes, s: Setting) -> float:
 
 def num_kernels(g: Sizes, s: Setting) -> float:
     """Return how many kernels one micro-batch launches."""
-    a_layer = KERNELS_A_LAYER + (KERNELS_AGAIN if s.is_checkpointed else 0)
+    a_layer = KERNELS_A_LAYER + KERNELS_AGAIN[s.recompute]
     return g.layers * a_layer + KERNELS_REST
 
 
@@ -130,7 +138,7 @@ def micro_batch(g: Sizes, s: Setting, card: Card, load: Load, *, has_dropout: bo
 def _gathers(g: Sizes, s: Setting, card: Card) -> float:
     if s.engine not in PASSES_OF_GATHER or s.world_size == 1 and not s.engine.endswith("offload"):
         return 0.0
-    passes = 2 + s.is_checkpointed
+    passes = 2 + (s.recompute == FULL)
     number = PASSES_OF_GATHER[s.engine] * g.layers * passes + 4
     size = passes * s.itemsize * g.num_parameters
     moved = size * (1 - 1 / s.world_size) / (card.link_gb_s * 1e9)
@@ -161,7 +169,7 @@ def update(g: Sizes, s: Setting, card: Card) -> Seconds:
 
 def evaluation(g: Sizes, s: Setting, card: Card, load: Load) -> float:
     """Return the seconds of a forward pass over `load`."""
-    launch = g.layers * KERNELS_AGAIN * card.launch_us * 1e-6
+    launch = g.layers * KERNELS_AGAIN[FULL] * card.launch_us * 1e-6
     ends = g.vocab * g.hidden * (1 if g.tied else 2)
     flops = 2 * (g.num_active_parameters - ends) * load.tokens + 2 * load.labels * g.vocab * g.hidden
     products = _products(card, flops, load.tokens, s.itemsize * g.num_active_parameters)

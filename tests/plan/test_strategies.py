@@ -1,0 +1,52 @@
+"""Which way of running a job is chosen: the first that fits, of what recomputes nothing, a part, or all."""
+
+from dataclasses import replace
+
+import pytest
+
+from swiftlet.models.geometry import Geometry, geometry_of_config
+from swiftlet.plan.cards import read_cards
+from swiftlet.plan.memory import ATTENTION, FULL, GIB, MLP, NONE, PARTIAL, Setting
+from swiftlet.plan.strategies import Fed, Job, advise, levels_asked, levels_for, way_of
+from swiftlet.plan.timing import Load
+
+G = Geometry(1024, 24, 16, 8, 4096, 32000)
+
+
+def feed(budget):
+    return Fed(budget, [[Load(budget, budget, budget**2)]])
+
+
+def job(**options):
+    setting = Setting(itemsize=2, tokens=1, targets=frozenset((*ATTENTION, *MLP)))
+    return Job(G, setting, read_cards()["A100-80G"], 10, feed, **options)
+
+
+def with_room(whole, needed):
+    """Return the job on a device that is just large enough for what a way needs."""
+    return replace(whole, card=replace(whole.card, memory_gib=1.01 * needed / 0.8 / GIB))
+
+
+@pytest.mark.parametrize("level", [NONE, PARTIAL, FULL])
+def test_less_is_kept_only_when_memory_asks_for_it(level):
+    whole, budgets = job(), [8192, 4096]
+    needed = way_of(whole, "none", budgets[-1], level).figures.visible
+    chosen = advise(with_room(whole, needed), budgets, levels_asked(whole, "AUTO")).way
+    assert chosen is not None
+    assert chosen.recompute == level
+    assert chosen.figures.visible <= 1.01 * needed
+
+
+def test_what_is_asked_for_is_done():
+    assert [levels_asked(job(), level) for level in (NONE, PARTIAL, FULL)] == [(NONE,), (PARTIAL,), (FULL,)]
+
+
+def test_models_that_are_not_known_well_enough_recompute_all_or_nothing():
+    assert levels_for(job(), "fsdp2") == (NONE, PARTIAL, FULL)
+    assert levels_for(job(), "zero3") == levels_for(job(has_partial=False), "none") == (NONE, FULL)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
+    widths = {
+        kind: geometry_of_config({**sizes, "model_type": kind, "intermediate_size": 256}).up_width
+        for kind in ("qwen2", "phi3", "unheard_of")
+    }
+    assert widths == {"qwen2": 256, "phi3": 0, "unheard_of": 0}
