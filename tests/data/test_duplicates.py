@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from swiftlet.data import duplicates
 from swiftlet.data.duplicates import count_duplicates, mark_duplicates
 from swiftlet.data.report import NUM_OFFENDERS, NUM_SHOWN, DataReport, DatasetCount
-from swiftlet.data.store import DUPLICATE, FILES, KEPT, LEFT_OUT, ROW, ROWS
+from swiftlet.data.split import Split
+from swiftlet.data.store import DUPLICATE, FILES, KEPT, LEFT_OUT, ROW, ROWS, write_split
 
 
 def write_rows(folder, contents, seed=0):
@@ -91,3 +94,28 @@ def test_memory_does_not_grow_with_the_rows(tmp_path, monkeypatch):
         tracemalloc.stop()
         assert 0.7 < found.total / (num_rows // 2) < 0.8
     assert peaks[1] < 1.1 * peaks[0]
+
+
+def mapped_bytes():
+    """Return the pages of files that count as memory of this process."""
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssFile:\s*(\d+)", text)[1])
+
+
+def test_splitting_maps_no_rows(tmp_path):
+    rows = write_rows(tmp_path, np.random.default_rng(2).integers(0, 2**64, (300_000, 2), np.uint64))
+    before = mapped_bytes()
+    mark_duplicates(tmp_path, num_dataset_rows=len(rows), is_discarded=True)
+    split = Split(tmp_path, num_dataset_rows=len(rows), ratio=0.01, seed=1)
+    write_split(tmp_path, "train", split.train())
+    write_split(tmp_path, "val", split.held_out())
+    report = DataReport([DatasetCount("a"), DatasetCount("b")])
+    count_duplicates(
+        report,
+        tmp_path,
+        mark_duplicates(tmp_path, num_dataset_rows=len(rows), is_discarded=True),
+        is_discarded=True,
+    )
+    assert mapped_bytes() - before < rows.nbytes / 4
+    kept = np.concatenate([np.fromfile(tmp_path / f"{name}.index.bin", "<i8") for name in ("train", "val")])
+    assert sorted(kept.tolist()) == np.flatnonzero(rows["status"] == KEPT).tolist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -203,6 +204,16 @@ def test_results_come_in_the_order_of_the_items(num_proc):
 def test_one_process_is_this_one():
     assert set(map_in_order(own_pid, range(3), 1)) == {os.getpid()}
     assert os.getpid() not in set(map_in_order(own_pid, range(3), 2))
+
+
+def num_frozen(number):
+    """Return how many objects the collector of cycles leaves alone."""
+    return gc.get_freeze_count()
+
+
+def test_what_processes_share_is_left_alone_by_the_collector():
+    assert all(count > 1000 for count in map_in_order(num_frozen, range(3), 2))
+    assert gc.get_freeze_count() == 0
 
 
 def test_large_items_and_results_do_not_lock_up():
