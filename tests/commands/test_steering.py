@@ -31,11 +31,17 @@ def with_memory(monkeypatch):
 @pytest.mark.parametrize("sft_type", ["lora", "full"])
 def test_the_preflight_changes_no_bit(fine_tune, monkeypatch, sft_type):
     """Dropout is on: its random numbers must be those of a run that tried nothing."""
-    with_it = fine_tune("with", sft_type=sft_type)
     tried = []
-    monkeypatch.setattr("swiftlet.train.loop.preflight", lambda *a: tried.append(a))
+
+    def noted(memory, *rest):
+        tried.append(memory.largest)
+        preflight(memory, *rest)
+
+    monkeypatch.setattr("swiftlet.train.loop.preflight", noted)
     without = fine_tune("without", sft_type=sft_type)
-    assert tried
+    monkeypatch.setattr("swiftlet.commands.steering.ROOMY", 0.0)
+    with_it = fine_tune("with", sft_type=sft_type)
+    assert tried[0] is None and len(tried[1].input_ids_T) > 0
     name = "model.safetensors" if sft_type == "full" else "adapter_model.safetensors"
     weights = [sha256(Path(run.last_checkpoint) / name) for run in (with_it, without)]
     assert weights[0] == weights[1]

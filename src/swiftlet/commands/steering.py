@@ -41,6 +41,7 @@ from swiftlet.train.preflight import HINT, MemoryPlan
 from swiftlet.train.progress import short_time
 from swiftlet.train.report import Forecast
 
+ROOMY = 0.5  # of the free memory; plans of runs here were 8 % off at most (docs/planning.md)
 FORCE = "--force true starts it anyway"
 CHOSEN = {
     NONE: "off: not needed",
@@ -90,7 +91,19 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
     forecast = Forecast(
         figures.memory.needed / GIB, figures.reserved / GIB, figures.visible / GIB, way.seconds_a_step
     )
-    return Steered(args, way.budget, _memory(args, ready, world, way.budget, breakdown(way), hint), forecast)
+    memory = _memory(args, ready, world, way.budget, breakdown(way), hint)
+    if has_room(way, device, world, local_world_size):
+        log.info("less than half of the free memory is needed: the largest micro-batch is not tried first")
+        memory = replace(memory, largest=None)
+    return Steered(args, way.budget, memory, forecast)
+
+
+def has_room(way: Way, device: Device, world: World, local_world_size: int) -> bool:
+    """Return whether a processor's memory is so large that a trial would only cost time, by the plan on every rank."""
+    if device.kind != "cpu":
+        return False  # a trial also takes the memory at once that is needed later
+    free, _ = device.memory()
+    return not world.agree(way.figures.visible * local_world_size > ROOMY * free)
 
 
 def _asked(args: Any) -> str:
