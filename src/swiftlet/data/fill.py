@@ -72,6 +72,8 @@ def fill(
         head.append(chunk)
     is_small = sum(len(chunk.records) for chunk in head) < FEW_ROWS
     processes = 1 if is_small else num_proc or len(os.sched_getaffinity(0))
+    if processes > 1:  # what the first row of all builds, every process would build again
+        encoder(Chunk(head[0].dataset, head[0].records[:1]))
     is_whole = True
     with closing(map_in_order(encoder, chain(head, chunks), processes, pulse)) as results:
         for result in results:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from itertools import chain, product
+from itertools import accumulate, chain, product
 from typing import Any
 
 import numpy as np
@@ -138,17 +138,15 @@ def build_words(backend: tokenizers.Tokenizer) -> Words | None:
     is_plain = len({token.normalized for _, token in added}) < 2 and not any(
         token.lstrip or token.rstrip or token.single_word for _, token in added
     )
-    if (
-        patterns is None
-        or not is_plain
-        or not _is_byte_level_bpe(backend)
-        or not _cuts_alike(backend, patterns)
-    ):
+    if patterns is None or not is_plain or not _is_byte_level_bpe(backend):
+        return None
+    probe = cut_words(patterns, _probe())
+    if not _are_words(backend, probe):
         return None
     texts = sorted((token.content for _, token in added if token.content), key=len, reverse=True)
     finder = re.compile(f"({'|'.join(map(re.escape, texts)) or '(?!)'})")
     pieces = _Pieces(backend.model, patterns, finder, {token.content: number for number, token in added})
-    is_cut_at_spaces = _spaces_begin_words(patterns) and not any(" " in text for text in texts)
+    is_cut_at_spaces = _spaces_begin_words(patterns, probe) and not any(" " in text for text in texts)
     return Words(pieces, is_cut_at_spaces=is_cut_at_spaces)
 
 
@@ -196,22 +194,18 @@ def _pattern_of(step: dict[str, Any]) -> str | None:
 
 
 def _probe() -> str:
+    """Return every triple of kinds of characters, and the usual contractions."""
     triples = "a中".join("".join(triple) for triple in product(PROBE_CHARACTERS, repeat=3))
     return f"I've it's we'LL he'd 'Tis don't 12345 3.14  x\n\n y \r\n z{triples}"
 
 
-def _cuts_alike(backend: tokenizers.Tokenizer, patterns: list[regex.Pattern[str]]) -> bool:
-    """Return whether both libraries cut every triple of kinds of characters, and the usual contractions, alike."""
-    probe = _probe()
-    starts = [start for _, (start, _) in backend.pre_tokenizer.pre_tokenize_str(probe)]
-    ours, at = [], 0
-    for word in cut_words(patterns, probe):
-        ours.append(at)
-        at += len(word)
-    return ours == starts
+def _are_words(backend: tokenizers.Tokenizer, words: list[str]) -> bool:
+    """Return whether the tokenizer's library cuts the whole of these words in the same places."""
+    starts = [start for _, (start, _) in backend.pre_tokenizer.pre_tokenize_str("".join(words))]
+    return starts == [0, *accumulate(map(len, words))][:-1]
 
 
-def _spaces_begin_words(patterns: list[regex.Pattern[str]]) -> bool:
+def _spaces_begin_words(patterns: list[regex.Pattern[str]], probe: list[str]) -> bool:
     """Return whether a space that follows anything but white space begins a word, whatever stands around it.
 
     So it is where no expression looks at more than it takes (but for white space that ends before white space), and
@@ -219,10 +213,9 @@ def _spaces_begin_words(patterns: list[regex.Pattern[str]]) -> bool:
     """
     if any(_LOOKS.search(_CLASS.sub("", pattern.pattern)) for pattern in patterns):
         return False
-    runs = "".join(
-        f"{one * number} {other}" for one, other in product(PROBE_CHARACTERS, repeat=2) for number in range(6)
-    )
-    return not any(_BEHIND_TEXT.search(word) for word in cut_words(patterns, _probe() + runs))
+    kinds = product(PROBE_CHARACTERS, (2, 5), PROBE_CHARACTERS)
+    runs = cut_words(patterns, "".join(f"{one * number} {other}" for one, number, other in kinds))
+    return not any(_BEHIND_TEXT.search(word) for word in (*probe, *runs))
 
 
 def _byte_characters() -> dict[int, str]:
