@@ -107,6 +107,15 @@ def test_other_settings_keep_the_trajectory(shapes, engine, kind, more):
     assert saved_dtype(runs) == saved_dtype(golden)
 
 
+@SLOW
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("engine", ["ddp", "zero2", "fsdp2", "fsdp2-offload"])
+def test_recomputing_a_part_keeps_the_trajectory(shapes, engine, kind):
+    golden = shapes.golden(f"golden-{kind}", sft_type=kind)
+    more = {"sft_type": kind, "gradient_checkpointing": "partial"}
+    check_same(shapes.run(f"partial-{engine}-{kind}", engine, 2, 4, **more), golden)
+
+
 def saved_dtype(runs):
     config = runs.output / f"checkpoint-{NUM_STEPS}" / "config.json"
     return json.loads(config.read_text("utf-8"))["dtype"] if config.exists() else None
