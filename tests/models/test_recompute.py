@@ -7,12 +7,15 @@ import copy
 import pytest
 import torch
 from test_causal import LENGTHS, SMALL, build, gradients, pack, samples, with_lora
+from tiny_models import save
 from torch import nn
 
 from swiftlet.device.kernels import PLAIN
 from swiftlet.errors import UsageError
 from swiftlet.models.causal import apply_partial_checkpointing, build_causal
+from swiftlet.models.load import load_plain
 from swiftlet.models.recompute import Recompute
+from swiftlet.models.tuner import LoraSettings, apply_full, apply_lora
 from swiftlet.plan.live import LiveBytes
 
 TOKENS, HIDDEN, INNER = sum(LENGTHS), SMALL["hidden_size"], SMALL["intermediate_size"]
@@ -51,6 +54,23 @@ def test_no_bit_of_a_gradient_changes_and_less_is_held(name, is_full, dtype):
     again_loss, again_grads, again_held = step(model, is_partial=True)
     torch.testing.assert_close((again_loss, again_grads), (loss, grads), rtol=0, atol=0)
     assert again_held < held
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("is_full", [False, True], ids=["lora", "full"])
+def test_the_decoder_of_our_own_does_so_too(tmp_path, is_full, dtype):
+    save(tmp_path, "qwen3")
+    found = []
+    for is_partial in (False, True):
+        torch.manual_seed(1)
+        model = load_plain(tmp_path, dtype=dtype, device=torch.device("cpu"))
+        if is_full:
+            apply_full(model)
+        else:
+            model = apply_lora(model, LoraSettings(dropout=0.3, target_modules=("ALL",)))
+        found.append(step(model, is_partial=is_partial))
+    torch.testing.assert_close(found[1][:2], found[0][:2], rtol=0, atol=0)
+    assert found[1][2] < found[0][2]
 
 
 @pytest.mark.parametrize(("is_full", "spared"), [(False, INNER + 2 * HIDDEN), (True, 2 * INNER + 2 * HIDDEN)])
