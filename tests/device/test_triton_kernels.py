@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +31,10 @@ else:
         try_dropout,
         try_kernel,
     )
+    from swiftlet.models.decoder import MLP, RMSNorm
+    from swiftlet.models.fused import apply_fused
     from swiftlet.models.lora_linear import Adapter, Parts, lora_linear
+    from swiftlet.models.recompute import Recompute
 
     DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     DTYPES = [torch.float32, torch.bfloat16] if torch.cuda.is_available() else [torch.float32]
@@ -87,3 +91,20 @@ else:
         pairs = (torch.autograd.grad(out, leaves, direction, retain_graph=True) for out in (found, right))
         for one, other in zip(*pairs, strict=True):
             assert torch.allclose(one, other, atol=1e-3)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_a_gated_mlp_made_of_them_recomputes_the_same_bits(dtype):
+        torch.manual_seed(1)
+        sizes = SimpleNamespace(hidden_size=32, intermediate_size=80, mlp_bias=False)
+        model, again = torch.nn.Sequential(RMSNorm(32, 1e-6), MLP(sizes)), Recompute()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        model.to(DEVICE, dtype)
+        apply_fused(model, {**kernels.PLAIN, "swiglu": triton_kernels.swiglu}, again)
+        assert (again.num_norms, again.num_ups) == (1, 1)
+        x, found = torch.randn(1, 9, 32, device=DEVICE, dtype=dtype, requires_grad=True), []
+        for again.is_on in (False, True):
+            with again:
+                out = model(x)
+            found.append(torch.autograd.grad(out.square().sum(), [x, *model.parameters()]))
+        assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
