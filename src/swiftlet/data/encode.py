@@ -27,7 +27,7 @@ from swiftlet.data.rows import IGNORE_INDEX, BadRow, Origin, Record, Sample
 from swiftlet.data.store import KEPT, LEFT_OUT, ROW, pack
 from swiftlet.data.template import Template
 
-CHUNK_ROWS = 256
+CHUNK_ROWS = 128
 CHUNK_BYTES = 4_000_000
 TRUNCATED = "truncated"
 
