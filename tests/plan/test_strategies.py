@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from swiftlet.models.families import FAMILIES
 from swiftlet.models.geometry import Geometry, geometry_of_config
 from swiftlet.plan.cards import read_cards
 from swiftlet.plan.memory import ATTENTION, FULL, GIB, MLP, NONE, PARTIAL, Setting
@@ -50,3 +51,5 @@ def test_models_that_are_not_known_well_enough_recompute_all_or_nothing():
         for kind in ("qwen2", "phi3", "unheard_of")
     }
     assert widths == {"qwen2": 256, "phi3": 0, "unheard_of": 0}
+    named = ("qwen1half-7b", "qwen1half-moe-a2_7b", "mixtral-moe-7b", "phi4", "glm4-9b", "internlm2-7b")
+    assert [FAMILIES[name].geometry.up_width for name in named] == [11008, 5632, 0, 0, 0, 0]

@@ -110,18 +110,8 @@ BUILT = (
     EXPERTS | QKV_BIAS | QK_NORM | FOUR_NORMS | TIED | {"llama", "mistral", "ministral", "phi3", "smollm3"}
 )
 BUILT |= {"internlm2", "internlm3", "baichuan", "starcoder2", "granite"}
-OWN_UP = {
-    "llama",
-    "mistral",
-    "ministral",
-    "qwen2",
-    "qwen3",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "smollm3",
-    "granite",
-}
+OWN_UP = {"llama", "mistral", "ministral", "qwen2", "qwen2_moe", "qwen3"}
+OWN_UP |= {"gemma", "gemma2", "gemma3_text", "smollm3", "granite"}
 OUT_BIAS = {"llama", "granite", "smollm3", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"}
 NO_BIAS = {"mistral", "ministral", "mixtral", "phi3"}
 MLP_BIAS = {"llama", "granite", "smollm3"}

@@ -7,11 +7,13 @@ is left out, and the other hub is used.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from swiftlet.models.geometry import Geometry
 from swiftlet.models.rows import LLAMA3_8B, LLAMA3_70B, MISTRAL, Q2, Q3, Row
 
 G = Geometry
+joined = partial(Geometry, has_own_up=False)  # one matrix for gate and up, or code of its own
 LLAMA2 = {
     "7b": G(4096, 32, 32, 32, 11008, 32000),
     "13b": G(5120, 40, 40, 40, 13824, 32000),
@@ -36,20 +38,20 @@ GEMMA3 = {
     "12b": None,
     "27b": None,
 }
-PHI3_MINI = G(3072, 32, 32, 32, 8192, 32064)
-PHI3_MEDIUM = G(5120, 40, 40, 10, 17920, 32064)
-GLM4_9B = G(4096, 40, 32, 2, 13696, 151552, qkv_bias=True)
+PHI3_MINI = joined(3072, 32, 32, 32, 8192, 32064)
+PHI3_MEDIUM = joined(5120, 40, 40, 10, 17920, 32064)
+GLM4_9B = joined(4096, 40, 32, 2, 13696, 151552, qkv_bias=True)
 INTERNLM2 = {
-    "1_8b": G(2048, 24, 16, 8, 8192, 92544),
-    "7b": G(4096, 32, 32, 8, 14336, 92544),
-    "20b": G(6144, 48, 48, 8, 16384, 92544),
+    "1_8b": joined(2048, 24, 16, 8, 8192, 92544),
+    "7b": joined(4096, 32, 32, 8, 14336, 92544),
+    "20b": joined(6144, 48, 48, 8, 16384, 92544),
 }
 YI = {
     "6b": G(4096, 32, 32, 4, 11008, 64000),
     "9b": G(4096, 48, 32, 4, 11008, 64000),
     "34b": G(7168, 60, 56, 8, 20480, 64000),
 }
-BAICHUAN2 = {"7b": G(4096, 32, 32, 32, 11008, 125696), "13b": G(5120, 40, 40, 40, 13696, 125696)}
+BAICHUAN2 = {"7b": joined(4096, 32, 32, 32, 11008, 125696), "13b": joined(5120, 40, 40, 40, 13696, 125696)}
 SMOLLM = {
     "135m": G(576, 30, 9, 3, 1536, 49152, tied=True),
     "360m": G(960, 32, 15, 5, 2560, 49152, tied=True),
@@ -116,7 +118,7 @@ def _phi() -> Iterator[Row]:
         for context in ("4k", "128k"):
             repo = f"Phi-3-{size}-{context}-instruct"
             yield Row(f"phi3-{size}-{context}-instruct", f"{LR}/{repo}", f"microsoft/{repo}", geometry)
-    phi4, mini = PHI3_MEDIUM._replace(vocab=100352), G(3072, 32, 24, 8, 8192, 200064, tied=True)
+    phi4, mini = PHI3_MEDIUM._replace(vocab=100352), joined(3072, 32, 24, 8, 8192, 200064, tied=True)
     for name, repo, geometry in (
         ("phi3_5-mini-instruct", "Phi-3.5-mini-instruct", PHI3_MINI),
         ("phi4", "phi-4", phi4),
@@ -140,7 +142,7 @@ def _chinese_labs() -> Iterator[Row]:
                 repo = f"{old}{middle}-{written}{end if tag != '2' else ''}"
                 ids = (f"{lab}/{repo}", f"internlm/{repo}")
                 yield Row(f"internlm{tag}-{size}{suffix}", *ids, internlm, needs_code=True)
-    sizes3 = G(4096, 48, 32, 2, 10240, 128512, head_dim=128)
+    sizes3 = joined(4096, 48, 32, 2, 10240, 128512, head_dim=128)
     repo = "internlm3-8b-instruct"
     yield Row(repo, f"{lab}/{repo}", f"internlm/{repo}", sizes3)
     for size, yi in YI.items():
