@@ -100,7 +100,7 @@ class Attention(nn.Module):
         if config.has_qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
-        self.has_norms, self.window = config.has_qk_norm, config.window
+        self.has_norms, self.window = config.has_qk_norm, config.sliding_window
         self.rotate = rotate
 
     def forward(self, x_1TH: Tensor, shared: Pass) -> Tensor:

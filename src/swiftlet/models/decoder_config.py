@@ -38,7 +38,7 @@ class DecoderConfig:
     """Sizes of a decoder with RMS norms, rotated queries and keys, and a gated MLP.
 
     Args:
-        window: tokens that a query sees; None for all before it.
+        sliding_window: tokens that a query sees; None for all before it.
         tie_word_embeddings: the head is the embedding.
     """
 
@@ -56,7 +56,7 @@ class DecoderConfig:
     out_bias: bool
     mlp_bias: bool
     has_qk_norm: bool
-    window: int | None
+    sliding_window: int | None
     tie_word_embeddings: bool
     _name_or_path: str = ""
 
@@ -116,7 +116,7 @@ def config_of(raw: Mapping[str, Any]) -> DecoderConfig | None:
         out_bias=asked and kind in ("llama", "qwen3"),
         mlp_bias=kind == "llama" and raw.get("mlp_bias") is True,
         has_qk_norm=kind == "qwen3",
-        window=window,
+        sliding_window=window,
         tie_word_embeddings=raw.get("tie_word_embeddings", False) is True,
     )
 
