@@ -46,6 +46,7 @@ def micro_batch(all_labelled=False):
     """Return ids, positions, boundaries and labels of three samples, the first tokens of each not trained on."""
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(3, 120, (sum(LENGTHS),), generator=generator)
+    ids[[2, 15]] = 0  # the padding token, whose embedding transformers does not train
     positions = torch.cat([torch.arange(length) for length in LENGTHS])
     boundaries = [0, 9, 10, 24]
     labels = ids.clone()
@@ -209,6 +210,7 @@ ODD = {
     "a size that is no number": {"hidden_size": "32"},
     "heads that do not divide": {"num_attention_heads": 5},
     "its own head size": {"head_dim": 16},
+    "padding that is no token": {"pad_token_id": 120},
 }
 
 

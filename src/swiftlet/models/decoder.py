@@ -158,9 +158,8 @@ class Backbone(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(
-            config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
-        )
+        sizes = config.vocab_size, config.hidden_size
+        self.embed_tokens = nn.Embedding(*sizes, padding_idx=config.pad_token_id, _weight=torch.empty(*sizes))
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.is_recomputed = False

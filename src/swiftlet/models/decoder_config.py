@@ -40,6 +40,7 @@ class DecoderConfig:
     Args:
         sliding_window: tokens that a query sees; None for all before it.
         tie_word_embeddings: the head is the embedding.
+        pad_token_id: as an input it does not train its embedding, as in transformers.
     """
 
     model_type: str
@@ -58,6 +59,7 @@ class DecoderConfig:
     has_qk_norm: bool
     sliding_window: int | None
     tie_word_embeddings: bool
+    pad_token_id: int | None
     _name_or_path: str = ""
 
     def get_text_config(self) -> DecoderConfig:
@@ -105,6 +107,9 @@ def config_of(raw: Mapping[str, Any]) -> DecoderConfig | None:
         or "quantization_config" in raw
     ):
         return None
+    pad = raw.get("pad_token_id")
+    if pad is not None and not (isinstance(pad, int) and 0 <= pad < raw["vocab_size"]):
+        return None
     asked = raw.get("attention_bias", False) is True
     return DecoderConfig(
         model_type=str(kind),
@@ -118,6 +123,7 @@ def config_of(raw: Mapping[str, Any]) -> DecoderConfig | None:
         has_qk_norm=kind == "qwen3",
         sliding_window=window,
         tie_word_embeddings=raw.get("tie_word_embeddings", False) is True,
+        pad_token_id=pad,
     )
 
 
