@@ -29,6 +29,7 @@ def data(dtype=torch.float32):
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_BYTES", 1)  # 32 positions, the least
+    monkeypatch.setattr(module, "HOST_ROWS", 1)
     assert chunk_rows(N, V, 4) == 30
 
 
@@ -87,3 +88,10 @@ def test_without_gradients_no_gradient_is_computed():
     with torch.no_grad():
         loss, _ = linear_cross_entropy(hidden, targets, head)
     assert not loss.requires_grad
+
+
+def test_a_chunk_on_a_cpu_has_rows_enough_for_a_large_product(monkeypatch):
+    monkeypatch.undo()
+    assert chunk_rows(10_000, 8192, 4) >= 1000
+    assert 240 <= chunk_rows(10_000, 151_936, 4) <= 256
+    assert 60 <= chunk_rows(10_000, 151_936, 16) <= 64  # of a head of several modules, with its copies

@@ -13,7 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-CHUNK_BYTES = 48 * 2**20
+# On a CPU, and for more words so many rows that the head is multiplied at the rate of large products: 86 rows reach 57
+# of 87 GFLOP/s, 256 rows 80 (docs/benchmarks.md).
+CHUNK_BYTES, HOST_ROWS = 48 * 2**20, 256
 # So many rows that an accelerator does not read the head for longer than it multiplies.
 DEVICE_CHUNK_BYTES = 384 * 2**20
 
@@ -57,7 +59,7 @@ def linear_cross_entropy(hidden_NH: Tensor, targets_N: Tensor, head: Head) -> tu
 
 def chunk_rows(num_rows: int, vocabulary: int, itemsize: int, device: str = "cpu") -> int:
     """Return the positions of a chunk: as many as fit the budget, at least 32, the chunks of about equal size."""
-    budget = CHUNK_BYTES if device == "cpu" else DEVICE_CHUNK_BYTES
+    budget = max(CHUNK_BYTES, HOST_ROWS * vocabulary * 4) if device == "cpu" else DEVICE_CHUNK_BYTES
     most = max(32, budget // (vocabulary * itemsize))
     num_chunks = max(1, -(-num_rows // most))
     return max(1, -(-num_rows // num_chunks))

@@ -18,7 +18,7 @@ from swiftlet.plan.sizes import Sizes
 
 GIB = 2**30
 FP32 = 4
-HOST_CHUNK, DEVICE_CHUNK, CHUNK_ROWS = 48 * 2**20, 384 * 2**20, 32  # models/cross_entropy.py
+HOST_CHUNK, HOST_ROWS, DEVICE_CHUNK, CHUNK_ROWS = 48 * 2**20, 256, 384 * 2**20, 32  # models/cross_entropy.py
 ROUNDED_ELEMENTS, ROUNDED_COPIES = 2**24, 7  # train/adamw_bf16.py: a chunk, and its fp32 copies
 ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
 SHARDED = ("zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
@@ -172,7 +172,7 @@ def head_rows(g: Sizes, s: Setting) -> int:
 
     Chunks are made equal there, so the real one may be smaller; a longer micro-batch never needs less here.
     """
-    budget = HOST_CHUNK if s.is_host else DEVICE_CHUNK
+    budget = max(HOST_CHUNK, HOST_ROWS * g.vocab * FP32) if s.is_host else DEVICE_CHUNK
     return min(s.num_labels, max(CHUNK_ROWS, budget // (g.vocab * FP32)))
 
 
