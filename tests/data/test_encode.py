@@ -220,7 +220,8 @@ assert gc.get_freeze_count() == 0
 
 def test_what_processes_share_is_left_alone_by_the_collector():
     """In an interpreter of its own: processes are forked only where no other thread runs."""
-    subprocess.run([sys.executable, "-c", FROZEN], check=True, timeout=100)
+    done = subprocess.run([sys.executable, "-c", FROZEN], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
 
 
 def test_large_items_and_results_do_not_lock_up():

@@ -7,7 +7,7 @@ import torch
 
 from swiftlet.train.adamw import FusedAdamW
 from swiftlet.train.adamw_bf16 import BFloat16AdamW
-from swiftlet.train.optim import OptimizerSettings, build_light_optimizer
+from swiftlet.train.optim import LIGHT, OptimizerSettings, build_optimizer
 
 SHAPES = [(3, 5), (7,), (4, 4)]
 SETTINGS = OptimizerSettings(learning_rate=0.02, weight_decay=0.1)
@@ -56,16 +56,12 @@ def test_updates_are_those_of_torch():
     ],
 )
 def test_it_stands_in_for_adamw_over_fp32_alone(name, dtype, kind):
-    optimizer = build_light_optimizer(name, groups(dtype), SETTINGS)
+    optimizer = build_optimizer(name, groups(dtype), SETTINGS, LIGHT)
     assert type(optimizer) is kind
     assert [group["initial_lr"] for group in optimizer.param_groups] == [0.02, 0.05]
 
 
 def test_an_optimizer_of_the_device_wins():
-    own = build_light_optimizer(
-        "adamw_torch",
-        groups(),
-        SETTINGS,
-        {"adamw_torch": lambda g, s: torch.optim.SGD(g, lr=s.learning_rate)},
-    )
+    of_device = {"adamw_torch": lambda g, s: torch.optim.SGD(g, lr=s.learning_rate)}
+    own = build_optimizer("adamw_torch", groups(), SETTINGS, {**LIGHT, **of_device})
     assert isinstance(own, torch.optim.SGD)

@@ -21,7 +21,7 @@ from swiftlet.models.hollow import open_weights
 from swiftlet.parallel.ddp import build_ddp_engine
 from swiftlet.parallel.engine import Engine, build_single_engine
 from swiftlet.parallel.world import World
-from swiftlet.train.optim import OptimizerSettings, build_groups, build_light_optimizer, build_optimizer
+from swiftlet.train.optim import LIGHT, OptimizerSettings, build_groups, build_optimizer
 
 OFFLOAD = "full_shard_offload"
 
@@ -38,11 +38,11 @@ def build_engine(args: Any, ready: Ready, model: CausalLM, device: Device, world
     settings = _optimizer_settings(args.train)
     groups = _groups(args, model, settings)
 
-    def optimizer(found: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    def optimizer(found: list[dict[str, Any]]) -> Any:
         return build_optimizer(args.train.optim, found, settings, device.optimizers)
 
     if not args.parallel.deepspeed and not args.parallel.fsdp:
-        light = build_light_optimizer(args.train.optim, groups, settings, device.optimizers)
+        light = build_optimizer(args.train.optim, groups, settings, {**LIGHT, **device.optimizers})
         if world.is_alone:
             return Trainer(build_single_engine(model.model, light), model)
         return Trainer(build_ddp_engine(model.model, light, world), model)

@@ -14,7 +14,7 @@ from swiftlet.config.deepspeed import zero_stage
 from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.models import tuner
 from swiftlet.models.adapter import plain_fields
-from swiftlet.models.causal import CausalLM, build_causal
+from swiftlet.models.causal import CausalLM, apply_partial_checkpointing, build_causal
 from swiftlet.models.hollow import hollow_copies
 from swiftlet.models.load import load_model, load_plain
 
@@ -55,7 +55,7 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
         attention=args.model.use_flash_attn,
         others=args.model.fused_operators,
     )
-    return build_causal(
+    causal = build_causal(
         model,
         use_fused=args.model.fused_operators != "false",
         gradient_checkpointing=args.train.gradient_checkpointing == "true",
@@ -63,6 +63,9 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
         kernels=kernels,
         log=log.info,
     )
+    if args.train.gradient_checkpointing == "partial":
+        apply_partial_checkpointing(causal, log.info)
+    return causal
 
 
 def is_plain(args: Any, ready: Ready) -> bool:

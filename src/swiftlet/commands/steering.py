@@ -91,10 +91,11 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
     forecast = Forecast(
         figures.memory.needed / GIB, figures.reserved / GIB, figures.visible / GIB, way.seconds_a_step
     )
-    memory = _memory(args, ready, world, way.budget, breakdown(way), hint)
     if has_room(way, device, world, local_world_size):
         log.info("less than half of the free memory is needed: the largest micro-batch is not tried first")
-        memory = replace(memory, largest=None)
+        memory = MemoryPlan(None, breakdown(way), hint)
+    else:
+        memory = _memory(args, ready, world, way.budget, breakdown(way), hint)
     return Steered(args, way.budget, memory, forecast)
 
 

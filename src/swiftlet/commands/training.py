@@ -30,7 +30,7 @@ from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, dtype_name, open_device, resolve_dtype
 from swiftlet.errors import OutOfMemoryError
 from swiftlet.models import tuner
-from swiftlet.models.causal import CausalLM, apply_partial_checkpointing
+from swiftlet.models.causal import CausalLM
 from swiftlet.models.save import model_bytes, tensors_to_save, write_gathered, write_model
 from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World, close_world, init_world
@@ -108,8 +108,6 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
     heartbeat.beat("load")
     with without_collector():
         model = build_model(args, ready, device)
-        if args.train.gradient_checkpointing == "partial":
-            apply_partial_checkpointing(model, log.info)
         log.info(tuner.describe_parameters(model.model))
         num_bytes = model_bytes(model.model, is_adapter=args.tuner.sft_type != "full")
         trainer = build_engine(args, ready, model, device, world)

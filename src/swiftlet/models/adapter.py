@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from swiftlet.errors import CheckpointError, SwiftletError, describe
 from swiftlet.models.decoder import Decoder
-from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt, saved_tensors, set_tensors
+from swiftlet.models.decoder_lora import (
+    AdaptedDecoder,
+    LoraFields,
+    adapt,
+    are_plain_targets,
+    saved_tensors,
+    set_tensors,
+)
 from swiftlet.models.identity import check_base
 from swiftlet.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, inside, read_header, read_json
 from swiftlet.models.start import take_up_start
@@ -35,7 +42,7 @@ NO_EFFECT = (
     "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode init_lora_weights "
     "loftq_config eva_config corda_config lora_ga_config runtime_config megatron_core qalora_group_size"
 ).split()
-PLAIN = "r lora_alpha lora_dropout bias target_modules use_rslora".split()
+PLAIN = "r lora_alpha lora_dropout target_modules use_rslora".split()
 LONGEST_LIST = 3
 
 
@@ -73,14 +80,17 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 def plain_fields(folder: Path) -> LoraFields | None:
     """Return what an adapter is where our own decoder can have it, None where it takes peft."""
-    fields = read_adapter_config(folder)
-    rest = {name for name, value in fields.items() if value and name not in PLAIN}
+    return _plain_fields(read_adapter_config(folder), _read_note(folder))
+
+
+def _plain_fields(fields: Mapping[str, Any], note: Mapping[str, Any]) -> LoraFields | None:
+    others = {name: value for name, value in fields.items() if value and name not in PLAIN}
     targets = fields.get("target_modules")
-    if rest or fields.get("bias", "none") != "none" or not isinstance(targets, list) or "lm_head" in targets:
+    if others.pop("bias", "none") != "none" or others or note.get("start"):
         return None
-    if _read_note(folder).get("start") or any("embed" in target for target in targets):
+    if not isinstance(targets, list) or not are_plain_targets(targets):
         return None
-    return LoraFields(**{name: fields[name] for name in PLAIN if name in fields and name != "bias"})
+    return LoraFields(**{name: fields[name] for name in PLAIN if name in fields})
 
 
 def load_adapter(
@@ -101,7 +111,7 @@ def load_adapter(
     if note.get("base_hash") and (base / "config.json").is_file():
         check_base(base, str(note["base_hash"]), what=f"the adapter in {folder}")
     if isinstance(model, Decoder):
-        own = plain_fields(folder)
+        own = _plain_fields(fields, note)
         assert own is not None, "a model for peft is asked for where the adapter needs it"
         adapted, tensors = adapt(model, own), read_adapter_tensors(folder)
         _check_fits(folder, adapter_tensors(adapted), tensors)

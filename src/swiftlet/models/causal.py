@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
-from swiftlet.models.attention import NAME, PackedAttention, no_mask, register_packed_attention
+from swiftlet.models.attention import PackedAttention, no_mask, register_packed_attention
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
 from swiftlet.models.decoder import Backbone, Decoder
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
@@ -180,9 +180,9 @@ def build_causal(
     inner = inner_model(model)
     attention = attention or kernel(kernels, "attention", None)
     is_packed, again = can_pack(model), Recompute()
-    if is_packed:
-        inner.set_attn_implementation(NAME if isinstance(inner, Decoder) else register_packed_attention())
-    else:
+    if is_packed and not isinstance(inner, Decoder):
+        inner.set_attn_implementation(register_packed_attention())
+    elif not is_packed:
         log(f"{type(inner).__name__} cannot tell packed samples apart: one forward pass a sample (slower)")
     if use_fused:
         if hasattr(model, "peft_config"):

@@ -226,9 +226,6 @@ class Decoder(nn.Module):
         """Return the head."""
         return self.lm_head
 
-    def set_attn_implementation(self, _: str) -> None:
-        """Do nothing: the attention comes with each pass."""
-
     def activation_checkpointing_enable(self, _: Mapping[str, Any]) -> None:
         """Let each layer recompute its activations in the backward pass, with the same random numbers."""
         self.model.is_recomputed = True

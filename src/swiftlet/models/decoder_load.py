@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from swiftlet.errors import SwiftletError
 from swiftlet.models.decoder import Decoder, decoder_class, frequencies
 from swiftlet.models.decoder_config import DecoderConfig
-from swiftlet.models.safety import weight_files
 
 
-def load_decoder(folder: Path, config: DecoderConfig, *, dtype: torch.dtype, device: torch.device) -> Decoder:
-    """Return the decoder of a folder whose weights are known to fit, in evaluation mode.
+def load_decoder(
+    folder: Path,
+    config: DecoderConfig,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Decoder:
+    """Return the decoder of a folder in evaluation mode.
 
-    Raises:
-        SwiftletError: a file cannot be read.
+    Args:
+        tensors: the weights by their published names, which are known to fit; taken one by one.
     """
-    from safetensors import SafetensorError, safe_open
-
     config._name_or_path = str(folder)
     with torch.device("meta"):
         model = decoder_class(config.model_type)(config)
@@ -32,15 +36,10 @@ def load_decoder(folder: Path, config: DecoderConfig, *, dtype: torch.dtype, dev
         for prefix, module in model.named_modules()
         for name in module._parameters
     }
-    for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                for key in file.keys():  # noqa: SIM118
-                    if key in places:
-                        module, name = places[key]
-                        _put(module, name, file.get_tensor(key), dtype, device)
-        except SafetensorError as error:
-            raise SwiftletError(f"{path} cannot be read: {error}", "download the file again") from error
+    for key, value in tensors:
+        if key in places:
+            module, name = places[key]
+            _put(module, name, value, dtype, device)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval()

@@ -7,7 +7,7 @@ of transformers.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,11 @@ class LoraFields:
         """Return the fields that any version of peft reads."""
         fixed = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "modules_to_save": None}
         return fixed | {"fan_in_fan_out": False, "use_dora": False} | vars(self)
+
+
+def are_plain_targets(names: Iterable[str]) -> bool:
+    """Return whether our own adapters do for the modules of these names: linear layers, but not the head."""
+    return not any("embed" in name.lower() or name == "lm_head" for name in names)
 
 
 class LoraLinear(nn.Module):

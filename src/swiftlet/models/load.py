@@ -48,7 +48,7 @@ def load_plain(folder: Path, *, dtype: torch.dtype, device: torch.device) -> Pre
     config = decoder_config(folder)
     if config is None:
         return load_model(folder, dtype=dtype, device=device)
-    return load_decoder(folder, config, dtype=dtype, device=device)
+    return load_decoder(folder, config, _open(folder), dtype=dtype, device=device)
 
 
 def load_model(
@@ -76,7 +76,7 @@ def load_model(
         raise SwiftletError(
             f"{folder} is quantised and cannot be sharded", "leave out --fsdp and --deepspeed"
         )
-    tensors = meta_tensors(folder, dtype) if hollow else _open(folder)
+    tensors = meta_tensors(folder, dtype) if hollow else dict(_open(folder))
     with _quietly():
         try:
             model, report = model_class.from_pretrained(
@@ -169,19 +169,18 @@ def _quantisation(folder: Path, raw: dict[str, Any]) -> str | None:
     return str(method)
 
 
-def _open(folder: Path) -> dict[str, torch.Tensor]:
-    """Return all tensors of a folder, mapped from the files: nothing is read before it is used."""
+def _open(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all tensors of a folder, mapped from the files: nothing is read before it is used."""
     from safetensors import SafetensorError, safe_open
 
-    tensors: dict[str, torch.Tensor] = {}
     for path in weight_files(folder):
         read_header(path)
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                for name in file.keys():  # noqa: SIM118
+                    yield name, file.get_tensor(name)
         except SafetensorError as error:
             raise SwiftletError(f"{path} cannot be read: {error}", "download the file again") from error
-    return tensors
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from swiftlet.errors import UsageError, suggest
 from swiftlet.models.adapter import load_adapter, quiet_peft
 from swiftlet.models.decoder import Decoder
-from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt
+from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt, are_plain_targets
 from swiftlet.models.identity import base_hash, check_base
 from swiftlet.models.start import is_taken_from_base, keep_start
 from swiftlet.models.targets import is_linear, resolve_saved, resolve_targets
@@ -63,7 +63,7 @@ def is_plain(settings: LoraSettings) -> bool:
         or settings.use_dora
         or settings.bias != "none"
         or settings.modules_to_save
-        or any("embed" in name.lower() or name == "lm_head" for name in settings.target_modules)
+        or not are_plain_targets(settings.target_modules)
     )
 
 

@@ -33,7 +33,7 @@ class OptimizerSettings:
     epsilon: float = 1e-8
 
 
-Build = Callable[[Groups, OptimizerSettings], torch.optim.Optimizer]
+Build = Callable[[Groups, OptimizerSettings], Optimizer]
 
 
 def has_bf16(groups: Groups) -> bool:
@@ -76,6 +76,15 @@ def _adagrad(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
     return torch.optim.Adagrad(groups, lr=s.learning_rate)
 
 
+def _light(otherwise: Build) -> Build:
+    def build(groups: Groups, s: OptimizerSettings) -> Optimizer:
+        if has_bf16(groups) or not can_fuse(groups):
+            return otherwise(groups, s)
+        return FusedAdamW(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon)
+
+    return build
+
+
 OPTIMIZERS: dict[str, Build] = {
     "adamw_torch": _adamw,
     "adamw_hf": _adamw,
@@ -85,6 +94,12 @@ OPTIMIZERS: dict[str, Build] = {
     "sgd": _sgd,
     "rmsprop": _rmsprop,
     "adagrad": _adagrad,
+}
+# Like those of the same names, for parameters that a rank holds whole; they start faster.
+LIGHT: dict[str, Build] = {
+    "adamw_torch": _light(_adamw),
+    "adamw_hf": _light(_adamw),
+    "adamw_torch_fused": _light(_adamw_fused),
 }
 ELSEWHERE = {
     "adamw_torch_npu_fused": "it belongs to a device that this machine does not have; use --optim adamw_torch",
@@ -120,37 +135,16 @@ def build_groups(model: nn.Module, settings: OptimizerSettings) -> Groups:
     return [{**group, "lr": settings.learning_rate} for group in groups if group["params"]]
 
 
-def build_light_optimizer(
-    name: str,
-    groups: Iterable[dict[str, Any]],
-    settings: OptimizerSettings,
-    extra: Mapping[str, Build] | None = None,
-) -> Optimizer:
-    """Return an optimizer for parameters that a rank holds whole: `build_optimizer`'s, or one like it that starts fast.
-
-    Raises:
-        UsageError: see `build_optimizer`.
-    """
-    found, s = list(groups), settings
-    is_ours = OPTIMIZERS.get(name) in (_adamw, _adamw_fused) and name not in (extra or {})
-    if not is_ours or has_bf16(found) or not can_fuse(found):
-        return build_optimizer(name, found, settings, extra)
-    light = FusedAdamW(found, lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon)
-    for group in light.param_groups:
-        group["initial_lr"] = group["lr"]
-    return light
-
-
 def build_optimizer(
     name: str,
     groups: Iterable[dict[str, Any]],
     settings: OptimizerSettings,
     extra: Mapping[str, Build] | None = None,
-) -> torch.optim.Optimizer:
+) -> Optimizer:
     """Return the optimizer of this name over ready groups.
 
     Args:
-        extra: the device's own optimizers, which win over the built-in ones.
+        extra: optimizers that win over the built-in ones, such as the device's own.
 
     Raises:
         UsageError: no optimizer has this name, or it cannot run here.
