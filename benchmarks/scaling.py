@@ -82,7 +82,7 @@ def whole_run(
         "--save_strategy",
         "no",
     ]
-    environ = environment(max(1, options.threads // ranks)) | {"NPROC_PER_NODE": str(ranks)}
+    environ = environment(max(1, options.threads // ranks), "cpu") | {"NPROC_PER_NODE": str(ranks)}
     outcome = run_watched(
         command, environ=environ, folder=folder, log=folder / f"{name}.log", limit_s=options.limit_s
     )

@@ -1,6 +1,7 @@
 """`swift sft` as a whole on a tiny model: files, trajectories, resume, and agreement with transformers and peft."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,20 @@ def test_the_trajectory_does_not_depend_on_batch_and_accumulation(fine_tune, sft
         golden = losses(runs[0].output_dir, name)
         for run in (*runs[1:], padded):
             assert losses(run.output_dir, name) == pytest.approx(golden, rel=1e-5), name
+
+
+@pytest.mark.parametrize("sft_type", ["lora", "full"])
+def test_what_rows_begin_with_alike_is_computed_once(fine_tune, sft_type, capfd):
+    shared = {"sft_type": sft_type, "system": " ".join(f"w{number}" for number in range(20))}
+    shared |= {"lora_dropout_p": 0.0} if sft_type == "lora" else {}
+    golden = fine_tune("each", share_prefixes=False, **shared)
+    assert "were computed with others" not in capfd.readouterr().err
+    found = fine_tune("once", **shared)
+    assert re.search(r"[3-7]\d% of the tokens were computed with others", capfd.readouterr().err)
+    for name in ("loss", "acc", "grad_norm", "eval_loss"):
+        assert losses(found.output_dir, name) == pytest.approx(losses(golden.output_dir, name), rel=1e-5), (
+            name
+        )
 
 
 @pytest.mark.parametrize("sft_type", ["lora", "full"])

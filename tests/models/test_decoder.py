@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_models import save
 
 from swiftlet.models.adapter import adapter_tensors, load_adapter, plain_fields
-from swiftlet.models.causal import build_causal
+from swiftlet.models.causal import PackedInputs, build_causal
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_config import config_of, decoder_config
 from swiftlet.models.load import load_model, load_plain
@@ -113,7 +113,7 @@ def test_with_all_positions_wanted_every_bit_is_theirs(tmp_path):
     theirs, ours = both(tmp_path)
     batch = micro_batch(all_labelled=True)
     theirs, ours = (build_causal(apply_full(model) and model or model) for model in (theirs, ours))
-    hidden = [model.hidden_states(*batch[:3]) for model in (theirs, ours)]
+    hidden = [model.hidden_states(PackedInputs(*batch[:3], None)) for model in (theirs, ours)]
     assert torch.equal(*hidden)
 
 

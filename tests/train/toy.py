@@ -45,7 +45,7 @@ class Toy(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(8, VOCABULARY)
 
-    def forward(self, input_ids_T, position_ids_T, cu_seqlens, labels_T):
+    def forward(self, input_ids_T, position_ids_T, cu_seqlens, labels_T, prefixes=None):
         logits_TV = self.head(self.dropout(self.norm(self.embedding(input_ids_T))))
         targets = torch.full_like(labels_T, IGNORE_INDEX)
         targets[:-1] = labels_T[1:]

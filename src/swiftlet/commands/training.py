@@ -118,6 +118,9 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
     saver = _saver(args, ready, model, engine, world, identity, text(of_checkpoint=True), state, num_bytes)
     run = _run(steered, ready, device, world, model, trainer, saver, stop, state)
     train(run, state)
+    if model.num_spared:
+        share = model.num_spared / model.num_tokens
+        log.info(f"{share:.0%} of the tokens were computed with others: rows of a micro-batch began alike")
     return _outcome(run, state, ready)
 
 

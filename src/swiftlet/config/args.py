@@ -135,6 +135,9 @@ class DataArgs:
     packing: bool = arg(
         True, "Pack the samples of a step without padding; the gradient is the same either way"
     )
+    share_prefixes: bool = arg(
+        True, "Compute once what packed samples begin with alike: system prompts, tools, questions"
+    )
 
 
 @dataclass(frozen=True)

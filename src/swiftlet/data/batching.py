@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from swiftlet.data.prefixes import Prefixes, find_prefixes
 from swiftlet.data.rows import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class MicroBatch(NamedTuple):
     """The tensors of one forward pass: samples one after another, positions restarting.
 
     `labels_T[t]` is the label of token t itself (not shifted), IGNORE_INDEX where it is not trained on and on the
-    first token of each sample. `cu_seqlens` are the boundaries of the samples: [0, len(first), ..., T].
+    first token of each sample. `cu_seqlens` are the boundaries of the samples: [0, len(first), ..., T]. `prefixes` says
+    which tokens need to be computed once only, None where each is.
     """
 
     input_ids_T: torch.Tensor
@@ -62,13 +64,14 @@ class MicroBatch(NamedTuple):
     position_ids_T: torch.Tensor
     cu_seqlens: list[int]
     sample_ids: list[int]
+    prefixes: Prefixes | None = None
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return the micro-batch for `device`; labels stay, as the host says which positions are trained on."""
         from swiftlet.device.transfer import send
 
         ids, positions = send(self.input_ids_T, device), send(self.position_ids_T, device)
-        return MicroBatch(ids, self.labels_T, positions, self.cu_seqlens, self.sample_ids)
+        return self._replace(input_ids_T=ids, position_ids_T=positions)
 
 
 def num_steps_per_epoch(num_samples: int, *, batch_size: int, accumulation: int, world_size: int) -> int:
@@ -182,8 +185,12 @@ class Batches:
             epoch, step_in_epoch = epoch + 1, 0
 
 
-def collate(store: Samples, sample_ids: Sequence[int]) -> MicroBatch:
-    """Return the samples as one micro-batch; no samples give one token without a label, which contributes 0."""
+def collate(store: Samples, sample_ids: Sequence[int], *, shares: bool = False) -> MicroBatch:
+    """Return the samples as one micro-batch; no samples give one token without a label, which contributes 0.
+
+    Args:
+        shares: look for equal beginnings of the samples.
+    """
     import torch
 
     if not sample_ids:
@@ -195,10 +202,12 @@ def collate(store: Samples, sample_ids: Sequence[int]) -> MicroBatch:
     ends = np.cumsum([len(part) for part in ids])
     starts = [0, *ends[:-1].tolist()]
     labels[starts] = IGNORE_INDEX
+    wanted = np.append(labels[1:] != IGNORE_INDEX, False)
     return MicroBatch(
         torch.from_numpy(np.concatenate(ids)),
         torch.from_numpy(labels),
         torch.from_numpy(np.concatenate([np.arange(len(part)) for part in ids])),
         [0, *ends.tolist()],
         list(sample_ids),
+        find_prefixes(ids, wanted) if shares and len(ids) > 1 else None,
     )

@@ -38,7 +38,7 @@ class _Task(NamedTuple):
 def load(batches: Batches, step: Step) -> LoadedStep:
     """Return the tensors of one step."""
     fault("data.next", step=step.epoch * batches.steps_per_epoch + step.step_in_epoch + 1)
-    return LoadedStep(step, [collate(batches.store, samples) for samples in step.micro_batches])
+    return LoadedStep(step, [collate(batches.store, samples, shares=True) for samples in step.micro_batches])
 
 
 def load_steps(

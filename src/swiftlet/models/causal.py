@@ -17,7 +17,12 @@ from torch import Tensor, nn
 
 from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
-from swiftlet.models.attention import PackedAttention, no_mask, register_packed_attention
+from swiftlet.models.attention import (
+    PackedAttention,
+    no_mask,
+    register_packed_attention,
+    segment_attention,
+)
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
 from swiftlet.models.decoder import Backbone, Decoder
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
@@ -26,6 +31,7 @@ from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
 from swiftlet.models.lora_linear import Parts
 from swiftlet.models.neftune import apply_neftune
 from swiftlet.models.recompute import Recompute
+from swiftlet.models.sharing import Sharing, Spread, shared_attention
 
 IGNORE_INDEX = -100  # data/rows.py names the same number; the rooms are siblings
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
@@ -40,6 +46,15 @@ class TokenLosses(NamedTuple):
     num_tokens: Tensor | int
 
 
+class PackedInputs(NamedTuple):
+    """What a pass reads: tokens (or the rows that stand for them), boundaries of the samples, and their attention."""
+
+    input_ids_T: Tensor
+    position_ids_T: Tensor
+    cu_seqlens: list[int]
+    attention: PackedAttention | None
+
+
 class CausalLM(nn.Module):
     """A causal model of transformers, with or without adapters around it.
 
@@ -48,6 +63,8 @@ class CausalLM(nn.Module):
         is_packed: all samples in one pass; else one pass a sample, for models that cannot tell samples apart.
         attention: the packed attention of the device; None for `segment_attention`.
         again: what the backward pass makes again; off as it comes.
+        shares_prefixes: compute equal beginnings of samples once, where a micro-batch says which they are;
+            `num_spared` of the `num_tokens` of training had no row of their own.
     """
 
     def __init__(
@@ -58,6 +75,7 @@ class CausalLM(nn.Module):
         is_packed: bool,
         attention: PackedAttention | None,
         again: Recompute | None = None,
+        shares_prefixes: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
@@ -65,10 +83,17 @@ class CausalLM(nn.Module):
         self.is_packed = is_packed
         self.attention = attention
         self.again = again or Recompute()
+        self.shares_prefixes = shares_prefixes and is_packed
         self.lengths: list[int] = []
+        self.num_tokens = self.num_spared = 0
 
     def forward(
-        self, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens: list[int], labels_T: Tensor
+        self,
+        input_ids_T: Tensor,
+        position_ids_T: Tensor,
+        cu_seqlens: list[int],
+        labels_T: Tensor,
+        prefixes: Spread | None = None,
     ) -> TokenLosses:
         """Return the losses of the labelled tokens; `labels_T[t]` is predicted from position t - 1.
 
@@ -78,51 +103,45 @@ class CausalLM(nn.Module):
         positions_N = (labels_T[1:] != IGNORE_INDEX).nonzero().squeeze(1)
         targets_N = send(labels_T[1:][positions_N], input_ids_T.device)
         positions_N = send(positions_N, input_ids_T.device)
+        attention = self.attention
+        self.num_tokens += len(labels_T) if self.training else 0
+        if prefixes is not None and self.shares_prefixes:
+            self.num_spared += len(prefixes.source_T) - len(prefixes.first_U) if self.training else 0
+            sharing = Sharing.of(prefixes, input_ids_T.device)
+            attention = shared_attention(attention or segment_attention, sharing)
+            input_ids_T, position_ids_T = input_ids_T[sharing.first_U], position_ids_T[sharing.first_U]
+            positions_N = sharing.source_T[positions_N]
+        samples = PackedInputs(input_ids_T, position_ids_T, cu_seqlens, attention)
         if self.head is None:
-            return self._own_logits(input_ids_T, position_ids_T, cu_seqlens, positions_N, targets_N)
-        hidden_NH = self._wanted(input_ids_T, position_ids_T, cu_seqlens, positions_N)
+            return self._own_logits(samples, positions_N, targets_N)
+        hidden_NH = self._wanted(samples, positions_N)
         loss_sum, num_correct = linear_cross_entropy(hidden_NH, targets_N, self.head)
         return TokenLosses(loss_sum, num_correct, targets_N.shape[0])
 
-    def _wanted(
-        self, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens: list[int], positions_N: Tensor
-    ) -> Tensor:
+    def _wanted(self, samples: PackedInputs, positions_N: Tensor) -> Tensor:
         """Return the hidden states [N, H] that predict a trained token; our own decoder ends the others early."""
         module = backbone(self.model)
         if not isinstance(module, Backbone) or not len(positions_N):
-            return self.hidden_states(input_ids_T, position_ids_T, cu_seqlens)[positions_N]
-        outputs = self._run(module, input_ids_T, position_ids_T, cu_seqlens, wanted_N=positions_N)
+            return self.hidden_states(samples)[positions_N]
+        outputs = self._run(module, samples, wanted_N=positions_N)
         return outputs[0].last_hidden_state[0]
 
-    def hidden_states(self, input_ids_T: Tensor, position_ids_T: Tensor, cu_seqlens: list[int]) -> Tensor:
+    def hidden_states(self, samples: PackedInputs) -> Tensor:
         """Return the hidden states [T, H] that the head reads."""
-        outputs = self._run(backbone(self.model), input_ids_T, position_ids_T, cu_seqlens)
+        outputs = self._run(backbone(self.model), samples)
         hidden = [output.last_hidden_state[0] for output in outputs]
         return hidden[0] if len(hidden) == 1 else torch.cat(hidden)
 
-    def _own_logits(
-        self,
-        input_ids_T: Tensor,
-        position_ids_T: Tensor,
-        cu_seqlens: list[int],
-        positions_N: Tensor,
-        targets_N: Tensor,
-    ) -> TokenLosses:
-        outputs = self._run(inner_model(self.model), input_ids_T, position_ids_T, cu_seqlens)
+    def _own_logits(self, samples: PackedInputs, positions_N: Tensor, targets_N: Tensor) -> TokenLosses:
+        outputs = self._run(inner_model(self.model), samples)
         logits_NV = torch.cat([output.logits[0] for output in outputs])[positions_N].float()
         correct = (logits_NV.detach().argmax(1) == targets_N).sum()
         loss_sum = nn.functional.cross_entropy(logits_NV, targets_N, reduction="sum")
         return TokenLosses(loss_sum, correct, targets_N.shape[0])
 
-    def _run(
-        self,
-        module: Any,
-        input_ids_T: Tensor,
-        position_ids_T: Tensor,
-        cu_seqlens: list[int],
-        **options: Any,
-    ) -> list[Any]:
+    def _run(self, module: Any, samples: PackedInputs, **options: Any) -> list[Any]:
         """Run a module of transformers over the samples; return its outputs, one or one a sample."""
+        input_ids_T, position_ids_T, cu_seqlens, attention = samples
         self.lengths = [end - start for start, end in pairwise(cu_seqlens)]
         with self.again:
             if self.is_packed:
@@ -133,15 +152,13 @@ class CausalLM(nn.Module):
                         attention_mask=no_mask(input_ids_T.device),
                         use_cache=False,
                         cu_seqlens=cu_seqlens,
-                        packed=self.attention,
+                        packed=attention,
                         **options,
                     )
                 ]
-            samples, outputs = (
-                zip(input_ids_T.split(self.lengths), position_ids_T.split(self.lengths), strict=True),
-                [],
-            )
-            for ids, positions in list(samples):
+            parts = zip(input_ids_T.split(self.lengths), position_ids_T.split(self.lengths), strict=True)
+            outputs = []
+            for ids, positions in list(parts):
                 self.lengths = [len(ids)]
                 outputs.append(module(input_ids=ids[None], position_ids=positions[None], use_cache=False))
             return outputs
@@ -161,6 +178,7 @@ def build_causal(
     use_fused: bool = True,
     gradient_checkpointing: bool = False,
     neftune_alpha: float | None = None,
+    share_prefixes: bool = True,
     attention: PackedAttention | None = None,
     kernels: Kernels | None = None,
     log: Log = lambda message: None,
@@ -170,6 +188,7 @@ def build_causal(
     Args:
         model: a causal model of transformers, or a PeftModel around one.
         use_fused: compute LoRA with less memory and fewer passes. Not with weights that a module's own hooks gather.
+        share_prefixes: compute equal beginnings of samples once; never with NEFTune, whose noise differs by sample.
         attention: the packed attention of the device, where it is not that of `kernels`.
         kernels: the operators of the device, see device/kernels.py; its plain ones are replaced by ours.
         log: gets one line for each choice that changes speed.
@@ -195,7 +214,14 @@ def build_causal(
         log(
             f"{type(inner).__name__} computes logits in its own way: they are not computed in chunks (more memory)"
         )
-    causal = CausalLM(model, head, is_packed=is_packed, attention=attention, again=again)
+    causal = CausalLM(
+        model,
+        head,
+        is_packed=is_packed,
+        attention=attention,
+        again=again,
+        shares_prefixes=share_prefixes and not neftune_alpha,
+    )
     if gradient_checkpointing:
         apply_checkpointing(inner)
     if neftune_alpha:

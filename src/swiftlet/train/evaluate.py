@@ -60,7 +60,7 @@ class Evaluator:
         sums = torch.zeros(3, dtype=torch.float64)
         for samples in self._micro_batches():
             heartbeat.tick()
-            batch = collate(self.store, samples).to(self.device)
+            batch = collate(self.store, samples, shares=True).to(self.device)
             losses = forward(self.model, batch)
             row = [losses.loss_sum, losses.num_correct, losses.num_tokens]
             sums += torch.tensor([float(value) for value in row], dtype=torch.float64)

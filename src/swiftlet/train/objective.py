@@ -16,6 +16,7 @@ import torch
 
 from swiftlet.data.batching import MicroBatch, Step
 from swiftlet.data.loader import LoadedStep
+from swiftlet.data.prefixes import Prefixes
 from swiftlet.errors import DataError
 from swiftlet.faults import fault
 from swiftlet.parallel.engine import Engine
@@ -39,6 +40,7 @@ class LanguageModel(Protocol):
         position_ids_T: torch.Tensor,
         cu_seqlens: list[int],
         labels_T: torch.Tensor,
+        prefixes: Prefixes | None = None,
     ) -> TokenLosses: ...
 
     def train(self, mode: bool = True) -> object: ...
@@ -64,7 +66,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def forward(model: LanguageModel, batch: MicroBatch) -> TokenLosses:
     """Return the token losses of one micro-batch."""
-    return model(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.labels_T)
+    return model(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.labels_T, batch.prefixes)
 
 
 def check_labels(step: Step) -> None:

@@ -1,0 +1,134 @@
+"""Attention over samples whose equal beginnings are computed once: rows are spread to tokens for it and brought back.
+
+Everything else in a packable model works on each token alone, so it works on the rows. The gradient of a row is the
+sum over its tokens, in the same order every time.
+
+Shapes: T tokens of a micro-batch, U rows, P rows that stand for C tokens or fewer, F numbers of a token.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swiftlet.device.transfer import send
+from swiftlet.models.attention import PackedAttention
+
+
+class Spread(Protocol):
+    """What data/prefixes.py finds; the rooms are siblings."""
+
+    source_T: np.ndarray
+    first_U: np.ndarray
+    copies: tuple[np.ndarray, ...]
+
+
+class Sum(NamedTuple):
+    """Rows as sums over their tokens: which tokens [P C], and 1 where there is one [P, 1, C]."""
+
+    tokens: Tensor
+    is_there: Tensor
+
+
+class Sharing(NamedTuple):
+    """The tokens and rows of a micro-batch on a device.
+
+    Args:
+        source_T: the row of each token.
+        first_U: the first token of each row.
+        place_T: the row of each token that is the first of its row, U for the others.
+        sums: how the first rows are summed.
+    """
+
+    source_T: Tensor
+    first_U: Tensor
+    place_T: Tensor
+    sums: list[Sum]
+
+    @classmethod
+    def of(cls, prefixes: Spread, device: torch.device) -> Sharing:
+        """Return the sharing on `device`; nothing waits for it."""
+        place_T = np.full(len(prefixes.source_T), len(prefixes.first_U))
+        place_T[prefixes.first_U] = np.arange(len(prefixes.first_U))
+
+        def put(array: np.ndarray) -> Tensor:
+            return send(torch.from_numpy(np.ascontiguousarray(array)), device)
+
+        sums = [
+            Sum(put(copies_PC.clip(0).reshape(-1)), put((copies_PC >= 0).astype(np.float32)[:, None]))
+            for copies_PC in prefixes.copies
+        ]
+        return cls(put(prefixes.source_T), put(prefixes.first_U), put(place_T), sums)
+
+
+class _ToTokens(torch.autograd.Function):
+    """[U, F] -> [T, F]."""
+
+    @staticmethod
+    def forward(ctx: Any, x_UF: Tensor, sharing: Sharing) -> Tensor:
+        ctx.sharing = sharing
+        return x_UF.index_select(0, sharing.source_T)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TF: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        sharing: Sharing = ctx.sharing
+        parts = [_summed(grad_TF, one) for one in sharing.sums]
+        num_summed = sum(len(part) for part in parts)
+        return torch.cat([*parts, grad_TF.index_select(0, sharing.first_U[num_summed:])]), None
+
+
+def _summed(grad_TF: Tensor, rows: Sum) -> Tensor:
+    num_rows, _, num_copies = rows.is_there.shape
+    copies_PCF = grad_TF.index_select(0, rows.tokens).view(num_rows, num_copies, -1)
+    return torch.bmm(rows.is_there.to(grad_TF.dtype), copies_PCF).squeeze(1)
+
+
+class _FirstToTokens(torch.autograd.Function):
+    """[U, F] -> [T, F], where but the first token of a row has a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x_UF: Tensor, sharing: Sharing) -> Tensor:
+        ctx.sharing = sharing
+        return x_UF.index_select(0, sharing.source_T)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TF: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad_TF.index_select(0, ctx.sharing.first_U), None
+
+
+class _ToRows(torch.autograd.Function):
+    """[T, F] -> [U, F]: the first token of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TF: Tensor, sharing: Sharing) -> Tensor:
+        ctx.sharing = sharing
+        return x_TF.index_select(0, sharing.first_U)
+
+    @staticmethod
+    def backward(ctx: Any, grad_UF: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        none_1F = grad_UF.new_zeros((1, grad_UF.shape[1]))
+        return torch.cat([grad_UF, none_1F]).index_select(0, ctx.sharing.place_T), None
+
+
+def shared_attention(attend: PackedAttention, sharing: Sharing) -> PackedAttention:
+    """Return `attend` for queries, keys and values [heads, U, D]: its output is [U, Q, D]."""
+
+    def attention(
+        query_QUD: Tensor, key_KUD: Tensor, value_KUD: Tensor, cu_seqlens: list[int], **rules: Any
+    ) -> Tensor:
+        query_QTD = _spread(_FirstToTokens, query_QUD, sharing)
+        key_KTD, value_KTD = (_spread(_ToTokens, tensor, sharing) for tensor in (key_KUD, value_KUD))
+        output_TQD = attend(query_QTD, key_KTD, value_KTD, cu_seqlens, **rules)
+        rows_UF = _ToRows.apply(output_TQD.flatten(1), sharing)
+        return rows_UF.unflatten(1, output_TQD.shape[1:])
+
+    return attention
+
+
+def _spread(function: Any, tensor_HUD: Tensor, sharing: Sharing) -> Tensor:
+    num_heads, _, size = tensor_HUD.shape
+    tokens_TF = function.apply(tensor_HUD.transpose(0, 1).flatten(1), sharing)
+    return tokens_TF.view(-1, num_heads, size).transpose(0, 1)

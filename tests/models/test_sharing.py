@@ -1,0 +1,146 @@
+"""Equal beginnings computed once: the same loss and gradients as with every token computed, in every kind of model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import save
+
+from swiftlet.data.batching import collate
+from swiftlet.models.causal import apply_partial_checkpointing, build_causal
+from swiftlet.models.load import load_model, load_plain
+from swiftlet.models.tuner import LoraSettings, apply_full, apply_lora
+
+CPU = torch.device("cpu")
+PROMPT = [1, 40, 41, 42, 43, 44, 45]
+
+
+class Store:
+    """A system prompt before all rows, one question twice, a row of another kind and one that is a prompt alone."""
+
+    rows = (
+        ([*PROMPT, 50, 51, 60, 61, 62], 9),
+        ([*PROMPT, 50, 51, 70, 71], 9),
+        ([*PROMPT, 52, 53, 54, 80], 10),
+        ([3, 4, 5, 6], 2),
+        ([*PROMPT, 52, 53], 9),
+        ([*PROMPT[:4], 90, 91, 92], 5),
+    )
+
+    def __getitem__(self, index):
+        ids, num_prompt = self.rows[index]
+        return np.array(ids), np.array([-100] * num_prompt + ids[num_prompt:])
+
+
+def micro_batch():
+    batch = collate(Store(), range(len(Store.rows)), shares=True)
+    assert len(batch.prefixes.first_U) < len(batch.prefixes.source_T) - 20
+    assert len(batch.prefixes.copies) > 1  # of several classes
+    return batch
+
+
+def build(folder, *, kind, tuner, dtype=torch.float32, **settings):
+    model = (
+        load_plain(folder, dtype=dtype, device=CPU)
+        if kind == "own"
+        else load_model(folder, dtype=dtype, device=CPU)
+    )
+    torch.manual_seed(1)
+    if tuner == "full":
+        apply_full(model)
+    else:
+        model = apply_lora(model, LoraSettings(dropout=0.0, target_modules=("ALL",)))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:  # at 0 A would get no gradient
+                parameter.data.normal_(std=0.1)
+    return build_causal(model, **settings).train()
+
+
+def run(causal, batch, *, shares):
+    for parameter in causal.parameters():
+        parameter.grad = None
+    prefixes = batch.prefixes if shares else None
+    losses = causal(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.labels_T, prefixes)
+    losses.loss_sum.backward()
+    return losses, {name: p.grad for name, p in causal.named_parameters() if p.grad is not None}
+
+
+def assert_same(one, other, close=1e-5):
+    (expected, their_grads), (found, our_grads) = one, other
+    assert torch.allclose(found.loss_sum, expected.loss_sum, rtol=close / 10)
+    assert (int(found.num_correct), found.num_tokens) == (int(expected.num_correct), expected.num_tokens)
+    assert their_grads.keys() == our_grads.keys()
+    for name, grad in their_grads.items():
+        assert torch.allclose(our_grads[name], grad, rtol=close, atol=close * float(grad.abs().max())), name
+
+
+@pytest.mark.parametrize("tuner", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("kind", "architecture", "settings"),
+    [
+        ("own", "qwen2", {}),
+        ("own", "qwen3", {}),
+        ("own", "mistral", {"sliding_window": 4}),
+        ("transformers", "qwen2", {}),
+        ("transformers", "gemma2", {}),
+        ("transformers", "gpt2", {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}),
+        ("transformers", "qwen3_moe", {}),
+    ],
+)
+def test_loss_and_gradients_are_those_of_all_tokens(tmp_path, kind, architecture, settings, tuner):
+    save(tmp_path, architecture, **settings)
+    batch, causal = micro_batch(), build(tmp_path, kind=kind, tuner=tuner)
+    assert_same(run(causal, batch, shares=False), run(causal, batch, shares=True))
+
+
+@pytest.mark.parametrize("recompute", ["true", "partial"])
+def test_recomputing_takes_the_rows_too(tmp_path, recompute):
+    save(tmp_path, "qwen2")
+    plain = build(tmp_path, kind="own", tuner="lora")
+    again = build(tmp_path, kind="own", tuner="lora", gradient_checkpointing=recompute == "true")
+    if recompute == "partial":
+        apply_partial_checkpointing(again)
+    batch = micro_batch()
+    assert_same(run(plain, batch, shares=True), run(again, batch, shares=True))
+
+
+def test_shorter_types_differ_by_their_rounding_only(tmp_path):
+    save(tmp_path, "qwen2")
+    batch, causal = micro_batch(), build(tmp_path, kind="own", tuner="lora", dtype=torch.bfloat16)
+    assert_same(run(causal, batch, shares=False), run(causal, batch, shares=True), close=5e-2)
+
+
+def test_twice_the_same_to_the_last_bit(tmp_path):
+    save(tmp_path, "qwen2")
+    batch, causal = micro_batch(), build(tmp_path, kind="own", tuner="full")
+    (_, first), (_, second) = (run(causal, batch, shares=True) for _ in range(2))
+    assert all(torch.equal(grad, second[name]) for name, grad in first.items())
+
+
+def rows_of_first_layer(causal, batch):
+    seen = []
+    layer = causal.model.model.layers[0]
+    handle = layer.register_forward_hook(lambda module, args, output: seen.append(args[0].shape[1]))
+    run(causal, batch, shares=True)
+    handle.remove()
+    return seen
+
+
+def test_layers_see_each_beginning_once(tmp_path):
+    save(tmp_path, "qwen2")
+    batch = micro_batch()
+    assert rows_of_first_layer(build(tmp_path, kind="own", tuner="full"), batch) == [
+        len(batch.prefixes.first_U)
+    ]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"share_prefixes": False}, {"neftune_alpha": 5.0}], ids=["off", "neftune"]
+)
+def test_every_token_is_computed_where_it_must_be(tmp_path, settings):
+    save(tmp_path, "qwen2")
+    batch = micro_batch()
+    assert rows_of_first_layer(build(tmp_path, kind="own", tuner="full", **settings), batch) == [
+        len(batch.labels_T)
+    ]
