@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument(
         "--variants",
         nargs="+",
-        choices=["default", "best", "best-liger", "partial", "lean"],
+        choices=["default", "best", "best-liger", "partial", "lean", "each"],
         default=["default", "best"],
     )
     parser.add_argument("--steps", type=int, default=6)

@@ -186,6 +186,7 @@ TOOLS = {
                 "default": [],
                 "partial": _flags({"gradient_checkpointing": "partial"}),
                 "lean": _flags({"gradient_checkpointing": "true"}),
+                "each": _flags({"share_prefixes": "false"}),
             },
         ),
         Tool(

@@ -109,8 +109,10 @@ class CausalLM(nn.Module):
             self.num_spared += len(prefixes.source_T) - len(prefixes.first_U) if self.training else 0
             sharing = Sharing.of(prefixes, input_ids_T.device)
             attention = shared_attention(attention or segment_attention, sharing)
-            input_ids_T, position_ids_T = input_ids_T[sharing.first_U], position_ids_T[sharing.first_U]
-            positions_N = sharing.source_T[positions_N]
+            input_ids_T, position_ids_T = (
+                tensor_T.index_select(0, sharing.first_U) for tensor_T in (input_ids_T, position_ids_T)
+            )
+            positions_N = sharing.source_T.index_select(0, positions_N)
         samples = PackedInputs(input_ids_T, position_ids_T, cu_seqlens, attention)
         if self.head is None:
             return self._own_logits(samples, positions_N, targets_N)

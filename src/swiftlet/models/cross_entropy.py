@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-# On a CPU, and for more words so many rows that the head is multiplied at the rate of large products: 86 rows reach 57
-# of 87 GFLOP/s, 256 rows 80 (docs/benchmarks.md).
-CHUNK_BYTES, HOST_ROWS = 48 * 2**20, 256
+# On a CPU so many rows that the head is multiplied at the rate of large products, and more where there are few words:
+# 512 rows take 7 to 15 % less time than 256, 1024 hardly less than 512 (docs/benchmarks.md).
+CHUNK_BYTES, HOST_ROWS = 16 * 2**20, 512
 # So many rows that an accelerator does not read the head for longer than it multiplies.
 DEVICE_CHUNK_BYTES = 384 * 2**20
 

@@ -18,7 +18,7 @@ from swiftlet.plan.sizes import Sizes
 
 GIB = 2**30
 FP32 = 4
-HOST_CHUNK, HOST_ROWS, DEVICE_CHUNK, CHUNK_ROWS = 48 * 2**20, 256, 384 * 2**20, 32  # models/cross_entropy.py
+HOST_CHUNK, HOST_ROWS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 384 * 2**20, 32  # models/cross_entropy.py
 ROUNDED_ELEMENTS, ROUNDED_COPIES = 2**24, 7  # train/adamw_bf16.py: a chunk, and its fp32 copies
 ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
 SHARDED = ("zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
