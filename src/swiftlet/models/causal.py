@@ -55,6 +55,13 @@ class PackedInputs(NamedTuple):
     attention: PackedAttention | None
 
 
+def _rows_of(samples: PackedInputs, sharing: Sharing) -> PackedInputs:
+    """Return the rows that stand for the tokens of samples."""
+    ids_U, positions_U = (tensor_T.index_select(0, sharing.first_U) for tensor_T in samples[:2])
+    attention = shared_attention(samples.attention or segment_attention, sharing)
+    return PackedInputs(ids_U, positions_U, samples.cu_seqlens, attention)
+
+
 class CausalLM(nn.Module):
     """A causal model of transformers, with or without adapters around it.
 
@@ -99,21 +106,20 @@ class CausalLM(nn.Module):
 
         The label of a sample's first token must be IGNORE_INDEX: nothing of its own sample predicts it. Labels on the
         CPU spare the device a wait: how many positions there are is then known without asking it.
+
+        Args:
+            prefixes: which tokens are computed once, see data/prefixes.py; none of them predicts a trained one.
         """
         positions_N = (labels_T[1:] != IGNORE_INDEX).nonzero().squeeze(1)
         targets_N = send(labels_T[1:][positions_N], input_ids_T.device)
         positions_N = send(positions_N, input_ids_T.device)
-        attention = self.attention
+        samples = PackedInputs(input_ids_T, position_ids_T, cu_seqlens, self.attention)
         self.num_tokens += len(labels_T) if self.training else 0
         if prefixes is not None and self.shares_prefixes:
             self.num_spared += len(prefixes.source_T) - len(prefixes.first_U) if self.training else 0
             sharing = Sharing.of(prefixes, input_ids_T.device)
-            attention = shared_attention(attention or segment_attention, sharing)
-            input_ids_T, position_ids_T = (
-                tensor_T.index_select(0, sharing.first_U) for tensor_T in (input_ids_T, position_ids_T)
-            )
+            samples = _rows_of(samples, sharing)
             positions_N = sharing.source_T.index_select(0, positions_N)
-        samples = PackedInputs(input_ids_T, position_ids_T, cu_seqlens, attention)
         if self.head is None:
             return self._own_logits(samples, positions_N, targets_N)
         hidden_NH = self._wanted(samples, positions_N)

@@ -1,0 +1,19 @@
+"""The harness of scales runs `swift sft` as it is and finds its steps."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def test_a_long_run_has_the_speed_of_its_ends(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import scaling
+
+    options = argparse.Namespace(size="2m", vocabulary=8192, threads=1, steps=5, limit_s=300.0)
+    found = scaling.endurance(options, tmp_path)
+    assert found["first_tenth"] > 0
+    assert found["last_tenth"] > 0
+    assert found["peak_rss_bytes"] > 100e6
