@@ -21,7 +21,9 @@ from typing import Any
 from process import Outcome, run_watched
 from report import facts, markdown, peers_table
 from tools import TOOLS, Job, device_peak, environment, install
-from workload import SIZES, convert_alpaca, count_tokens, make_model, make_rows
+from workload import SIZES, convert_alpaca, copy_model, count_tokens, make_model, make_rows
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def figures(outcome: Outcome, num_tokens: int, weights: int) -> dict[str, Any]:
@@ -75,9 +77,11 @@ def prepare(case: str, options: argparse.Namespace, folder: Path) -> tuple[Job, 
     number = options.rows or steps * batch * accumulation
     if options.model:
         model = options.model.resolve()
+        if options.dtype in DTYPES:
+            model = copy_model(model, folder / f"model-{options.dtype}", DTYPES[options.dtype])
         convert_alpaca(options.alpaca, rows, number)
     else:
-        dtype = "bfloat16" if options.dtype == "bf16" else "float32"
+        dtype = DTYPES.get(options.dtype, "float32")
         name = f"{size}-{vocabulary}-{dtype}"
         model = make_model(folder / name, SIZES[size], int(vocabulary), dtype, options.device)
         make_rows(rows, number)

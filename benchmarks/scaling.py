@@ -3,8 +3,8 @@
 python benchmarks/scaling.py --what length batch size ranks endurance --out docs/benchmarks/scaling.json
 
 Length, batch and size are measured on single steps (see step.py), the samples of a length adding up to as many tokens
-as the longest. Ranks and endurance are whole runs of swift sft; endurance compares the speed of the first and the last
-tenth of a long run in processor seconds.
+as the longest. Ranks and endurance are whole runs of swift sft; endurance compares the speed of the tenths of a long
+run in processor seconds.
 """
 
 from __future__ import annotations
@@ -100,13 +100,13 @@ def whole_run(
 
 
 def endurance(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return the steps a processor second in the first and in the last tenth of a long run."""
+    """Return the steps a processor second in each tenth of a long run, the first step left out."""
     run = whole_run(options, folder, steps=options.steps, ranks=1, name="endurance")
-    marks = run.pop("marks")
-    tenth = max(2, len(marks) // 10)
-    parts = [marks[1 : tenth + 1], marks[-tenth:]]
-    speeds = [(len(part) - 1) / (part[-1]["cpu_s"] - part[0]["cpu_s"]) for part in parts]
-    return {"what": "endurance", **run, "first_tenth": speeds[0], "last_tenth": speeds[1]}
+    marks = run.pop("marks")[1:]
+    length = max(2, len(marks) // 10)
+    parts = [marks[start : start + length] for start in range(0, len(marks) - length + 1, length)]
+    tenths = [(len(part) - 1) / (part[-1]["cpu_s"] - part[0]["cpu_s"]) for part in parts]
+    return {"what": "endurance", **run, "tenths": tenths}
 
 
 def table(points: list[dict[str, Any]]) -> str:

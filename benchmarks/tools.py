@@ -162,7 +162,7 @@ def _llama_factory(job: Job, out: Path) -> list[str]:
 def _ms_swift(job: Job, out: Path) -> list[str]:
     values = _trainer(job, out) | {
         "model": job.model,
-        "model_type": "qwen2",
+        "model_type": json.loads((job.model / "config.json").read_text(encoding="utf-8"))["model_type"],
         "template": "chatml",
         "dataset": job.rows,
         "split_dataset_ratio": 0,

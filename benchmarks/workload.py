@@ -6,6 +6,7 @@ Everything follows from the arguments, so that every tool gets the same folder a
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,6 +114,21 @@ def make_model(
     if device != "cpu":  # nothing of it stays where the tools are measured
         del model
         torch.accelerator.empty_cache()
+    return folder
+
+
+def copy_model(source: Path, folder: Path, dtype: str) -> Path:
+    """Write a model with its weights in `dtype`: some tools compute in the type of the file, whatever is asked."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    for path in folder.glob("*.safetensors"):
+        wide = {name: value.to(getattr(torch, dtype)) for name, value in load_file(path).items()}
+        save_file(wide, path, metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": dtype}, indent=1), encoding="utf-8")
     return folder
 
 
