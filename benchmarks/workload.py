@@ -123,9 +123,9 @@ def copy_model(source: Path, folder: Path, dtype: str) -> Path:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(source, folder, dirs_exist_ok=True)
-    for path in folder.glob("*.safetensors"):
-        wide = {name: value.to(getattr(torch, dtype)) for name, value in load_file(path).items()}
-        save_file(wide, path, metadata={"format": "pt"})
+    for path in source.glob("*.safetensors"):  # read there: what is written must not be mapped
+        weights = {name: value.to(getattr(torch, dtype)) for name, value in load_file(path).items()}
+        save_file(weights, folder / path.name, metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     (folder / "config.json").write_text(json.dumps({**config, "dtype": dtype}, indent=1), encoding="utf-8")

@@ -202,12 +202,14 @@ def collate(store: Samples, sample_ids: Sequence[int], *, shares: bool = False) 
     ends = np.cumsum([len(part) for part in ids])
     starts = [0, *ends[:-1].tolist()]
     labels[starts] = IGNORE_INDEX
-    wanted = np.append(labels[1:] != IGNORE_INDEX, False)
+    prefixes = None
+    if shares and len(ids) > 1:
+        prefixes = find_prefixes(ids, np.append(labels[1:] != IGNORE_INDEX, False))
     return MicroBatch(
         torch.from_numpy(np.concatenate(ids)),
         torch.from_numpy(labels),
         torch.from_numpy(np.concatenate([np.arange(len(part)) for part in ids])),
         [0, *ends.tolist()],
         list(sample_ids),
-        find_prefixes(ids, wanted) if shares and len(ids) > 1 else None,
+        prefixes,
     )

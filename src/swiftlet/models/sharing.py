@@ -8,6 +8,7 @@ Shapes: T tokens of a micro-batch, U rows, P rows that stand for C tokens or few
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -63,21 +64,33 @@ class Sharing(NamedTuple):
         ]
         return cls(put(prefixes.source_T), put(prefixes.first_U), put(place_T), sums)
 
-
-class _ToTokens(torch.autograd.Function):
-    """[U, F] -> [T, F]."""
-
-    @staticmethod
-    def forward(ctx: Any, x_UF: Tensor, sharing: Sharing) -> Tensor:
-        ctx.sharing = sharing
-        return x_UF.index_select(0, sharing.source_T)
-
-    @staticmethod
-    def backward(ctx: Any, grad_TF: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        sharing: Sharing = ctx.sharing
-        parts = [_summed(grad_TF, one) for one in sharing.sums]
+    def sum_to_rows(self, grad_TF: Tensor) -> Tensor:
+        """Return the sum over the tokens of each row [U, F]."""
+        parts = [_summed(grad_TF, one) for one in self.sums]
         num_summed = sum(len(part) for part in parts)
-        return torch.cat([*parts, grad_TF.index_select(0, sharing.first_U[num_summed:])]), None
+        return torch.cat([*parts, grad_TF.index_select(0, self.first_U[num_summed:])])
+
+    def first_to_rows(self, grad_TF: Tensor) -> Tensor:
+        """Return the first token of each row [U, F]."""
+        return grad_TF.index_select(0, self.first_U)
+
+    def rows_to_first(self, grad_UF: Tensor) -> Tensor:
+        """Return [T, F] with each row at its first token, and 0 elsewhere."""
+        none_1F = grad_UF.new_zeros((1, grad_UF.shape[1]))
+        return torch.cat([grad_UF, none_1F]).index_select(0, self.place_T)
+
+
+class _Select(torch.autograd.Function):
+    """The tokens or rows at `index`; `back` says what their gradient is before it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back = back
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return ctx.back(grad), None, None
 
 
 def _summed(grad_TF: Tensor, rows: Sum) -> Tensor:
@@ -86,49 +99,25 @@ def _summed(grad_TF: Tensor, rows: Sum) -> Tensor:
     return torch.bmm(rows.is_there.to(grad_TF.dtype), copies_PCF).squeeze(1)
 
 
-class _FirstToTokens(torch.autograd.Function):
-    """[U, F] -> [T, F], where but the first token of a row has a gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x_UF: Tensor, sharing: Sharing) -> Tensor:
-        ctx.sharing = sharing
-        return x_UF.index_select(0, sharing.source_T)
-
-    @staticmethod
-    def backward(ctx: Any, grad_TF: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad_TF.index_select(0, ctx.sharing.first_U), None
-
-
-class _ToRows(torch.autograd.Function):
-    """[T, F] -> [U, F]: the first token of each row."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TF: Tensor, sharing: Sharing) -> Tensor:
-        ctx.sharing = sharing
-        return x_TF.index_select(0, sharing.first_U)
-
-    @staticmethod
-    def backward(ctx: Any, grad_UF: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        none_1F = grad_UF.new_zeros((1, grad_UF.shape[1]))
-        return torch.cat([grad_UF, none_1F]).index_select(0, ctx.sharing.place_T), None
-
-
 def shared_attention(attend: PackedAttention, sharing: Sharing) -> PackedAttention:
     """Return `attend` for queries, keys and values [heads, U, D]: its output is [U, Q, D]."""
 
     def attention(
         query_QUD: Tensor, key_KUD: Tensor, value_KUD: Tensor, cu_seqlens: list[int], **rules: Any
     ) -> Tensor:
-        query_QTD = _spread(_FirstToTokens, query_QUD, sharing)
-        key_KTD, value_KTD = (_spread(_ToTokens, tensor, sharing) for tensor in (key_KUD, value_KUD))
+        # nothing reads what a row's other tokens ask for, so their queries have no gradient
+        query_QTD = _spread(query_QUD, sharing.source_T, sharing.first_to_rows)
+        key_KTD, value_KTD = (
+            _spread(tensor, sharing.source_T, sharing.sum_to_rows) for tensor in (key_KUD, value_KUD)
+        )
         output_TQD = attend(query_QTD, key_KTD, value_KTD, cu_seqlens, **rules)
-        rows_UF = _ToRows.apply(output_TQD.flatten(1), sharing)
+        rows_UF = _Select.apply(output_TQD.flatten(1), sharing.first_U, sharing.rows_to_first)
         return rows_UF.unflatten(1, output_TQD.shape[1:])
 
     return attention
 
 
-def _spread(function: Any, tensor_HUD: Tensor, sharing: Sharing) -> Tensor:
+def _spread(tensor_HUD: Tensor, source_T: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
     num_heads, _, size = tensor_HUD.shape
-    tokens_TF = function.apply(tensor_HUD.transpose(0, 1).flatten(1), sharing)
+    tokens_TF = _Select.apply(tensor_HUD.transpose(0, 1).flatten(1), source_T, back)
     return tokens_TF.view(-1, num_heads, size).transpose(0, 1)
