@@ -1,6 +1,7 @@
-"""Pictures of what peers.py and scaling.py measured.
+"""Pictures of what peers.py, curves.py and scaling.py measured.
 
 python benchmarks/plot.py peers docs/benchmarks/peers-*.json --out docs/benchmarks/peers.png
+python benchmarks/plot.py curves docs/benchmarks/curves.json --out docs/benchmarks/curves.png
 python benchmarks/plot.py scaling docs/benchmarks/scaling.json --out docs/benchmarks/scaling.png
 """
 
@@ -8,12 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 OURS, OTHERS = "#FF7043", "#90A4AE"
+LINES = (OURS, "#BF360C", "#1565C0", "#2E7D32", "#6A1B9A", "#455A64")
+SMOOTHED = 10  # steps of a curve that are one point
 FIGURES = {
     "tokens_per_s": ("trained tokens/s", 1.0),
     "peak_above_weights_bytes": ("memory above the weights, MB", 1e-6),
@@ -48,6 +52,28 @@ def draw_peers(results: list[dict[str, Any]]) -> Figure:
             axes.tick_params(labelsize=8)
             if axes is not row[0]:
                 axes.set_yticklabels([])
+    return figure
+
+
+def draw_curves(results: list[dict[str, Any]]) -> Figure:
+    """Return the losses of each run over its steps, and over the time from the shell, as means of a few steps."""
+    runs = {name: run for result in results for name, run in result["runs"].items()}
+    figure = Figure(figsize=(11, 4.2), dpi=100, layout="constrained")
+    over_steps, over_time = figure.subplots(1, 2, sharey=True)
+    for (name, run), colour in zip(runs.items(), LINES, strict=False):
+        losses, seconds = run["losses"], run["wall_s_of_steps"]
+        starts = range(0, len(losses) - SMOOTHED + 1, SMOOTHED)
+        means = [statistics.fmean(losses[start : start + SMOOTHED]) for start in starts]
+        ends = [start + SMOOTHED for start in starts]
+        style = {"color": colour, "linewidth": 1.2, "label": name}
+        over_steps.plot(ends, means, **style)
+        over_time.plot([seconds[end - 1] for end in ends], means, **style)
+    over_steps.set_xlabel("step")
+    over_time.set_xlabel("seconds from the shell")
+    over_steps.set_ylabel(f"loss, mean of {SMOOTHED} steps")
+    for axes in (over_steps, over_time):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     return figure
 
 
@@ -92,12 +118,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("kind", choices=["peers", "scaling"])
+    parser.add_argument("kind", choices=["peers", "curves", "scaling"])
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     results = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
-    figure = {"peers": draw_peers, "scaling": draw_scaling}[options.kind](results)
+    draw = {"peers": draw_peers, "curves": draw_curves, "scaling": draw_scaling}[options.kind]
+    figure = draw(results)
     figure.savefig(options.out)
 
 

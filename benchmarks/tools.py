@@ -32,6 +32,7 @@ class Job(NamedTuple):
     max_length: int = 2048
     learning_rate: float = 1e-4
     dropout: float = 0.05
+    warmup_steps: int | None = None  # as the tool comes when not given
 
 
 class Tool(NamedTuple):
@@ -86,7 +87,13 @@ def _swiftlet(job: Job, out: Path) -> list[str]:
         "logging_steps": 1,
         "output_dir": out,
     }
-    return _flags(values | ({} if job.dtype == "auto" else {"dtype": job.dtype}))
+    return _flags(values | _schedule(job) | ({} if job.dtype == "auto" else {"dtype": job.dtype}))
+
+
+def _schedule(job: Job) -> dict[str, object]:
+    if job.warmup_steps is None:
+        return {}
+    return {"lr_scheduler_type": "linear", "warmup_steps": job.warmup_steps}
 
 
 def _trl(job: Job, out: Path) -> list[str]:
@@ -120,6 +127,7 @@ def _trainer(job: Job, out: Path) -> dict[str, object]:
         "logging_steps": 1,
         "report_to": "none",
         "output_dir": out / "run",
+        **_schedule(job),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,14 @@ from swiftlet.data.batching import (
     Batches,
     collate,
     cut,
+    cut_alike,
     epoch_order,
     num_steps,
     num_steps_per_epoch,
     pad_cuts,
     share,
 )
+from swiftlet.data.prefixes import MOST_TOKENS, find_prefixes
 from swiftlet.data.rows import IGNORE_INDEX
 
 
@@ -109,6 +112,66 @@ def test_micro_batches_keep_the_budget_unless_one_sample_is_longer(lengths, toke
 
 def test_a_budget_of_zero_puts_each_sample_alone():
     assert [len(part) for part in cut(range(5), np.array([3, 9, 2, 5, 5]), 0)] == [1] * 5
+
+
+class Chats(Store):
+    """Samples of given lengths after one of three system prompts of 0, 20 and 60 tokens."""
+
+    def __init__(self, lengths):
+        self.begin = [(0, 20, 60)[number % 7 % 3] for number in range(len(lengths))]
+        super().__init__(np.asarray(lengths) + self.begin)
+
+    def __getitem__(self, index):
+        ids, labels = super().__getitem__(index)
+        ids[: self.begin[index]] = -1 - np.arange(self.begin[index])
+        labels[: self.begin[index] + 1] = IGNORE_INDEX
+        return ids, labels
+
+    def prompt(self, index):
+        return self[index][0][: self.begin[index]]
+
+
+def num_computed(store, part):
+    found = find_prefixes([store[sample][0] for sample in part], [store.prompt(sample) for sample in part])
+    return sum(int(store.lengths[sample]) for sample in part) if found is None else len(found.first_U)
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths_of, st.integers(1, 300))
+def test_samples_that_begin_differently_are_cut_as_ever(lengths, token_budget):
+    sizes = np.asarray(lengths)
+    prompts = [np.array([number, 1, 2]) for number in range(len(lengths))]
+    samples = list(range(len(lengths)))
+    assert cut_alike(samples, sizes, token_budget, prompts) == cut(samples, sizes, token_budget)
+
+
+@settings(deadline=None, max_examples=60)
+@given(lengths_of, st.integers(1, 300))
+def test_what_is_computed_keeps_the_budget_however_many_tokens_there_are(lengths, token_budget):
+    store, samples = Chats(lengths), list(range(len(lengths)))
+    bins = cut_alike(samples, store.lengths, token_budget, [store.prompt(sample) for sample in samples])
+    assert sorted(sample for part in bins for sample in part) == samples
+    for part in bins:
+        tokens, computed = int(store.lengths[part].sum()), num_computed(store, part)
+        assert len(part) == 1 or computed <= token_budget
+        assert len(part) == 1 or tokens <= MOST_TOKENS * token_budget
+        for half in (part[::2], part[1::2]):  # as where another rank has more micro-batches
+            assert len(half) < 2 or num_computed(store, half) <= token_budget
+
+
+def test_a_long_system_prompt_takes_its_place_once():
+    store = Chats([10] * 30)
+    long = [sample for sample in range(30) if store.begin[sample] == 60]
+    samples = long[:8]
+    prompts = [store.prompt(sample) for sample in samples]
+    assert [len(part) for part in cut(samples, store.lengths, 160)] == [2, 2, 2, 2]
+    assert [len(part) for part in cut_alike(samples, store.lengths, 160, prompts)] == [8]
+    batches = batches_of(store, batch_size=4, token_budget=160)
+    plain = sum(len(step.micro_batches) for step in first_epoch(batches))
+    alike = sum(len(step.micro_batches) for step in first_epoch(replace(batches, is_shared=True)))
+    assert alike < plain / 1.5
+    alone = first_epoch(replace(batches, is_shared=True, token_budget=0))
+    assert {len(part) for step in alone for part in step.micro_batches} == {1}
 
 
 @settings(deadline=None, max_examples=60)

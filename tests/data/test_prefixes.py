@@ -18,8 +18,8 @@ def samples_of(rng, num_samples):
     return ids, [int(rng.integers(0, len(part) + 1)) for part in ids]
 
 
-def wanted_of(ids, prompts):
-    return np.concatenate([np.arange(len(part)) >= prompt for part, prompt in zip(ids, prompts, strict=True)])
+def prompts_of(ids, prompts):
+    return [part[:prompt] for part, prompt in zip(ids, prompts, strict=True)]
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -31,7 +31,7 @@ def test_rows_are_the_different_beginnings(seed):
         for place in range(len(part)):
             owner = number if place >= prompt else -1
             names.append((owner, tuple(part[: place + 1])))
-    found = find_prefixes(ids, wanted_of(ids, prompts))
+    found = find_prefixes(ids, prompts_of(ids, prompts))
     num_spared = len(names) - len(set(names))
     if num_spared == 0 or num_spared < LEAST_SHARE * len(names):
         assert found is None
@@ -53,13 +53,13 @@ def test_rows_are_the_different_beginnings(seed):
 
 def test_nothing_is_shared_between_samples_that_begin_differently():
     ids = [np.array([1, 2, 3]), np.array([2, 2, 3])]
-    assert find_prefixes(ids, wanted_of(ids, [2, 2])) is None
+    assert find_prefixes(ids, prompts_of(ids, [2, 2])) is None
 
 
 def test_a_few_tokens_are_not_worth_it():
     long = np.arange(10, 200)
     ids = [np.concatenate([[1, 2], long]), np.concatenate([[1, 2], long[::-1]])]
-    assert find_prefixes(ids, wanted_of(ids, [100, 100])) is None
+    assert find_prefixes(ids, prompts_of(ids, [100, 100])) is None
 
 
 class Store:

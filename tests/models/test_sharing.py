@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tiny_models import save
 from swiftlet.data.batching import collate
 from swiftlet.models.causal import apply_partial_checkpointing, build_causal
 from swiftlet.models.load import load_model, load_plain
+from swiftlet.models.sharing import _Saved
 from swiftlet.models.tuner import LoraSettings, apply_full, apply_lora
 
 CPU = torch.device("cpu")
@@ -116,6 +119,24 @@ def test_twice_the_same_to_the_last_bit(tmp_path):
     batch, causal = micro_batch(), build(tmp_path, kind="own", tuner="full")
     (_, first), (_, second) = (run(causal, batch, shares=True) for _ in range(2))
     assert all(torch.equal(grad, second[name]) for name, grad in first.items())
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_attention_keeps_rows_and_not_tokens(tmp_path, gradient_checkpointing):
+    save(tmp_path, "qwen2")
+    causal, batch = build(tmp_path, kind="own", tuner="full"), micro_batch()
+    if gradient_checkpointing:
+        causal = build(tmp_path, kind="own", tuner="full", gradient_checkpointing=True)
+    losses = causal(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.labels_T, batch.prefixes)
+    gc.collect()
+    kept = [saved for saved in gc.get_objects() if type(saved) is _Saved]
+    num_rows, num_layers = len(batch.prefixes.first_U), len(causal.model.model.layers)
+    held = [len(saved.rows_UF) for saved in kept if saved.rows_UF is not None]
+    # queries, keys, values and the output; what is computed again is not kept at all
+    assert held == [] if gradient_checkpointing else [num_rows] * 4 * num_layers
+    for saved in kept:
+        assert saved.tensor is None or saved.tensor.numel() <= len(batch.labels_T) * 8  # a sum for each head
+    losses.loss_sum.backward()
 
 
 def rows_of_first_layer(causal, batch):

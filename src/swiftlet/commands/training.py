@@ -229,7 +229,14 @@ def _run(
     args, budget, store = steered.args, steered.token_budget, ready.data.train
     train_args, output = args.train, args.output
     batches = Batches(
-        store, train_args.seed, state.step_size, state.steps_per_epoch, budget, world.rank, world.world_size
+        store,
+        train_args.seed,
+        state.step_size,
+        state.steps_per_epoch,
+        budget,
+        world.rank,
+        world.world_size,
+        is_shared=model.shares_prefixes,
     )
     evaluate = build_evaluator(args, ready, model, world, device, budget)
     warmup = num_warmup_steps(state.num_steps, train_args.warmup_ratio, train_args.warmup_steps)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from swiftlet.data.prefixes import Prefixes, find_prefixes
+from swiftlet.data.prefixes import LEAST_SHARE, MOST_TOKENS, Beginnings, Prefixes, find_prefixes, prompt_of
 from swiftlet.data.rows import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -127,6 +127,43 @@ def cut(samples: Sequence[int], lengths: np.ndarray, token_budget: int) -> list[
     return sorted(bins, key=lambda b: -sum(int(lengths[s]) for s in b))
 
 
+def cut_alike(
+    samples: Sequence[int], lengths: np.ndarray, token_budget: int, prompts: Sequence[np.ndarray]
+) -> list[list[int]]:
+    """Return `samples` as `cut` does, those together that begin alike: tokens that are computed once count once.
+
+    A micro-batch has at most `token_budget` tokens, or at most so many that are computed and `MOST_TOKENS` times as
+    many in all.
+
+    Args:
+        prompts: what each sample may share, see data/prefixes.py.
+    """
+    alike = Beginnings(prompts)
+    places = np.argsort(alike.order)
+    sizes = lengths[list(samples)].astype(np.int64)
+    bins: list[list[int]] = []
+    common_BS = np.zeros((len(samples), len(samples)), np.int64)  # of each micro-batch, at most one a sample
+    computed_B, tokens_B = common_BS[0].copy(), common_BS[0].copy()
+    for number in sorted(range(len(samples)), key=lambda n: (-int(sizes[n]), samples[n])):
+        own_B = sizes[number] - common_BS[: len(bins), number]
+        computed, tokens = computed_B[: len(bins)] + own_B, tokens_B[: len(bins)] + sizes[number]
+        # where so few are shared that all are computed, all of them count
+        is_shared = (computed + LEAST_SHARE * tokens <= token_budget) & (tokens <= MOST_TOKENS * token_budget)
+        fitting = np.flatnonzero((tokens <= token_budget) | is_shared)
+        if len(fitting):
+            chosen = int(fitting[np.lexsort((-computed[fitting], own_B[fitting]))[0]])
+        else:
+            chosen = len(bins)
+            bins.append([])
+        own = int(sizes[number] - common_BS[chosen, number])
+        bins[chosen].append(number)
+        computed_B[chosen] += own
+        tokens_B[chosen] += sizes[number]
+        np.maximum(common_BS[chosen], alike.common(int(places[number])), out=common_BS[chosen])
+    order = sorted(range(len(bins)), key=lambda b: -int(computed_B[b]))
+    return [[samples[number] for number in bins[b]] for b in order]
+
+
 def pad_cuts(cuts: list[list[list[int]]]) -> list[list[list[int]]]:
     """Give every rank the same number of micro-batches: split the largest, add empty ones where none can be split."""
     most = max(len(micro_batches) for micro_batches in cuts)
@@ -148,6 +185,7 @@ class Batches:
     Args:
         step_size: samples a step over all ranks.
         token_budget: most tokens in one micro-batch; 0 puts each sample alone.
+        is_shared: the model computes equal beginnings of samples once.
     """
 
     store: Samples
@@ -157,6 +195,7 @@ class Batches:
     token_budget: int
     rank: int = 0
     world_size: int = 1
+    is_shared: bool = False
 
     def step(self, epoch: int, step_in_epoch: int, order: np.ndarray | None = None) -> Step:
         """Return one step of an epoch; both count from 0."""
@@ -166,7 +205,7 @@ class Batches:
         rows = order[start : None if is_last else start + self.step_size]
         samples = [int(row) for row in rows]
         lengths, num_labels = self.store.lengths, self.store.num_labels
-        cuts = [cut(part, lengths, self.token_budget) for part in share(samples, lengths, self.world_size)]
+        cuts = [self._cut(part) for part in share(samples, lengths, self.world_size)]
         return Step(
             epoch=epoch,
             step_in_epoch=step_in_epoch,
@@ -175,6 +214,12 @@ class Batches:
             num_label_tokens=int(num_labels[rows].sum()),
             micro_batches=pad_cuts(cuts)[self.rank],
         )
+
+    def _cut(self, samples: list[int]) -> list[list[int]]:
+        if not self.is_shared or self.token_budget == 0 or len(samples) < 2:
+            return cut(samples, self.store.lengths, self.token_budget)
+        prompts = [prompt_of(*self.store[sample]) for sample in samples]
+        return cut_alike(samples, self.store.lengths, self.token_budget, prompts)
 
     def steps(self, epoch: int = 0, step_in_epoch: int = 0) -> Iterator[Step]:
         """Yield steps without end, from step `step_in_epoch` of `epoch` on."""
@@ -204,7 +249,9 @@ def collate(store: Samples, sample_ids: Sequence[int], *, shares: bool = False) 
     labels[starts] = IGNORE_INDEX
     prefixes = None
     if shares and len(ids) > 1:
-        prefixes = find_prefixes(ids, np.append(labels[1:] != IGNORE_INDEX, False))
+        prefixes = find_prefixes(
+            ids, [prompt_of(part, sample[1]) for part, sample in zip(ids, samples, strict=True)]
+        )
     return MicroBatch(
         torch.from_numpy(np.concatenate(ids)),
         torch.from_numpy(labels),

@@ -3,7 +3,7 @@
 What a causal model makes of a token follows from the tokens before it and its position. Samples that begin alike, with
 the same system prompt, tools or question, therefore have the same values there, and a micro-batch needs one of each.
 
-Shapes: T tokens of a micro-batch, U rows that are computed, P rows that stand for C tokens or fewer.
+Shapes: T tokens of a micro-batch, U rows that are computed, P rows that stand for C tokens or fewer, S samples.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from swiftlet.data.rows import IGNORE_INDEX
+
 LEAST_SHARE = 1 / 32  # of the tokens: below, bringing them together costs more than it spares
+MOST_TOKENS = 4  # for each row that a micro-batch has room for: attention works on tokens, a layer at a time
 
 
 class Prefixes(NamedTuple):
@@ -31,30 +34,51 @@ class Prefixes(NamedTuple):
     copies: tuple[np.ndarray, ...]
 
 
-def find_prefixes(ids: Sequence[np.ndarray], wanted: np.ndarray) -> Prefixes | None:
+class Beginnings:
+    """How much of their prompts samples have in common.
+
+    Args:
+        prompts: the tokens of each sample before the first whose prediction is trained on.
+    """
+
+    def __init__(self, prompts: Sequence[np.ndarray]) -> None:
+        keys = [prompt.astype(">i8").tobytes() for prompt in prompts]
+        self.order = sorted(range(len(prompts)), key=keys.__getitem__)
+        equal = (_num_equal(prompts[one], prompts[other]) for one, other in pairwise(self.order))
+        self.equal = np.fromiter(equal, np.int64)
+
+    def common(self, place: int) -> np.ndarray:
+        """Return how many tokens each sample has in common with the one at `place` of the order [S], 0 with itself."""
+        before = np.minimum.accumulate(self.equal[:place][::-1])[::-1]
+        after = np.minimum.accumulate(self.equal[place:])
+        found_S = np.zeros(len(self.order), np.int64)
+        found_S[self.order] = np.concatenate([before, [0], after])
+        return found_S
+
+
+def prompt_of(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the tokens of a sample before the first whose prediction is trained on; labels are of the tokens."""
+    trained = labels[1:] != IGNORE_INDEX
+    return ids[: trained.argmax()] if trained.any() else ids
+
+
+def find_prefixes(ids: Sequence[np.ndarray], prompts: Sequence[np.ndarray]) -> Prefixes | None:
     """Return which tokens of samples are computed once, None where these are few.
 
     Args:
         ids: the tokens of each sample.
-        wanted: whether a token's prediction is trained on, for all samples one after another. Such a token, and what
-            follows it in its sample, keeps a row of its own.
+        prompts: the beginning of each that may be shared; a token whose prediction is trained on, and what follows it
+            in its sample, keeps a row of its own.
     """
     ends = np.cumsum([len(part) for part in ids])
-    shared = [_prompt(part, wanted[end - len(part) : end]) for part, end in zip(ids, ends, strict=True)]
-    order = sorted(range(len(ids)), key=lambda number: shared[number].astype(">i8").tobytes())
     rows = [np.arange(end - len(part), end) for part, end in zip(ids, ends, strict=True)]
-    num_spared = 0
-    for earlier, later in pairwise(order):
-        equal = _num_equal(shared[earlier], shared[later])
+    alike = Beginnings(prompts)
+    for (earlier, later), equal in zip(pairwise(alike.order), alike.equal, strict=True):
         rows[later][:equal] = rows[earlier][:equal]
-        num_spared += equal
+    num_spared = int(alike.equal.sum())
     if not num_spared or num_spared < LEAST_SHARE * ends[-1]:
         return None
     return _arranged(np.concatenate(rows))
-
-
-def _prompt(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    return ids[: wanted.argmax()] if wanted.any() else ids
 
 
 def _num_equal(first: np.ndarray, second: np.ndarray) -> int:

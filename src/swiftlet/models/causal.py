@@ -55,10 +55,10 @@ class PackedInputs(NamedTuple):
     attention: PackedAttention | None
 
 
-def _rows_of(samples: PackedInputs, sharing: Sharing) -> PackedInputs:
+def _rows_of(samples: PackedInputs, sharing: Sharing, *, is_held: bool) -> PackedInputs:
     """Return the rows that stand for the tokens of samples."""
     ids_U, positions_U = (tensor_T.index_select(0, sharing.first_U) for tensor_T in samples[:2])
-    attention = shared_attention(samples.attention or segment_attention, sharing)
+    attention = shared_attention(samples.attention or segment_attention, sharing, is_held=is_held)
     return PackedInputs(ids_U, positions_U, samples.cu_seqlens, attention)
 
 
@@ -72,6 +72,7 @@ class CausalLM(nn.Module):
         again: what the backward pass makes again; off as it comes.
         shares_prefixes: compute equal beginnings of samples once, where a micro-batch says which they are;
             `num_spared` of the `num_tokens` of training had no row of their own.
+        is_recomputed: the backward pass computes layers again.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class CausalLM(nn.Module):
         attention: PackedAttention | None,
         again: Recompute | None = None,
         shares_prefixes: bool = True,
+        is_recomputed: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -91,6 +93,7 @@ class CausalLM(nn.Module):
         self.attention = attention
         self.again = again or Recompute()
         self.shares_prefixes = shares_prefixes and is_packed
+        self.is_recomputed = is_recomputed
         self.lengths: list[int] = []
         self.num_tokens = self.num_spared = 0
 
@@ -118,7 +121,7 @@ class CausalLM(nn.Module):
         if prefixes is not None and self.shares_prefixes:
             self.num_spared += len(prefixes.source_T) - len(prefixes.first_U) if self.training else 0
             sharing = Sharing.of(prefixes, input_ids_T.device)
-            samples = _rows_of(samples, sharing)
+            samples = _rows_of(samples, sharing, is_held=not self.is_recomputed)
             positions_N = sharing.source_T.index_select(0, positions_N)
         if self.head is None:
             return self._own_logits(samples, positions_N, targets_N)
@@ -229,6 +232,7 @@ def build_causal(
         attention=attention,
         again=again,
         shares_prefixes=share_prefixes and not neftune_alpha,
+        is_recomputed=gradient_checkpointing,
     )
     if gradient_checkpointing:
         apply_checkpointing(inner)

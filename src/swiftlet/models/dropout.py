@@ -24,20 +24,26 @@ def draw_seed() -> int:
 def dropped_positions(num_elements: int, p: float, seed: int) -> Tensor:
     """Return which of `num_elements` are dropped, in ascending order, for 0 < p < 1.
 
-    Source: a geometric distance is the whole part of an exponential one over -log(1 - p), plus one.
+    Source: a geometric distance is the whole part of an exponential one over -log(1 - p), plus one, and -log of a
+    uniform number is exponential. Uniform ones have 32 bits of the generator as they come, which is twice as fast as
+    numpy's exponential ones.
     """
-    random = np.random.Generator(np.random.SFC64(seed))
-    mean, step = num_elements * p, np.float32(-1 / math.log1p(-p))
+    bits = np.random.SFC64(seed)
+    mean, step = num_elements * p, np.float32(1 / math.log1p(-p))
+    num_draws = int(mean + 6 * math.sqrt(mean) + 8)
     found, last = [], -1
     while last < num_elements - 1:
-        draws = random.standard_exponential(int(mean + 6 * math.sqrt(mean) + 8), dtype=np.float32)
+        draws = bits.random_raw((num_draws + 1) // 2).view(np.uint32).astype(np.float32)
+        draws += np.float32(0.5)
+        draws *= np.float32(2**-32)
+        np.log(draws, out=draws)
         draws *= step
-        distances = draws.astype(np.int64)
-        distances += 1
-        np.cumsum(distances, out=distances)
-        distances += last
-        last = int(distances[-1])
-        found.append(distances)
+        positions = draws.astype(np.int64)
+        positions += 1
+        np.cumsum(positions, out=positions)
+        positions += last
+        last = int(positions[-1])
+        found.append(positions)
     positions = np.concatenate(found) if len(found) > 1 else found[0]
     return torch.from_numpy(positions[: np.searchsorted(positions, num_elements)])
 

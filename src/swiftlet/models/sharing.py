@@ -1,7 +1,8 @@
 """Attention over samples whose equal beginnings are computed once: rows are spread to tokens for it and brought back.
 
 Everything else in a packable model works on each token alone, so it works on the rows. The gradient of a row is the
-sum over its tokens, in the same order every time.
+sum over its tokens, in the same order every time. What attention keeps for its backward pass is kept of rows: so a
+micro-batch takes the memory of its rows, however many tokens they stand for.
 
 Shapes: T tokens of a micro-batch, U rows, P rows that stand for C tokens or fewer, F numbers of a token.
 """
@@ -9,11 +10,13 @@ Shapes: T tokens of a micro-batch, U rows, P rows that stand for C tokens or few
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from swiftlet.device.transfer import send
 from swiftlet.models.attention import PackedAttention
@@ -99,25 +102,77 @@ def _summed(grad_TF: Tensor, rows: Sum) -> Tensor:
     return torch.bmm(rows.is_there.to(grad_TF.dtype), copies_PCF).squeeze(1)
 
 
-def shared_attention(attend: PackedAttention, sharing: Sharing) -> PackedAttention:
-    """Return `attend` for queries, keys and values [heads, U, D]: its output is [U, Q, D]."""
+class _Saved:
+    """A tensor saved for a backward pass: itself, or the rows that it is made of again and how it views its tokens."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor: Tensor | None = tensor
+        self.view = (tensor.shape, tensor.stride(), tensor.storage_offset())
+        self.rows_UF: Tensor | None = None
+
+
+class _Again(saved_tensors_hooks):
+    """Within it, what attention saves of tokens is held as rows, and spread again in the backward pass."""
+
+    def __init__(self, source_T: Tensor) -> None:
+        self.source_T = source_T
+        self.saved: list[_Saved] = []
+        super().__init__(self.pack, self.unpack)
+
+    def pack(self, tensor: Tensor) -> _Saved:
+        self.saved.append(_Saved(tensor))
+        return self.saved[-1]
+
+    def unpack(self, saved: _Saved) -> Tensor:
+        if saved.rows_UF is None:
+            assert saved.tensor is not None
+            return saved.tensor
+        return saved.rows_UF.index_select(0, self.source_T).as_strided(*saved.view)
+
+    def hold(self, sources: list[tuple[Tensor, Tensor]]) -> None:
+        """Hold rows [U, F] instead of what was saved of their contiguous tokens [T, F]."""
+        for saved in self.saved:
+            for tokens_TF, rows_UF in sources:
+                if saved.tensor is not None and _is_of(saved.tensor, tokens_TF):
+                    saved.tensor, saved.rows_UF = None, rows_UF
+        self.saved = []
+
+
+def _is_of(tensor: Tensor, whole: Tensor) -> bool:
+    """Return whether a tensor views the memory of `whole`, which has no other."""
+    storages = tensor.untyped_storage(), whole.untyped_storage()
+    is_same = storages[0].data_ptr() == storages[1].data_ptr() and tensor.dtype == whole.dtype
+    return is_same and storages[1].nbytes() == whole.numel() * whole.element_size()
+
+
+def shared_attention(attend: PackedAttention, sharing: Sharing, *, is_held: bool = True) -> PackedAttention:
+    """Return `attend` for queries, keys and values [heads, U, D]: its output is [U, Q, D].
+
+    Args:
+        is_held: something is kept for the backward pass, then of rows only; False where layers are computed again.
+    """
 
     def attention(
         query_QUD: Tensor, key_KUD: Tensor, value_KUD: Tensor, cu_seqlens: list[int], **rules: Any
     ) -> Tensor:
         # nothing reads what a row's other tokens ask for, so their queries have no gradient
-        query_QTD = _spread(query_QUD, sharing.source_T, sharing.first_to_rows)
-        key_KTD, value_KTD = (
-            _spread(tensor, sharing.source_T, sharing.sum_to_rows) for tensor in (key_KUD, value_KUD)
-        )
-        output_TQD = attend(query_QTD, key_KTD, value_KTD, cu_seqlens, **rules)
-        rows_UF = _Select.apply(output_TQD.flatten(1), sharing.first_U, sharing.rows_to_first)
-        return rows_UF.unflatten(1, output_TQD.shape[1:])
+        backs = sharing.first_to_rows, sharing.sum_to_rows, sharing.sum_to_rows
+        heads = query_QUD, key_KUD, value_KUD
+        rows = [tensor.transpose(0, 1).flatten(1) for tensor in heads]
+        tokens = [
+            _Select.apply(rows_UF, sharing.source_T, back) for rows_UF, back in zip(rows, backs, strict=True)
+        ]
+        views = [
+            tokens_TF.view(-1, tensor.shape[0], tensor.shape[2]).transpose(0, 1)
+            for tokens_TF, tensor in zip(tokens, heads, strict=True)
+        ]
+        again = _Again(sharing.source_T)
+        with again if is_held else nullcontext():
+            output_TQD = attend(*views, cu_seqlens, **rules)
+        output_TF = output_TQD.flatten(1)
+        output_UF = _Select.apply(output_TF, sharing.first_U, sharing.rows_to_first)
+        tokens, rows = [*tokens, output_TF], [*rows, output_UF]
+        again.hold([(one.detach(), other.detach()) for one, other in zip(tokens, rows, strict=True)])
+        return output_UF.unflatten(1, output_TQD.shape[1:])
 
     return attention
-
-
-def _spread(tensor_HUD: Tensor, source_T: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
-    num_heads, _, size = tensor_HUD.shape
-    tokens_TF = _Select.apply(tensor_HUD.transpose(0, 1).flatten(1), source_T, back)
-    return tokens_TF.view(-1, num_heads, size).transpose(0, 1)
