@@ -146,15 +146,17 @@ def test_samples_that_begin_differently_are_cut_as_ever(lengths, token_budget):
 
 
 @settings(deadline=None, max_examples=60)
-@given(lengths_of, st.integers(1, 300))
-def test_what_is_computed_keeps_the_budget_however_many_tokens_there_are(lengths, token_budget):
+@given(lengths_of, st.integers(1, 300), st.sampled_from([1 / 32, 1 / 16, 1 / 4]))
+def test_what_is_computed_keeps_the_budget_however_many_tokens_there_are(lengths, token_budget, token_cost):
     store, samples = Chats(lengths), list(range(len(lengths)))
-    bins = cut_alike(samples, store.lengths, token_budget, [store.prompt(sample) for sample in samples])
+    prompts = [store.prompt(sample) for sample in samples]
+    bins = cut_alike(samples, store.lengths, token_budget, prompts, token_cost)
     assert sorted(sample for part in bins for sample in part) == samples
     for part in bins:
         tokens, computed = int(store.lengths[part].sum()), num_computed(store, part)
         assert len(part) == 1 or computed <= token_budget
         assert len(part) == 1 or tokens <= MOST_TOKENS * token_budget
+        assert len(part) == 1 or tokens <= token_budget or computed + token_cost * tokens <= token_budget
         for half in (part[::2], part[1::2]):  # as where another rank has more micro-batches
             assert len(half) < 2 or num_computed(store, half) <= token_budget
 
@@ -168,9 +170,9 @@ def test_a_long_system_prompt_takes_its_place_once():
     assert [len(part) for part in cut_alike(samples, store.lengths, 160, prompts)] == [8]
     batches = batches_of(store, batch_size=4, token_budget=160)
     plain = sum(len(step.micro_batches) for step in first_epoch(batches))
-    alike = sum(len(step.micro_batches) for step in first_epoch(replace(batches, is_shared=True)))
+    alike = sum(len(step.micro_batches) for step in first_epoch(replace(batches, token_cost=1 / 16)))
     assert alike < plain / 1.5
-    alone = first_epoch(replace(batches, is_shared=True, token_budget=0))
+    alone = first_epoch(replace(batches, token_cost=1 / 16, token_budget=0))
     assert {len(part) for step in alone for part in step.micro_batches} == {1}
 
 

@@ -10,6 +10,7 @@ import torch
 from tiny_models import save
 
 from swiftlet.data.batching import collate
+from swiftlet.data.prefixes import LEAST_SHARE
 from swiftlet.models.causal import apply_partial_checkpointing, build_causal
 from swiftlet.models.load import load_model, load_plain
 from swiftlet.models.sharing import _Saved
@@ -137,6 +138,26 @@ def test_attention_keeps_rows_and_not_tokens(tmp_path, gradient_checkpointing):
     for saved in kept:
         assert saved.tensor is None or saved.tensor.numel() <= len(batch.labels_T) * 8  # a sum for each head
     losses.loss_sum.backward()
+
+
+def test_a_token_costs_more_of_a_row_where_layers_are_computed_again(tmp_path):
+    save(tmp_path, "qwen2")
+    kept, again, each = (
+        build(tmp_path, kind="own", tuner="full", **settings).token_cost
+        for settings in ({}, {"gradient_checkpointing": True}, {"share_prefixes": False})
+    )
+    assert LEAST_SHARE <= kept < again < 1
+    assert each is None
+
+
+def test_an_output_of_attention_that_is_changed_in_place_is_seen(tmp_path):
+    save(tmp_path, "qwen2")
+    causal, batch = build(tmp_path, kind="own", tuner="full"), micro_batch()
+    layer = causal.model.model.layers[0].self_attn
+    plain = layer.forward
+    layer.forward = lambda *args: plain(*args).mul_(2)
+    with pytest.raises(RuntimeError, match="changed in place"):
+        run(causal, batch, shares=True)
 
 
 def rows_of_first_layer(causal, batch):

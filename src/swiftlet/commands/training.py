@@ -236,7 +236,7 @@ def _run(
         budget,
         world.rank,
         world.world_size,
-        is_shared=model.shares_prefixes,
+        token_cost=model.token_cost,
     )
     evaluate = build_evaluator(args, ready, model, world, device, budget)
     warmup = num_warmup_steps(state.num_steps, train_args.warmup_ratio, train_args.warmup_steps)

@@ -128,15 +128,21 @@ def cut(samples: Sequence[int], lengths: np.ndarray, token_budget: int) -> list[
 
 
 def cut_alike(
-    samples: Sequence[int], lengths: np.ndarray, token_budget: int, prompts: Sequence[np.ndarray]
+    samples: Sequence[int],
+    lengths: np.ndarray,
+    token_budget: int,
+    prompts: Sequence[np.ndarray],
+    token_cost: float = LEAST_SHARE,
 ) -> list[list[int]]:
     """Return `samples` as `cut` does, those together that begin alike: tokens that are computed once count once.
 
-    A micro-batch has at most `token_budget` tokens, or at most so many that are computed and `MOST_TOKENS` times as
-    many in all.
+    A micro-batch of more than `token_budget` tokens has at most `MOST_TOKENS` times as many, and those that are
+    computed together with what its tokens cost are at most `token_budget`.
 
     Args:
         prompts: what each sample may share, see data/prefixes.py.
+        token_cost: the memory of a token beside that of one that is computed, at least `LEAST_SHARE`: where fewer are
+            shared, all are computed.
     """
     alike = Beginnings(prompts)
     places = np.argsort(alike.order)
@@ -147,8 +153,7 @@ def cut_alike(
     for number in sorted(range(len(samples)), key=lambda n: (-int(sizes[n]), samples[n])):
         own_B = sizes[number] - common_BS[: len(bins), number]
         computed, tokens = computed_B[: len(bins)] + own_B, tokens_B[: len(bins)] + sizes[number]
-        # where so few are shared that all are computed, all of them count
-        is_shared = (computed + LEAST_SHARE * tokens <= token_budget) & (tokens <= MOST_TOKENS * token_budget)
+        is_shared = (computed + token_cost * tokens <= token_budget) & (tokens <= MOST_TOKENS * token_budget)
         fitting = np.flatnonzero((tokens <= token_budget) | is_shared)
         if len(fitting):
             chosen = int(fitting[np.lexsort((-computed[fitting], own_B[fitting]))[0]])
@@ -185,7 +190,8 @@ class Batches:
     Args:
         step_size: samples a step over all ranks.
         token_budget: most tokens in one micro-batch; 0 puts each sample alone.
-        is_shared: the model computes equal beginnings of samples once.
+        token_cost: the memory of a token beside that of a row, where the model computes equal beginnings of samples
+            once; None where each token has a row of its own.
     """
 
     store: Samples
@@ -195,7 +201,7 @@ class Batches:
     token_budget: int
     rank: int = 0
     world_size: int = 1
-    is_shared: bool = False
+    token_cost: float | None = None
 
     def step(self, epoch: int, step_in_epoch: int, order: np.ndarray | None = None) -> Step:
         """Return one step of an epoch; both count from 0."""
@@ -216,10 +222,10 @@ class Batches:
         )
 
     def _cut(self, samples: list[int]) -> list[list[int]]:
-        if not self.is_shared or self.token_budget == 0 or len(samples) < 2:
+        if self.token_cost is None or self.token_budget == 0 or len(samples) < 2:
             return cut(samples, self.store.lengths, self.token_budget)
         prompts = [prompt_of(*self.store[sample]) for sample in samples]
-        return cut_alike(samples, self.store.lengths, self.token_budget, prompts)
+        return cut_alike(samples, self.store.lengths, self.token_budget, prompts, self.token_cost)
 
     def steps(self, epoch: int = 0, step_in_epoch: int = 0) -> Iterator[Step]:
         """Yield steps without end, from step `step_in_epoch` of `epoch` on."""

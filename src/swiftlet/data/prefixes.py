@@ -17,7 +17,7 @@ import numpy as np
 from swiftlet.data.rows import IGNORE_INDEX
 
 LEAST_SHARE = 1 / 32  # of the tokens: below, bringing them together costs more than it spares
-MOST_TOKENS = 4  # for each row that a micro-batch has room for: attention works on tokens, a layer at a time
+MOST_TOKENS = 4  # for each row that a micro-batch has room for
 
 
 class Prefixes(NamedTuple):

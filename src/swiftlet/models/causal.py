@@ -31,7 +31,13 @@ from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
 from swiftlet.models.lora_linear import Parts
 from swiftlet.models.neftune import apply_neftune
 from swiftlet.models.recompute import Recompute
-from swiftlet.models.sharing import Sharing, Spread, shared_attention
+from swiftlet.models.sharing import (
+    TOKEN_COST,
+    TOKEN_COST_RECOMPUTED,
+    Sharing,
+    Spread,
+    shared_attention,
+)
 
 IGNORE_INDEX = -100  # data/rows.py names the same number; the rooms are siblings
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
@@ -128,6 +134,13 @@ class CausalLM(nn.Module):
         hidden_NH = self._wanted(samples, positions_N)
         loss_sum, num_correct = linear_cross_entropy(hidden_NH, targets_N, self.head)
         return TokenLosses(loss_sum, num_correct, targets_N.shape[0])
+
+    @property
+    def token_cost(self) -> float | None:
+        """Return the memory of a token beside that of a row, None where each token has a row of its own."""
+        if not self.shares_prefixes:
+            return None
+        return TOKEN_COST_RECOMPUTED if self.is_recomputed else TOKEN_COST
 
     def _wanted(self, samples: PackedInputs, positions_N: Tensor) -> Tensor:
         """Return the hidden states [N, H] that predict a trained token; our own decoder ends the others early."""

@@ -21,6 +21,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from swiftlet.device.transfer import send
 from swiftlet.models.attention import PackedAttention
 
+# The memory of a token beside that of a row: while attention works, about ten vectors of one layer. A row has fourteen
+# in each of two dozen layers, or one in each where layers are computed again.
+TOKEN_COST, TOKEN_COST_RECOMPUTED = 1 / 16, 1 / 4
+
 
 class Spread(Protocol):
     """What data/prefixes.py finds; the rooms are siblings."""
@@ -109,6 +113,7 @@ class _Saved:
         self.tensor: Tensor | None = tensor
         self.view = (tensor.shape, tensor.stride(), tensor.storage_offset())
         self.rows_UF: Tensor | None = None
+        self.version = 0
 
 
 class _Again(saved_tensors_hooks):
@@ -127,6 +132,10 @@ class _Again(saved_tensors_hooks):
         if saved.rows_UF is None:
             assert saved.tensor is not None
             return saved.tensor
+        if saved.rows_UF._version != saved.version:
+            raise RuntimeError(
+                "the output of attention was changed in place: its backward pass would be wrong"
+            )
         return saved.rows_UF.index_select(0, self.source_T).as_strided(*saved.view)
 
     def hold(self, sources: list[tuple[Tensor, Tensor]]) -> None:
@@ -134,7 +143,7 @@ class _Again(saved_tensors_hooks):
         for saved in self.saved:
             for tokens_TF, rows_UF in sources:
                 if saved.tensor is not None and _is_of(saved.tensor, tokens_TF):
-                    saved.tensor, saved.rows_UF = None, rows_UF
+                    saved.tensor, saved.rows_UF, saved.version = None, rows_UF, rows_UF._version
         self.saved = []
 
 
