@@ -146,7 +146,7 @@ class _FlashAttention(torch.autograd.Function):
             out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 q, k, v, 0.0, True, scale=scale
             )
-            out_TQD[begin:end] = out[0].transpose(0, 1)
+            out_TQD[begin:end] = out.flatten(0, 1).transpose(0, 1)
             sums.append(log_sum)
         ctx.save_for_backward(q_QTD, k_KTD, v_KTD, out_TQD, *sums)
         ctx.cu_seqlens, ctx.scale = cu_seqlens, scale
@@ -160,21 +160,21 @@ class _FlashAttention(torch.autograd.Function):
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         for (begin, end), log_sum in zip(pairwise(ctx.cu_seqlens), sums, strict=True):
             q, k, v = _sample(q_QTD, k_KTD, v_KTD, begin, end)
-            grad, out = (tensor[begin:end].transpose(0, 1)[None] for tensor in (grad_TQD, out_TQD))
+            grad, out = (
+                _grouped(tensor[begin:end].transpose(0, 1), k_KTD.shape[0]) for tensor in (grad_TQD, out_TQD)
+            )
             found = backward(grad, q, k, v, out, log_sum, 0.0, True, scale=ctx.scale)
-            grad_q[:, begin:end] = found[0][0]
-            for whole, part in ((grad_k, found[1][0]), (grad_v, found[2][0])):
-                whole[:, begin:end] = part if groups == 1 else part.unflatten(0, (-1, groups)).sum(1)
+            grad_q[:, begin:end] = found[0].flatten(0, 1)
+            for whole, part_KGLD in ((grad_k, found[1]), (grad_v, found[2])):
+                whole[:, begin:end] = part_KGLD[:, 0] if groups == 1 else part_KGLD.sum(1)
         return grad_q, grad_k, grad_v, None, None
 
 
 def _sample(q: Tensor, k: Tensor, v: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return one sample's tensors as [1, Q, L, D], the key-value heads repeated."""
-    groups = q.shape[0] // k.shape[0]
-    keys, values = k[:, begin:end], v[:, begin:end]
-    if groups > 1:
-        keys, values = keys.repeat_interleave(groups, dim=0), values.repeat_interleave(groups, dim=0)
-    return q[None, :, begin:end], keys[None], values[None]
+    """Return one sample's tensors as views [K, G, L, D]: the heads of a group have the same keys and values."""
+    q_KGLD = _grouped(q[:, begin:end], k.shape[0])
+    k_KGLD, v_KGLD = (tensor[:, None, begin:end].expand(q_KGLD.shape) for tensor in (k, v))
+    return q_KGLD, k_KGLD, v_KGLD
 
 
 def cpu_attention(q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], rules: Rules) -> Tensor:

@@ -20,6 +20,7 @@ from torch.nn.functional import silu
 
 from swiftlet.models.attention import PackedAttention, segment_attention
 from swiftlet.models.decoder_config import ARCHITECTURES, DecoderConfig, Rope
+from swiftlet.models.scratch import scratch
 
 Angles = tuple[Tensor, Tensor]
 
@@ -56,10 +57,32 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:
     return torch.where(is_between, between, stretched)
 
 
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, -1), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    sin_first, sin_second = sin[:, None].chunk(2, dim=-1)
+    result = x * cos[:, None]
+    into_first, into_second = result.chunk(2, dim=-1)
+    product = scratch(first.shape, x)  # added and not fused: the bits are those of transformers
+    into_first.sub_(torch.mul(second, sin_first, out=product), alpha=sign)
+    into_second.add_(torch.mul(first, sin_second, out=product), alpha=sign)
+    return result
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Return [1, heads, T, D] rotated by [1, T, D], the first half of D paired with the second."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+    return _Rotate.apply(x, cos, sin)
 
 
 def linear(inputs: int, outputs: int, bias: bool) -> nn.Linear:
@@ -147,8 +170,8 @@ class DecoderLayer(nn.Module):
         attended = self.self_attn(self.input_layernorm(x_1TH), shared)
         if wanted_N is not None:
             x_1TH, attended = x_1TH.index_select(1, wanted_N), attended.index_select(1, wanted_N)
-        x_1TH = x_1TH + self.self_attn.o_proj(attended)
-        return x_1TH + self.mlp(self.post_attention_layernorm(x_1TH))
+        x_1TH = self.self_attn.o_proj(attended).add_(x_1TH)
+        return self.mlp(self.post_attention_layernorm(x_1TH)).add_(x_1TH)
 
 
 class Backbone(nn.Module):

@@ -21,6 +21,7 @@ from swiftlet.device.kernels import Kernel
 from swiftlet.device.kernels import dropout as plain_dropout
 from swiftlet.models.dropout import Dropout, draw_seed
 from swiftlet.models.recompute import Make, Recompute
+from swiftlet.models.scratch import scratch
 
 
 class Adapter(NamedTuple):
@@ -33,16 +34,17 @@ class Adapter(NamedTuple):
 
 
 def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    return silu(gate).mul_(up)
+    product = torch.ops.aten.silu.out(gate, out=scratch(gate.shape, gate))
+    return product.mul_(up)
 
 
 def _silu_mul_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     grad_up = silu(gate).mul_(grad)
-    return torch.ops.aten.silu_backward(grad.mul_(up), gate), grad_up
+    return torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad), grad_up
 
 
 class Parts(NamedTuple):
-    """The elementwise steps of the layer; a device may have its own, see device/kernels.py."""
+    """The elementwise steps of the layer; a device may have its own, see device/kernels.py. Products may be scratch."""
 
     silu_mul: Callable[[Tensor, Tensor], Tensor] = _silu_mul
     silu_mul_backward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = _silu_mul_backward
@@ -105,7 +107,8 @@ class _LoraLinear(torch.autograd.Function):
             if dropout is None:
                 grad_input.addmm_(grad_reduced_TR, a)
             else:
-                dropout.add_zeroed_(grad_input, torch.mm(grad_reduced_TR, a))
+                spread_TI = scratch(grad_input.shape, grad_input)
+                dropout.add_zeroed_(grad_input, torch.mm(grad_reduced_TR, a, out=spread_TI))
         input_TI = x_TI
         if up_TI is not None and (needs_weight or needs_a):
             input_TI = parts.silu_mul(x_TI, up_TI)

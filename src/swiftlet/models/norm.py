@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swiftlet.models.scratch import scratch
+
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
@@ -25,7 +27,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_RH: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x_RH, weight_H, inverse_R1 = ctx.saved_tensors
-        normed_RH = x_RH.float() * inverse_R1
+        normed_RH = torch.mul(x_RH.float(), inverse_R1, out=scratch(x_RH.shape, inverse_R1))
         wide_RH = grad_RH.float()
         grad_weight = (
             (wide_RH * normed_RH).flatten(0, -2).sum(0).to(weight_H.dtype)
