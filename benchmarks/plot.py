@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 OURS, OTHERS = "#FF7043", "#90A4AE"
 LINES = (OURS, "#BF360C", "#1565C0", "#2E7D32", "#6A1B9A", "#455A64")
@@ -56,24 +57,24 @@ def draw_peers(results: list[dict[str, Any]]) -> Figure:
 
 
 def draw_curves(results: list[dict[str, Any]]) -> Figure:
-    """Return the losses of each run over its steps, and over the time from the shell, as means of a few steps."""
+    """Return the losses of each run over its steps, as means of a few steps."""
     runs = {name: run for result in results for name, run in result["runs"].items()}
-    figure = Figure(figsize=(11, 4.2), dpi=100, layout="constrained")
-    over_steps, over_time = figure.subplots(1, 2, sharey=True)
+    figure = Figure(figsize=(8, 4.2), dpi=100, layout="constrained")
+    axes = figure.subplots()
     for (name, run), colour in zip(runs.items(), LINES, strict=False):
-        losses, seconds = run["losses"], run["wall_s_of_steps"]
+        losses = run["losses"]
         starts = range(0, len(losses) - SMOOTHED + 1, SMOOTHED)
         means = [statistics.fmean(losses[start : start + SMOOTHED]) for start in starts]
+        style = "--" if name.endswith("bf16") else "-"
         ends = [start + SMOOTHED for start in starts]
-        style = {"color": colour, "linewidth": 1.2, "label": name}
-        over_steps.plot(ends, means, **style)
-        over_time.plot([seconds[end - 1] for end in ends], means, **style)
-    over_steps.set_xlabel("step")
-    over_time.set_xlabel("seconds from the shell")
-    over_steps.set_ylabel(f"loss, mean of {SMOOTHED} steps")
-    for axes in (over_steps, over_time):
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.plot(ends, means, style, color=colour, linewidth=1.2, label=name)
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"loss, mean of {SMOOTHED} steps")
+    axes.set_yscale("log")
+    for part in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        part(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
     return figure
 
 
