@@ -166,8 +166,8 @@ def fine_tune(parsed: Parsed) -> Outcome:
 def _imported(args: Any) -> Callable[[Any, Ready], Outcome]:
     """Set the variables that torch reads and import it, before rows are read.
 
-    After them, glibc's heap on a CPU keeps less of what a pass frees for the next one: 2.25 instead of 1.91 GB in all
-    for the real model of docs/benchmarks.md.
+    Were it imported after them, glibc's heap on a CPU would find less of what one pass has freed for the next: 2.25
+    instead of 1.91 GB in all for the real model of docs/benchmarks.md.
     """
     from swiftlet.device.settings import environment
 
