@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from swiftlet.models.scratch import scratch
 
@@ -40,3 +41,10 @@ def test_other_devices_give_tensors_of_their_own():
     one, other = scratch((4, 4), like), scratch((4, 4), like)
     assert one.device.type == "meta"
     assert one is not other
+
+
+def test_tensors_of_a_trace_are_never_kept():
+    with FakeTensorMode():
+        fake = scratch((8, 8), torch.zeros(1), 7)
+    assert isinstance(fake, FakeTensor)
+    assert type(scratch((8, 8), LIKE, 7)) is torch.Tensor

@@ -27,9 +27,9 @@ _blocks = _Blocks()
 def scratch(shape: Sequence[int], like: Tensor, place: int = 0) -> Tensor:
     """Return a tensor of any content, valid until the next one of this `place` and type in this thread.
 
-    On other devices than a CPU it is a tensor of its own.
+    On other devices than a CPU, and for tensors without memory (of a trace), it is a tensor of its own.
     """
-    if like.device.type != "cpu":
+    if like.device.type != "cpu" or type(like) is not Tensor:
         return like.new_empty(shape)
     size = torch.Size(shape).numel()
     block = _blocks.found.get((place, like.dtype))
