@@ -124,14 +124,13 @@ SETTINGS = st.builds(
 def test_more_of_anything_never_needs_less(name, setting):
     geometry = SMALL[name]
     needed = estimate(geometry, setting).needed
-    least = needed - 0.5  # bytes: sums round
-    assert estimate(geometry, replace(setting, tokens=2 * setting.tokens)).needed >= least
-    assert estimate(geometry, replace(setting, rank=setting.rank + 8)).needed >= least
-    assert estimate(geometry._replace(layers=geometry.layers + 1), setting).needed >= least
+    assert estimate(geometry, replace(setting, tokens=2 * setting.tokens)).needed >= needed
+    assert estimate(geometry, replace(setting, rank=setting.rank + 8)).needed >= needed
+    assert estimate(geometry._replace(layers=geometry.layers + 1), setting).needed >= needed
     assert all(part >= 0 for part in estimate(geometry, setting))
     if setting.engine == "zero2" and not setting.is_full:  # its buckets are there once, however many devices
         more = estimate(geometry, replace(setting, world_size=2 * setting.world_size))
-        assert more.needed <= needed + 0.5
+        assert more.needed <= needed
     if setting.engine in ("zero3", "fsdp2") and setting.world_size > 1:
         fewer = estimate(geometry, replace(setting, world_size=1))
         assert estimate(geometry, setting).weights <= fewer.weights

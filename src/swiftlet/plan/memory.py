@@ -11,6 +11,7 @@ Shapes: T tokens of the largest micro-batch, N its labels, H hidden, I intermedi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -81,8 +82,8 @@ class Memory(NamedTuple):
 
     @property
     def needed(self) -> float:
-        """Return the sum."""
-        return sum(self)
+        """Return the sum, rounded once: parts that move between each other never make it smaller."""
+        return math.fsum(self)
 
 
 def projections(g: Sizes) -> dict[str, tuple[int, int]]:
