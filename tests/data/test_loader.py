@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -96,4 +97,13 @@ def test_a_thread_that_delivers_nothing_is_named_in_time():
     with pytest.raises(SwiftletError, match="delivered nothing for 0 s: step") as caught:
         list(itertools.islice(steps, 8))
     assert "--dataloader_num_workers 0" in caught.value.hint
+    store.release.set()
+
+
+def test_cutting_reads_in_the_threads_too():
+    store = Store(stuck=11)
+    shared = replace(batches_of(store), token_cost=1 / 16)  # samples that begin alike are looked for
+    with pytest.raises(SwiftletError, match="delivered nothing for 0 s: step"):
+        list(itertools.islice(load_steps(shared, num_workers=1, timeout_s=0.2), 8))
+    assert not store.release.is_set()
     store.release.set()

@@ -51,6 +51,14 @@ class Step(NamedTuple):
     micro_batches: list[list[int]]
 
 
+class Place(NamedTuple):
+    """Where a step is: its epoch and its number in it, from 0, and the order of the samples in that epoch."""
+
+    epoch: int
+    step_in_epoch: int
+    order: np.ndarray
+
+
 class MicroBatch(NamedTuple):
     """The tensors of one forward pass: samples one after another, positions restarting.
 
@@ -227,13 +235,17 @@ class Batches:
         prompts = [prompt_of(*self.store[sample]) for sample in samples]
         return cut_alike(samples, self.store.lengths, self.token_budget, prompts, self.token_cost)
 
-    def steps(self, epoch: int = 0, step_in_epoch: int = 0) -> Iterator[Step]:
-        """Yield steps without end, from step `step_in_epoch` of `epoch` on."""
+    def places(self, epoch: int = 0, step_in_epoch: int = 0) -> Iterator[Place]:
+        """Yield the places of steps without end, from step `step_in_epoch` of `epoch` on; nothing is read."""
         while True:
             order = epoch_order(len(self.store), self.seed, epoch)
             for number in range(step_in_epoch, self.steps_per_epoch):
-                yield self.step(epoch, number, order)
+                yield Place(epoch, number, order)
             epoch, step_in_epoch = epoch + 1, 0
+
+    def steps(self, epoch: int = 0, step_in_epoch: int = 0) -> Iterator[Step]:
+        """Yield the steps at these places."""
+        return (self.step(*place) for place in self.places(epoch, step_in_epoch))
 
 
 def collate(store: Samples, sample_ids: Sequence[int], *, shares: bool = False) -> MicroBatch:

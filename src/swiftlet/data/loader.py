@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Generator
 from typing import NamedTuple
 
-from swiftlet.data.batching import Batches, MicroBatch, Step, collate
+from swiftlet.data.batching import Batches, MicroBatch, Place, Step, collate
 from swiftlet.errors import SwiftletError
 from swiftlet.faults import fault
 
@@ -31,13 +31,14 @@ class LoadedStep(NamedTuple):
 
 
 class _Task(NamedTuple):
-    step: Step
+    place: Place
     answer: queue.SimpleQueue[LoadedStep | BaseException]
 
 
-def load(batches: Batches, step: Step) -> LoadedStep:
-    """Return the tensors of one step."""
-    fault("data.next", step=step.epoch * batches.steps_per_epoch + step.step_in_epoch + 1)
+def load(batches: Batches, place: Place) -> LoadedStep:
+    """Return the tensors of one step; cutting it may read its samples too."""
+    fault("data.next", step=place.epoch * batches.steps_per_epoch + place.step_in_epoch + 1)
+    step = batches.step(*place)
     return LoadedStep(step, [collate(batches.store, samples, shares=True) for samples in step.micro_batches])
 
 
@@ -54,10 +55,10 @@ def load_steps(
     Raises:
         SwiftletError: a thread died, or delivered nothing for `timeout_s`.
     """
-    steps = batches.steps(epoch, step_in_epoch)
+    places = batches.places(epoch, step_in_epoch)
     if num_workers == 0:
-        for step in steps:
-            yield load(batches, step)
+        for place in places:
+            yield load(batches, place)
     tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
     threads = [
         threading.Thread(target=_work, args=(batches, tasks), name=f"loader-{number}", daemon=True)
@@ -69,7 +70,7 @@ def load_steps(
             thread.start()
         while True:
             while len(pending) < DEPTH * num_workers:
-                pending.append(_Task(next(steps), queue.SimpleQueue()))
+                pending.append(_Task(next(places), queue.SimpleQueue()))
                 tasks.put(pending[-1])
             yield _receive(pending.popleft(), threads, timeout_s)
     finally:
@@ -80,14 +81,14 @@ def load_steps(
 def _work(batches: Batches, tasks: queue.SimpleQueue[_Task | None]) -> None:
     while (task := tasks.get()) is not None:
         try:
-            task.answer.put(load(batches, task.step))
+            task.answer.put(load(batches, task.place))
         except FAILURES as error:
             task.answer.put(error)
 
 
 def _receive(task: _Task, threads: list[threading.Thread], timeout_s: float) -> LoadedStep:
     deadline = time.monotonic() + timeout_s
-    place = f"step {task.step.step_in_epoch + 1} of epoch {task.step.epoch + 1}"
+    name = f"step {task.place.step_in_epoch + 1} of epoch {task.place.epoch + 1}"
     while True:
         try:
             answer = task.answer.get(timeout=min(GLANCE_S, timeout_s))
@@ -95,11 +96,11 @@ def _receive(task: _Task, threads: list[threading.Thread], timeout_s: float) -> 
             dead = [thread.name for thread in threads if not thread.is_alive()]
             if dead:
                 raise SwiftletError(
-                    f"{', '.join(dead)} died before {place}", "its traceback is above"
+                    f"{', '.join(dead)} died before {name}", "its traceback is above"
                 ) from None
             if time.monotonic() >= deadline:
                 raise SwiftletError(
-                    f"the loader delivered nothing for {timeout_s:.0f} s: {place}",
+                    f"the loader delivered nothing for {timeout_s:.0f} s: {name}",
                     "is the disk of the token cache reachable? --dataloader_num_workers 0 shows where it waits",
                 ) from None
             continue
