@@ -58,7 +58,7 @@ def make_job(options: argparse.Namespace, folder: Path) -> Job:
 
 
 def run_one(name: str, job: Job, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Return the losses and times of the steps of one run."""
+    """Return how one run ended and the losses of its steps."""
     tool, variant, dtype = RUNS[name]
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
@@ -70,11 +70,7 @@ def run_one(name: str, job: Job, options: argparse.Namespace, folder: Path) -> d
         limit_s=options.limit_s,
     )
     print(f"{name}: code {outcome.code}, {len(outcome.marks)} steps, {outcome.wall_s:.0f} s", flush=True)
-    return {
-        "code": outcome.code,
-        "losses": [mark["loss"] for mark in outcome.marks],
-        "wall_s_of_steps": [round(mark["wall_s"], 2) for mark in outcome.marks],
-    }
+    return {"code": outcome.code, "losses": [mark["loss"] for mark in outcome.marks]}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Memory that operators on a CPU share: one block a place, type and thread, and none elsewhere."""
+"""Memory that operators on a CPU share: one block a type and thread, and none elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from swiftlet.models.scratch import scratch
 LIKE = torch.zeros(1)
 
 
-def test_the_next_one_of_a_place_is_the_same_memory():
+def test_the_next_one_is_the_same_memory():
     first = scratch((100, 7), LIKE)
     second = scratch((3, 50), LIKE)
     assert (first.shape, second.shape) == ((100, 7), (3, 50))
@@ -26,12 +26,12 @@ def test_a_larger_one_fits():
     assert large.sum() == 5000 * 33
 
 
-def test_places_types_and_threads_have_their_own():
+def test_types_and_threads_have_their_own():
     found = []
     thread = threading.Thread(target=lambda: found.append(scratch((9,), LIKE)))
     thread.start()
     thread.join()
-    found += [scratch((9,), LIKE), scratch((9,), LIKE, 1), scratch((9,), LIKE.to(torch.bfloat16))]
+    found += [scratch((9,), LIKE), scratch((9,), LIKE.double()), scratch((9,), LIKE.to(torch.bfloat16))]
     assert len({tensor.data_ptr() for tensor in found}) == 4
     assert found[-1].dtype == torch.bfloat16
 
@@ -45,6 +45,6 @@ def test_other_devices_give_tensors_of_their_own():
 
 def test_tensors_of_a_trace_are_never_kept():
     with FakeTensorMode():
-        fake = scratch((8, 8), torch.zeros(1), 7)
+        fake = scratch((8, 8), torch.zeros(1))
     assert isinstance(fake, FakeTensor)
-    assert type(scratch((8, 8), LIKE, 7)) is torch.Tensor
+    assert type(scratch((8, 8), LIKE)) is torch.Tensor

@@ -2,7 +2,7 @@
 
 glibc looks for an aligned block in holes that are larger by the alignment, so a freed tensor leaves a hole that none of
 the same size finds: temporary tensors between those that are kept for the backward pass would cost as much memory as if
-they were kept too. It is also faster: nothing is mapped or cleared, and the memory is in the caches.
+they were kept too.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from torch import Tensor
 
 
 class _Blocks(threading.local):
-    """One block for each place and type; a thread has its own."""
+    """One block for each type; a thread has its own."""
 
     def __init__(self) -> None:
-        self.found: dict[tuple[int, torch.dtype], Tensor] = {}
+        self.found: dict[torch.dtype, Tensor] = {}
 
 
 _blocks = _Blocks()
 
 
-def scratch(shape: Sequence[int], like: Tensor, place: int = 0) -> Tensor:
-    """Return a tensor of any content, valid until the next one of this `place` and type in this thread.
+def scratch(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return a tensor of any content, valid until the next one of this type in this thread.
 
     On other devices than a CPU, and for tensors without memory (of a trace), it is a tensor of its own.
     """
     if like.device.type != "cpu" or type(like) is not Tensor:
         return like.new_empty(shape)
     size = torch.Size(shape).numel()
-    block = _blocks.found.get((place, like.dtype))
+    block = _blocks.found.get(like.dtype)
     if block is None or block.numel() < size:
-        _blocks.found.pop((place, like.dtype), None)
-        block = _blocks.found[place, like.dtype] = like.new_empty(size + size // 8)
+        _blocks.found.pop(like.dtype, None)
+        block = _blocks.found[like.dtype] = like.new_empty(size + size // 8)
     return block[:size].view(shape)
