@@ -233,12 +233,12 @@ def _mlp_backward(g: Sizes, s: Setting) -> float:
 def estimate(g: Sizes, s: Setting) -> Memory:
     """Return the memory of a step on each device, by component."""
     trained = num_trained(g, s)
-    adapters = FP32 * num_adapter_parameters(g, s)
     kept = s.itemsize * s.extra_trained if not s.is_full else 0
     # One engine or replicas keep what a full run trains in the type of the weights; sharded ones keep it in fp32.
     width = s.itemsize if s.is_full and s.engine == "none" else FP32
     share = s.world_size if s.engine in SHARDED else 1
     whole = share if s.engine not in ("none", "zero2") else 1
+    adapters = FP32 * num_adapter_parameters(g, s) / whole + kept
     optimizer = width * s.states * trained / share
     if s.engine.startswith("zero"):
         optimizer += FP32 * trained / share  # a copy of what it trains, even of fp32
@@ -253,9 +253,7 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     logits = max(0.0, logits - buckets)  # buckets live in the backward pass alone, logits in the forward pass
     gathered = gathered_bytes(g, s, activations + logits)
     weights = 0.0 if s.engine.endswith("offload") else _held_weights(g, s) / whole
-    return Memory(
-        weights, adapters / whole + kept, gradients, optimizer, buckets, gathered, activations, logits
-    )
+    return Memory(weights, adapters, gradients, optimizer, buckets, gathered, activations, logits)
 
 
 def rounding_bytes(g: Sizes, s: Setting) -> float:
