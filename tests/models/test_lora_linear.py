@@ -116,3 +116,11 @@ def test_nothing_of_the_size_of_the_input_is_kept_but_the_input_itself():
         lora_linear(x, weight.detach(), None, Adapter(a, b, 1.0, 0.1), up=up)
     given = {t.untyped_storage().data_ptr() for t in (x, up, weight, a, b)}
     assert sum(size for pointer, size in kept.items() if pointer not in given) == 2 * 64
+
+
+def test_what_is_added_to_the_output_in_place_costs_no_copy_in_the_backward_pass():
+    x = torch.randn(1, 5, 8, requires_grad=True)
+    adapter = Adapter(torch.randn(2, 8, requires_grad=True), torch.randn(6, 2, requires_grad=True), 1.0, 0.1)
+    y = lora_linear(x, torch.randn(6, 8), torch.randn(6), adapter)
+    assert y.shape == (1, 5, 6)
+    assert type(y.add_(1).grad_fn).__name__ == "AddBackward0"  # CopySlices for a view

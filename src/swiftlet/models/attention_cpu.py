@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from swiftlet.models.arena import empty, empty_like
+
 BLOCK = 256
 
 
@@ -55,7 +57,7 @@ class _BlockAttention(torch.autograd.Function):
         ctx: Any, q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], rules: Rules
     ) -> Tensor:
         num_heads, num_tokens, size = q_QTD.shape
-        out_TQD = q_QTD.new_empty((num_tokens, num_heads, size))
+        out_TQD = empty((num_tokens, num_heads, size), q_QTD)
         out_KGTD = _grouped(out_TQD.transpose(0, 1), k_KTD.shape[0])
         q_KGTD = _grouped(q_QTD, k_KTD.shape[0])
         for begin, end in pairwise(cu_seqlens):
@@ -72,7 +74,7 @@ class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_TQD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q_QTD, k_KTD, v_KTD = ctx.saved_tensors
-        grad_q, grad_k, grad_v = torch.empty_like(q_QTD), torch.empty_like(k_KTD), torch.empty_like(v_KTD)
+        grad_q, grad_k, grad_v = empty_like(q_QTD), empty_like(k_KTD), empty_like(v_KTD)
         q_KGTD, grad_q_KGTD, grad_KGTD = (
             _grouped(tensor, k_KTD.shape[0]) for tensor in (q_QTD, grad_q, grad_TQD.transpose(0, 1))
         )
@@ -139,7 +141,7 @@ class _FlashAttention(torch.autograd.Function):
         ctx: Any, q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], scale: float
     ) -> Tensor:
         num_heads, num_tokens, size = q_QTD.shape
-        out_TQD = q_QTD.new_empty((num_tokens, num_heads, size))
+        out_TQD = empty((num_tokens, num_heads, size), q_QTD)
         sums = []
         for begin, end in pairwise(cu_seqlens):
             q, k, v = _sample(q_QTD, k_KTD, v_KTD, begin, end)
@@ -156,7 +158,7 @@ class _FlashAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_TQD: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q_QTD, k_KTD, v_KTD, out_TQD, *sums = ctx.saved_tensors
         groups = q_QTD.shape[0] // k_KTD.shape[0]
-        grad_q, grad_k, grad_v = torch.empty_like(q_QTD), torch.empty_like(k_KTD), torch.empty_like(v_KTD)
+        grad_q, grad_k, grad_v = empty_like(q_QTD), empty_like(k_KTD), empty_like(v_KTD)
         backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         for (begin, end), log_sum in zip(pairwise(ctx.cu_seqlens), sums, strict=True):
             q, k, v = _sample(q_QTD, k_KTD, v_KTD, begin, end)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from swiftlet.models.arena import empty
+
 # On a CPU so many rows that the head is multiplied at the rate of large products, and more where there are few words:
 # 512 rows take 7 to 15 % less time than 256, 1024 hardly less than 512 (docs/benchmarks.md).
 CHUNK_BYTES, HOST_ROWS = 16 * 2**20, 512
@@ -82,7 +84,7 @@ class _PlainHead(torch.autograd.Function):
         )
         loss = hidden_NH.new_zeros((), dtype=torch.float32)
         correct = targets_N.new_zeros(())
-        raw = hidden_NH.new_empty((min(rows, num_rows), vocabulary), dtype=weight_VH.dtype)
+        raw = empty((min(rows, num_rows), vocabulary), weight_VH)
         for start in range(0, num_rows, rows):
             hidden_MH = hidden_NH[start : start + rows].to(weight_VH.dtype)
             chunk = _Chunk(raw[: hidden_MH.shape[0]], hidden_MH, targets_N[start : start + rows])

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from swiftlet.models.arena import empty_like
 from swiftlet.models.attention import PackedAttention, segment_attention
 from swiftlet.models.decoder_config import ARCHITECTURES, DecoderConfig, Rope
-from swiftlet.models.scratch import scratch
 
 Angles = tuple[Tensor, Tensor]
 
@@ -72,9 +72,9 @@ class _Rotate(torch.autograd.Function):
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     sin_first, sin_second = sin[:, None].chunk(2, dim=-1)
-    result = x * cos[:, None]
+    result = torch.mul(x, cos[:, None], out=empty_like(x))
     into_first, into_second = result.chunk(2, dim=-1)
-    product = scratch(first.shape, x)  # added and not fused: the bits are those of transformers
+    product = empty_like(first)  # added and not fused: the bits are those of transformers
     into_first.sub_(torch.mul(second, sin_first, out=product), alpha=sign)
     into_second.add_(torch.mul(first, sin_second, out=product), alpha=sign)
     return result

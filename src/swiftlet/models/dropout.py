@@ -14,7 +14,7 @@ from torch import Tensor
 
 from swiftlet.device.kernels import Kernel
 from swiftlet.device.kernels import dropout as plain_dropout
-from swiftlet.models.scratch import scratch
+from swiftlet.models.arena import empty_like
 
 
 def draw_seed() -> int:
@@ -75,10 +75,10 @@ class Dropout:
         return x
 
     def zeroed(self, x: Tensor) -> Tensor:
-        """Return a copy with the dropped elements set to zero, on a CPU in `scratch`."""
+        """Return a copy with the dropped elements set to zero."""
         x = x.contiguous()
         if self._has_list(x):
-            return self.zero_(scratch(x.shape, x).copy_(x))
+            return self.zero_(empty_like(x).copy_(x))
         return self.operator(x, self.p, self.seed, out=torch.empty_like(x))
 
     def add_zeroed_(self, target: Tensor, x: Tensor) -> Tensor:

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
 
 from swiftlet.device.kernels import Kernel
 from swiftlet.device.kernels import dropout as plain_dropout
+from swiftlet.models.arena import empty, empty_like
 from swiftlet.models.dropout import Dropout, draw_seed
 from swiftlet.models.recompute import Make, Recompute
-from swiftlet.models.scratch import scratch
+from swiftlet.models.swiglu import silu_mul, silu_mul_backward
 
 
 class Adapter(NamedTuple):
@@ -33,21 +33,11 @@ class Adapter(NamedTuple):
     dropout_p: float
 
 
-def _silu_mul(gate: Tensor, up: Tensor) -> Tensor:
-    product = torch.ops.aten.silu.out(gate, out=scratch(gate.shape, gate))
-    return product.mul_(up)
-
-
-def _silu_mul_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    grad_up = silu(gate).mul_(grad)
-    return torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad), grad_up
-
-
 class Parts(NamedTuple):
-    """The elementwise steps of the layer; a device may have its own, see device/kernels.py. Products may be scratch."""
+    """The elementwise steps of the layer; a device may have its own, see device/kernels.py."""
 
-    silu_mul: Callable[[Tensor, Tensor], Tensor] = _silu_mul
-    silu_mul_backward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = _silu_mul_backward
+    silu_mul: Callable[[Tensor, Tensor], Tensor] = silu_mul
+    silu_mul_backward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = silu_mul_backward
     dropout: Kernel = plain_dropout
 
 
@@ -61,14 +51,26 @@ def _thin(x_TI: Tensor, matrix_RI: Tensor) -> Tensor:
     return torch.mm(x_TI, matrix_RI.t())
 
 
+def _flat(x: Tensor) -> Tensor:
+    """Return x [..., F] as [T, F]."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, y_TO: Tensor) -> Tensor:
+    """Write x W^T + b into y and return it."""
+    if bias_O is None:
+        return torch.mm(x_TI, weight_OI.t(), out=y_TO)
+    return torch.addmm(bias_O, x_TI, weight_OI.t(), out=y_TO)
+
+
 class _LoraLinear(torch.autograd.Function):
     """The layer over x, or over silu(gate) * up, which is made again in the backward pass instead of kept."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        x_TI: Tensor,
-        up_TI: Tensor | None,
+        x: Tensor,
+        up: Tensor | None,
         weight_OI: Tensor,
         bias_O: Tensor | None,
         a_RI: Tensor,
@@ -78,24 +80,28 @@ class _LoraLinear(torch.autograd.Function):
         parts: Parts,
         again: Recompute | None,
     ) -> Tensor:
+        x_TI, up_TI = _flat(x), None if up is None else _flat(up)
         input_TI = x_TI if up_TI is None else parts.silu_mul(x_TI, up_TI)
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
         seed = draw_seed() if p > 0 else 0
-        y_TO = torch.nn.functional.linear(input_TI, weight_OI, bias_O)
+        # whole and no view of another, so that what is added to it in place needs no copy in the backward pass
+        y = empty((*x.shape[:-1], weight_OI.shape[0]), x)
+        y_TO = _linear(input_TI, weight_OI, bias_O, _flat(y))
         if p > 0:
             dropout = Dropout(p, seed, parts.dropout)
             input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
         reduced_TR = _thin(input_TI, a)
         y_TO.addmm_(reduced_TR, b.t(), alpha=scale)
         if again is not None:
-            again.offer(y_TO, _output(again.kept(x_TI), weight_OI, bias_O, reduced_TR, b, scale))
+            again.offer(y, _output(again.kept(x_TI), weight_OI, bias_O, reduced_TR, b, scale))
         ctx.save_for_backward(x_TI, up_TI, weight_OI, a, b, reduced_TR)
         ctx.scale, ctx.p, ctx.seed, ctx.dtypes = scale, p, seed, (a_RI.dtype, b_OR.dtype)
-        ctx.parts = parts
-        return y_TO
+        ctx.parts, ctx.shape = parts, x.shape
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        grad_TO = _flat(grad)
         x_TI, up_TI, weight_OI, a, b, reduced_TR = ctx.saved_tensors
         needs_x, needs_up, needs_weight, needs_bias, needs_a, needs_b = ctx.needs_input_grad[:6]
         grad_input = grad_weight = grad_bias = grad_a = grad_b = grad_up = None
@@ -103,11 +109,11 @@ class _LoraLinear(torch.autograd.Function):
         parts: Parts = ctx.parts
         dropout = Dropout(ctx.p, ctx.seed, parts.dropout) if ctx.p > 0 else None
         if needs_x or needs_up:
-            grad_input = torch.mm(grad_TO, weight_OI)
+            grad_input = torch.mm(grad_TO, weight_OI, out=_flat(empty(ctx.shape, grad_TO)))
             if dropout is None:
                 grad_input.addmm_(grad_reduced_TR, a)
             else:
-                spread_TI = scratch(grad_input.shape, grad_input)
+                spread_TI = empty_like(grad_input)
                 dropout.add_zeroed_(grad_input, torch.mm(grad_reduced_TR, a, out=spread_TI))
         input_TI = x_TI
         if up_TI is not None and (needs_weight or needs_a):
@@ -125,7 +131,8 @@ class _LoraLinear(torch.autograd.Function):
         del input_TI
         if grad_input is not None and up_TI is not None:
             grad_input, grad_up = parts.silu_mul_backward(grad_input, x_TI, up_TI)
-        return grad_input, grad_up, grad_weight, grad_bias, grad_a, grad_b, None, None, None, None
+        grad_x, grad_up = (None if grad is None else grad.view(ctx.shape) for grad in (grad_input, grad_up))
+        return grad_x, grad_up, grad_weight, grad_bias, grad_a, grad_b, None, None, None, None
 
 
 def _output(
@@ -134,7 +141,8 @@ def _output(
     """Return how the layer's output is made again: A(drop(x)) is kept anyway, so no mask is drawn."""
 
     def make() -> Tensor:
-        y_TO = torch.nn.functional.linear(x(), weight_OI, bias_O)
+        x_TI = _flat(x())
+        y_TO = _linear(x_TI, weight_OI, bias_O, empty((x_TI.shape[0], weight_OI.shape[0]), x_TI))
         return y_TO.addmm_(reduced_TR, b.t(), alpha=scale)
 
     return make
@@ -155,9 +163,9 @@ def lora_linear(
     With `again`, which must be active, whoever saves the result for the backward pass has it made again there.
     """
     p = adapter.dropout_p
-    y_TO = _LoraLinear.apply(
-        x.reshape(-1, x.shape[-1]),
-        None if up is None else up.reshape(-1, up.shape[-1]),
+    return _LoraLinear.apply(
+        x,
+        up,
         weight_OI,
         bias_O,
         adapter.a_RI,
@@ -167,4 +175,3 @@ def lora_linear(
         parts,
         again,
     )
-    return y_TO.view(*x.shape[:-1], y_TO.shape[-1])

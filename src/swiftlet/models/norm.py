@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swiftlet.models.scratch import scratch
+from swiftlet.models.arena import empty_like
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -21,14 +21,14 @@ class _RmsNorm(torch.autograd.Function):
         inverse_R1.mul_(1 / x_RH.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x_RH, weight_H, inverse_R1)
         if x_RH.dtype == torch.float32:
-            return (x_RH * inverse_R1).mul_(weight_H)
+            return torch.mul(x_RH, inverse_R1, out=empty_like(x_RH)).mul_(weight_H)
         return wide_RH.mul_(inverse_R1).mul_(weight_H).to(x_RH.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_RH: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x_RH, weight_H, inverse_R1 = ctx.saved_tensors
-        normed_RH = torch.mul(x_RH.float(), inverse_R1, out=scratch(x_RH.shape, inverse_R1))
         wide_RH = grad_RH.float()
+        normed_RH = torch.mul(x_RH.float(), inverse_R1, out=empty_like(wide_RH))
         grad_weight = (
             (wide_RH * normed_RH).flatten(0, -2).sum(0).to(weight_H.dtype)
             if ctx.needs_input_grad[1]
@@ -36,7 +36,7 @@ class _RmsNorm(torch.autograd.Function):
         )
         if not ctx.needs_input_grad[0]:
             return None, grad_weight, None
-        scaled_RH = wide_RH * weight_H
+        scaled_RH = torch.mul(wide_RH, weight_H, out=empty_like(wide_RH))
         share_R1 = torch.linalg.vecdot(scaled_RH, normed_RH).mul_(-1 / x_RH.shape[-1]).unsqueeze(-1)
         grad_x = scaled_RH.addcmul_(normed_RH, share_R1).mul_(inverse_R1).to(x_RH.dtype)
         return grad_x, grad_weight, None

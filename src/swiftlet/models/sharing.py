@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from swiftlet.device.transfer import send
+from swiftlet.models.arena import empty
 from swiftlet.models.attention import PackedAttention
 
 # The memory of a token beside that of a row: while attention works, about ten vectors of one layer. A row has fourteen
@@ -79,12 +80,12 @@ class Sharing(NamedTuple):
 
     def first_to_rows(self, grad_TF: Tensor) -> Tensor:
         """Return the first token of each row [U, F]."""
-        return grad_TF.index_select(0, self.first_U)
+        return _select(grad_TF, self.first_U)
 
     def rows_to_first(self, grad_UF: Tensor) -> Tensor:
         """Return [T, F] with each row at its first token, and 0 elsewhere."""
         none_1F = grad_UF.new_zeros((1, grad_UF.shape[1]))
-        return torch.cat([grad_UF, none_1F]).index_select(0, self.place_T)
+        return _select(torch.cat([grad_UF, none_1F]), self.place_T)
 
 
 class _Select(torch.autograd.Function):
@@ -93,16 +94,21 @@ class _Select(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, back: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.back = back
-        return x.index_select(0, index)
+        return _select(x, index)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         return ctx.back(grad), None, None
 
 
+def _select(x: Tensor, index: Tensor) -> Tensor:
+    """Return the rows of x [., F] at `index`."""
+    return torch.index_select(x, 0, index, out=empty((len(index), x.shape[1]), x))
+
+
 def _summed(grad_TF: Tensor, rows: Sum) -> Tensor:
     num_rows, _, num_copies = rows.is_there.shape
-    copies_PCF = grad_TF.index_select(0, rows.tokens).view(num_rows, num_copies, -1)
+    copies_PCF = _select(grad_TF, rows.tokens).view(num_rows, num_copies, -1)
     return torch.bmm(rows.is_there.to(grad_TF.dtype), copies_PCF).squeeze(1)
 
 
@@ -136,7 +142,7 @@ class _Again(saved_tensors_hooks):
             raise RuntimeError(
                 "the output of attention was changed in place: its backward pass would be wrong"
             )
-        return saved.rows_UF.index_select(0, self.source_T).as_strided(*saved.view)
+        return _select(saved.rows_UF, self.source_T).as_strided(*saved.view)
 
     def hold(self, sources: list[tuple[Tensor, Tensor]]) -> None:
         """Hold rows [U, F] instead of what was saved of their contiguous tokens [T, F]."""

@@ -6,19 +6,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import silu
+
+from swiftlet.models.arena import empty_like
+
+
+def _silu(x: Tensor) -> Tensor:
+    return torch.ops.aten.silu.out(x, out=empty_like(x))
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """Return silu(gate) * up without a graph."""
+    return _silu(gate).mul_(up)
+
+
+def silu_mul_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of gate and up; that of gate is written into `grad`."""
+    grad_up = _silu(gate).mul_(grad)
+    return torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad), grad_up
 
 
 class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return silu(gate).mul_(up)
+        return silu_mul(gate, up)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
+        # whoever else has the gradient must not see it written
+        return silu_mul_backward(empty_like(grad).copy_(grad), gate, up)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
