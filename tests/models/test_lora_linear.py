@@ -9,7 +9,7 @@ from torch import nn
 
 from swiftlet.models.dropout import Dropout, dropped_positions
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
-from swiftlet.models.lora_linear import Adapter, lora_linear
+from swiftlet.models.lora_linear import Adapter, _sum_of_products, lora_linear
 
 T, I, O, R = 5, 6, 4, 2  # noqa: E741
 
@@ -124,3 +124,9 @@ def test_what_is_added_to_the_output_in_place_costs_no_copy_in_the_backward_pass
     y = lora_linear(x, torch.randn(6, 8), torch.randn(6), adapter)
     assert y.shape == (1, 5, 6)
     assert type(y.add_(1).grad_fn).__name__ == "AddBackward0"  # CopySlices for a view
+
+
+@pytest.mark.parametrize("num_inputs", [512, 520, 4096])
+def test_sums_of_products_in_parts_are_those_of_one_product(num_inputs):
+    thin, x = torch.randn(50, 8).double(), torch.randn(50, num_inputs).double()
+    torch.testing.assert_close(_sum_of_products(thin, x), thin.t() @ x)

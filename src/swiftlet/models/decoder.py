@@ -135,9 +135,14 @@ class Attention(nn.Module):
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
         query, key = self.rotate(query, *shared.angles), self.rotate(key, *shared.angles)
         output_TQD = shared.attend(
-            query[0], key[0], value[0], shared.cu_seqlens, scale=self.head_dim**-0.5, window=self.window
+            query.squeeze(0),  # its gradient is a view, that of query[0] a copy
+            key.squeeze(0),
+            value.squeeze(0),
+            shared.cu_seqlens,
+            scale=self.head_dim**-0.5,
+            window=self.window,
         )
-        return output_TQD.flatten(1)[None]
+        return output_TQD.flatten(1).unsqueeze(0)
 
 
 class MLP(nn.Module):
