@@ -7,7 +7,7 @@ model, the engine, the loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 
 class Ready(NamedTuple):
-    """What is known before training; none of it needs torch."""
+    """What is known before torch is imported."""
 
     source: Source
     template: Template
@@ -88,7 +88,7 @@ def prepare(parsed: Parsed) -> dict[str, str]:
 
 
 def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:
-    """Return the model's folder, the run's folder and the tokenised data; needs no torch."""
+    """Return what is known before torch is imported: the model's folder, the run's folder and the tokenised data."""
     from swiftlet.data.prepare import prepare as prepare_data
 
     source = find_source(args.model)
@@ -151,34 +151,25 @@ def fine_tune(parsed: Parsed) -> Outcome:
         is_alone = VARIABLE not in os.environ
         if is_alone:
             warn_of_devices(args.parallel.device, os.environ)
-        train_model = _imported(args)
         with log.silent(not is_alone):  # the launcher has said it
             ready = get_ready(args, os.environ)
         is_given = parsed.args.train.gradient_accumulation_steps is not None
         args = fit_step(args, ready.checkpoint, world_size, is_given=is_given)
         if is_alone:
             show_sample(ready)
+        from swiftlet.device.settings import environment
+
+        apply_environment(
+            environment(
+                args.parallel.device,
+                os.environ,
+                timeout_s=args.parallel.ddp_timeout,
+                deterministic=args.train.deterministic,
+            )
+        )
+        with without_collector():
+            from swiftlet.commands.training import train_model
+
         outcome = train_model(args, ready)
         heartbeat.beat("end", outcome.num_steps)
         return outcome
-
-
-def _imported(args: Any) -> Callable[[Any, Ready], Outcome]:
-    """Set the variables that torch reads and import it, before rows are read.
-
-    Were it imported after them, glibc's heap on a CPU would find less of what one pass has freed for the next: 2.25
-    instead of 1.91 GB in all for the real model of docs/benchmarks.md.
-    """
-    from swiftlet.device.settings import environment
-
-    parallel = args.parallel
-    values = environment(
-        parallel.device,
-        os.environ,
-        timeout_s=parallel.ddp_timeout,
-        deterministic=args.train.deterministic,
-    )
-    apply_environment(values)
-    with without_collector():
-        from swiftlet.commands.training import train_model
-    return train_model
