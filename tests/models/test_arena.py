@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import threading
 from pathlib import Path
@@ -159,6 +160,23 @@ def test_a_kernel_without_large_pages_is_no_reason_to_stop(monkeypatch):
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "1")
     monkeypatch.setattr(arena.mmap, "mmap", Refusing)
     assert len(Arena().take(64)) == 64
+
+
+def test_pages_of_what_is_free_go_back_to_the_system_and_live_tensors_stay():
+    one = Arena()
+    first, second, third = (taken(one, 8 * MIB).fill_(mark) for mark in (1, 2, 3))
+    held = resident()
+    del second
+    one.trim()
+    assert resident() < held - 7 * MIB
+    assert (first == 1).all()
+    assert (third == 3).all()
+    assert (taken(one, 8 * MIB).fill_(4) == 4).all()
+
+
+def resident() -> int:
+    """Return the bytes of this process in memory. Source: proc(5), statm."""
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def flags_of(address: int) -> list[str]:

@@ -30,6 +30,7 @@ from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, dtype_name, open_device, resolve_dtype
 from swiftlet.errors import OutOfMemoryError
 from swiftlet.models import tuner
+from swiftlet.models.arena import trim
 from swiftlet.models.causal import CausalLM
 from swiftlet.models.save import model_bytes, tensors_to_save, write_gathered, write_model
 from swiftlet.parallel.engine import Engine
@@ -118,6 +119,7 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
     saver = _saver(args, ready, model, engine, world, identity, text(of_checkpoint=True), state, num_bytes)
     run = _run(steered, ready, device, world, model, trainer, saver, stop, state)
     train(run, state)
+    trim()  # before matplotlib is imported
     if model.num_spared:
         share = model.num_spared / model.num_tokens
         log.info(f"{share:.0%} of the tokens were computed with others: rows of a micro-batch began alike")

@@ -3,7 +3,7 @@
 glibc looks for an aligned block in holes that are larger by the alignment, so a freed tensor leaves a hole that none of
 the same size finds, and small blocks that are put beside it keep holes from joining: a run takes a third more memory
 than its tensors have. Here are large tensors alone, mostly freed in the order opposite to that in which they were made,
-and their pages stay mapped from one step to the next.
+and their pages stay from one step to the next; `trim` gives them back.
 """
 
 from __future__ import annotations
@@ -57,6 +57,13 @@ class _Segment:
             self.ends[number - 1] = self.ends[number]
             del self.starts[number], self.ends[number]
 
+    def trim(self) -> None:
+        """Give the whole pages of free spans back to the system."""
+        for start, end in zip(self.starts, self.ends, strict=True):
+            first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+            if last > first:
+                self.memory.madvise(mmap.MADV_DONTNEED, first, last - first)
+
 
 class _Block(np.ndarray):
     """Bytes of a segment, free again when nothing refers to them."""
@@ -81,13 +88,23 @@ class Arena:
         """Return `size` bytes of any content; they are free again when the last tensor over them is gone."""
         rounded = -(-size // ALIGNMENT) * ALIGNMENT
         with self.lock:
-            while self.freed:
-                segment, start, length = self.freed.popleft()
-                segment.give_back(start, length)
+            self._collect()
             segment, start = self._find(rounded)
         block = _Block((size,), np.uint8, segment.memory, start)
         block.freed, block.span = self.freed, (segment, start, rounded)
         return block
+
+    def trim(self) -> None:
+        """Give the pages of what is free back to the system; the address space stays."""
+        with self.lock:
+            self._collect()
+            for segment in self.segments:
+                segment.trim()
+
+    def _collect(self) -> None:
+        while self.freed:
+            segment, start, length = self.freed.popleft()
+            segment.give_back(start, length)
 
     def _find(self, size: int) -> tuple[_Segment, int]:
         for segment in self.segments:
@@ -129,3 +146,8 @@ def empty_like(x: Tensor) -> Tensor:
         return torch.empty_like(x)
     strides = torch.empty_like(x, device="meta").stride()
     return empty(x.shape, x).as_strided_(x.shape, strides)
+
+
+def trim() -> None:
+    """Give memory that no tensor has back to the system: for when another part of a run begins."""
+    _arena.trim()
