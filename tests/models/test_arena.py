@@ -162,6 +162,20 @@ def test_a_kernel_without_large_pages_is_no_reason_to_stop(monkeypatch):
     assert len(Arena().take(64)) == 64
 
 
+def test_little_address_space_is_taken_by_the_tensor_and_none_is_out_of_memory(monkeypatch):
+    class Limited(arena.mmap.mmap):
+        def __new__(cls, fileno: int, length: int, **options: int) -> Limited:
+            if length > 3 * MIB:
+                raise OSError(errno.ENOMEM, "Cannot allocate memory")
+            return super().__new__(cls, fileno, length, **options)
+
+    monkeypatch.setattr(arena.mmap, "mmap", Limited)
+    one = Arena()
+    assert len(taken(one, 2 * MIB)) == 2 * MIB
+    with pytest.raises(torch.OutOfMemoryError, match=str(4 * MIB)):
+        one.take(4 * MIB)
+
+
 def test_pages_of_what_is_free_go_back_to_the_system_and_live_tensors_stay():
     one = Arena()
     first, second, third = (taken(one, 8 * MIB).fill_(mark) for mark in (1, 2, 3))

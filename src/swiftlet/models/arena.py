@@ -85,7 +85,11 @@ class Arena:
         self.lock = threading.Lock()
 
     def take(self, size: int) -> np.ndarray:
-        """Return `size` bytes of any content; they are free again when the last tensor over them is gone."""
+        """Return `size` bytes of any content; they are free again when the last tensor over them is gone.
+
+        Raises:
+            torch.OutOfMemoryError: the system has no address space for them.
+        """
         rounded = -(-size // ALIGNMENT) * ALIGNMENT
         with self.lock:
             self._collect()
@@ -111,11 +115,19 @@ class Arena:
             start = segment.take(size)
             if start is not None:
                 return segment, start
-        segment = _Segment(max(SEGMENT, size))
+        segment = _new_segment(size)
         self.segments.append(segment)
         start = segment.take(size)
         assert start is not None
         return segment, start
+
+
+def _new_segment(size: int) -> _Segment:
+    """Return a segment for `size` bytes, of no more than them where address space is limited."""
+    for length in (max(SEGMENT, size), size):
+        with suppress(OSError):
+            return _Segment(length)
+    raise torch.OutOfMemoryError(f"the system has no memory for {size} bytes more")
 
 
 _arena = Arena()
