@@ -115,11 +115,8 @@ class Arena:
             start = segment.take(size)
             if start is not None:
                 return segment, start
-        segment = _new_segment(size)
-        self.segments.append(segment)
-        start = segment.take(size)
-        assert start is not None
-        return segment, start
+        self.segments.append(_new_segment(size))
+        return self._find(size)
 
 
 def _new_segment(size: int) -> _Segment:

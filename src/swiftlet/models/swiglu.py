@@ -22,7 +22,12 @@ def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
 def silu_mul_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of gate and up; that of gate is written into `grad`."""
     grad_up = _silu(gate).mul_(grad)
-    return torch.ops.aten.silu_backward.grad_input(grad.mul_(up), gate, grad_input=grad), grad_up
+    return _grad_gate(grad.mul_(up), gate), grad_up
+
+
+def _grad_gate(product: Tensor, gate: Tensor) -> Tensor:
+    """Return the gradient of gate, written into the product of the gradient and up."""
+    return torch.ops.aten.silu_backward.grad_input(product, gate, grad_input=product)
 
 
 class _Swiglu(torch.autograd.Function):
@@ -35,7 +40,7 @@ class _Swiglu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         gate, up = ctx.saved_tensors
         # whoever else has the gradient must not see it written
-        return silu_mul_backward(empty_like(grad).copy_(grad), gate, up)
+        return _grad_gate(torch.mul(grad, up, out=empty_like(grad)), gate), _silu(gate).mul_(grad)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
