@@ -92,10 +92,10 @@ def step_of(case: Case, trainer: Any, world: Any) -> Any:
 
     half = case.tokens // 2
     ids = torch.randint(3, SIZES[case.size].vocab, (case.tokens,))
-    labels = ids.clone()
-    labels[[0, half]] = -100
+    targets = ids.roll(-1)
+    targets[[half - 1, -1]] = -100
     positions = torch.cat([torch.arange(half), torch.arange(case.tokens - half)])
-    batch = MicroBatch(ids, labels, positions, [0, half, case.tokens], [0, 1])
+    batch = MicroBatch(ids, targets, positions, [0, half, case.tokens], [0, 1])
     number = (case.tokens - 2) * case.world_size
     step = LoadedStep(Step(0, 0, [0, 1], case.tokens, number, [[0, 1]]), [batch])
 

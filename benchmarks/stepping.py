@@ -144,14 +144,14 @@ def packed_step(
     if is_partial:
         apply_partial_checkpointing(causal)
     causal.train()
-    ids, labels = torch.cat(samples.ids).to(device), torch.cat(samples.labels)
+    ids, targets = torch.cat(samples.ids).to(device), torch.cat(samples.labels).roll(-1)
     lengths = [len(part) for part in samples.ids]
     positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
     cu_seqlens = [0, *np.cumsum(lengths).tolist()]
     count = sum(int((part != IGNORE_INDEX).sum()) for part in samples.labels)
 
     def step() -> Tensor:
-        losses = causal(ids, positions, cu_seqlens, labels)
+        losses = causal(ids, positions, cu_seqlens, targets)
         (losses.loss_sum / count).backward()
         return losses.loss_sum.detach()
 

@@ -20,6 +20,7 @@ from swiftlet.data.batching import (
     num_steps,
     num_steps_per_epoch,
     pad_cuts,
+    predictors,
     share,
 )
 from swiftlet.data.prefixes import MOST_TOKENS, find_prefixes
@@ -217,16 +218,32 @@ def test_padding_splits_the_fullest_micro_batch_before_it_adds_empty_ones():
 
 def test_collate_joins_samples_without_padding_and_restarts_positions():
     batch = collate(Store([3, 2, 4]), [2, 0])
-    assert batch.input_ids_T.tolist() == [200, 201, 202, 203, 0, 1, 2]
-    assert batch.labels_T.tolist() == [IGNORE_INDEX, 201, 202, 203, IGNORE_INDEX, 1, 2]
-    assert batch.position_ids_T.tolist() == [0, 1, 2, 3, 0, 1, 2]
-    assert batch.cu_seqlens == [0, 4, 7]
+    assert batch.input_ids_T.tolist() == [200, 201, 202, 0, 1]  # nothing is predicted from a last token
+    assert batch.targets_T.tolist() == [201, 202, 203, 1, 2]
+    assert batch.position_ids_T.tolist() == [0, 1, 2, 0, 1]
+    assert batch.cu_seqlens == [0, 3, 5]
     assert batch.sample_ids == [2, 0]
     assert batch.to("cpu").input_ids_T.dtype == torch.long
 
 
+@pytest.mark.parametrize(
+    ("labels", "tokens", "targets"),
+    [
+        ([-100, -100, 7, 8], [5, 6, 7], [-100, 7, 8]),
+        ([-100, 6, -100, -100], [5], [6]),
+        ([-100, -100, 7, -100], [5, 6], [-100, 7]),
+        ([5, -100, -100, -100], [5], [-100]),
+        ([-100, -100, -100, -100], [5], [-100]),
+    ],
+)
+def test_a_sample_ends_with_the_last_token_that_predicts_a_trained_one(labels, tokens, targets):
+    """What follows the last trained token is seen by none that predicts one; the first is predicted from nothing."""
+    ids, found = predictors(np.array([5, 6, 7, 8]), np.array(labels))
+    assert (ids.tolist(), found.tolist()) == (tokens, targets)
+
+
 def test_collate_of_nothing_contributes_nothing():
     batch = collate(Store([3]), [])
-    assert batch.labels_T.tolist() == [IGNORE_INDEX]
+    assert batch.targets_T.tolist() == [IGNORE_INDEX]
     assert batch.cu_seqlens == [0, 1]
     assert batch.sample_ids == []

@@ -75,8 +75,8 @@ class Store:
 def test_a_token_whose_prediction_is_trained_on_keeps_its_row():
     assert collate(Store(), [0, 1]).prefixes is None
     batch = collate(Store(), [0, 1], shares=True)
-    assert batch.labels_T.tolist() == [IGNORE_INDEX, IGNORE_INDEX, 6, 7, IGNORE_INDEX, IGNORE_INDEX, 8]
+    assert batch.targets_T.tolist() == [IGNORE_INDEX, 6, 7, IGNORE_INDEX, 8]
     row = batch.prefixes.source_T
-    assert row[0] == row[4]  # the 5 of each predicts another answer
-    assert len(set(row.tolist())) == 6
+    assert row[0] == row[3]  # the 5 of each predicts another answer
+    assert len(set(row.tolist())) == 4
     assert collate(Store(), [0], shares=True).prefixes is None

@@ -89,7 +89,7 @@ def samples() -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 def pack(ids, labels):
     ends = torch.tensor([len(part) for part in ids]).cumsum(0).tolist()
     positions = torch.cat([torch.arange(len(part)) for part in ids])
-    return torch.cat(ids), positions, [0, *ends], torch.cat(labels)
+    return torch.cat(ids), positions, [0, *ends], torch.cat(labels).roll(-1)  # no first token has a label
 
 
 def padded_loss(model, ids, labels):

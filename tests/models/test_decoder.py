@@ -43,7 +43,7 @@ TARGETS = ("ALL",)
 
 
 def micro_batch(all_labelled=False):
-    """Return ids, positions, boundaries and labels of three samples, the first tokens of each not trained on."""
+    """Return ids, positions, boundaries and targets of three samples, the first tokens of each not trained on."""
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(3, 120, (sum(LENGTHS),), generator=generator)
     ids[[2, 15]] = 0  # the padding token, whose embedding transformers does not train
@@ -52,7 +52,7 @@ def micro_batch(all_labelled=False):
     labels = ids.clone()
     for start, end in zip(boundaries, boundaries[1:], strict=False):
         labels[start : start + (1 if all_labelled else (end - start) // 2 + 1)] = -100
-    return ids, positions, boundaries, labels
+    return ids, positions, boundaries, labels.roll(-1)
 
 
 def both(folder, dtype=torch.float32):

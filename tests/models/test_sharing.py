@@ -39,7 +39,7 @@ class Store:
 
 def micro_batch():
     batch = collate(Store(), range(len(Store.rows)), shares=True)
-    assert len(batch.prefixes.first_U) < len(batch.prefixes.source_T) - 20
+    assert len(batch.prefixes.first_U) < len(batch.prefixes.source_T) - 16
     assert len(batch.prefixes.copies) > 1  # of several classes
     return batch
 
@@ -65,7 +65,7 @@ def run(causal, batch, *, shares):
     for parameter in causal.parameters():
         parameter.grad = None
     prefixes = batch.prefixes if shares else None
-    losses = causal(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.labels_T, prefixes)
+    losses = causal(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.targets_T, prefixes)
     losses.loss_sum.backward()
     return losses, {name: p.grad for name, p in causal.named_parameters() if p.grad is not None}
 
@@ -128,7 +128,9 @@ def test_attention_keeps_rows_and_not_tokens(tmp_path, gradient_checkpointing):
     causal, batch = build(tmp_path, kind="own", tuner="full"), micro_batch()
     if gradient_checkpointing:
         causal = build(tmp_path, kind="own", tuner="full", gradient_checkpointing=True)
-    losses = causal(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.labels_T, batch.prefixes)
+    losses = causal(
+        batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.targets_T, batch.prefixes
+    )
     gc.collect()
     kept = [saved for saved in gc.get_objects() if type(saved) is _Saved]
     num_rows, num_layers = len(batch.prefixes.first_U), len(causal.model.model.layers)
@@ -136,7 +138,7 @@ def test_attention_keeps_rows_and_not_tokens(tmp_path, gradient_checkpointing):
     # queries, keys, values and the output; what is computed again is not kept at all
     assert held == [] if gradient_checkpointing else [num_rows] * 4 * num_layers
     for saved in kept:
-        assert saved.tensor is None or saved.tensor.numel() <= len(batch.labels_T) * 8  # a sum for each head
+        assert saved.tensor is None or saved.tensor.numel() <= len(batch.targets_T) * 8  # a sum for each head
     losses.loss_sum.backward()
 
 
@@ -184,5 +186,5 @@ def test_every_token_is_computed_where_it_must_be(tmp_path, settings):
     save(tmp_path, "qwen2")
     batch = micro_batch()
     assert rows_of_first_layer(build(tmp_path, kind="own", tuner="full", **settings), batch) == [
-        len(batch.labels_T)
+        len(batch.targets_T)
     ]

@@ -45,14 +45,11 @@ class Toy(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(8, VOCABULARY)
 
-    def forward(self, input_ids_T, position_ids_T, cu_seqlens, labels_T, prefixes=None):
+    def forward(self, input_ids_T, position_ids_T, cu_seqlens, targets_T, prefixes=None):
         logits_TV = self.head(self.dropout(self.norm(self.embedding(input_ids_T))))
-        targets = torch.full_like(labels_T, IGNORE_INDEX)
-        targets[:-1] = labels_T[1:]
-        targets[torch.tensor(cu_seqlens[1:]) - 1] = IGNORE_INDEX
-        loss = nn.functional.cross_entropy(logits_TV, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-        chosen = targets != IGNORE_INDEX
-        correct = ((logits_TV.argmax(-1) == targets) & chosen).sum()
+        loss = nn.functional.cross_entropy(logits_TV, targets_T, ignore_index=IGNORE_INDEX, reduction="sum")
+        chosen = targets_T != IGNORE_INDEX
+        correct = ((logits_TV.argmax(-1) == targets_T) & chosen).sum()
         return Losses(loss, correct, chosen.sum())
 
 

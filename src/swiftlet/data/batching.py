@@ -62,20 +62,20 @@ class Place(NamedTuple):
 class MicroBatch(NamedTuple):
     """The tensors of one forward pass: samples one after another, positions restarting.
 
-    `labels_T[t]` is the label of token t itself (not shifted), IGNORE_INDEX where it is not trained on and on the
-    first token of each sample. `cu_seqlens` are the boundaries of the samples: [0, len(first), ..., T]. `prefixes` says
-    which tokens need to be computed once only, None where each is.
+    `targets_T[t]` is the token that position t is to predict, IGNORE_INDEX where that is not trained on. A sample ends
+    with the last token that predicts a trained one. `cu_seqlens` are the boundaries of the samples: [0, len(first),
+    ..., T]. `prefixes` says which tokens need to be computed once only, None where each is.
     """
 
     input_ids_T: torch.Tensor
-    labels_T: torch.Tensor
+    targets_T: torch.Tensor
     position_ids_T: torch.Tensor
     cu_seqlens: list[int]
     sample_ids: list[int]
     prefixes: Prefixes | None = None
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        """Return the micro-batch for `device`; labels stay, as the host says which positions are trained on."""
+        """Return the micro-batch for `device`; targets stay, as the host says which positions are trained on."""
         from swiftlet.device.transfer import send
 
         ids, positions = send(self.input_ids_T, device), send(self.position_ids_T, device)
@@ -232,7 +232,7 @@ class Batches:
     def _cut(self, samples: list[int]) -> list[list[int]]:
         if self.token_cost is None or self.token_budget == 0 or len(samples) < 2:
             return cut(samples, self.store.lengths, self.token_budget)
-        prompts = [prompt_of(*self.store[sample]) for sample in samples]
+        prompts = [prompt_of(*predictors(*self.store[sample])) for sample in samples]
         return cut_alike(samples, self.store.lengths, self.token_budget, prompts, self.token_cost)
 
     def places(self, epoch: int = 0, step_in_epoch: int = 0) -> Iterator[Place]:
@@ -248,8 +248,23 @@ class Batches:
         return (self.step(*place) for place in self.places(epoch, step_in_epoch))
 
 
+def predictors(ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the tokens of a sample up to the last that predicts a trained one, and the target of each.
+
+    The others are seen by none of them, so no loss depends on them; where nothing is trained on, one token is left.
+
+    Args:
+        labels: of each token itself: the token, or IGNORE_INDEX where its prediction is not trained on.
+    """
+    trained = np.flatnonzero(labels[1:] != IGNORE_INDEX)
+    if not len(trained):
+        return ids[:1], np.full_like(ids[:1], IGNORE_INDEX)
+    end = int(trained[-1]) + 1
+    return ids[:end], labels[1 : end + 1]
+
+
 def collate(store: Samples, sample_ids: Sequence[int], *, shares: bool = False) -> MicroBatch:
-    """Return the samples as one micro-batch; no samples give one token without a label, which contributes 0.
+    """Return the samples as one micro-batch; no samples give one token without a target, which contributes 0.
 
     Args:
         shares: look for equal beginnings of the samples.
@@ -259,20 +274,15 @@ def collate(store: Samples, sample_ids: Sequence[int], *, shares: bool = False) 
     if not sample_ids:
         zero = torch.zeros(1, dtype=torch.long)
         return MicroBatch(zero, torch.full_like(zero, IGNORE_INDEX), zero, [0, 1], [])
-    samples = [store[i] for i in sample_ids]
-    ids = [np.asarray(sample[0], dtype=np.int64) for sample in samples]
-    labels = np.concatenate([np.asarray(sample[1], dtype=np.int64) for sample in samples])
+    samples = [predictors(*store[i]) for i in sample_ids]
+    ids, targets = ([np.asarray(part, np.int64) for part in parts] for parts in zip(*samples, strict=True))
     ends = np.cumsum([len(part) for part in ids])
-    starts = [0, *ends[:-1].tolist()]
-    labels[starts] = IGNORE_INDEX
     prefixes = None
     if shares and len(ids) > 1:
-        prefixes = find_prefixes(
-            ids, [prompt_of(part, sample[1]) for part, sample in zip(ids, samples, strict=True)]
-        )
+        prefixes = find_prefixes(ids, [prompt_of(*sample) for sample in samples])
     return MicroBatch(
         torch.from_numpy(np.concatenate(ids)),
-        torch.from_numpy(labels),
+        torch.from_numpy(np.concatenate(targets)),
         torch.from_numpy(np.concatenate([np.arange(len(part)) for part in ids])),
         [0, *ends.tolist()],
         list(sample_ids),

@@ -56,9 +56,9 @@ class Beginnings:
         return found_S
 
 
-def prompt_of(ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the tokens of a sample before the first whose prediction is trained on; labels are of the tokens."""
-    trained = labels[1:] != IGNORE_INDEX
+def prompt_of(ids: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return the tokens of a sample before the first that predicts a trained one."""
+    trained = targets != IGNORE_INDEX
     return ids[: trained.argmax()] if trained.any() else ids
 
 

@@ -108,22 +108,21 @@ class CausalLM(nn.Module):
         input_ids_T: Tensor,
         position_ids_T: Tensor,
         cu_seqlens: list[int],
-        labels_T: Tensor,
+        targets_T: Tensor,
         prefixes: Spread | None = None,
     ) -> TokenLosses:
-        """Return the losses of the labelled tokens; `labels_T[t]` is predicted from position t - 1.
+        """Return the losses of the positions that have a target: the next token of their sample, not IGNORE_INDEX.
 
-        The label of a sample's first token must be IGNORE_INDEX: nothing of its own sample predicts it. Labels on the
-        CPU spare the device a wait: how many positions there are is then known without asking it.
+        Targets on the CPU spare the device a wait: how many positions there are is then known without asking it.
 
         Args:
             prefixes: which tokens are computed once, see data/prefixes.py; none of them predicts a trained one.
         """
-        positions_N = (labels_T[1:] != IGNORE_INDEX).nonzero().squeeze(1)
-        targets_N = send(labels_T[1:][positions_N], input_ids_T.device)
+        positions_N = (targets_T != IGNORE_INDEX).nonzero().squeeze(1)
+        targets_N = send(targets_T[positions_N], input_ids_T.device)
         positions_N = send(positions_N, input_ids_T.device)
         samples = PackedInputs(input_ids_T, position_ids_T, cu_seqlens, self.attention)
-        self.num_tokens += len(labels_T) if self.training else 0
+        self.num_tokens += len(targets_T) if self.training else 0
         if prefixes is not None and self.shares_prefixes:
             self.num_spared += len(prefixes.source_T) - len(prefixes.first_U) if self.training else 0
             sharing = Sharing.of(prefixes, input_ids_T.device)

@@ -32,14 +32,14 @@ class TokenLosses(Protocol):
 
 
 class LanguageModel(Protocol):
-    """A model over padding-free micro-batches; a token's label is the token itself, the model shifts."""
+    """A model over padding-free micro-batches; the target of a token is the one after it."""
 
     def __call__(
         self,
         input_ids_T: torch.Tensor,
         position_ids_T: torch.Tensor,
         cu_seqlens: list[int],
-        labels_T: torch.Tensor,
+        targets_T: torch.Tensor,
         prefixes: Prefixes | None = None,
     ) -> TokenLosses: ...
 
@@ -66,7 +66,7 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def forward(model: LanguageModel, batch: MicroBatch) -> TokenLosses:
     """Return the token losses of one micro-batch."""
-    return model(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.labels_T, batch.prefixes)
+    return model(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.targets_T, batch.prefixes)
 
 
 def check_labels(step: Step) -> None:
