@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import logits, save
 
 from swiftlet.errors import SwiftletError
-from swiftlet.models.load import load_model
+from swiftlet.models import load as load_room
+from swiftlet.models.load import _open, load_model
 
 CPU = torch.device("cpu")
 KINDS = [
@@ -52,6 +54,48 @@ def test_tied_and_untied_heads_in_bf16(tied, tmp_path):
     loaded = load(tmp_path, torch.bfloat16)
     assert loaded.dtype == torch.bfloat16
     assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+
+
+def mapped_bytes(path):
+    """Return how much of a file this process has in memory."""
+    found, is_file = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            is_file = line.endswith(str(path))
+        elif is_file and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is told by /proc")
+def test_a_file_is_never_in_memory_as_a_whole_while_it_is_copied(tmp_path, monkeypatch):
+    part, stretch = 2**20, 2**22
+    monkeypatch.setattr(load_room, "STRETCH", stretch)
+    weights = {f"layer.{n}": torch.full((part // 4,), float(n)) for n in range(32)}
+    save_file(weights, tmp_path / "model.safetensors")
+    most = 0
+    for name, value in _open(tmp_path):
+        assert torch.equal(value.clone(), weights.pop(name))
+        most = max(most, mapped_bytes(tmp_path / "model.safetensors"))
+    assert not weights
+    assert part <= most <= 2 * stretch + part
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is told by /proc")
+def test_the_mapping_ends_where_a_model_has_its_own_memory(tmp_path, monkeypatch):
+    stretch, most, plain = 2**22, [], torch.Tensor.clone
+
+    def clone(tensor, **options):
+        copy = plain(tensor, **options)
+        most.append(mapped_bytes(tmp_path / "model.safetensors"))
+        return copy
+
+    save(tmp_path, "llama", num_hidden_layers=8, intermediate_size=16384)
+    monkeypatch.setattr(load_room, "STRETCH", stretch)
+    monkeypatch.setattr(torch.Tensor, "clone", clone)
+    load(tmp_path)
+    assert stretch <= max(most) <= (tmp_path / "model.safetensors").stat().st_size / 2
+    assert mapped_bytes(tmp_path / "model.safetensors") == 0
 
 
 def test_shards_are_read_through_their_index(tmp_path):

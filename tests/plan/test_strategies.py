@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from swiftlet.commands.planning import Sized, Subject
 from swiftlet.models.families import FAMILIES
 from swiftlet.models.geometry import Geometry, geometry_of_config
-from swiftlet.plan.cards import read_cards
+from swiftlet.plan.cards import host_card, read_cards
 from swiftlet.plan.memory import ATTENTION, FULL, GIB, MLP, NONE, PARTIAL, Setting
 from swiftlet.plan.strategies import Fed, Job, advise, levels_asked, levels_for, way_of
 from swiftlet.plan.timing import Load
@@ -53,3 +54,13 @@ def test_models_that_are_not_known_well_enough_recompute_all_or_nothing():
     assert widths == {"qwen2": 256, "phi3": 0, "unheard_of": 0}
     named = ("qwen1half-7b", "qwen1half-moe-a2_7b", "mixtral-moe-7b", "phi4", "glm4-9b", "internlm2-7b")
     assert [FAMILIES[name].geometry.up_width for name in named] == [11008, 5632, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(("hidden", "tokens"), [(192, 1024), (512, 1024), (896, 585), (4096, 512)])
+def test_wide_layers_keep_a_processor_busy_with_fewer_tokens(hidden, tokens):
+    def busy(card):
+        sized = Sized("any", G._replace(hidden=hidden), "", None)
+        return Subject(None, sized, None, card, 1, None, "fp32").busy_tokens
+
+    assert busy(host_card(16)) == tokens
+    assert busy(read_cards()["A100-80G"]) == 8192

@@ -38,6 +38,7 @@ LABEL_SHARE = 0.6  # of tokens, where the rows were not read
 # Numbers that an optimizer keeps a parameter; fused AdamW needs no temporary copy.
 STATES = {"sgd": 0, "adafactor": 0, "adagrad": 1, "rmsprop": 1}
 BUSY_TOKENS, BUSY_TOKENS_HOST = 8192, 1024  # device/spec.py, device/cpu.py
+BUSY_ELEMENTS_HOST, FEWEST_TOKENS = 2**19, 512  # tokens x hidden size, see docs/benchmarks.md
 
 
 class Sized(NamedTuple):
@@ -78,8 +79,11 @@ class Subject:
 
     @property
     def busy_tokens(self) -> int:
-        """Return the micro-batch that keeps the device busy [tokens]."""
-        return BUSY_TOKENS_HOST if self.card.is_host else BUSY_TOKENS
+        """Return the micro-batch that keeps the device busy [tokens]; a processor is with fewer in wide layers."""
+        if not self.card.is_host:
+            return BUSY_TOKENS
+        wanted = BUSY_ELEMENTS_HOST // self.sized.geometry.hidden
+        return min(BUSY_TOKENS_HOST, max(FEWEST_TOKENS, wanted))
 
 
 def local_copy(choice: Choice, revision: str | None) -> Path | None:

@@ -21,6 +21,7 @@ from swiftlet.models.decoder_load import load_decoder
 from swiftlet.models.hollow import make_hollow, meta_tensors
 from swiftlet.models.safety import (
     CONFIG,
+    TensorInfo,
     check_may_run_code,
     inside,
     read_config,
@@ -37,6 +38,7 @@ GENERATION_CONFIG = "generation_config.json"
 QUANTISED = {"gptq": "gptqmodel", "awq": "gptqmodel"}  # method -> the package that transformers needs for it
 CONVERSION = "automatic conversion of the weights"
 LONGEST_LIST = 5
+STRETCH = 2**27  # bytes of a file that are mapped at once
 
 
 def load_plain(folder: Path, *, dtype: torch.dtype, device: torch.device) -> PreTrainedModel | Decoder:
@@ -107,6 +109,7 @@ def load_model(
     if hollow:
         make_hollow(model, folder, device)
     else:
+        tensors.clear()  # the mappings are to end where the model has its own memory
         _own_memory(model)
     _settle(model, folder)
     return model
@@ -170,17 +173,33 @@ def _quantisation(folder: Path, raw: dict[str, Any]) -> str | None:
 
 
 def _open(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield all tensors of a folder, mapped from the files: nothing is read before it is used."""
+    """Yield all tensors of a folder, mapped from the files: nothing is read before it is used.
+
+    What was read stays in memory until a mapping ends, so each stretch of a file has one of its own: where the tensors
+    are copied one by one, the whole never lies in memory twice.
+    """
     from safetensors import SafetensorError, safe_open
 
     for path in weight_files(folder):
-        read_header(path)
-        try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                for name in file.keys():  # noqa: SIM118
-                    yield name, file.get_tensor(name)
-        except SafetensorError as error:
-            raise SwiftletError(f"{path} cannot be read: {error}", "download the file again") from error
+        for names in _stretches(read_header(path)):
+            try:
+                with safe_open(path, framework="pt", device="cpu") as file:
+                    for name in names:
+                        yield name, file.get_tensor(name)
+            except SafetensorError as error:
+                raise SwiftletError(f"{path} cannot be read: {error}", "download the file again") from error
+
+
+def _stretches(header: dict[str, TensorInfo]) -> Iterator[list[str]]:
+    """Yield the names of a file's tensors as they lie there, in parts of about `STRETCH` bytes."""
+    names, end = [], STRETCH
+    for name, tensor in sorted(header.items(), key=lambda item: item[1].begin):
+        names.append(name)
+        if tensor.begin + tensor.num_bytes >= end:
+            yield names
+            names, end = [], tensor.begin + tensor.num_bytes + STRETCH
+    if names:
+        yield names
 
 
 @contextmanager
@@ -224,11 +243,11 @@ def _own_memory(model: PreTrainedModel) -> None:
     """Copy weights that still lie in a mapped file into aligned memory of their own, one at a time.
 
     A mapped tensor lies wherever the file's header ends; kernels may then add up in another order, and the same
-    weights out of two files would not give the same bits.
+    weights out of two files would not give the same bits. In the order of the files, so that each mapping soon ends.
     """
-    for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.device.type == "cpu":
-            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
+    on_cpu = [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor.device.type == "cpu"]
+    for tensor in sorted(on_cpu, key=torch.Tensor.data_ptr):
+        tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
 def _settle(model: PreTrainedModel, folder: Path) -> None:
