@@ -1,10 +1,10 @@
-"""How speed and memory grow: with the length of samples, the number of samples, the size of the model, ranks, and time.
+"""How speed and memory grow: with the length of samples, their number, the model's size, ranks, time, and rows of data.
 
-python benchmarks/scaling.py --what length batch size ranks endurance --out docs/benchmarks/scaling.json
+python benchmarks/scaling.py --what length batch size ranks endurance rows --out docs/benchmarks/scaling.json
 
 Length, batch and size are measured on single steps (see step.py), the samples of a length adding up to as many tokens
-as the longest. Ranks and endurance are whole runs of swift sft; endurance compares the speed of the tenths of a long
-run in processor seconds.
+as the longest. Ranks, endurance and rows are whole runs of swift sft; endurance compares the speed of the tenths of a
+long run in processor seconds, rows the memory of runs that differ in the size of their data alone.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tools import TOOLS, Job, environment
 from workload import SIZES, make_model, make_rows
 
 ONE_STEP = ("length", "batch", "size")
+SHORT = 40  # tokens of a row where there are many
 
 
 def point(options: argparse.Namespace, variant: str, **changes: Any) -> dict[str, Any]:
@@ -67,14 +68,15 @@ def one_step(what: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def whole_run(
-    options: argparse.Namespace, folder: Path, *, steps: int, ranks: int, name: str
+    options: argparse.Namespace, folder: Path, *, steps: int, name: str, ranks: int = 1, rows: int = 160
 ) -> dict[str, Any]:
     """Run swift sft and return its marks, its peak memory and its speed from the first step to the last."""
     model = make_model(
         folder / f"{options.size}-{options.vocabulary}", SIZES[options.size], options.vocabulary
     )
-    rows = make_rows(folder / "rows.jsonl", 160)
-    job = Job(model, rows, 16 // ranks, 1, steps, "fp32")
+    lengths = [SHORT] * rows if rows > 160 else None
+    data = make_rows(folder / f"rows-{rows}.jsonl", rows, lengths=lengths)
+    job = Job(model, data, 16 // ranks, 1, steps, "fp32")
     command = [
         *TOOLS["swiftlet"].command("default", job, folder / "out"),
         "--num_train_epochs",
@@ -94,6 +96,7 @@ def whole_run(
         "ranks": ranks,
         "steps_per_s": count / (last["wall_s"] - first["wall_s"]),
         "steps_per_cpu_s": count / (last["cpu_s"] - first["cpu_s"]),
+        "first_step_s": first["wall_s"],
         "peak_rss_bytes": outcome.peak_rss,
         "marks": outcome.marks,
     }
@@ -101,7 +104,7 @@ def whole_run(
 
 def endurance(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Return the steps a processor second in each tenth of a long run, the first step left out."""
-    run = whole_run(options, folder, steps=options.steps, ranks=1, name="endurance")
+    run = whole_run(options, folder, steps=options.steps, name="endurance")
     marks = run.pop("marks")[1:]
     length = max(2, len(marks) // 10)
     parts = [marks[start : start + length] for start in range(0, len(marks) - length + 1, length)]
@@ -141,7 +144,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--what", nargs="+", choices=[*ONE_STEP, "ranks", "endurance"], default=["length"])
+    parser.add_argument(
+        "--what", nargs="+", choices=[*ONE_STEP, "ranks", "rows", "endurance"], default=["length"]
+    )
     parser.add_argument("--size", choices=SIZES, default="2m")
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048, 8192])
@@ -149,6 +154,7 @@ def main() -> None:
     parser.add_argument("--sizes", choices=SIZES, nargs="+", default=["2m", "60m"])
     parser.add_argument("--variants", nargs="+", default=["ours"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 1000000], help="more than 160")
     parser.add_argument("--steps", type=int, default=1000, help="steps of the long run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -167,6 +173,11 @@ def main() -> None:
                     run = whole_run(options, folder, steps=10, ranks=ranks, name=f"ranks-{ranks}")
                     del run["marks"]
                     result["points"].append({"what": what, **run})
+            elif what == "rows":
+                for rows in options.rows:
+                    run = whole_run(options, folder, steps=10, name=f"rows-{rows}", rows=rows)
+                    del run["marks"]
+                    result["points"].append({"what": what, "rows": rows, **run})
             else:
                 result["points"].append(endurance(options, folder))
             if options.out:
