@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 # What swift sft prints a step, and what peer_entry.py does.
-MARK = re.compile(r"^(?:\[(\d+)/\d+\] loss|@step (\d+)) ([-+.\deE]+|nan|inf)")
+MARK = re.compile(r"^(?:(?:\[rank 0\] )?\[(\d+)/\d+\] loss|@step (\d+)) ([-+.\deE]+|nan|inf)")
 MEMORY = re.compile(r"^@memory (\d+) (\d+)")  # of the accelerator: allocated, reserved
 PERIOD_S = 0.1
 

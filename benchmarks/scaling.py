@@ -24,6 +24,8 @@ from tools import TOOLS, Job, environment
 from workload import SIZES, make_model, make_rows
 
 ONE_STEP = ("length", "batch", "size")
+WHOLE_RUNS = ("ranks", "rows")
+CHATS = 160
 SHORT = 40  # tokens of a row where there are many
 
 
@@ -68,14 +70,23 @@ def one_step(what: str, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def whole_run(
-    options: argparse.Namespace, folder: Path, *, steps: int, name: str, ranks: int = 1, rows: int = 160
+    options: argparse.Namespace,
+    folder: Path,
+    *,
+    steps: int,
+    name: str,
+    ranks: int = 1,
+    rows: int | None = None,
 ) -> dict[str, Any]:
-    """Run swift sft and return its marks, its peak memory and its speed from the first step to the last."""
+    """Run swift sft and return its marks, its peak memory and its speed from the first step to the last.
+
+    Args:
+        rows: so many short rows in the place of chats.
+    """
     model = make_model(
         folder / f"{options.size}-{options.vocabulary}", SIZES[options.size], options.vocabulary
     )
-    lengths = [SHORT] * rows if rows > 160 else None
-    data = make_rows(folder / f"rows-{rows}.jsonl", rows, lengths=lengths)
+    data = make_rows(folder / f"{name}.jsonl", rows or CHATS, lengths=[SHORT] * (rows or 0))
     job = Job(model, data, 16 // ranks, 1, steps, "fp32")
     command = [
         *TOOLS["swiftlet"].command("default", job, folder / "out"),
@@ -145,7 +156,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--what", nargs="+", choices=[*ONE_STEP, "ranks", "rows", "endurance"], default=["length"]
+        "--what", nargs="+", choices=[*ONE_STEP, *WHOLE_RUNS, "endurance"], default=["length"]
     )
     parser.add_argument("--size", choices=SIZES, default="2m")
     parser.add_argument("--vocabulary", type=int, default=8192)
@@ -154,7 +165,7 @@ def main() -> None:
     parser.add_argument("--sizes", choices=SIZES, nargs="+", default=["2m", "60m"])
     parser.add_argument("--variants", nargs="+", default=["ours"])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 1000000], help="more than 160")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1000, 1000000])
     parser.add_argument("--steps", type=int, default=1000, help="steps of the long run")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -168,16 +179,12 @@ def main() -> None:
         for what in options.what:
             if what in ONE_STEP:
                 result["points"] += one_step(what, options)
-            elif what == "ranks":
-                for ranks in options.ranks:
-                    run = whole_run(options, folder, steps=10, ranks=ranks, name=f"ranks-{ranks}")
+            elif what in WHOLE_RUNS:
+                for value in getattr(options, what):
+                    change = {what: value}
+                    run = whole_run(options, folder, steps=10, name=f"{what}-{value}", **change)
                     del run["marks"]
-                    result["points"].append({"what": what, **run})
-            elif what == "rows":
-                for rows in options.rows:
-                    run = whole_run(options, folder, steps=10, name=f"rows-{rows}", rows=rows)
-                    del run["marks"]
-                    result["points"].append({"what": what, "rows": rows, **run})
+                    result["points"].append({"what": what, **run, **change})
             else:
                 result["points"].append(endurance(options, folder))
             if options.out:
