@@ -107,7 +107,7 @@ def gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def compare(reference, model, causal, rtol=1e-5):
+def assert_padded_gradient(reference, model, causal, rtol=1e-5):
     ids, labels = samples()
     expected, correct = padded_loss(reference, ids, labels)
     expected.backward()
@@ -139,7 +139,7 @@ def test_full_training_has_the_gradient_of_the_padded_batch(name):
     lines = []
     causal = build_causal(model, log=lines.append)
     assert causal.is_packed and not lines
-    compare(reference, model, causal)
+    assert_padded_gradient(reference, model, causal)
 
 
 @pytest.mark.parametrize("name", UNPACKABLE)
@@ -151,25 +151,25 @@ def test_a_model_that_cannot_pack_runs_one_pass_a_sample_and_says_so(name):
     assert lines == [
         f"{type(model).__name__} cannot tell packed samples apart: one forward pass a sample (slower)"
     ]
-    compare(reference, model, causal, rtol=1e-4)
+    assert_padded_gradient(reference, model, causal, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama-bias", "qwen2-tied", "gemma2", "phi3"])
 def test_lora_has_the_gradient_of_the_padded_batch(name):
     reference, model = with_lora(build(name)), with_lora(build(name))
-    compare(reference, model, build_causal(model))
+    assert_padded_gradient(reference, model, build_causal(model))
 
 
 def test_a_head_with_an_adapter_has_the_gradient_of_the_padded_batch():
     settings = {"target_modules": ["q_proj", "lm_head"]}
     reference, model = with_lora(build("llama"), **settings), with_lora(build("llama"), **settings)
-    compare(reference, model, build_causal(model))
+    assert_padded_gradient(reference, model, build_causal(model))
 
 
 def test_a_trained_copy_of_the_head_has_the_gradient_of_the_padded_batch():
     settings = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
     reference, model = with_lora(build("llama"), **settings), with_lora(build("llama"), **settings)
-    compare(reference, model, build_causal(model))
+    assert_padded_gradient(reference, model, build_causal(model))
 
 
 @pytest.mark.parametrize("name", ["qwen2-tied", "gemma2"])
@@ -207,7 +207,7 @@ def test_logits_made_in_an_unknown_way_are_taken_from_the_model():
     lines = []
     causal = build_causal(copy.deepcopy(model), log=lines.append)
     assert lines == ["Odd computes logits in its own way: they are not computed in chunks (more memory)"]
-    compare(model, causal.model, causal)
+    assert_padded_gradient(model, causal.model, causal)
 
 
 def test_a_micro_batch_without_labels_gives_zero_and_no_gradient():

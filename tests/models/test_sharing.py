@@ -21,11 +21,12 @@ PROMPT = [1, 40, 41, 42, 43, 44, 45]
 
 
 class Store:
-    """A system prompt before all rows, one question twice, a row of another kind and one that is a prompt alone."""
+    """A system prompt before all rows, one question three times, one row of another kind and one a prompt alone."""
 
     rows = (
         ([*PROMPT, 50, 51, 60, 61, 62], 9),
         ([*PROMPT, 50, 51, 70, 71], 9),
+        ([*PROMPT, 50, 51, 72, 73], 9),
         ([*PROMPT, 52, 53, 54, 80], 10),
         ([3, 4, 5, 6], 2),
         ([*PROMPT, 52, 53], 9),
@@ -39,7 +40,7 @@ class Store:
 
 def micro_batch():
     batch = collate(Store(), range(len(Store.rows)), shares=True)
-    assert len(batch.prefixes.first_U) < len(batch.prefixes.source_T) - 16
+    assert len(batch.prefixes.first_U) < len(batch.prefixes.source_T) - 20
     assert len(batch.prefixes.copies) > 1  # of several classes
     return batch
 

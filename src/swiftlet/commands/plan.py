@@ -33,7 +33,6 @@ from swiftlet.errors import SwiftletError, UsageError
 from swiftlet.plan.cards import Card, find_card, host_card, parse_devices, with_measured
 from swiftlet.plan.strategies import (
     advise,
-    budgets_for,
     devices_needed,
     different,
     levels_asked,
@@ -133,7 +132,7 @@ def make_answer(parsed: Parsed, environ: Mapping[str, str]) -> Answer:
     args = resolve_sft(parsed.args, world_size)
     subject = build_subject(args, card, world_size, dtype_of(args.model.dtype, card))
     job = job_of(subject)
-    budgets = different(job, subject_budgets(subject))
+    budgets = different(job, subject.budgets)
     asked = args.train.gradient_checkpointing
     advice = advise(job, budgets, levels_asked(job, asked))
     chosen = advice.way or advice.nearest
@@ -143,14 +142,6 @@ def make_answer(parsed: Parsed, environ: Mapping[str, str]) -> Answer:
     start = command_start(world_size, environ)
     words = command_words(parsed)
     return Answer(subject, job, note, chosen, advice.way is not None, table, start, words, traced, more)
-
-
-def subject_budgets(subject: Subject) -> list[int]:
-    """Return the micro-batch token budgets to compare."""
-    args = subject.args
-    return budgets_for(
-        subject.longest, subject.busy_tokens, args.train.micro_batch_tokens, is_packed=args.data.packing
-    )
 
 
 def choose_card(asked: str, environ: Mapping[str, str]) -> tuple[Card, int | None, str]:

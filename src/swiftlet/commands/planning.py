@@ -30,15 +30,13 @@ from swiftlet.models.families import Choice, find_model
 from swiftlet.models.geometry import Geometry, geometry_of_config, is_exact
 from swiftlet.plan.cards import Card
 from swiftlet.plan.memory import ATTENTION, MLP, NONE, Setting
-from swiftlet.plan.strategies import FLAGS, Fed, Job
+from swiftlet.plan.strategies import FLAGS, Fed, Job, budgets_for, busy_tokens
 from swiftlet.plan.timing import Load
 
 ITEMSIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
 LABEL_SHARE = 0.6  # of tokens, where the rows were not read
 # Numbers that an optimizer keeps a parameter; fused AdamW needs no temporary copy.
 STATES = {"sgd": 0, "adafactor": 0, "adagrad": 1, "rmsprop": 1}
-BUSY_TOKENS, BUSY_TOKENS_HOST = 8192, 1024  # device/spec.py, device/cpu.py
-BUSY_ELEMENTS_HOST, FEWEST_TOKENS = 2**19, 512  # tokens x hidden size, see docs/benchmarks.md
 
 
 class Sized(NamedTuple):
@@ -79,11 +77,14 @@ class Subject:
 
     @property
     def busy_tokens(self) -> int:
-        """Return the micro-batch that keeps the device busy [tokens]; a processor is with fewer in wide layers."""
-        if not self.card.is_host:
-            return BUSY_TOKENS
-        wanted = BUSY_ELEMENTS_HOST // self.sized.geometry.hidden
-        return min(BUSY_TOKENS_HOST, max(FEWEST_TOKENS, wanted))
+        """Return the micro-batch that keeps the device busy [tokens]."""
+        return busy_tokens(is_host=self.card.is_host, hidden=self.sized.geometry.hidden)
+
+    @property
+    def budgets(self) -> list[int]:
+        """Return the micro-batch token budgets to compare."""
+        asked, is_packed = self.args.train.micro_batch_tokens, self.args.data.packing
+        return budgets_for(self.longest, self.busy_tokens, asked, is_packed=is_packed)
 
 
 def local_copy(choice: Choice, revision: str | None) -> Path | None:

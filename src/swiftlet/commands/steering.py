@@ -33,6 +33,7 @@ from swiftlet.plan.strategies import (
     Way,
     advise,
     budgets_for,
+    busy_tokens,
     levels_asked,
     way_of,
     ways,
@@ -66,20 +67,18 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
     Raises:
         OutOfMemoryError: the run cannot fit on this device, and --force was not given.
     """
-    asked_tokens, is_packed = args.train.micro_batch_tokens, args.data.packing
-    longest = int(ready.data.train.lengths.max())
     sizes = geometry_of_config(read_config(ready.source.folder))
     if sizes is None:
         log.info(f"{ready.source.name} is of a build whose memory is not known here: nothing is planned")
         args = with_values(args, gradient_checkpointing=_asked(args))
-        budget = budgets_for(longest, device.busy_tokens, asked_tokens, is_packed=is_packed)[0]
+        longest, busy = int(ready.data.train.lengths.max()), busy_tokens(is_host=device.kind == "cpu")
+        budget = budgets_for(longest, busy, args.train.micro_batch_tokens, is_packed=args.data.packing)[0]
         return Steered(args, budget, _memory(args, ready, world, budget, "", HINT), None)
     card = card_of(device, local_world_size)
     subject = _subject(
         args, ready, Sized(ready.source.name, sizes, "config.json", ready.source.folder), card, world
     )
-    budgets = budgets_for(longest, subject.busy_tokens, asked_tokens, is_packed=is_packed)
-    job = job_of(subject)
+    job, budgets = job_of(subject), subject.budgets
     asked = args.train.gradient_checkpointing
     advice = advise(job, budgets, levels_asked(job, asked))
     way = advice.way or advice.nearest

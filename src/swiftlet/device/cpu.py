@@ -95,6 +95,5 @@ def open_this(local_rank: int) -> Device:
         backend="gloo",
         default_dtype="bf16" if cpu_has_native_bf16() else "fp32",
         calls=Calls(resident.peak, resident.reset, cpu_memory, lambda: None, lambda: None),
-        busy_tokens=1024,
         version=torch.__version__,
     )

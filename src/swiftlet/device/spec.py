@@ -56,8 +56,6 @@ class Device:
     optimizers: Mapping[str, Build] = field(default_factory=dict)
     kernels: Mapping[str, Kernel] = field(default_factory=dict)  # fused operators; what is missing is plain
     version: str = ""
-    # Tokens of one forward pass that keep the device busy: more of them cost memory and gain no speed.
-    busy_tokens: int = 8192
     # Whether collectives between nodes may run beside the computation without spoiling values.
     can_overlap_between_nodes: bool = True
 

@@ -19,6 +19,8 @@ from swiftlet.plan.timing import Load
 FITS, TIGHT, NO = "fits", "tight", "does not fit"
 FITS_BELOW, TIGHT_BELOW = 0.80, 0.95
 SLACK_SHARE, LEAST_SLACK, MOST_SLACK = 0.20, 16 * 2**20, 0.7 * GIB  # of the allocator; docs/planning.md
+BUSY_TOKENS, BUSY_TOKENS_HOST = 8192, 1024
+BUSY_ELEMENTS_HOST, FEWEST_TOKENS = 2**19, 512  # tokens x hidden size, see docs/benchmarks.md
 SAME = 1.05  # ways whose times differ by less are equally fast
 ENGINES = ("none", "zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
 FLAGS = {
@@ -221,6 +223,17 @@ def _marked(way: Way, best: Way) -> Way:
     times = way.seconds / best.seconds
     verdict = "fits" if best.figures.verdict == FITS else "is tight"
     return way._replace(times=times, dominated_by=f"{times:.1f} x the time of {best.name}, which {verdict}")
+
+
+def busy_tokens(*, is_host: bool, hidden: int = 1) -> int:
+    """Return the tokens of one forward pass that keep a device busy: more of them cost memory and gain no speed.
+
+    Args:
+        hidden: size of the layers, where it is known; a processor is busy with fewer tokens in wide ones.
+    """
+    if not is_host:
+        return BUSY_TOKENS
+    return min(BUSY_TOKENS_HOST, max(FEWEST_TOKENS, BUSY_ELEMENTS_HOST // hidden))
 
 
 def budgets_for(longest: int, busy: int, asked: int | None, *, is_packed: bool) -> list[int]:
