@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -98,10 +99,17 @@ def num_steps(steps_per_epoch: int, num_epochs: float, max_steps: int = -1) -> i
     return max_steps if max_steps > 0 else math.ceil(num_epochs * steps_per_epoch)
 
 
+@lru_cache(maxsize=2)
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of the samples in one epoch: a permutation that follows from (seed, epoch) alone."""
+    """Return the order of the samples in one epoch: a permutation that follows from (seed, epoch) alone.
+
+    The last two are kept, and are not to be written to: planning and training ask for the same ones.
+    """
     key = np.random.SeedSequence([seed, epoch])
-    return np.random.Generator(np.random.Philox(key)).permutation(num_samples)
+    numbers = np.arange(num_samples, dtype=np.int32 if num_samples <= np.iinfo(np.int32).max else np.int64)
+    order = np.random.Generator(np.random.Philox(key)).permutation(numbers)
+    order.flags.writeable = False
+    return order
 
 
 def share(samples: Sequence[int], lengths: np.ndarray, world_size: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Token ids and labels of many samples in memory-mapped files. No torch.
+"""Token ids and labels of many samples in files, read where they are asked for. No torch.
 
 A folder holds every row that was read as one `ROW` of `rows.bin`, and the tokens of the kept ones one after another
 in `tokens.bin`. A label is its own token or nothing, so one int32 holds both: a token t that is trained on is stored
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swiftlet.data.rows import IGNORE_INDEX
+from swiftlet.errors import DataError
 
 ROW = np.dtype(
     [
@@ -68,6 +71,37 @@ def map_array(path: Path, dtype: Any) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
 
 
+class Entries:
+    """The entries of a file, read where they are asked for.
+
+    A page of a mapped file counts as memory of the process once it was looked at, with fifteen around it: a run that
+    reads rows in random order would soon hold the whole file.
+    """
+
+    def __init__(self, path: Path, dtype: Any) -> None:
+        self.path, self.dtype = path, np.dtype(dtype)
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def __len__(self) -> int:
+        return os.fstat(self._descriptor).st_size // self.dtype.itemsize
+
+    def read(self, start: int, count: int = 1) -> np.ndarray:
+        """Return `count` entries from the one numbered `start`, counted from 0.
+
+        Raises:
+            DataError: the file ends before them.
+        """
+        size = self.dtype.itemsize
+        found = os.pread(self._descriptor, count * size, start * size)
+        if len(found) != count * size:
+            raise DataError(
+                f"{self.path} has {len(self)} entries and {start + count} were written: it was cut short",
+                "start again: a damaged token cache is made again",
+            )
+        return np.frombuffer(found, self.dtype)
+
+
 def blocks(size: int) -> Iterator[slice]:
     """Yield slices that cover `size` entries, so that no whole column is ever in memory."""
     for start in range(0, size, BLOCK):
@@ -108,26 +142,30 @@ class TokenStore:
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
         self.name = name
-        self._rows = map_array(folder / ROWS, ROW)
-        self._tokens = map_array(folder / TOKENS, "<i4")
-        self._index = map_array(folder / f"{name}.index.bin", "<i8")
+        self._rows = Entries(folder / ROWS, ROW)
+        self._tokens = Entries(folder / TOKENS, "<i4")
+        self._index = Entries(folder / f"{name}.index.bin", "<i8")
         self.lengths = map_array(folder / f"{name}.lengths.bin", "<i4")
         self.num_labels = map_array(folder / f"{name}.labels.bin", "<i4")
         self.data_hash = (folder / f"{name}.hash").read_text(encoding="utf-8")
         self._files: list[str] = json.loads((folder / FILES).read_text(encoding="utf-8"))
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self.lengths)
 
     def __getitem__(self, index: int, /) -> Pair:
-        row = self._rows[self._index[index]]
-        start = int(row["offset"])
-        return unpack(self._tokens[start : start + int(row["length"])])
+        row = self._row(index)
+        return unpack(self._tokens.read(int(row["offset"]), int(row["length"])))
 
     def origin(self, index: int) -> str:
         """Return where a sample stands in its file, such as train.jsonl:12."""
-        row = self._rows[self._index[index]]
+        row = self._row(index)
         return f"{self._files[int(row['file'])]}:{int(row['line'])}"
+
+    def _row(self, index: int) -> np.void:
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        return self._rows.read(int(self._index.read(index)[0]))[0]
 
 
 def write_split(folder: Path, name: str, parts: Iterable[Numbered]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -30,11 +29,6 @@ class Cuts(NamedTuple):
     num_micro_batches: int
 
 
-@lru_cache(maxsize=8)
-def _order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    return epoch_order(num_samples, seed, epoch)
-
-
 class Schedule(NamedTuple):
     """What decides which samples meet in a micro-batch."""
 
@@ -48,7 +42,7 @@ class Schedule(NamedTuple):
     def rows(self, num_samples: int, step: int) -> np.ndarray:
         """Return the samples of a step, counted from 0 over the whole run."""
         epoch, number = divmod(step, self.steps_per_epoch)
-        order = _order(num_samples, self.seed, epoch)
+        order = epoch_order(num_samples, self.seed, epoch)
         is_last = number == self.steps_per_epoch - 1
         return order[number * self.step_size : None if is_last else (number + 1) * self.step_size]
 
@@ -93,7 +87,7 @@ def largest_micro_batch(lengths: np.ndarray, schedule: Schedule) -> Largest:
     bounds: list[np.ndarray] = []
     sizes = np.asarray(lengths, np.int64)
     for epoch in range(-(-schedule.num_steps // schedule.steps_per_epoch)):
-        order = sizes[_order(len(sizes), schedule.seed, epoch)]
+        order = sizes[epoch_order(len(sizes), schedule.seed, epoch)]
         starts = np.minimum(np.arange(schedule.steps_per_epoch) * schedule.step_size, len(order) - 1)
         totals = np.add.reduceat(order, starts)
         longest = np.maximum.reduceat(order, starts)
