@@ -198,7 +198,9 @@ def test_going_on_in_the_middle_gives_the_steps_that_an_unbroken_run_would():
 
 def test_epochs_have_different_orders_that_follow_from_the_seed():
     key = np.random.SeedSequence([1, 0])
-    assert epoch_order(50, 1, 0).tolist() == np.random.Generator(np.random.Philox(key)).permutation(50).tolist()
+    assert (
+        epoch_order(50, 1, 0).tolist() == np.random.Generator(np.random.Philox(key)).permutation(50).tolist()
+    )
     assert epoch_order(50, 1, 0).tolist() != epoch_order(50, 1, 1).tolist()
     assert epoch_order(50, 1, 0).tolist() != epoch_order(50, 2, 0).tolist()
 
