@@ -141,7 +141,7 @@ def draw_lengths(number: int, seed: int = 0, shortest: int = 40, longest: int = 
 def make_rows(path: Path, number: int, seed: int = 0, lengths: Iterable[int] | None = None) -> Path:
     """Write rows of one question and one answer of equal length each, as JSON Lines of `messages`."""
     random = np.random.default_rng(seed + 1)
-    words = _words(np.random.default_rng(0))
+    words = np.array(_words(np.random.default_rng(0)))  # a list would become an array at every draw
     with path.open("w", encoding="utf-8") as file:
         for length in lengths or draw_lengths(number, seed):
             half = max(1, (length - 10) // 2)  # ChatML prints about ten tokens around the two texts
