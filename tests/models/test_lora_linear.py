@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from swiftlet.models.dropout import Dropout, draw_gaps, dropped_positions
+from swiftlet.models.dropout import Dropout, dropped_positions
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
 from swiftlet.models.lora_linear import Adapter, _sum_of_products, lora_linear
 
@@ -47,7 +47,7 @@ def test_each_element_is_dropped_on_its_own_with_the_same_probability(p):
     size, rounds = 1000, 400
     masks = torch.zeros(rounds, size)
     for seed in range(rounds):
-        positions = dropped_positions(draw_gaps(size, p, seed), size)
+        positions = dropped_positions(size, p, seed)
         assert positions.unique().numel() == positions.numel()
         masks[seed, positions] = 1
     spread = (p * (1 - p)) ** 0.5
@@ -59,7 +59,7 @@ def test_each_element_is_dropped_on_its_own_with_the_same_probability(p):
 
 
 def test_a_mask_of_one_element_is_drawn_too():
-    share = sum(len(dropped_positions(draw_gaps(1, 0.3, seed), 1)) for seed in range(2000)) / 2000
+    share = sum(len(dropped_positions(1, 0.3, seed)) for seed in range(2000)) / 2000
     assert abs(share - 0.3) < 0.05
 
 

@@ -1,8 +1,7 @@
-"""Dropout by the places it sets to zero, drawn from one number.
+"""Dropout by the places it sets to zero, drawn from one number that is kept and drawn again in the backward pass.
 
 Each element is dropped on its own with probability p: the distance from one dropped element to the next is geometric,
-so a mask costs one random number a dropped element instead of one an element, and a short list instead of a tensor:
-it is kept for the backward pass, where drawing it again would cost as much as the first time.
+so a mask costs one random number a dropped element instead of one an element, and a short list instead of a tensor.
 """
 
 from __future__ import annotations
@@ -23,10 +22,8 @@ def draw_seed() -> int:
     return int(torch.randint(2**62, ()))
 
 
-def draw_gaps(num_elements: int, p: float, seed: int) -> Tensor:
-    """Return the distances to each dropped element from the one before it, the first from place -1, for 0 < p < 1.
-
-    The last ones may lie behind `num_elements`. Two bytes each, four where p is below 0.0007.
+def dropped_positions(num_elements: int, p: float, seed: int) -> Tensor:
+    """Return which of `num_elements` are dropped, in ascending order, for 0 < p < 1.
 
     Source: a geometric distance is the whole part of an exponential one over -log(1 - p), plus one, and -log of a
     uniform number is exponential. Uniform ones have 32 bits of the generator as they come, which is twice as fast as
@@ -34,28 +31,22 @@ def draw_gaps(num_elements: int, p: float, seed: int) -> Tensor:
     """
     bits = np.random.SFC64(seed)
     mean, step = num_elements * p, np.float32(1 / math.log1p(-p))
-    longest = math.log(2**-33) / math.log1p(-p) + 2
-    dtype = np.int16 if longest < 2**15 else np.int32 if longest < 2**31 else np.int64
     num_draws = int(mean + 6 * math.sqrt(mean) + 8)
-    found: list[np.ndarray] = []
-    reached = 0
-    while reached < num_elements:
+    found, last = [], -1
+    while last < num_elements - 1:
         draws = bits.random_raw((num_draws + 1) // 2).view(np.uint32).astype(np.float32)
         draws += np.float32(0.5)
         draws *= np.float32(2**-32)
         np.log(draws, out=draws)
         draws *= step
-        gaps = draws.astype(dtype)
-        gaps += dtype(1)
-        reached += int(gaps.sum(dtype=np.int64))
-        found.append(gaps)
-    return torch.from_numpy(np.concatenate(found) if len(found) > 1 else found[0])
-
-
-def dropped_positions(gaps: Tensor, num_elements: int) -> Tensor:
-    """Return which of `num_elements` are dropped, in ascending order."""
-    positions = gaps.cumsum(0, dtype=torch.int64).sub_(1)
-    return positions[: np.searchsorted(positions.numpy(), num_elements)]
+        positions = draws.astype(np.int64)
+        positions += 1
+        np.cumsum(positions, out=positions)
+        positions += last
+        last = int(positions[-1])
+        found.append(positions)
+    positions = np.concatenate(found) if len(found) > 1 else found[0]
+    return torch.from_numpy(positions[: np.searchsorted(positions, num_elements)])
 
 
 class Dropout:
@@ -65,18 +56,11 @@ class Dropout:
     operator, from the same kind of number.
     """
 
-    def __init__(
-        self, p: float, seed: int, operator: Kernel = plain_dropout, gaps: Tensor | None = None
-    ) -> None:
+    def __init__(self, p: float, seed: int, operator: Kernel = plain_dropout) -> None:
         self.p = p
         self.seed = seed
         self.operator = operator
-        self.gaps = gaps
         self._positions: Tensor | None = None
-
-    def kept(self) -> Dropout:
-        """Return the same mask as it is held for the backward pass: a tenth of a byte an element where p is 0.05."""
-        return Dropout(self.p, self.seed, self.operator, self.gaps)
 
     def _has_list(self, x: Tensor) -> bool:
         return x.device.type == "cpu" and self.operator is plain_dropout
@@ -85,11 +69,9 @@ class Dropout:
         """Set the dropped elements of a contiguous tensor to zero, in place; nothing is scaled."""
         if not self._has_list(x):
             return self.operator(x, self.p, self.seed)
-        if self.gaps is None:
-            self.gaps = draw_gaps(x.numel(), self.p, self.seed)
         if self._positions is None:
-            self._positions = dropped_positions(self.gaps, x.numel())
-        x.view(-1).put_(self._positions, x.new_zeros(len(self._positions)))  # faster than index_fill_
+            self._positions = dropped_positions(x.numel(), self.p, self.seed)
+        x.view(-1).index_fill_(0, self._positions, 0)
         return x
 
     def zeroed(self, x: Tensor) -> Tensor:

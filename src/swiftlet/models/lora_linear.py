@@ -1,7 +1,7 @@
 """The arithmetic of LoRA's linear layer, with a backward pass that saves and recomputes the least.
 
-y = x W^T + b + s B(A(drop(x))) keeps x (shared with every layer that reads it), A(drop(x)) and what its mask is made
-of; nothing is kept for the frozen weight. Adapters in fp32 over a base in a shorter type are multiplied in the base's
+y = x W^T + b + s B(A(drop(x))) keeps x (shared with every layer that reads it), A(drop(x)) and one number for the
+mask; nothing is kept for the frozen weight. Adapters in fp32 over a base in a shorter type are multiplied in the base's
 type, as autocast does, and get their gradient in fp32.
 
 Shapes: T tokens, I inputs, O outputs, R rank.
@@ -92,19 +92,19 @@ class _LoraLinear(torch.autograd.Function):
         x_TI, up_TI = _flat(x), None if up is None else _flat(up)
         input_TI = x_TI if up_TI is None else parts.silu_mul(x_TI, up_TI)
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
-        dropout = Dropout(p, draw_seed(), parts.dropout) if p > 0 else None
+        seed = draw_seed() if p > 0 else 0
         # whole and no view of another, so that what is added to it in place needs no copy in the backward pass
         y = empty((*x.shape[:-1], weight_OI.shape[0]), x)
         y_TO = _linear(input_TI, weight_OI, bias_O, _flat(y))
-        if dropout is not None:
+        if p > 0:
+            dropout = Dropout(p, seed, parts.dropout)
             input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
         reduced_TR = _thin(input_TI, a)
         y_TO.addmm_(reduced_TR, b.t(), alpha=scale)
         if again is not None:
             again.offer(y, _output(again.kept(x_TI), weight_OI, bias_O, reduced_TR, b, scale))
         ctx.save_for_backward(x_TI, up_TI, weight_OI, a, b, reduced_TR)
-        ctx.scale, ctx.dtypes = scale, (a_RI.dtype, b_OR.dtype)
-        ctx.dropout = None if dropout is None else dropout.kept()
+        ctx.scale, ctx.p, ctx.seed, ctx.dtypes = scale, p, seed, (a_RI.dtype, b_OR.dtype)
         ctx.parts, ctx.shape = parts, x.shape
         return y
 
@@ -116,7 +116,7 @@ class _LoraLinear(torch.autograd.Function):
         grad_input = grad_weight = grad_bias = grad_a = grad_b = grad_up = None
         grad_reduced_TR = _thin(grad_TO, b.t()).mul_(ctx.scale)
         parts: Parts = ctx.parts
-        dropout: Dropout | None = None if ctx.dropout is None else ctx.dropout.kept()
+        dropout = Dropout(ctx.p, ctx.seed, parts.dropout) if ctx.p > 0 else None
         if needs_x or needs_up:
             grad_input = torch.mm(grad_TO, weight_OI, out=_flat(empty(ctx.shape, grad_TO)))
             if dropout is None:
