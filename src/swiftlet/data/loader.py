@@ -1,6 +1,6 @@
 """The next steps prepared by threads while the device works, always in order.
 
-Threads are enough: reading a memory-mapped store and joining arrays releases the interpreter. A thread that fails
+Threads are enough: reading a store and joining arrays releases the interpreter. A thread that fails
 passes its error on; one that dies, or delivers nothing for `timeout_s`, stops the run with its name.
 """
 
