@@ -53,11 +53,10 @@ class Step(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a step is: its epoch and its number in it, from 0, and the order of the samples in that epoch."""
+    """Where a step is: its epoch and its number in it, from 0."""
 
     epoch: int
     step_in_epoch: int
-    order: np.ndarray
 
 
 class MicroBatch(NamedTuple):
@@ -110,6 +109,12 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     order = np.random.Generator(np.random.Philox(key)).permutation(numbers)
     order.flags.writeable = False
     return order
+
+
+def rows_of_step(order: np.ndarray, number: int, step_size: int, steps_per_epoch: int) -> np.ndarray:
+    """Return the samples of one step of an epoch, counted from 0; the last step takes all that are left."""
+    is_last = number == steps_per_epoch - 1
+    return order[number * step_size : None if is_last else (number + 1) * step_size]
 
 
 def share(samples: Sequence[int], lengths: np.ndarray, world_size: int) -> list[list[int]]:
@@ -219,12 +224,10 @@ class Batches:
     world_size: int = 1
     token_cost: float | None = None
 
-    def step(self, epoch: int, step_in_epoch: int, order: np.ndarray | None = None) -> Step:
+    def step(self, epoch: int, step_in_epoch: int) -> Step:
         """Return one step of an epoch; both count from 0."""
-        order = epoch_order(len(self.store), self.seed, epoch) if order is None else order
-        is_last = step_in_epoch == self.steps_per_epoch - 1
-        start = step_in_epoch * self.step_size
-        rows = order[start : None if is_last else start + self.step_size]
+        order = epoch_order(len(self.store), self.seed, epoch)
+        rows = rows_of_step(order, step_in_epoch, self.step_size, self.steps_per_epoch)
         samples = [int(row) for row in rows]
         lengths, num_labels = self.store.lengths, self.store.num_labels
         cuts = [self._cut(part) for part in share(samples, lengths, self.world_size)]
@@ -246,9 +249,8 @@ class Batches:
     def places(self, epoch: int = 0, step_in_epoch: int = 0) -> Iterator[Place]:
         """Yield the places of steps without end, from step `step_in_epoch` of `epoch` on; nothing is read."""
         while True:
-            order = epoch_order(len(self.store), self.seed, epoch)
             for number in range(step_in_epoch, self.steps_per_epoch):
-                yield Place(epoch, number, order)
+                yield Place(epoch, number)
             epoch, step_in_epoch = epoch + 1, 0
 
     def steps(self, epoch: int = 0, step_in_epoch: int = 0) -> Iterator[Step]:

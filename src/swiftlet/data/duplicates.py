@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from swiftlet.data.report import DUPLICATE_ROW, NUM_SHOWN, DataReport
-from swiftlet.data.store import DUPLICATE, FILES, KEPT, ROW, ROWS, row_blocks
+from swiftlet.data.store import DUPLICATE, FILES, KEPT, ROW, ROWS, Entries, origin_of, row_blocks
 
 PART_ROWS, MOST_PARTS = 2**17, 256
 _KEY = np.dtype([("content", "<u8", (2,)), ("number", "<i8"), ("status", "<i4")])
@@ -86,16 +86,14 @@ def _mark(rows: IO[bytes], numbers: np.ndarray, status: np.ndarray) -> None:
 def count_duplicates(report: DataReport, folder: Path, repeats: Repeats, *, is_discarded: bool) -> None:
     """Count the repeated rows that `mark_duplicates` found, as left out where they are discarded."""
     files = json.loads((folder / FILES).read_text(encoding="utf-8"))
-
-    def place(row: np.ndarray) -> str:
-        return f"{files[int(row['file'])]}:{int(row['line'])}"
+    entries = Entries(folder / ROWS, ROW)
 
     def place_of(number: int) -> str:
-        return place(np.fromfile(folder / ROWS, ROW, 1, offset=number * ROW.itemsize)[0])
+        return origin_of(files, entries.read(number)[0])
 
     report.num_repeated = repeats.total
     report.repeated = [f"{place_of(later)} repeats {place_of(first)}" for later, first in repeats.first]
     if is_discarded:
         for _, rows in row_blocks(folder):
             for row in rows[rows["status"] == KEPT + DUPLICATE]:
-                report.datasets[int(row["dataset"])].leave_out(DUPLICATE_ROW, place(row))
+                report.datasets[int(row["dataset"])].leave_out(DUPLICATE_ROW, origin_of(files, row))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,6 +130,11 @@ def row_blocks(folder: Path, start: int = 0, stop: int | None = None) -> Iterato
             start += len(rows)
 
 
+def origin_of(files: Sequence[str], row: np.void) -> str:
+    """Return where a row stands in its file, such as train.jsonl:12."""
+    return f"{files[int(row['file'])]}:{int(row['line'])}"
+
+
 class TokenStore:
     """The samples of one split.
 
@@ -159,8 +164,7 @@ class TokenStore:
 
     def origin(self, index: int) -> str:
         """Return where a sample stands in its file, such as train.jsonl:12."""
-        row = self._row(index)
-        return f"{self._files[int(row['file'])]}:{int(row['line'])}"
+        return origin_of(self._files, self._row(index))
 
     def _row(self, index: int) -> np.void:
         if not 0 <= index < len(self):

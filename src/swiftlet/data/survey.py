@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from swiftlet.data.batching import cut, epoch_order, pad_cuts, share
+from swiftlet.data.batching import cut, epoch_order, pad_cuts, rows_of_step, share
 
 NEAR = 0.99  # a search ends at this share of what is possible
 MOST_STEPS = 256  # that a search cuts
@@ -43,8 +43,7 @@ class Schedule(NamedTuple):
         """Return the samples of a step, counted from 0 over the whole run."""
         epoch, number = divmod(step, self.steps_per_epoch)
         order = epoch_order(num_samples, self.seed, epoch)
-        is_last = number == self.steps_per_epoch - 1
-        return order[number * self.step_size : None if is_last else (number + 1) * self.step_size]
+        return rows_of_step(order, number, self.step_size, self.steps_per_epoch)
 
     def cuts(self, lengths: np.ndarray, rows: np.ndarray) -> list[list[list[int]]]:
         """Return the micro-batches of each rank for the samples of a step."""
