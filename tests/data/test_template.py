@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 from bpe import KINDS, tokenizer_of
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from swiftlet.data.named_templates import NAMED
@@ -138,6 +138,7 @@ WORDS = st.text(st.sampled_from("yes no?你好\n <|end|>think/"), min_size=1, ma
 @pytest.mark.parametrize("name", TEMPLATES)
 @settings(max_examples=25)
 @given(texts=st.lists(WORDS, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
+@example(texts=["<", "<", "< ", "<|end|>"])
 def test_it_is_so_for_any_texts_or_the_row_is_refused(make, name, texts):
     chat, expected = TEMPLATES[name]
     template = make(chat)
@@ -153,6 +154,18 @@ def test_it_is_so_for_any_texts_or_the_row_is_refused(make, name, texts):
         answers = [text.split("</think>")[-1] for text in answers]
     wanted = [text.strip() + ends[0] for text in answers[:-1]] + [answers[-1].strip() + ends[1]]
     assert squeezed(found) == squeezed(text for text in wanted if text.strip())
+
+
+def test_an_answer_of_nothing_but_a_tag_is_trained_on_where_it_is_printed_and_noted_where_it_is_not(make):
+    texts = ("a ", "b", "c", "<|end|>")
+    template = make(TEMPLATES["contents stripped"][0])
+    encoded, notes = template.encode_noted(sample(talk(*texts)))
+    assert trained(template, encoded) == ["b<|end|>", "<|end|><|end|>"]
+    assert notes == ("prompt_stripped",)
+    thinks = make(TEMPLATES["an empty thought before the last answer"][0])
+    encoded, notes = thinks.encode_noted(sample(talk("a", "b", "c", "<think>\n\n</think>\n\n")))
+    assert trained(thinks, encoded)[0] == "b<|end|>"
+    assert notes == ("answer_left_out",)
 
 
 def test_a_second_conversation_of_a_shape_is_what_a_fresh_template_makes(make):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, NamedTuple
 
 from swiftlet.data.pieces import PLANES, Edges, Layout, Marked, Messages, Piece, Region, between_marks
@@ -57,12 +58,11 @@ class Locator:
             )
         text = self.render(messages, tools, prompt=prompt)
         plane = _free_plane(text, messages)
-        found = self._by_whole_contents(text, messages, Request(tools, prompt), plane)
-        if found is None:
-            found = self._by_pieces(text, messages, Request(tools, prompt), plane, range(len(messages)))
-        if found is None:
-            answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-            found = self._by_pieces(text, messages, Request(tools, prompt), plane, answers)
+        request = Request(tools, prompt)
+        found = self._by_whole_contents(text, messages, request, plane)
+        answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
+        for of, bare_tags in product((range(len(messages)), answers), (True, False)):
+            found = found or self._by_pieces(text, messages, request, plane, of, bare_tags)
         if found is None:
             raise TemplateError(
                 f"cannot tell where the answers stand in the text of chat template {self.renderer.name!r}: "
@@ -117,11 +117,23 @@ class Locator:
         return Located(text, regions, frozenset())
 
     def _by_pieces(
-        self, text: str, messages: Messages, request: Request, plane: int, of: Sequence[int]
+        self,
+        text: str,
+        messages: Messages,
+        request: Request,
+        plane: int,
+        of: Sequence[int],
+        bare_tags: bool,
     ) -> Located | None:
-        """Mark the text of the messages `of` inside white space and tags, and measure what survives of the edges."""
+        """Mark the text of the messages `of` inside white space and tags, and measure what survives of the edges.
+
+        A content that is nothing but tags is marked whole with `bare_tags`, and without counts as left out: first
+        the one, for a template that prints it, then the other, for one that takes tags such as </think> away.
+        """
         pieces = [
-            piece for number in of for piece in self._pieces(number, messages[number].get("content") or "")
+            piece
+            for number in of
+            for piece in self._pieces(number, messages[number].get("content") or "", bare_tags)
         ]
         if 2 * len(pieces) > _MOST_MARKS:
             return None
@@ -141,8 +153,11 @@ class Locator:
         regions = edges.regions(no_lead, no_trail, self.tags)
         return None if regions is None else Located(text, regions, frozenset(range(len(messages))) - set(of))
 
-    def _pieces(self, number: int, content: str) -> list[Piece]:
-        """Cut a content at the tags; what is left between them, without white space at the edges, are the pieces."""
+    def _pieces(self, number: int, content: str, bare_tags: bool) -> list[Piece]:
+        """Cut a content at the tags; what is left between them, without white space at the edges, are the pieces.
+
+        With `bare_tags`, a content that has no such piece is one as a whole.
+        """
         borders = (
             [(0, 0), *(found.span() for found in self.tags.finditer(content))] if self.tags else [(0, 0)]
         )
@@ -153,6 +168,8 @@ class Locator:
             if core:
                 begin = start + content[start:end].index(core)
                 pieces.append(Piece(number, begin, begin + len(core)))
+        if bare_tags and not pieces and (core := content.strip()):
+            pieces.append(Piece(number, content.index(core), content.index(core) + len(core)))
         return pieces
 
 
