@@ -37,7 +37,7 @@ def dropped_positions(num_elements: int, p: float, seed: int) -> Tensor:
         draws = bits.random_raw((num_draws + 1) // 2).view(np.uint32).astype(np.float32)
         draws += np.float32(0.5)
         draws *= np.float32(2**-32)
-        np.log(draws, out=draws)
+        torch.from_numpy(draws).log_()  # three to four times as fast as numpy's
         draws *= step
         positions = draws.astype(np.int64)
         positions += 1
