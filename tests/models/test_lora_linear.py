@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from swiftlet.models import dropout as masks_of
 from swiftlet.models.dropout import Dropout, dropped_positions
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
 from swiftlet.models.lora_linear import Adapter, _sum_of_products, lora_linear
@@ -61,6 +62,19 @@ def test_each_element_is_dropped_on_its_own_with_the_same_probability(p):
 def test_a_mask_of_one_element_is_drawn_too():
     share = sum(len(dropped_positions(1, 0.3, seed)) for seed in range(2000)) / 2000
     assert abs(share - 0.3) < 0.05
+
+
+@pytest.mark.parametrize("most", [0, masks_of.MOST_KEPT])
+def test_a_mask_that_is_kept_is_the_one_that_would_be_drawn_again(monkeypatch, most):
+    monkeypatch.setattr(masks_of, "MOST_KEPT", most)
+    x = torch.ones(40, 50)
+    mask = Dropout(0.3, 7)
+    expected = mask.zeroed(x)
+    short = mask.short_list()
+    assert (short is None) == (most == 0)
+    again = Dropout(0.3, 7, short=short)
+    monkeypatch.setattr(masks_of, "dropped_positions", dropped_positions if short is None else None)
+    assert torch.equal(again.zeroed(x), expected)
 
 
 def tuned(dtype, **settings):

@@ -2,6 +2,7 @@
 
 Each element is dropped on its own with probability p: the distance from one dropped element to the next is geometric,
 so a mask costs one random number a dropped element instead of one an element, and a short list instead of a tensor.
+A list of few elements is kept until the backward pass, as drawing it again costs more time than it takes memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor
 from swiftlet.device.kernels import Kernel
 from swiftlet.device.kernels import dropout as plain_dropout
 from swiftlet.models.arena import empty_like
+
+MOST_KEPT = 2**14  # dropped elements; to draw so few takes most of the time for calls, whatever their number
 
 
 def draw_seed() -> int:
@@ -54,13 +57,24 @@ class Dropout:
 
     A CPU uses the list of dropped elements, unless another operator is given (see device/kernels.py); other devices the
     operator, from the same kind of number.
+
+    Args:
+        short: what `short_list` of the same mask has returned, where that was kept.
     """
 
-    def __init__(self, p: float, seed: int, operator: Kernel = plain_dropout) -> None:
+    def __init__(
+        self, p: float, seed: int, operator: Kernel = plain_dropout, short: Tensor | None = None
+    ) -> None:
         self.p = p
         self.seed = seed
         self.operator = operator
-        self._positions: Tensor | None = None
+        self._positions = None if short is None else short.long()
+
+    def short_list(self) -> Tensor | None:
+        """Return the dropped elements in 32 bits where it pays to keep them, None where they are drawn again."""
+        if self._positions is None or len(self._positions) > MOST_KEPT:
+            return None
+        return self._positions.int()
 
     def _has_list(self, x: Tensor) -> bool:
         return x.device.type == "cpu" and self.operator is plain_dropout

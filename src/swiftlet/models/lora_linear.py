@@ -1,8 +1,8 @@
 """The arithmetic of LoRA's linear layer, with a backward pass that saves and recomputes the least.
 
 y = x W^T + b + s B(A(drop(x))) keeps x (shared with every layer that reads it), A(drop(x)) and one number for the
-mask; nothing is kept for the frozen weight. Adapters in fp32 over a base in a shorter type are multiplied in the base's
-type, as autocast does, and get their gradient in fp32.
+mask, with its list where that is short; nothing is kept for the frozen weight. Adapters in fp32 over a base in a
+shorter type are multiplied in the base's type, as autocast does, and get their gradient in fp32.
 
 Shapes: T tokens, I inputs, O outputs, R rank.
 """
@@ -92,19 +92,20 @@ class _LoraLinear(torch.autograd.Function):
         x_TI, up_TI = _flat(x), None if up is None else _flat(up)
         input_TI = x_TI if up_TI is None else parts.silu_mul(x_TI, up_TI)
         a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
-        seed = draw_seed() if p > 0 else 0
+        seed, short = draw_seed() if p > 0 else 0, None
         # whole and no view of another, so that what is added to it in place needs no copy in the backward pass
         y = empty((*x.shape[:-1], weight_OI.shape[0]), x)
         y_TO = _linear(input_TI, weight_OI, bias_O, _flat(y))
         if p > 0:
             dropout = Dropout(p, seed, parts.dropout)
             input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
+            short = dropout.short_list()
         reduced_TR = _thin(input_TI, a)
         y_TO.addmm_(reduced_TR, b.t(), alpha=scale)
         if again is not None:
             again.offer(y, _output(again.kept(x_TI), weight_OI, bias_O, reduced_TR, b, scale))
         ctx.save_for_backward(x_TI, up_TI, weight_OI, a, b, reduced_TR)
-        ctx.scale, ctx.p, ctx.seed, ctx.dtypes = scale, p, seed, (a_RI.dtype, b_OR.dtype)
+        ctx.scale, ctx.p, ctx.seed, ctx.short, ctx.dtypes = scale, p, seed, short, (a_RI.dtype, b_OR.dtype)
         ctx.parts, ctx.shape = parts, x.shape
         return y
 
@@ -116,7 +117,7 @@ class _LoraLinear(torch.autograd.Function):
         grad_input = grad_weight = grad_bias = grad_a = grad_b = grad_up = None
         grad_reduced_TR = _thin(grad_TO, b.t()).mul_(ctx.scale)
         parts: Parts = ctx.parts
-        dropout = Dropout(ctx.p, ctx.seed, parts.dropout) if ctx.p > 0 else None
+        dropout = Dropout(ctx.p, ctx.seed, parts.dropout, ctx.short) if ctx.p > 0 else None
         if needs_x or needs_up:
             grad_input = torch.mm(grad_TO, weight_OI, out=_flat(empty(ctx.shape, grad_TO)))
             if dropout is None:
