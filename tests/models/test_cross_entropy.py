@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from swiftlet.models import cross_entropy as module
+from swiftlet.models import frozen_head
 from swiftlet.models.cross_entropy import Head, chunk_rows, linear_cross_entropy
 
 N, H, V = 150, 8, 37
@@ -31,6 +32,8 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_BYTES", 1)  # 32 positions, the least
     monkeypatch.setattr(module, "HOST_ROWS", 1)
     assert chunk_rows(N, V, 4) == 30
+    monkeypatch.setattr(frozen_head, "ROWS", 40)
+    monkeypatch.setattr(frozen_head, "WORDS", 10)
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -82,12 +85,29 @@ def test_in_bf16_the_sum_and_the_softmax_stay_in_fp32():
     torch.testing.assert_close(hidden.grad.float(), exact.grad, rtol=0.05, atol=0.02)
 
 
-def test_without_gradients_no_gradient_is_computed():
-    head = Head(nn.Linear(H, V, bias=False))
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_without_gradients_no_gradient_is_computed(monkeypatch, is_wrapped):
+    monkeypatch.setattr(module._Chunk, "add_grad_weight", None)
+    monkeypatch.setattr(torch.autograd, "grad", None)
+    linear = nn.Linear(H, V, bias=False)
     hidden, targets = data()
+    expected, correct = plain(hidden, targets, Head(linear))
     with torch.no_grad():
-        loss, _ = linear_cross_entropy(hidden, targets, head)
+        head = Head(nn.Sequential(linear) if is_wrapped else linear)
+        loss, found = linear_cross_entropy(hidden.detach(), targets, head)
     assert not loss.requires_grad
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=0)
+    assert int(found) == correct
+
+
+def test_a_frozen_head_makes_no_more_than_a_block_of_logits(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        frozen_head, "empty", lambda shape, like: sizes.append(shape) or like.new_empty(shape)
+    )
+    hidden, targets = data()
+    linear_cross_entropy(hidden, targets, Head(nn.Linear(H, V).requires_grad_(False)))
+    assert sizes == [(40 * 10,)]
 
 
 def test_a_chunk_on_a_cpu_has_rows_enough_for_a_large_product(monkeypatch):

@@ -13,6 +13,7 @@ from swiftlet.config.fields import with_values
 from swiftlet.models import tuner
 from swiftlet.models.cross_entropy import chunk_rows
 from swiftlet.models.families import FAMILIES
+from swiftlet.models.frozen_head import ROWS, WORDS
 from swiftlet.models.geometry import Geometry
 from swiftlet.plan.memory import (
     ATTENTION,
@@ -21,7 +22,7 @@ from swiftlet.plan.memory import (
     NONE,
     Setting,
     estimate,
-    head_rows,
+    head_chunk,
     num_adapter_parameters,
 )
 
@@ -81,9 +82,13 @@ def test_parts_follow_from_the_sizes_by_hand():
 @pytest.mark.parametrize("labels", [20, 700, 5000])
 def test_a_chunk_of_logits_is_never_larger_than_planned(device, labels):
     geometry = FAMILIES["qwen1half-7b-chat"].geometry
-    setting = Setting(itemsize=2, tokens=labels, is_host=device == "cpu")
+    setting = Setting(itemsize=2, tokens=labels, is_host=device == "cpu", is_full=True)
     real = chunk_rows(labels, geometry.vocab, 4, device)
-    assert real <= head_rows(geometry, setting) <= 2 * real
+    rows, words = head_chunk(geometry, setting)
+    assert words == geometry.vocab
+    assert real <= rows <= 2 * real
+    frozen = head_chunk(geometry, replace(setting, is_full=False))
+    assert frozen == ((min(labels, ROWS), WORDS) if device == "cpu" else (rows, words))
 
 
 def test_sharding_engines_hold_what_they_were_measured_to_hold():

@@ -14,7 +14,7 @@ from swiftlet.plan.memory import (
     ZERO2_BUCKET,
     ZERO3_LIVE,
     Setting,
-    head_rows,
+    head_chunk,
     num_adapter_parameters,
     num_trained,
 )
@@ -53,7 +53,9 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
         if s.engine.startswith("fsdp2")
         else f"{ZERO3_LIVE:.0e} live parameters, two layers arriving",
         "activations": _of_activations(g, s),
-        "logits": f"a chunk of {head_rows(g, s):,} labels x {g.vocab:,}, above the peak of the layers",
+        "logits": "a chunk of {:,} labels x {:,} words, above the peak of the layers".format(
+            *head_chunk(g, s)
+        ),
     }
 
 

@@ -1,7 +1,8 @@
 """The language-model head and the cross entropy of its labels, in chunks and in one pass.
 
 The forward pass computes the loss, the number of correct predictions and the gradients at once, so that the backward
-pass only scales them and no more than one chunk of logits exists at a time.
+pass only scales them and no more than one chunk of logits exists at a time. A head that is not trained goes further on
+a CPU, see frozen_head.py: on an accelerator a chunk is a small part of the memory.
 
 Shapes: N labelled positions, H hidden size, V vocabulary, M positions of one chunk.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.models.arena import empty
+from swiftlet.models.frozen_head import frozen_cross_entropy
 
 # On a CPU so many rows that the head is multiplied at the rate of large products, and more where there are few words:
 # 512 rows take 7 to 15 % less time than 256, 1024 hardly less than 512 (docs/benchmarks.md).
@@ -52,10 +54,11 @@ def linear_cross_entropy(hidden_NH: Tensor, targets_N: Tensor, head: Head) -> tu
     module = head.module
     has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
     is_plain = type(module) is nn.Linear and (head.is_gathered or not has_hooks)
+    is_trained = torch.is_grad_enabled()  # which a function is not told by what its inputs need
     if is_plain:
-        bias = module.bias if module.bias is not None else None
-        return _PlainHead.apply(hidden_NH, module.weight, bias, targets_N, head)
-    parameters = [p for p in module.parameters() if p.requires_grad]
+        weights = (p if p is None or is_trained else p.detach() for p in (module.weight, module.bias))
+        return _PlainHead.apply(hidden_NH, *weights, targets_N, head)
+    parameters = [p for p in module.parameters() if p.requires_grad and is_trained]
     return _AnyHead.apply(hidden_NH, targets_N, head, *parameters)
 
 
@@ -75,6 +78,15 @@ class _PlainHead(torch.autograd.Function):
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        ctx.weight_dtype = weight_VH.dtype
+        ctx.bias_dtype = None if bias_V is None else bias_V.dtype
+        if hidden_NH.device.type == "cpu" and not (needs_weight or needs_bias):
+            found = frozen_cross_entropy(
+                hidden_NH, weight_VH, bias_V, targets_N, head, needs_grad=needs_hidden
+            )
+            ctx.save_for_backward(found.grad_hidden, None, None)
+            ctx.mark_non_differentiable(found.num_correct)
+            return found.loss, found.num_correct
         num_rows, vocabulary = hidden_NH.shape[0], weight_VH.shape[0]
         rows = chunk_rows(num_rows, vocabulary, 4, hidden_NH.device.type)
         grad_hidden = torch.empty_like(hidden_NH) if needs_hidden else None
@@ -97,8 +109,6 @@ class _PlainHead(torch.autograd.Function):
                 chunk.add_grad_weight(grad_weight)
             if grad_bias is not None:
                 chunk.add_grad_bias(grad_bias)
-        ctx.weight_dtype = weight_VH.dtype
-        ctx.bias_dtype = None if bias_V is None else bias_V.dtype
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(correct)
         return loss, correct

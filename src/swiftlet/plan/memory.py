@@ -19,7 +19,7 @@ from swiftlet.plan.sizes import Sizes
 
 GIB = 2**30
 FP32 = 4
-HOST_CHUNK, HOST_ROWS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 384 * 2**20, 32  # models/cross_entropy.py
+HOST_CHUNK, HOST_ROWS, HOST_WORDS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 4096, 384 * 2**20, 32
 ROUNDED_ELEMENTS, ROUNDED_COPIES = 2**24, 7  # train/adamw_bf16.py: a chunk, and its fp32 copies
 ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
 SHARDED = ("zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
@@ -168,13 +168,12 @@ def widest(g: Sizes) -> float:
     return g.active_experts * g.expert_intermediate + g.shared_intermediate if g.experts else g.intermediate
 
 
-def head_rows(g: Sizes, s: Setting) -> int:
-    """Return the most positions of one chunk of logits. Source: models/cross_entropy.py, chunk_rows.
-
-    Chunks are made equal there, so the real one may be smaller; a longer micro-batch never needs less here.
-    """
+def head_chunk(g: Sizes, s: Setting) -> tuple[int, int]:
+    """Return the most positions and words of logits that exist at once, see models/cross_entropy.py, frozen_head.py."""
+    if s.is_host and not trains_head(s):
+        return min(s.num_labels, HOST_ROWS), min(g.vocab, HOST_WORDS)
     budget = max(HOST_CHUNK, HOST_ROWS * g.vocab * FP32) if s.is_host else DEVICE_CHUNK
-    return min(s.num_labels, max(CHUNK_ROWS, budget // (g.vocab * FP32)))
+    return min(s.num_labels, max(CHUNK_ROWS, budget // (g.vocab * FP32))), g.vocab
 
 
 def trains_head(s: Setting) -> bool:
@@ -207,9 +206,9 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
 
 def _head(g: Sizes, s: Setting) -> float:
     """Return the bytes that the head makes beside what is kept: a chunk of logits, and gradients of its weight."""
-    e, rows, weight = s.itemsize, head_rows(g, s), g.vocab * g.hidden
+    e, (rows, words), weight = s.itemsize, head_chunk(g, s), g.vocab * g.hidden
     both = e * s.tokens * g.hidden + e * s.num_labels * g.hidden  # all hidden states, and the labelled ones
-    raw, wide = e * rows * g.vocab, 0 if e == FP32 else FP32 * rows * g.vocab
+    raw, wide = e * rows * words, 0 if e == FP32 else FP32 * rows * words
     forward = both + raw + max(wide, 3 * FP32 * rows * g.hidden)
     if not trains_head(s):
         return forward
