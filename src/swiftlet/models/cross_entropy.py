@@ -1,8 +1,8 @@
 """The language-model head and the cross entropy of its labels, in chunks and in one pass.
 
 The forward pass computes the loss, the number of correct predictions and the gradients at once, so that the backward
-pass only scales them and no more than one chunk of logits exists at a time. A head that is not trained goes further on
-a CPU, see frozen_head.py: on an accelerator a chunk is a small part of the memory.
+pass only scales them and no more than one chunk of logits exists at a time. A head that is not trained needs less on
+a CPU, see frozen_head.py; on an accelerator a chunk is a small part of the memory.
 
 Shapes: N labelled positions, H hidden size, V vocabulary, M positions of one chunk.
 """
@@ -54,11 +54,11 @@ def linear_cross_entropy(hidden_NH: Tensor, targets_N: Tensor, head: Head) -> tu
     module = head.module
     has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
     is_plain = type(module) is nn.Linear and (head.is_gathered or not has_hooks)
-    is_trained = torch.is_grad_enabled()  # which a function is not told by what its inputs need
+    has_grad = torch.is_grad_enabled()  # of which a function is not told: its inputs need gradients all the same
     if is_plain:
-        weights = (p if p is None or is_trained else p.detach() for p in (module.weight, module.bias))
+        weights = (p if p is None or has_grad else p.detach() for p in (module.weight, module.bias))
         return _PlainHead.apply(hidden_NH, *weights, targets_N, head)
-    parameters = [p for p in module.parameters() if p.requires_grad and is_trained]
+    parameters = [p for p in module.parameters() if p.requires_grad and has_grad]
     return _AnyHead.apply(hidden_NH, targets_N, head, *parameters)
 
 

@@ -40,9 +40,8 @@ def dropped_positions(num_elements: int, p: float, seed: int) -> Tensor:
         draws = bits.random_raw((num_draws + 1) // 2).view(np.uint32).astype(np.float32)
         draws += np.float32(0.5)
         draws *= np.float32(2**-32)
-        np.log(
-            draws, out=draws
-        )  # not torch's, which is faster but computes nothing on the fake tensors of a trace
+        # not torch's, which is faster but computes nothing on the fake tensors of a trace
+        np.log(draws, out=draws)
         draws *= step
         positions = draws.astype(np.int64)
         positions += 1
