@@ -54,7 +54,7 @@ def linear_cross_entropy(hidden_NH: Tensor, targets_N: Tensor, head: Head) -> tu
     module = head.module
     has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
     is_plain = type(module) is nn.Linear and (head.is_gathered or not has_hooks)
-    has_grad = torch.is_grad_enabled()  # of which a function is not told: its inputs need gradients all the same
+    has_grad = torch.is_grad_enabled()  # a function is not told of it by what its inputs need
     if is_plain:
         weights = (p if p is None or has_grad else p.detach() for p in (module.weight, module.bias))
         return _PlainHead.apply(hidden_NH, *weights, targets_N, head)
