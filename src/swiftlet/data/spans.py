@@ -60,9 +60,8 @@ class Locator:
         plane = _free_plane(text, messages)
         request = Request(tools, prompt)
         found = self._by_whole_contents(text, messages, request, plane)
-        answers = [at for at, message in enumerate(messages) if message["role"] == "assistant"]
-        for of, bare_tags in product((range(len(messages)), answers), (True, False)):
-            found = found or self._by_pieces(text, messages, request, plane, of, bare_tags)
+        if found is None:
+            found = self._by_pieces_of(text, messages, request, plane)
         if found is None:
             raise TemplateError(
                 f"cannot tell where the answers stand in the text of chat template {self.renderer.name!r}: "
@@ -116,6 +115,26 @@ class Locator:
             regions[number].append(Region(marked.at[index], marked.at[index + 1]))
         return Located(text, regions, frozenset())
 
+    def _by_pieces_of(self, text: str, messages: Messages, request: Request, plane: int) -> Located | None:
+        """Mark the pieces of all messages, or else of the answers alone.
+
+        A content that is nothing but tags is marked whole first, for a template that prints it; then it is not marked
+        and counts as left out, for one that takes tags such as </think> away.
+        """
+        everyone = range(len(messages))
+        answers = [number for number in everyone if messages[number]["role"] == "assistant"]
+        tried: list[list[Piece]] = []
+        for of, bare_tags in product((everyone, answers), (True, False)):
+            contents = ((number, messages[number].get("content") or "") for number in of)
+            pieces = [piece for one in contents for piece in self._pieces(*one, bare_tags)]
+            if pieces in tried:  # nothing but tags nowhere: the same marks as before
+                continue
+            tried.append(pieces)
+            found = self._by_pieces(text, messages, request, plane, of, pieces)
+            if found is not None:
+                return found
+        return None
+
     def _by_pieces(
         self,
         text: str,
@@ -123,18 +142,9 @@ class Locator:
         request: Request,
         plane: int,
         of: Sequence[int],
-        bare_tags: bool,
+        pieces: list[Piece],
     ) -> Located | None:
-        """Mark the text of the messages `of` inside white space and tags, and measure what survives of the edges.
-
-        A content that is nothing but tags is marked whole with `bare_tags`, and without counts as left out: first
-        the one, for a template that prints it, then the other, for one that takes tags such as </think> away.
-        """
-        pieces = [
-            piece
-            for number in of
-            for piece in self._pieces(number, messages[number].get("content") or "", bare_tags)
-        ]
+        """Mark the `pieces` of the messages `of`, and measure what survives of the edges of their contents."""
         if 2 * len(pieces) > _MOST_MARKS:
             return None
         layout = Layout(messages, pieces, plane)
