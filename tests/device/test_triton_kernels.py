@@ -33,7 +33,7 @@ else:
     )
     from swiftlet.models.decoder import MLP, RMSNorm
     from swiftlet.models.fused import apply_fused
-    from swiftlet.models.lora_linear import Adapter, Parts, lora_linear
+    from swiftlet.models.lora_linear import Adapter, Layer, Parts, lora_linear
     from swiftlet.models.recompute import Recompute
 
     DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,7 +78,7 @@ else:
         parts = Parts(swiglu.forward, swiglu.backward, triton_kernels.dropout)
         torch.manual_seed(7)
         found = lora_linear(
-            x, weight, None, Adapter(a, b, 0.5, 0.25), up=up if is_gated else None, parts=parts
+            x, Layer(weight, None, Adapter(a, b, 0.5, 0.25)), up=up if is_gated else None, parts=parts
         )
         torch.manual_seed(7)
         seed = int(torch.randint(2**62, ()))

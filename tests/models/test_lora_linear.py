@@ -9,8 +9,8 @@ from torch import nn
 
 from swiftlet.models import dropout as masks_of
 from swiftlet.models.dropout import Dropout, dropped_positions
-from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
-from swiftlet.models.lora_linear import Adapter, _sum_of_products, lora_linear
+from swiftlet.models.lora_layers import apply_fast_lora, lora_layers, project_together
+from swiftlet.models.lora_linear import Adapter, Layer, _sum_of_products, lora_linear, lora_linears
 
 T, I, O, R = 5, 6, 4, 2  # noqa: E741
 
@@ -27,15 +27,94 @@ def test_the_backward_pass_is_the_derivative_of_the_forward_pass(p, is_gated):
 
     def layer(x, up, weight, bias, a, b):
         torch.manual_seed(1)  # the same elements are dropped each time
-        return lora_linear(x, weight, bias, Adapter(a, b, 0.7, p), up=up if is_gated else None)
+        return lora_linear(x, Layer(weight, bias, Adapter(a, b, 0.7, p)), up=up if is_gated else None)
 
     assert torch.autograd.gradcheck(layer, (x, up, weight, bias, a, b))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.4])
+def test_layers_over_one_input_have_the_derivatives_of_what_they_compute(p):
+    """One of them without a bias, one of another rank, one whose weights are frozen."""
+    x, *rest = draw((T, I), (O, I), (O,), (R, I), (O, R), (3, I), (1, I), (3, 1), (2, I), (R, I), (2, R))
+    frozen = rest.pop(7).detach()
+
+    def layers(x, weight, bias, a, b, weight2, a2, b2, a3, b3):
+        torch.manual_seed(1)
+        adapters = Adapter(a, b, 0.7, p), Adapter(a2, b2, 1.5, p), Adapter(a3, b3, 2.0, p)
+        weights = (weight, bias), (weight2, None), (frozen, None)
+        return lora_linears(
+            x, [Layer(*pair, adapter) for pair, adapter in zip(weights, adapters, strict=True)]
+        )
+
+    assert torch.autograd.gradcheck(layers, (x, *rest))
+
+
+def test_layers_over_one_input_drop_the_same_elements_of_it():
+    x, weight, a, b, weight2, b2 = draw((200, I), (O, I), (R, I), (O, R), (3, I), (3, R))
+    one, other = (
+        Layer(weight, None, Adapter(a, b, 0.7, 0.25)),
+        Layer(weight2, None, Adapter(a, b2, 2.0, 0.25)),
+    )
+    torch.manual_seed(1)
+    found = lora_linears(x, [one, other])
+    for result, layer in zip(found, (one, other), strict=True):
+        torch.manual_seed(1)
+        torch.testing.assert_close(result, lora_linear(x, layer))
+
+
+class Three(nn.Module):
+    """Layers that read one input; the names of those with an adapter are given."""
+
+    def __init__(self, names):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(I, size) for size in (O, 3, 2))
+        self.config = LoraConfig(
+            r=R, lora_alpha=4, lora_dropout=0.3, target_modules=names, init_lora_weights=False
+        )
+
+    def forward(self, x):
+        return torch.cat(project_together(x, (self.q, self.k, self.v)), dim=-1)
+
+
+@pytest.mark.parametrize("names", [["q", "k", "v"], ["q", "v"], ["k"]])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_whichever_layers_have_an_adapter_each_gives_what_it_gives_alone(names, is_training):
+    torch.manual_seed(0)
+    three = Three(names)
+    model = get_peft_model(three, three.config).train(is_training)
+    apply_fast_lora(model)
+    (x,) = draw((T, I), dtype=torch.float32)
+    torch.manual_seed(1)
+    together = model(x)
+    expected = []
+    for layer in (three.q, three.k, three.v):
+        torch.manual_seed(1)  # the one mask of all
+        expected.append(layer(x))
+    torch.testing.assert_close(together, torch.cat(expected, dim=-1))
+    with model.disable_adapter():
+        bases = [getattr(layer, "base_layer", layer)(x) for layer in (three.q, three.k, three.v)]
+        torch.testing.assert_close(model(x), torch.cat(bases, dim=-1))
+
+
+def test_layers_whose_dropout_differs_are_computed_alone():
+    torch.manual_seed(0)
+    three = Three(["q", "k", "v"])
+    model = get_peft_model(three, three.config)
+    apply_fast_lora(model)
+    three.k.lora_dropout["default"].p = 0.6
+    (x,) = draw((T, I), dtype=torch.float32)
+    torch.manual_seed(1)
+    together = model(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(
+        together, torch.cat([layer(x) for layer in (three.q, three.k, three.v)], dim=-1)
+    )
 
 
 def test_dropout_zeroes_the_same_elements_forward_and_backward_and_scales_the_rest():
     x, weight, a, b = draw((200, I), (O, I), (R, I), (O, R))
     torch.manual_seed(1)
-    found = lora_linear(x, weight, None, Adapter(a, b, 0.7, 0.25))
+    found = lora_linear(x, Layer(weight, None, Adapter(a, b, 0.7, 0.25)))
     torch.manual_seed(1)
     dropped = Dropout(0.25, int(torch.randint(2**62, ()))).zeroed(x) / 0.75
     expected = x @ weight.t() + 0.7 * dropped @ a.t() @ b.t()
@@ -127,7 +206,7 @@ def test_nothing_of_the_size_of_the_input_is_kept_but_the_input_itself():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        lora_linear(x, weight.detach(), None, Adapter(a, b, 1.0, 0.1), up=up)
+        lora_linear(x, Layer(weight.detach(), None, Adapter(a, b, 1.0, 0.1)), up=up)
     given = {t.untyped_storage().data_ptr() for t in (x, up, weight, a, b)}
     assert sum(size for pointer, size in kept.items() if pointer not in given) == 2 * 64
 
@@ -135,7 +214,7 @@ def test_nothing_of_the_size_of_the_input_is_kept_but_the_input_itself():
 def test_what_is_added_to_the_output_in_place_costs_no_copy_in_the_backward_pass():
     x = torch.randn(1, 5, 8, requires_grad=True)
     adapter = Adapter(torch.randn(2, 8, requires_grad=True), torch.randn(6, 2, requires_grad=True), 1.0, 0.1)
-    y = lora_linear(x, torch.randn(6, 8), torch.randn(6), adapter)
+    y = lora_linear(x, Layer(torch.randn(6, 8), torch.randn(6), adapter))
     assert y.shape == (1, 5, 6)
     assert type(y.add_(1).grad_fn).__name__ == "AddBackward0"  # CopySlices for a view
 

@@ -11,7 +11,7 @@ Shapes: T tokens of all samples, N wanted positions, Q heads, K key-value heads,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -109,8 +109,13 @@ class RMSNorm(nn.Module):
         return self.weight * wide.to(x.dtype)
 
 
+def project(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:
+    """Return what each layer makes of x."""
+    return [layer(x) for layer in layers]
+
+
 class Attention(nn.Module):
-    """Causal attention of each sample to itself; `rotate` may be an operator of the device."""
+    """Causal attention of each sample to itself; `rotate` may be an operator of the device, `project` that of LoRA."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -124,12 +129,13 @@ class Attention(nn.Module):
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
         self.has_norms, self.window = config.has_qk_norm, config.sliding_window
-        self.rotate = rotate
+        self.rotate, self.project = rotate, project
 
     def forward(self, x_1TH: Tensor, shared: Pass) -> Tensor:
         """Return [1, T, Q D], which `o_proj` is still to be put over."""
         heads = (1, x_1TH.shape[1], -1, self.head_dim)
-        query, key, value = (layer(x_1TH).view(heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
+        projected = self.project(x_1TH, (self.q_proj, self.k_proj, self.v_proj))
+        query, key, value = (y.view(heads) for y in projected)
         if self.has_norms:
             query, key = self.q_norm(query), self.k_norm(key)
         query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)

@@ -6,7 +6,7 @@ random input; everything else is left alone. Weights stay where they are, so sav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.device.kernels import PLAIN, SwigluParts
-from swiftlet.models.lora_layers import active_adapter
-from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Parts, lora_linear
+from swiftlet.models.lora_layers import active_layer, project_together
+from swiftlet.models.lora_linear import PLAIN_PARTS, Parts, lora_linear
 from swiftlet.models.norm import rms_norm
 from swiftlet.models.recompute import Recompute
 from swiftlet.models.rotary import apply_rotary
@@ -106,18 +106,16 @@ def mlp_forward(swiglu: Callable[..., Tensor], again: Recompute) -> Callable[...
     has_parts = swiglu is plain_swiglu or isinstance(swiglu, SwigluParts)
 
     def forward(self: Any, x: Tensor) -> Tensor:
-        gate, up = self.gate_proj(x), _up(self.up_proj, x, again)
+        gate, up = _gate_and_up(self, x, again)
         down = self.down_proj
         if not has_parts and not again.is_active:
             return down(swiglu(gate, up))
-        adapter = lora_adapter(down, gate)
-        if adapter is None:
+        layer = active_layer(down, gate)
+        if layer is None:
             # An operator without parts may keep gate and up in a tensor of its own: plain steps keep what is offered.
             multiply = swiglu if has_parts else plain_swiglu
             return down(_product(multiply, gate, up, again))
-        base = down.get_base_layer()
-        parts = getattr(down, "parts", PLAIN_PARTS)
-        return lora_linear(gate, base.weight, base.bias, adapter, up=up, parts=parts)
+        return lora_linear(gate, layer, up=up, parts=getattr(down, "parts", PLAIN_PARTS))
 
     return forward
 
@@ -130,18 +128,17 @@ def _product(multiply: Callable[..., Tensor], gate: Tensor, up: Tensor, again: R
     return again.offer(result, lambda: multiply(kept_gate(), kept_up()))
 
 
-def _up(layer: Any, x: Tensor, again: Recompute) -> Tensor:
-    """Return the layer's output; while `again` is active it is made again in the backward pass, where that is known."""
+def _gate_and_up(mlp: Any, x: Tensor, again: Recompute) -> Sequence[Tensor]:
+    """Return gate(x) and up(x), which while `again` is active is made again in the backward pass where it is known."""
+    both = mlp.gate_proj, mlp.up_proj
     if not again.is_active:
-        return layer(x)
-    adapter = lora_adapter(layer, x)
-    if adapter is not None:
-        base = layer.get_base_layer()
-        parts = getattr(layer, "parts", PLAIN_PARTS)
-        return lora_linear(x, base.weight, base.bias, adapter, parts=parts, again=again)
-    if type(layer) is not nn.Linear:
-        return layer(x)
-    return _offered(again, x, lambda x: torch.nn.functional.linear(x, layer.weight, layer.bias))
+        return project_together(x, both)
+    if active_layer(mlp.up_proj, x) is not None:
+        return project_together(x, both, again)
+    if type(mlp.up_proj) is not nn.Linear:
+        return [layer(x) for layer in both]
+    up: nn.Linear = mlp.up_proj
+    return mlp.gate_proj(x), _offered(again, x, lambda x: torch.nn.functional.linear(x, up.weight, up.bias))
 
 
 def _has_known_output(layer: Any) -> bool:
@@ -149,12 +146,7 @@ def _has_known_output(layer: Any) -> bool:
     if type(layer) is nn.Linear:
         return True
     base = getattr(layer, "base_layer", None)
-    return base is not None and lora_adapter(layer, base.weight) is not None
-
-
-def lora_adapter(layer: Any, x: Tensor) -> Adapter | None:
-    """Return the adapter with which `lora_linear` computes a layer, None where it has none or peft must."""
-    return active_adapter(layer, x) if isinstance(getattr(layer, "lora_A", None), nn.ModuleDict) else None
+    return base is not None and active_layer(layer, base.weight) is not None
 
 
 def _epsilon(module: Any) -> float:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from swiftlet.models.decoder import Attention
 from swiftlet.models.decoder_lora import AdaptedDecoder, LoraLinear
-from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Parts, lora_linear
+from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Layer, Parts, lora_linear, lora_linears
+from swiftlet.models.recompute import Recompute
 
 
 def plain_adapter(layer: Any) -> str | None:
@@ -27,18 +30,34 @@ def plain_adapter(layer: Any) -> str | None:
     return name if is_known else None
 
 
-def active_adapter(layer: Any, x: Tensor) -> Adapter | None:
-    """Return the adapter with which `lora_linear` computes a layer for `x`, or None where peft must."""
+def active_layer(layer: Any, x: Tensor) -> Layer | None:
+    """Return what `lora_linear` needs to compute a layer for `x`, or None where the layer itself must."""
+    if not isinstance(getattr(layer, "lora_A", None), nn.ModuleDict):
+        return None
     name = plain_adapter(layer)
-    if (
-        name is None
-        or x.dtype != layer.get_base_layer().weight.dtype
-        or torch.is_autocast_enabled(x.device.type)
-    ):
+    base = layer.get_base_layer()
+    if name is None or x.dtype != base.weight.dtype or torch.is_autocast_enabled(x.device.type):
         return None
     dropout = layer.lora_dropout[name]
     p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-    return Adapter(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], p)
+    adapter = Adapter(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], p)
+    return Layer(base.weight, base.bias, adapter)
+
+
+def project_together(x: Tensor, modules: Sequence[Any], again: Recompute | None = None) -> list[Tensor]:
+    """Return what each module makes of x; those with an adapter that `lora_linears` knows in one go.
+
+    With `again`, which must be active, the last of these is made again in the backward pass.
+    """
+    layers = [active_layer(module, x) for module in modules]
+    known = [layer for layer in layers if layer is not None]
+    if len({layer.adapter.dropout_p for layer in known}) != 1:
+        return [module(x) for module in modules]
+    parts = next(
+        getattr(module, "parts", PLAIN_PARTS) for module, layer in zip(modules, layers, strict=True) if layer
+    )
+    made = iter(lora_linears(x, known, parts=parts, again=again))
+    return [module(x) if layer is None else next(made) for module, layer in zip(modules, layers, strict=True)]
 
 
 def apply_fast_lora(model: nn.Module, parts: Parts = PLAIN_PARTS) -> int:
@@ -52,6 +71,9 @@ def apply_fast_lora(model: nn.Module, parts: Parts = PLAIN_PARTS) -> int:
         own = [module for module in model.modules() if isinstance(module, LoraLinear)]
         for layer in own:
             layer.parts = parts
+        for module in model.modules():
+            if isinstance(module, Attention):
+                module.project = project_together
         return len(own)
     from peft.tuners.lora import Linear
 
@@ -85,11 +107,10 @@ def _fast_class() -> Any:
         parts: Parts
 
         def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            adapter = None if args or kwargs else active_adapter(self, x)
-            if adapter is None:
+            layer = None if args or kwargs else active_layer(self, x)
+            if layer is None:
                 return super().forward(x, *args, **kwargs)
-            base: Any = self.get_base_layer()
-            return lora_linear(x, base.weight, base.bias, adapter, parts=self.parts)
+            return lora_linear(x, layer, parts=self.parts)
 
     _FAST.append(FastLoraLinear)
     return FastLoraLinear

@@ -1,15 +1,18 @@
-"""The arithmetic of LoRA's linear layer, with a backward pass that saves and recomputes the least.
+"""The arithmetic of LoRA's linear layers, with a backward pass that saves and recomputes the least.
 
 y = x W^T + b + s B(A(drop(x))) keeps x (shared with every layer that reads it), A(drop(x)) and one number for the
 mask, with its list where that is short; nothing is kept for the frozen weight. Adapters in fp32 over a base in a
 shorter type are multiplied in the base's type, as autocast does, and get their gradient in fp32.
+
+Layers over one x (query, key and value; gate and up) are computed together: one mask of dropout, one product with all
+A, and a gradient of x that the products add up.
 
 Shapes: T tokens, I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +33,14 @@ class Adapter(NamedTuple):
     b_OR: Tensor
     scale: float
     dropout_p: float
+
+
+class Layer(NamedTuple):
+    """A linear layer and its adapter."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+    adapter: Adapter
 
 
 class Parts(NamedTuple):
@@ -72,77 +83,102 @@ def _linear(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, y_TO: Tensor
     return torch.addmm(bias_O, x_TI, weight_OI.t(), out=y_TO)
 
 
-class _LoraLinear(torch.autograd.Function):
-    """The layer over x, or over silu(gate) * up, which is made again in the backward pass instead of kept."""
+class _LoraLinears(torch.autograd.Function):
+    """Layers over one x, or one layer over silu(gate) * up, which is made again in the backward pass instead of kept.
+
+    Given are the weights of all layers, then their biases, A and B. S is the sum of the ranks: all A are one matrix, so
+    that x is dropped, multiplied and read once for all layers.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
         up: Tensor | None,
-        weight_OI: Tensor,
-        bias_O: Tensor | None,
-        a_RI: Tensor,
-        b_OR: Tensor,
-        scale: float,
         p: float,
         parts: Parts,
         again: Recompute | None,
-    ) -> Tensor:
+        scales: tuple[float, ...],
+        *tensors: Any,
+    ) -> tuple[Tensor, ...]:
+        weights, biases, all_a, all_b = _quarters(tensors)
         x_TI, up_TI = _flat(x), None if up is None else _flat(up)
         input_TI = x_TI if up_TI is None else parts.silu_mul(x_TI, up_TI)
-        a, b = a_RI.to(x_TI.dtype), b_OR.to(x_TI.dtype)
+        a_SI, all_b_OR = _joined([a.to(x_TI.dtype) for a in all_a], 0), [b.to(x_TI.dtype) for b in all_b]
         seed, short = draw_seed() if p > 0 else 0, None
-        # whole and no view of another, so that what is added to it in place needs no copy in the backward pass
-        y = empty((*x.shape[:-1], weight_OI.shape[0]), x)
-        y_TO = _linear(input_TI, weight_OI, bias_O, _flat(y))
+        # whole and no views of another, so that what is added to one in place needs no copy in the backward pass
+        outputs = tuple(empty((*x.shape[:-1], weight.shape[0]), x) for weight in weights)
+        for y, weight, bias in zip(outputs, weights, biases, strict=True):
+            _linear(input_TI, weight, bias, _flat(y))
         if p > 0:
             dropout = Dropout(p, seed, parts.dropout)
             input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
             short = dropout.short_list()
-        reduced_TR = _thin(input_TI, a)
-        y_TO.addmm_(reduced_TR, b.t(), alpha=scale)
+        reduced_TS = _thin(input_TI, a_SI)
+        all_reduced_TR = reduced_TS.split([a.shape[0] for a in all_a], dim=1)
+        for y, reduced_TR, b_OR, scale in zip(outputs, all_reduced_TR, all_b_OR, scales, strict=True):
+            _flat(y).addmm_(reduced_TR, b_OR.t(), alpha=scale)
         if again is not None:
-            again.offer(y, _output(again.kept(x_TI), weight_OI, bias_O, reduced_TR, b, scale))
-        ctx.save_for_backward(x_TI, up_TI, weight_OI, a, b, reduced_TR)
-        ctx.scale, ctx.p, ctx.seed, ctx.short, ctx.dtypes = scale, p, seed, short, (a_RI.dtype, b_OR.dtype)
-        ctx.parts, ctx.shape = parts, x.shape
-        return y
+            last = weights[-1], biases[-1], all_reduced_TR[-1], all_b_OR[-1], scales[-1]
+            again.offer(outputs[-1], _output(again.kept(x_TI), *last))
+        ctx.save_for_backward(x_TI, up_TI, a_SI, reduced_TS, *weights, *all_b_OR)
+        ctx.p, ctx.seed, ctx.short, ctx.parts, ctx.shape = p, seed, short, parts, x.shape
+        ctx.scales, ctx.dtypes = scales, [(a.dtype, b.dtype) for a, b in zip(all_a, all_b, strict=True)]
+        return outputs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grad_TO = _flat(grad)
-        x_TI, up_TI, weight_OI, a, b, reduced_TR = ctx.saved_tensors
-        needs_x, needs_up, needs_weight, needs_bias, needs_a, needs_b = ctx.needs_input_grad[:6]
-        grad_input = grad_weight = grad_bias = grad_a = grad_b = grad_up = None
-        grad_reduced_TR = _thin(grad_TO, b.t()).mul_(ctx.scale)
-        parts: Parts = ctx.parts
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        numbers, parts, scales = range(len(grads)), ctx.parts, ctx.scales
+        all_grad_TO = [_flat(grad) for grad in grads]
+        x_TI, up_TI, a_SI, reduced_TS, *kept = ctx.saved_tensors
+        weights, all_b_OR = kept[: len(grads)], kept[len(grads) :]
+        needs_x, needs_up = ctx.needs_input_grad[:2]
+        needs_weight, needs_bias, needs_a, needs_b = _quarters(ctx.needs_input_grad[6:])
+        grad_reduced_TS = _joined(
+            [_thin(all_grad_TO[i], all_b_OR[i].t()).mul_(scales[i]) for i in numbers], 1
+        )
         dropout = Dropout(ctx.p, ctx.seed, parts.dropout, ctx.short) if ctx.p > 0 else None
+        grad_input = grad_up = None
         if needs_x or needs_up:
-            grad_input = torch.mm(grad_TO, weight_OI, out=_flat(empty(ctx.shape, grad_TO)))
+            grad_input = torch.mm(all_grad_TO[0], weights[0], out=_flat(empty(ctx.shape, grads[0])))
+            for i in numbers[1:]:
+                grad_input.addmm_(all_grad_TO[i], weights[i])
             if dropout is None:
-                grad_input.addmm_(grad_reduced_TR, a)
+                grad_input.addmm_(grad_reduced_TS, a_SI)
             else:
                 spread_TI = empty_like(grad_input)
-                dropout.add_zeroed_(grad_input, torch.mm(grad_reduced_TR, a, out=spread_TI))
+                dropout.add_zeroed_(grad_input, torch.mm(grad_reduced_TS, a_SI, out=spread_TI))
         input_TI = x_TI
-        if up_TI is not None and (needs_weight or needs_a):
+        if up_TI is not None and any(needs_weight + needs_a):
             input_TI = parts.silu_mul(x_TI, up_TI)
-        if needs_weight:
-            grad_weight = torch.mm(grad_TO.t(), input_TI)
-        if needs_a:
+        grad_weights = [torch.mm(all_grad_TO[i].t(), input_TI) if needs_weight[i] else None for i in numbers]
+        grad_biases = [all_grad_TO[i].sum(0) if needs_bias[i] else None for i in numbers]
+        ranks = [b_OR.shape[1] for b_OR in all_b_OR]
+        all_grad_a: list[Tensor | None] = [None] * len(grads)
+        if any(needs_a):
             if dropout is not None:
                 input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
-            grad_a = _sum_of_products(grad_reduced_TR, input_TI).to(ctx.dtypes[0])
-        if needs_b:
-            grad_b = _sum_of_products(reduced_TR, grad_TO).t().to(ctx.dtypes[1]).mul_(ctx.scale)
-        if needs_bias:
-            grad_bias = grad_TO.sum(0)
+            all_grad_RI = _sum_of_products(grad_reduced_TS, input_TI).split(ranks)
+            all_grad_a = [all_grad_RI[i].to(ctx.dtypes[i][0]) for i in numbers]
         del input_TI
+        all_grad_b: list[Tensor | None] = [None] * len(grads)
+        for i, reduced_TR in enumerate(reduced_TS.split(ranks, dim=1)):
+            if needs_b[i]:
+                grad_RO = _sum_of_products(reduced_TR, all_grad_TO[i])
+                all_grad_b[i] = grad_RO.t().to(ctx.dtypes[i][1]).mul_(scales[i])
         if grad_input is not None and up_TI is not None:
             grad_input, grad_up = parts.silu_mul_backward(grad_input, x_TI, up_TI)
         grad_x, grad_up = (None if grad is None else grad.view(ctx.shape) for grad in (grad_input, grad_up))
-        return grad_x, grad_up, grad_weight, grad_bias, grad_a, grad_b, None, None, None, None
+        return grad_x, grad_up, None, None, None, None, *grad_weights, *grad_biases, *all_grad_a, *all_grad_b
+
+
+def _joined(matrices: list[Tensor], dim: int) -> Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat(matrices, dim)
+
+
+def _quarters(values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    size = len(values) // 4
+    return [values[i * size : (i + 1) * size] for i in range(4)]
 
 
 def _output(
@@ -158,30 +194,38 @@ def _output(
     return make
 
 
+def lora_linears(
+    x: Tensor,
+    layers: Sequence[Layer],
+    *,
+    up: Tensor | None = None,
+    parts: Parts = PLAIN_PARTS,
+    again: Recompute | None = None,
+) -> tuple[Tensor, ...]:
+    """Return x W^T + b + scale B(A(drop(x))) of each layer for x [..., I]; with `up`, of silu(x) * up instead of x.
+
+    The layers have one mask of dropout, whose probability is the first one's.
+    With `again`, which must be active, whoever saves the last result for the backward pass has it made again there.
+    """
+    p = layers[0].adapter.dropout_p
+    scales = tuple(layer.adapter.scale / (1 - p) for layer in layers)
+    adapters = [layer.adapter for layer in layers]
+    tensors = (
+        *(layer.weight_OI for layer in layers),
+        *(layer.bias_O for layer in layers),
+        *(adapter.a_RI for adapter in adapters),
+        *(adapter.b_OR for adapter in adapters),
+    )
+    return _LoraLinears.apply(x, up, p, parts, again, scales, *tensors)
+
+
 def lora_linear(
     x: Tensor,
-    weight_OI: Tensor,
-    bias_O: Tensor | None,
-    adapter: Adapter,
+    layer: Layer,
     *,
     up: Tensor | None = None,
     parts: Parts = PLAIN_PARTS,
     again: Recompute | None = None,
 ) -> Tensor:
-    """Return x W^T + b + scale B(A(drop(x))) for x [..., I]; with `up`, of silu(x) * up in the place of x.
-
-    With `again`, which must be active, whoever saves the result for the backward pass has it made again there.
-    """
-    p = adapter.dropout_p
-    return _LoraLinear.apply(
-        x,
-        up,
-        weight_OI,
-        bias_O,
-        adapter.a_RI,
-        adapter.b_OR,
-        adapter.scale / (1 - p),
-        p,
-        parts,
-        again,
-    )
+    """Return what `lora_linears` does of one layer."""
+    return lora_linears(x, [layer], up=up, parts=parts, again=again)[0]
