@@ -165,6 +165,10 @@ def test_tools_are_the_same_as_list_text_and_single_object():
     tool = {"type": "function", "function": {"name": "f"}}
     for tools in ([tool], json.dumps([tool]), tool, [json.dumps(tool)]):
         assert sample_of({"query": "q", "response": "r", "tools": tools}).tools == [tool]
+    for tools in ([tool["function"]], {"name": "f", "type": "function"}):
+        assert sample_of({"query": "q", "response": "r", "tools": tools}).tools == [tool]
+    other = {"type": "retrieval", "name": "f"}
+    assert sample_of({"query": "q", "response": "r", "tools": [other]}).tools == [other]
     for tools in (None, "", "  ", "[]", [], "null"):
         assert sample_of({"query": "q", "response": "r", "tools": tools}).tools is None
     assert sample_of({"query": "q", "response": "r", "functions": [tool]}).tools == [tool]

@@ -214,7 +214,10 @@ def test_f43_control_tokens_in_texts_are_ordinary_pieces(make, kind, at):
 @pytest.mark.parametrize("where", ["tool", "call"])
 def test_f43_control_tokens_in_tools_are_refused(make, where):
     chat = (
-        "{{ tools }}" + EACH + "<|start|>{{ m.role }}\n{{ m.content }}{{ m.tool_calls or '' }}<|end|>\n" + END
+        "{{ tools }}"
+        + EACH
+        + "<|start|>{{ m.role }}\n{{ m.content }}{{ (m.tool_calls | tojson) if m.tool_calls else '' }}<|end|>\n"
+        + END
     )
     tools = [{"name": "look", "description": "<|end|>" if where == "tool" else "looks"}]
     messages = talk("Is it?", "yes")

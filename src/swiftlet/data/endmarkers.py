@@ -7,18 +7,28 @@ what the two share closes the turn, the rest is the header of the next one.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from swiftlet.data.rendering import TemplateError
+from swiftlet.data.rendering import TemplateError, called_name
 from swiftlet.data.spans import Located, Locator, Messages
 from swiftlet.data.tokenizer import Tokenizer
 
 QUESTION: dict[str, Any] = {"role": "user", "content": "q"}
 ANSWER: dict[str, Any] = {"role": "assistant", "content": "a"}
 SYSTEM: dict[str, Any] = {"role": "system", "content": "s"}
+
+
+def _results(message: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return an answer to each of the tool calls of a message."""
+    calls = message.get("tool_calls") or ()
+    return [
+        {"role": "tool", "content": "r", "tool_call_id": call.get("id", ""), "name": called_name(call)}
+        for call in calls
+    ]
 
 
 class Closing(NamedTuple):
@@ -51,15 +61,19 @@ class EndMarkers:
         """
         upto = list(messages[: number + 1])
         ended = after if is_last and after is not None else self._after(upto, tools)
-        going_on = (
-            after if not is_last and after is not None else self._after([*upto, QUESTION], tools, number)
-        )
+        going_on = after if not is_last else None
+        for following in (_results(messages[number]), [QUESTION]):
+            if going_on is None and following:
+                going_on = self._after([*upto, *following], tools, number)
         if ended is None or going_on is None:
             known = ended if going_on is None else going_on
             return Closing("", "") if known is None else self._closing_alone(known, upto, tools)
         if ended.strip() and going_on.startswith(ended.rstrip()):
-            return Closing(ended.rstrip(), ended.rstrip())
-        shared = self._without_openers(self._common(ended, going_on))
+            last = ended.rstrip()
+            # behind a call `ended` is not the marker alone, which may come only where the conversation goes on
+            marker = self.plain.middle if messages[number].get("tool_calls") and not self.plain.last else ""
+            return Closing(last + marker if going_on.startswith(last + marker) else last, last)
+        shared = self._without_openers(self.common(ended, going_on))
         if shared:
             return Closing(shared, shared)
         last = self._without_dangling(ended, upto, tools)
@@ -73,7 +87,7 @@ class EndMarkers:
         """
         asked = self._after(upto, tools, prompt=True)
         questioned = self._after([QUESTION], None, prompt=True)
-        shared = [self._common(text, going_on) for text in (asked, questioned) if text is not None]
+        shared = [self.common(text, going_on) for text in (asked, questioned) if text is not None]
         for text in (*shared, self._before_header(going_on)):
             marker = self._without_openers(text)
             if self.tokenizer.added_pattern.search(marker):
@@ -83,7 +97,7 @@ class EndMarkers:
     def _before_header(self, going_on: str) -> str:
         """Return what stands in `going_on` before the header of a question, known from how a conversation begins."""
         begins = next(
-            (text[: min(regions[-1]).start] for text, regions, _ in self._beginnings if regions[-1]), ""
+            (text[: min(regions[-1]).start] for text, regions, *_ in self._beginnings if regions[-1]), ""
         )
         borders = {at for found in self.tokenizer.added_pattern.finditer(going_on) for at in found.span()}
         borders |= {at + 1 for at, character in enumerate(going_on) if character == "\n"}
@@ -91,11 +105,12 @@ class EndMarkers:
         return going_on[: next((at for at in headers if begins.endswith(going_on[at:])), 0)]
 
     def _closing_alone(self, text: str, upto: Messages, tools: list[Any] | None) -> Closing:
-        """Judge by one text alone: the marker known from a plain conversation, if the text begins with it."""
-        for closing in (self.plain, Closing("", "")):
-            if all(text.startswith(marker) for marker in closing):
-                return closing
-        return Closing("", "")
+        """Judge by one text alone: the marker known from a plain conversation, if it is there."""
+        middle, last = self.plain
+        if upto[-1].get("tool_calls"):  # the rest of the call stands before the marker
+            ends = [text.find(marker) + len(marker) if marker in text else 0 for marker in self.plain]
+            return Closing(text[: ends[0]], text[: ends[1]])
+        return self.plain if text.startswith(middle) and text.startswith(last) else Closing("", "")
 
     @cached_property
     def plain(self) -> Closing:
@@ -116,7 +131,7 @@ class EndMarkers:
         """The tokens that open the first turn of a conversation: they cannot close one."""
         firsts = [
             min((region.start for inside in regions for region in inside), default=0)
-            for _, regions, _ in self._beginnings
+            for _, regions, *_ in self._beginnings
         ]
         texts = [located.text[:first] for located, first in zip(self._beginnings, firsts, strict=True)]
         return frozenset(token for text in texts for token in self._first_tokens(text))
@@ -138,17 +153,15 @@ class EndMarkers:
             located = self.locator.locate(messages, tools, prompt=prompt)
         except TemplateError:
             return None
-        inside = located.regions[number]
-        if inside:
-            end = inside[-1].end
-        elif messages[number].get("tool_calls"):
-            end = max((r.end for regions in located.regions[:number] for r in regions), default=0)
-        else:
+        inside = located.printed(number)
+        if not inside or (messages[number].get("tool_calls") and not located.calls):
             return None
-        following = [r.start for regions in located.regions for r in regions if r.start >= end]
+        end = inside[-1].end
+        printed = (region for other in range(len(messages)) for region in located.printed(other))
+        following = [region.start for region in printed if region.start >= end]
         return located.text[end : min(following, default=None)]
 
-    def _common(self, one: str, other: str) -> str:
+    def common(self, one: str, other: str) -> str:
         """Return what two texts begin with, cut back to the end of a token the vocabulary names, or of a line."""
         shared = os.path.commonprefix([one, other])
         ends = [0, shared.rfind("\n") + 1]
@@ -180,5 +193,6 @@ class EndMarkers:
 
 
 def tail(located: Located) -> str:
-    """Return the text behind the last content."""
-    return located.text[max((r.end for regions in located.regions for r in regions), default=0) :]
+    """Return the text behind the last content or name of a call."""
+    printed = (region for number in range(len(located.regions)) for region in located.printed(number))
+    return located.text[max((region.end for region in printed), default=0) :]

@@ -78,13 +78,37 @@ def _compile(source: str) -> jinja2.Template:
         ) from error
 
 
-def as_template_message(message: Mapping[str, Any], content: str | None = None) -> dict[str, Any]:
-    """Return what the template may see of a message, with `content` in the place of its own when given."""
+def as_template_message(
+    message: Mapping[str, Any], content: str | None = None, names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return what the template may see of a message, with `content` in the place of its own when given.
+
+    Args:
+        names: likewise the names of the functions that its tool calls call.
+    """
     shown = {key: message[key] for key in _MESSAGE_KEYS if message.get(key) is not None}
     shown["content"] = message.get("content") or "" if content is None else content
     if "tool_calls" in shown:
-        shown["tool_calls"] = [_with_object_arguments(call) for call in shown["tool_calls"]]
+        calls = [_with_object_arguments(call) for call in shown["tool_calls"]]
+        called = [called_name(call) for call in calls] if names is None else names
+        shown["tool_calls"] = [_with_name(call, name) for call, name in zip(calls, called, strict=True)]
     return shown
+
+
+def called_name(call: Mapping[str, Any]) -> str:
+    """Return the name of the function that a tool call calls, '' where it has none."""
+    function = call.get("function", call)
+    return str(function.get("name", "")) if isinstance(function, Mapping) else ""
+
+
+def _with_name(call: dict[str, Any], name: str) -> dict[str, Any]:
+    if not called_name(call):
+        return call
+    return (
+        {**call, "function": {**call["function"], "name": name}}
+        if "function" in call
+        else {**call, "name": name}
+    )
 
 
 def _with_object_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

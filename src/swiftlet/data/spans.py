@@ -1,10 +1,10 @@
 """Where each message's content stands in the rendered text, found by rendering twice and proved by comparing.
 
-Every content is put between two marks, characters of a private-use plane that occur nowhere in the conversation. A
-rendering with marks that equals the true one once the marks are taken out shows where each content went, whatever
-the template does around it. Where a template treats the bare edges of a content (it strips white space, or splits
-at a tag such as </think>), marks inside those edges are tried next. Where no marked rendering equals the true one,
-the place of the answers is not known, and nothing is returned.
+Every content, and the name in every tool call, is put between two marks, characters of a private-use plane that occur
+nowhere in the conversation. A rendering with marks that equals the true one once the marks are taken out shows where
+each content went, whatever the template does around it. Where a template treats the bare edges of a content (it strips
+white space, or splits at a tag such as </think>), marks inside those edges are tried next. Where no marked rendering
+equals the true one, the place of the answers is not known, and nothing is returned.
 """
 
 from __future__ import annotations
@@ -15,28 +15,67 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from swiftlet.data.pieces import PLANES, Edges, Layout, Marked, Messages, Piece, Region, between_marks
-from swiftlet.data.rendering import Renderer, TemplateError, as_template_message
+from swiftlet.data.rendering import Renderer, TemplateError, as_template_message, called_name
 
 _MOST_MARKS = 0xFFFC
 _LEAVE_OUT = "leave such rows out with --bad_rows skip, or choose another template with --template_type"
 
 
+Places = list[tuple[int, int]]  # of tool calls: message, number of the call in it
+
+
 class Request(NamedTuple):
-    """What a rendering needs beside its messages."""
+    """What a marked rendering needs beside its messages: the plane of the marks, and which calls are marked."""
 
     tools: list[Any] | None
     prompt: bool
+    plane: int
+    places: Places
 
 
 class Located(NamedTuple):
     """A rendered conversation and, for each message, the regions its content fills: none where it was left out.
 
     `unknown` names messages whose regions could not be told; never those of the assistant.
+    `calls` are the names of the functions that the tool calls of a message call, as printed; None where there are
+    none or their places could not be told.
     """
 
     text: str
     regions: list[list[Region]]
     unknown: frozenset[int]
+    calls: dict[int, list[Region]] | None = None
+
+    def printed(self, number: int) -> list[Region]:
+        """Return what is known to be printed of a message: its content and the names in its calls."""
+        calls = (self.calls or {}).get(number, [])
+        return sorted([*self.regions[number], *calls]) if calls else self.regions[number]
+
+
+class Calls(NamedTuple):
+    """Tool calls whose names are marked; `first` is the number of the first one's pair of marks."""
+
+    places: Places
+    first: int
+
+    def names(self, messages: Messages, plane: int) -> list[list[str] | None]:
+        """Return the marked names of each message's calls."""
+        marked: list[list[str] | None] = [None] * len(messages)
+        for pair, (number, index) in enumerate(self.places, self.first):
+            name = called_name(messages[number]["tool_calls"][index])
+            marked[number] = [*(marked[number] or []), between_marks(name, pair, plane)]
+        return marked
+
+    def found(self, marked: Marked, pairs: list[tuple[int, int]]) -> dict[int, list[Region]]:
+        """Return the place of each printed name, the first one where it is printed again."""
+        places: dict[int, Region] = {}
+        for pair, index in pairs:
+            if pair >= self.first:
+                places.setdefault(pair, Region(marked.at[index], marked.at[index + 1]))
+        calls: dict[int, list[Region]] = {}
+        for pair, region in sorted(places.items()):
+            calls.setdefault(self.places[pair - self.first][0], []).append(region)
+        return calls
 
 
 class Locator:
@@ -52,16 +91,21 @@ class Locator:
         Raises:
             TemplateError: it cannot be rendered, or it cannot be told where its answers stand.
         """
-        if 2 * len(messages) > _MOST_MARKS:
+        calls = [
+            (number, index)
+            for number, message in enumerate(messages)
+            for index in range(len(message.get("tool_calls") or ()))
+        ]
+        if 2 * (len(messages) + len(calls)) > _MOST_MARKS:
             raise TemplateError(
                 f"a conversation of {len(messages)} messages is too long to be rendered", _LEAVE_OUT
             )
         text = self.render(messages, tools, prompt=prompt)
-        plane = _free_plane(text, messages)
-        request = Request(tools, prompt)
-        found = self._by_whole_contents(text, messages, request, plane)
-        if found is None:
-            found = self._by_pieces_of(text, messages, request, plane)
+        request = Request(tools, prompt, _free_plane(text, messages), calls)
+        found = self._find(text, messages, request)
+        if found is None and calls:  # a template may look at a name, and not know it with marks
+            found = self._find(text, messages, request._replace(places=[]))
+            found = None if found is None else found._replace(calls=None)
         if found is None:
             raise TemplateError(
                 f"cannot tell where the answers stand in the text of chat template {self.renderer.name!r}: "
@@ -69,6 +113,10 @@ class Locator:
                 _LEAVE_OUT,
             )
         return found
+
+    def _find(self, text: str, messages: Messages, request: Request) -> Located | None:
+        found = self._by_whole_contents(text, messages, request)
+        return self._by_pieces_of(text, messages, request) if found is None else found
 
     def render(self, messages: Messages, tools: list[Any] | None, *, prompt: bool) -> str:
         """Return the text of a conversation.
@@ -79,13 +127,15 @@ class Locator:
         shown = [as_template_message(message) for message in messages]
         return self.renderer.render(shown, tools, generation_prompt=prompt)
 
-    def marked(self, messages: Messages, request: Request, contents: Sequence[str], plane: int) -> Marked:
-        """Render `messages` with marked `contents` and take the marks out.
+    def marked(self, messages: Messages, request: Request, contents: Sequence[str], calls: Calls) -> Marked:
+        """Render `messages` with marked `contents` and names of `calls`, and take the marks out.
 
         Raises:
             TemplateError: the template refuses the conversation.
         """
-        shown = [as_template_message(message, text) for message, text in zip(messages, contents, strict=True)]
+        plane = request.plane
+        names = calls.names(messages, plane)
+        shown = [as_template_message(*parts) for parts in zip(messages, contents, names, strict=True)]
         text = self.renderer.render(shown, request.tools, generation_prompt=request.prompt)
         parts = PLANES[plane][1].split(text)
         marks = [ord(mark) - PLANES[plane][0] for mark in parts[1::2]]
@@ -95,16 +145,15 @@ class Locator:
             at.append(position)
         return Marked("".join(parts[0::2]), marks, at)
 
-    def _by_whole_contents(
-        self, text: str, messages: Messages, request: Request, plane: int
-    ) -> Located | None:
+    def _by_whole_contents(self, text: str, messages: Messages, request: Request) -> Located | None:
         """Mark whole contents: right whenever the template prints them as they are."""
         contents = []
         for number, message in enumerate(messages):
             content = message.get("content") or ""
-            contents.append(between_marks(content, number, plane) if content else "")
+            contents.append(between_marks(content, number, request.plane) if content else "")
+        calls = Calls(request.places, len(messages))
         try:
-            marked = self.marked(messages, request, contents, plane)
+            marked = self.marked(messages, request, contents, calls)
         except TemplateError:
             return None
         pairs = marked.pairs()
@@ -112,10 +161,11 @@ class Locator:
             return None
         regions: list[list[Region]] = [[] for _ in messages]
         for number, index in pairs:
-            regions[number].append(Region(marked.at[index], marked.at[index + 1]))
-        return Located(text, regions, frozenset())
+            if number < calls.first:
+                regions[number].append(Region(marked.at[index], marked.at[index + 1]))
+        return Located(text, regions, frozenset(), calls.found(marked, pairs))
 
-    def _by_pieces_of(self, text: str, messages: Messages, request: Request, plane: int) -> Located | None:
+    def _by_pieces_of(self, text: str, messages: Messages, request: Request) -> Located | None:
         """Mark the pieces of all messages, or else of the answers alone.
 
         A content that is nothing but tags is marked whole first, for a template that prints it; then it is not marked
@@ -130,7 +180,7 @@ class Locator:
             if pieces in tried:  # nothing but tags nowhere: the same marks as before
                 continue
             tried.append(pieces)
-            found = self._by_pieces(text, messages, request, plane, of, pieces)
+            found = self._by_pieces(text, messages, request, of, pieces)
             if found is not None:
                 return found
         return None
@@ -140,28 +190,35 @@ class Locator:
         text: str,
         messages: Messages,
         request: Request,
-        plane: int,
         of: Sequence[int],
         pieces: list[Piece],
     ) -> Located | None:
         """Mark the `pieces` of the messages `of`, and measure what survives of the edges of their contents."""
-        if 2 * len(pieces) > _MOST_MARKS:
+        if 2 * (len(pieces) + len(request.places)) > _MOST_MARKS:
             return None
-        layout = Layout(messages, pieces, plane)
+        layout, calls = Layout(messages, pieces, request.plane), Calls(request.places, len(pieces))
         try:
-            marked = self.marked(messages, request, layout.contents(), plane)
+            marked = self.marked(messages, request, layout.contents(), calls)
             pairs = marked.pairs()
             if marked.text != text or pairs is None:
                 return None
-            edges = Edges(text, layout, marked, pairs)
-            no_lead = self.marked(messages, request, layout.contents(drop_before=edges.first), plane)
-            no_trail = self.marked(messages, request, layout.contents(drop_after=edges.last), plane)
+            edges = Edges(text, layout, marked, [pair for pair in pairs if pair[0] < calls.first])
+            no_lead, no_trail = (
+                self.marked(messages, request, contents, calls)
+                for contents in (
+                    layout.contents(drop_before=edges.first),
+                    layout.contents(drop_after=edges.last),
+                )
+            )
         except TemplateError:
             return None
         if no_lead.marks != marked.marks or no_trail.marks != marked.marks:
             return None
         regions = edges.regions(no_lead, no_trail, self.tags)
-        return None if regions is None else Located(text, regions, frozenset(range(len(messages))) - set(of))
+        if regions is None:
+            return None
+        unknown = frozenset(range(len(messages))) - set(of)
+        return Located(text, regions, unknown, calls.found(marked, pairs))
 
     def _pieces(self, number: int, content: str, bare_tags: bool) -> list[Piece]:
         """Cut a content at the tags; what is left between them, without white space at the edges, are the pieces.

@@ -28,11 +28,12 @@ from swiftlet.data.segments import encode_conversation
 from swiftlet.data.skeleton import Conversation
 from swiftlet.data.spans import Locator
 from swiftlet.data.tokenizer import Tokenizer
+from swiftlet.data.tooltext import ToolText
 from swiftlet.data.turns import TurnFinder
 
 __all__ = ["Template", "TemplateError", "build_template"]
 PLAIN = "default-generation"
-_CODE_VERSION = 2
+_CODE_VERSION = 3
 _LEAVE_OUT = "leave such rows out with --bad_rows skip, or choose another template with --template_type"
 
 
@@ -101,11 +102,9 @@ class Template:
         if sample.text is not None:
             ids = self._encode_text(sample.text)
             return ids, ids.copy(), ()
-        messages = self._with_system(sample.messages)
-        conversation = self.find(messages, sample.tools)
-        input_ids, labels = encode_conversation(
-            self.tokenizer, self._closed(conversation), messages, sample.tools
-        )
+        messages, tools, notes = self._fit(sample.messages, sample.tools)
+        conversation = self.find(messages, tools)
+        input_ids, labels = encode_conversation(self.tokenizer, self._closed(conversation), messages, tools)
         if conversation.append != "":
             end = np.asarray(self._end_ids(conversation.append), np.int32)
             is_trained = messages[conversation.turns[-1].message].get("loss") is not False
@@ -115,7 +114,7 @@ class Template:
             raise TemplateError(
                 "no token of the row would be trained on", _LEAVE_OUT, reason="no_label_tokens"
             )
-        return input_ids, labels, _notes(conversation, messages)
+        return input_ids, labels, tuple(sorted({*notes, *_notes(conversation, messages)}))
 
     def encode_prompt(
         self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None
@@ -125,9 +124,9 @@ class Template:
         Raises:
             TemplateError: as `encode`.
         """
-        shown = self._with_system(messages)
-        conversation = self._finders[bool(tools)].find(shown, tools, prompt=True)
-        ids: list[int] = encode_conversation(self.tokenizer, conversation, shown, tools)[0].tolist()
+        shown, shown_tools, _ = self._fit(messages, tools)
+        conversation = self._finders[bool(shown_tools)].find(shown, shown_tools, prompt=True)
+        ids: list[int] = encode_conversation(self.tokenizer, conversation, shown, shown_tools)[0].tolist()
         return ids
 
     def find(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> Conversation:
@@ -168,6 +167,19 @@ class Template:
         return (
             [{"role": "system", "content": self.system}, *shown] if self.system and not has_system else shown
         )
+
+    def _fit(
+        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None
+    ) -> tuple[list[dict[str, Any]], list[Any] | None, tuple[str, ...]]:
+        """Return messages and tools as they are rendered, and codes for what of them became text."""
+        shown = self._with_system(messages)
+        if not tools and not any(message.get("tool_calls") for message in shown):
+            return shown, tools, ()
+        return self._tool_texts[bool(tools)].fit(shown, tools)
+
+    @cached_property
+    def _tool_texts(self) -> dict[bool, ToolText]:
+        return {False: ToolText(self.chat), True: ToolText(self.tool_use)}
 
     def _encode_text(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text, split_special=True)

@@ -25,7 +25,7 @@ def parsed(value: Any, what: str) -> Any:
 
 
 def read_tools(value: Any) -> list[Any] | None:
-    """Return the descriptions of the tools, None when there are none.
+    """Return the descriptions of the tools as `{"type": "function", "function": {...}}`, None when there are none.
 
     Raises:
         RowFault: not a list of objects.
@@ -42,7 +42,19 @@ def read_tools(value: Any) -> list[Any] | None:
     for index, tool in enumerate(found):
         if not isinstance(tool, dict):
             raise RowFault("schema", f"tools[{index}] is not an object")
-    return found or None
+    return [_as_tool(tool) for tool in found] or None
+
+
+def _as_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a description as `{"type": "function", "function": {...}}`, where it is that of a function alone."""
+    is_bare = (
+        isinstance(tool.get("name"), str)
+        and "function" not in tool
+        and tool.get("type", "function") == "function"
+    )
+    if not is_bare:
+        return tool
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
 def read_calls(value: Any, turn: int) -> list[dict[str, Any]]:

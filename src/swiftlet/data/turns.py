@@ -1,8 +1,8 @@
 """Where each assistant turn begins and ends in a rendered conversation.
 
 A turn's span is its content as rendered and the end marker that the template prints after it, with the white space
-between them. What the template prints of a turn beyond its content, such as tool calls, belongs to the marker's side
-of it.
+between them. Of tool calls the name is found like a content; what the template prints behind the last one belongs to
+the marker's side of the turn.
 
 A turn also has the place where the model would begin to write: the end of the generation prompt. Between it and the
 content may stand a scaffold, such as an empty <think> block, which is printed but not part of the answer.
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from swiftlet.data.endmarkers import Closing, EndMarkers, tail
+from swiftlet.data.endmarkers import ANSWER, Closing, EndMarkers, tail
 from swiftlet.data.rendering import TemplateError
 from swiftlet.data.skeleton import Conversation, Skeleton, Turn, fill, learn, shape_of
 from swiftlet.data.spans import Located, Locator, Messages, Region
@@ -56,18 +56,19 @@ class TurnFinder:
 
     def _search(self, messages: Messages, tools: list[Any] | None, prompt: bool) -> Conversation:
         located = self.locator.locate(messages, tools, prompt=prompt)
-        occupied = sorted(region for regions in located.regions for region in regions)
+        occupied = sorted(region for number in range(len(messages)) for region in located.printed(number))
         turns: list[Turn] = []
         append: str | None = ""
         for number, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
-            inside = located.regions[number]
-            if not inside and not message.get("tool_calls"):
+            inside, calls = located.regions[number], message.get("tool_calls") or ()
+            if not inside and not calls:
                 continue
+            self._check_calls(located, number, len(calls))
             before = messages[:number]
-            begin = self._begin(before, tools, located, inside, occupied)
-            start, content_end = (inside[0].start, inside[-1].end) if inside else (begin, begin)
+            begin, start = self._begin(before, tools, located, inside, occupied)
+            content_end = located.printed(number)[-1].end
             following = min(
                 (region.start for region in occupied if region.start >= content_end), default=None
             )
@@ -78,6 +79,21 @@ class TurnFinder:
         _check_order(turns)
         return Conversation(located.text, located, turns, append)
 
+    def _check_calls(self, located: Located, number: int, num_calls: int) -> None:
+        """Refuse a turn whose tool calls are not all printed, or cannot be found.
+
+        Raises:
+            TemplateError: so it is.
+        """
+        name, turn = self.locator.renderer.name, f"turn {number}"
+        if num_calls and located.calls is None:
+            raise TemplateError(
+                f"cannot tell where the tool calls of {turn} stand in the text of chat template {name!r}",
+                _LEAVE_OUT,
+            )
+        if num_calls > len((located.calls or {}).get(number, [])):
+            raise TemplateError(f"chat template {name!r} does not print all tool calls of {turn}", _LEAVE_OUT)
+
     def _begin(
         self,
         before: Messages,
@@ -85,8 +101,10 @@ class TurnFinder:
         located: Located,
         inside: list[Region],
         occupied: list[Region],
-    ) -> int:
-        """Return where the model would begin to write: the end of the generation prompt, if it is printed here."""
+    ) -> tuple[int, int]:
+        """Return where the model would begin to write, the end of the generation prompt if it is printed, and where
+        the answer begins: its content, or else what a content would have the place of.
+        """
         number = len(before)
         try:
             prompt = self.locator.locate(before, tools, prompt=True)
@@ -96,20 +114,40 @@ class TurnFinder:
             limit = inside[0].start
             floor = max((region.end for region in occupied if region.end <= limit), default=0)
         else:
-            floor = max((region.end for regions in located.regions[:number] for region in regions), default=0)
+            floor = max((r.end for earlier in range(number) for r in located.printed(earlier)), default=0)
             limit = min(
                 (region.start for region in occupied if region.start >= floor), default=len(located.text)
             )
-        if prompt is not None:
-            header = tail(prompt)
-            if located.text[floor:limit].startswith(header):
-                return floor + len(header)
+        before_text = located.text[floor:limit]
+        header = "" if prompt is None else tail(prompt)
+        begin = floor + len(header) if prompt is not None and before_text.startswith(header) else None
         if inside:
-            return limit
+            return limit if begin is None else begin, limit
+        opening = self._opening(before, tools)
+        if opening is not None and before_text.startswith(opening):
+            start = floor + len(opening)
+            return start if begin is None else min(begin, start), start
+        if (
+            begin is None
+        ):  # the prompt goes on with what is not printed here, such as a tag that opens thoughts
+            shared = len(self.end_markers.common(header, before_text))
+            begin = floor + shared if shared else None
+        if begin is not None:
+            return begin, begin
         raise TemplateError(
             f"cannot tell where an answer without text begins in chat template {self.locator.renderer.name!r}",
             _LEAVE_OUT,
         )
+
+    def _opening(self, before: Messages, tools: list[Any] | None) -> str | None:
+        """Return what stands before the content of an answer that ends the conversation, None if it cannot be told."""
+        try:
+            located = self.locator.locate([*before, ANSWER], tools)
+        except TemplateError:
+            return None
+        inside = located.regions[-1]
+        ends = [region.end for number in range(len(before)) for region in located.printed(number)]
+        return located.text[max(ends, default=0) : inside[0].start] if inside else None
 
     def _marker(
         self, messages: Messages, number: int, tools: list[Any] | None, after: str, is_last: bool
@@ -124,9 +162,31 @@ class TurnFinder:
             if not has_calls:
                 self.closings[key] = closing
         marker = closing.last if is_last else closing.middle
+        if has_calls:
+            return self._behind_calls(marker, is_last)
         if marker or not is_last:
             return marker, ""
         return marker, closing.middle or None
+
+    def _behind_calls(self, marker: str, is_last: bool) -> tuple[str, str | None]:
+        """Return what follows the last name in a call and belongs to the turn, and what to append where no marker does.
+
+        Raises:
+            TemplateError: nothing follows, and so it cannot be told where the call ends.
+        """
+        if not marker.strip():
+            raise TemplateError(
+                f"cannot tell where a tool call ends in chat template {self.locator.renderer.name!r}",
+                _LEAVE_OUT,
+            )
+        plain = self.end_markers.plain
+        if (
+            not is_last
+            or plain.last.strip()
+            or (plain.middle.strip() and marker.rstrip().endswith(plain.middle.strip()))
+        ):
+            return marker, ""
+        return marker, plain.middle or None
 
 
 def _check_order(turns: Sequence[Turn]) -> None:

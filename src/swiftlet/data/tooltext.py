@@ -1,0 +1,169 @@
+"""Tools and their calls as plain text, for chat templates that print none: they would be lost from a row otherwise.
+
+A call becomes `<tool_call>`, the call as JSON and `</tool_call>`, each on a line of its own, behind the text of its
+answer; what a tool answered becomes a question between `<tool_response>` tags; the descriptions of the tools go behind
+the system message. What a template prints itself is left to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from swiftlet.data.rendering import Renderer, TemplateError, as_template_message, called_name
+
+Message = dict[str, Any]
+# what is tried with each template
+_ID, _NAME, _TEXT = "abcdefghi", "look_up_17", "a text 53"
+_TOOLS = [
+    {"type": "function", "function": {"name": _NAME, "description": "d", "parameters": {"type": "object"}}}
+]
+_QUESTION, _ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+_FUNCTION = {"name": _NAME, "arguments": {"x": "y"}}
+_CALL: Message = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"id": _ID, "type": "function", "function": _FUNCTION}],
+}
+
+_INTRODUCTION = "You can call these tools; each line describes one in JSON:"
+_FORM = (
+    "To call one, write its name and arguments like this:\n"
+    '<tool_call>\n{"name": "...", "arguments": {...}}\n</tool_call>'
+)
+
+
+@dataclass(frozen=True)
+class ToolText:
+    """What one template prints of tools, and how the rest is put into the messages."""
+
+    renderer: Renderer
+
+    def fit(
+        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None
+    ) -> tuple[list[Message], list[Any] | None, tuple[str, ...]]:
+        """Return messages and tools as the template takes them, and codes for what became text or was left out."""
+        shown, notes = [dict(message) for message in messages], []
+        if any(message.get("tool_calls") for message in shown) and not self.prints_calls:
+            shown = [_with_calls_as_text(message) for message in shown]
+            notes.append("calls_as_text")
+        elif _lacks_ids(shown) and self.needs_ids:
+            shown = _with_ids(shown)
+            notes.append("call_ids_made")
+        if any(message["role"] == "tool" for message in shown) and not self.prints_results:
+            shown = _with_results_as_text(shown)
+            notes.append("results_as_text")
+        if tools and not self.prints_tools:
+            notes.append("tools_as_text" if self.takes_system else "tools_left_out")
+            shown = _with_tools_as_text(shown, tools) if self.takes_system else shown
+            tools = None
+        return shown, tools, tuple(notes)
+
+    @cached_property
+    def prints_calls(self) -> bool:
+        """Whether a call in an answer is printed; True as well where the template refuses every way to try it."""
+        result = {"role": "tool", "content": "r", "tool_call_id": _ID, "name": _NAME}
+        called = [_QUESTION, {**_CALL, "content": "c"}]
+        ways = ([_QUESTION, _CALL], called, [*called, result, _ANSWER])
+        return {self._is_printed(_NAME, messages) for messages in ways} - {None} != {False}
+
+    @cached_property
+    def needs_ids(self) -> bool:
+        """Whether the template takes calls with ids and answers of tools that name them, and none without."""
+        ways: list[list[Message]] = []
+        for key, number in (({"id": _ID}, {"tool_call_id": _ID}), ({}, {})):
+            call = {"type": "function", "function": _FUNCTION, **key}
+            asked = {"role": "assistant", "content": "", "tool_calls": [call]}
+            ways.append([_QUESTION, asked, {"role": "tool", "content": "r", **number}, _ANSWER])
+        return [self._is_printed(_NAME, messages) for messages in ways] == [True, None]
+
+    @cached_property
+    def prints_results(self) -> bool:
+        """Whether what a tool answered is printed, behind an answer that calls it as the template prints calls."""
+        asked = {**_CALL, "content": "c"} if self.prints_calls else _ANSWER
+        result = {"role": "tool", "content": _TEXT, "tool_call_id": _ID, "name": _NAME}
+        return bool(self._is_printed(_TEXT, [_QUESTION, asked, result, _ANSWER]))
+
+    @cached_property
+    def prints_tools(self) -> bool:
+        """Whether the descriptions of tools are printed; True as well where the template refuses to try it."""
+        return self._is_printed(_NAME, [_QUESTION]) is not False
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether a system message is printed."""
+        return bool(self._is_printed(_TEXT, [{"role": "system", "content": _TEXT}, _QUESTION], []))
+
+    def _is_printed(
+        self, text: str, messages: Sequence[Message], tools: Sequence[Any] = _TOOLS
+    ) -> bool | None:
+        """Return whether a text is printed, None where the template refuses the conversation."""
+        shown = [as_template_message(message) for message in messages]
+        is_asked = messages[-1]["role"] != "assistant"
+        try:
+            return text in self.renderer.render(shown, list(tools), generation_prompt=is_asked)
+        except TemplateError:
+            return None
+
+
+def _with_calls_as_text(message: Message) -> Message:
+    calls = message.pop("tool_calls", None) or []
+    texts = [
+        message.get("content") or "",
+        *(f"<tool_call>\n{_as_json(call)}\n</tool_call>" for call in calls),
+    ]
+    return {**message, "content": "\n".join(text for text in texts if text)}
+
+
+def _lacks_ids(messages: Sequence[Message]) -> bool:
+    calls = [call for message in messages for call in message.get("tool_calls") or ()]
+    return any("id" not in call for call in calls)
+
+
+def _with_ids(messages: Sequence[Message]) -> list[Message]:
+    """Number the calls, in nine digits as Mistral's templates want them; answers are to the calls in their order."""
+    shown, open_ids, count = [], [], 0
+    for message in messages:
+        if message.get("tool_calls"):
+            calls = []
+            for call in message["tool_calls"]:
+                count += 1
+                calls.append({**call, "id": f"{count:09d}"})
+            open_ids = [call["id"] for call in calls]
+            shown.append({**message, "tool_calls": calls})
+        elif message["role"] == "tool" and open_ids:
+            shown.append({**message, "tool_call_id": open_ids.pop(0)})
+        else:
+            shown.append(message)
+    return shown
+
+
+def _with_results_as_text(messages: list[Message]) -> list[Message]:
+    """Make questions of tools' answers, one of those that follow each other."""
+    shown: list[Message] = []
+    for number, message in enumerate(messages):
+        if message["role"] != "tool":
+            shown.append(message)
+            continue
+        text = f"<tool_response>\n{message.get('content') or ''}\n</tool_response>"
+        if number and messages[number - 1]["role"] == "tool":
+            text = f"{shown.pop()['content']}\n{text}"
+        shown.append({"role": "user", "content": text})
+    return shown
+
+
+def _as_json(call: Mapping[str, Any]) -> str:
+    arguments = call.get("function", call).get("arguments", {})
+    return json.dumps({"name": called_name(call), "arguments": arguments}, ensure_ascii=False)
+
+
+def _with_tools_as_text(messages: list[Message], tools: list[Any]) -> list[Message]:
+    lines = [json.dumps(tool, ensure_ascii=False) for tool in tools]
+    text = "\n".join([_INTRODUCTION, *lines, _FORM])
+    if messages and messages[0]["role"] == "system":
+        first, *rest = messages
+        return [{**first, "content": "\n\n".join(filter(None, [first.get("content"), text]))}, *rest]
+    return [{"role": "system", "content": text}, *messages]

@@ -1,0 +1,165 @@
+"""Conversations with tools: each call is trained on where the template prints it, and is text where it prints none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from bpe import tokenizer_of
+from test_template import ASK, CHATML, EACH, END, sample, trained
+
+from swiftlet.data.template import TemplateError, build_template
+
+CALLS = (
+    "{% for call in m.tool_calls or [] %}<call>{{ {'name': call.function.name, 'arguments': call.function.arguments} "
+    "| tojson }}</call>{% endfor %}"
+)
+TURN = "<|start|>{{ m.role }}\n{{ m.content }}" + CALLS + "<|end|>\n"
+PROMPT = ASK + "<|start|>assistant\n{% endif %}"
+NATIVE = "{{ tools | tojson if tools else '' }}" + EACH + TURN + END + PROMPT
+THOUGHT = "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+WAYS = {
+    "a marker after every turn": NATIVE,
+    "an empty thought before the last answer": NATIVE.replace(
+        "\n{{ m.content }}", "\n" + THOUGHT + "{{ m.content }}"
+    ),
+    "a prompt that opens a thought": NATIVE.replace(
+        "assistant\n{% endif %}", "assistant\n<think>\n{% endif %}"
+    ),
+    "separators between turns only": NATIVE.replace(
+        "<|end|>\n", "{% if not loop.last %}<|end|>\n{% endif %}"
+    ),
+    "results right after calls, else refused": EACH
+    + "{% if m.role == 'user' and not loop.first and messages[loop.index0 - 1].tool_calls %}"
+    "{{ raise_exception('a result is missing') }}{% endif %}" + TURN + END + PROMPT,
+    "no prompt for an answer": EACH + TURN + END,
+}
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "adds"}}]
+QUESTION = {"role": "user", "content": "2 and 3?"}
+RESULT = {"role": "tool", "content": "5"}
+ANSWER = {"role": "assistant", "content": "It is 5."}
+
+
+def call(*names, content=""):
+    calls = [{"type": "function", "function": {"name": name, "arguments": {"x": 2}}} for name in names]
+    return {"role": "assistant", "content": content, "tool_calls": calls}
+
+
+def printed(*names):
+    return "".join(f"<call>{as_json(name)}</call>" for name in names)
+
+
+def written(*names):
+    return "\n".join(f"<tool_call>\n{as_json(name)}\n</tool_call>" for name in names)
+
+
+def as_json(name):
+    return json.dumps({"name": name, "arguments": {"x": 2}})
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    made = {}
+
+    def build(chat):
+        if chat not in made:
+            made[chat] = tokenizer_of(tmp_path_factory.mktemp("model"), "byte_level", chat)
+        return build_template(made[chat])
+
+    return build
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([QUESTION, call("add"), RESULT, ANSWER], [printed("add"), "It is 5."]),
+        ([QUESTION, call("add")], [printed("add")]),
+        ([QUESTION, call("add", "sub"), RESULT, RESULT, ANSWER], [printed("add", "sub"), "It is 5."]),
+        ([QUESTION, call("add", content="I add."), RESULT, ANSWER], ["I add." + printed("add"), "It is 5."]),
+        ([QUESTION, call("sub", content="I add.")], ["I add." + printed("sub")]),
+        (
+            [QUESTION, call("add"), RESULT, call("sub"), RESULT, ANSWER, QUESTION, call("add")],
+            [printed("add"), printed("sub"), "It is 5.", printed("add")],
+        ),
+    ],
+)
+def test_calls_are_trained_on_with_their_end_and_nothing_before_them(make, way, messages, expected):
+    template = make(WAYS[way])
+    encoded, notes = template.encode_noted(sample(messages, TOOLS if "tools" in WAYS[way] else None))
+    assert trained(template, encoded) == [text + "<|end|>" for text in expected]
+    assert notes == ()
+
+
+def test_what_comes_before_a_call_at_inference_is_what_was_trained(make):
+    template = make(NATIVE)
+    encoded = template.encode(sample([QUESTION, call("add"), RESULT, ANSWER], TOOLS))
+    for asked in ([QUESTION], [QUESTION, call("add"), RESULT]):
+        prompt = template.encode_prompt(asked, TOOLS)
+        assert encoded.input_ids[: len(prompt)] == prompt
+
+
+def test_calls_and_tools_are_text_where_the_template_prints_none(make):
+    template = make(CHATML)
+    messages = [QUESTION, call("add", "sub", content="I add."), RESULT, ANSWER]
+    encoded, notes = template.encode_noted(sample(messages, TOOLS))
+    assert trained(template, encoded) == ["I add.\n" + written("add", "sub") + "<|end|>", "It is 5.<|end|>"]
+    assert notes == ("calls_as_text", "tools_as_text")
+    text = template.tokenizer.decode(encoded.input_ids)
+    assert text.startswith("<|start|>system\nYou can call these tools") and '"description": "adds"' in text
+    assert "<|start|>tool\n5<|end|>" in text
+    prompt = template.encode_prompt([QUESTION], TOOLS)
+    assert encoded.input_ids[: len(prompt)] == prompt
+
+
+def test_tools_are_described_behind_the_system_message_of_the_row(make):
+    template = make(CHATML)
+    encoded = template.encode(sample([{"role": "system", "content": "Be kind."}, QUESTION, ANSWER], TOOLS))
+    assert "<|start|>system\nBe kind.\n\nYou can call" in template.tokenizer.decode(encoded.input_ids)
+
+
+def test_results_are_questions_where_the_template_takes_none(make):
+    chat = (
+        EACH + "{% if m.role not in ['user', 'assistant'] %}{{ raise_exception('no such role') }}{% endif %}"
+    )
+    template = make(chat + CHATML.removeprefix(EACH))
+    messages = [QUESTION, call("add", "add"), RESULT, {**RESULT, "content": "6"}, ANSWER]
+    encoded, notes = template.encode_noted(sample(messages, TOOLS))
+    assert trained(template, encoded) == [written("add", "add") + "<|end|>", "It is 5.<|end|>"]
+    assert notes == ("calls_as_text", "results_as_text", "tools_left_out")
+    results = "<tool_response>\n5\n</tool_response>\n<tool_response>\n6\n</tool_response>"
+    assert f"<|start|>user\n{results}<|end|>" in template.tokenizer.decode(encoded.input_ids)
+
+
+@pytest.mark.parametrize(
+    ("chat", "messages", "fault"),
+    [
+        (
+            NATIVE.replace("in m.tool_calls or []", "in (m.tool_calls or [])[:1]"),
+            [QUESTION, call("add", "sub")],
+            "all",
+        ),
+        (NATIVE.replace(CALLS, "{{ m.tool_calls or '' }}"), [QUESTION, call("add")], "stand in the text"),
+        (
+            EACH + "{{ m.content }}{{ m.tool_calls[0].function.name if m.tool_calls }}" + END,
+            [QUESTION, call("add")],
+            "call ends",
+        ),
+    ],
+)
+def test_calls_that_are_not_printed_or_cannot_be_found_are_refused(make, chat, messages, fault):
+    with pytest.raises(TemplateError, match=fault) as caught:
+        make(chat).encode(sample(messages, TOOLS))
+    assert "--bad_rows skip" in caught.value.hint
+
+
+def test_calls_get_numbers_where_the_template_must_have_some(make):
+    chat = NATIVE.replace("{{ m.content }}", "{{ m.content }}{{ '#' + m.tool_call_id if m.role == 'tool' }}")
+    template = make(chat.replace("<call>", "<call>{{ '#' + call.id }}"))
+    encoded, notes = template.encode_noted(
+        sample([QUESTION, call("add", "sub"), RESULT, RESULT, ANSWER], TOOLS)
+    )
+    assert notes == ("call_ids_made",)
+    assert trained(template, encoded)[0].count("#00000000") == 2
+    text = template.tokenizer.decode(encoded.input_ids)
+    assert text.count("#000000001") == text.count("#000000002") == 2
