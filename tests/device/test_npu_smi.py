@@ -107,6 +107,29 @@ def test_a_table_that_begins_in_the_middle_says_so():
     assert parse_info(info_text([card_lines(0), "...\n", card_lines(7)])).is_partial
 
 
+def test_a_table_cut_anywhere_never_gives_a_figure_that_the_whole_one_does_not_have():
+    text = info_text([card_lines(0), card_lines(1, used=64000)], [(1, 4711, "python", 20480)])
+    whole = parse_info(text)
+    for end in range(len(text)):
+        cut = parse_info(text[:end])
+        assert cut.cards == whole.cards[: len(cut.cards)], text[:end]
+        assert cut.processes == whole.processes[: len(cut.processes)], text[:end]
+
+
+@pytest.mark.parametrize("end", ["3316 / 65", "3316 / 65536         ", "| 0000:C2:00.0  |", "0000:C2"])
+def test_a_table_cut_inside_a_row_says_so(end):
+    text = HEAD + card_lines(0) + card_lines(1)
+    info = parse_info(text[: text.rindex(end) + len(end)])
+    assert info.is_partial and [card.npu for card in info.cards] == [0]
+
+
+def test_a_table_cut_inside_a_process_or_before_the_first_card_says_so():
+    text = info_text([card_lines(0)], [(0, 4711, "python", 20480)])
+    info = parse_info(text[: text.rindex("20480") + 2])
+    assert info.is_partial and info.cards and not info.processes
+    assert parse_info(HEAD).is_partial
+
+
 def test_windows_line_ends_and_a_prompt_change_nothing():
     text = info_text([card_lines(0), card_lines(1)])
     noisy = "root@host:~# npu-smi info\n" + text.replace("\n", "\r\n")

@@ -14,6 +14,7 @@ VERSION = re.compile(r"npu-smi\s+(\S+)\s+Version:\s*(\S+)", re.IGNORECASE)
 BUS = re.compile(r"[0-9A-Fa-f]{4,}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]")
 PAIR = re.compile(r"(\d+|NA|-)\s*/\s*(\d+|NA|-)")
 IDLE = re.compile(r"No running processes found in NPU\s*(\d+)", re.IGNORECASE)
+LEAST_CELLS = 3  # of a row of cards
 UNIT = re.compile(r"Process memory\s*\((\w+)\)", re.IGNORECASE)
 
 
@@ -58,7 +59,7 @@ class Process(NamedTuple):
 
 @dataclass
 class Info:
-    """The table of `npu-smi info`; `is_partial` when lines were seen to be missing."""
+    """The table of `npu-smi info`; `is_partial` when lines, or ends of lines, were seen to be missing."""
 
     npu_smi_version: str | None = None
     driver_version: str | None = None
@@ -145,7 +146,7 @@ def is_info(text: str) -> bool:
 def parse_info(text: str) -> Info:
     """Return the cards and processes of `npu-smi info`; what is cut off stays unknown."""
     info = Info()
-    columns, first = _Columns(), None
+    columns, first, width = _Columns(), None, LEAST_CELLS
     for line in text.splitlines():
         line = line.strip()
         if line == "...":
@@ -153,6 +154,9 @@ def parse_info(text: str) -> Info:
         if not line.startswith("|"):
             continue
         cells = _cells(line)
+        if not line.endswith("|") or 1 < len(cells) < width:  # cut inside a row: 65 may be the begin of 65536
+            info.is_partial = True
+            continue
         version, idle = VERSION.search(line), IDLE.search(line)
         if version:
             info.npu_smi_version, info.driver_version = version.groups()
@@ -161,8 +165,9 @@ def parse_info(text: str) -> Info:
         elif "Process id" in line:
             unit = UNIT.search(line)
             info.process_table, info.process_memory_unit = True, unit.group(1) if unit else None
+            width = len(cells)
         elif "Bus-Id" in line:
-            columns = _read_header(cells)
+            columns, width = _read_header(cells), len(cells)
         elif info.process_table:
             process = _read_process(cells)
             info.processes += [process] if process else []
@@ -173,5 +178,5 @@ def parse_info(text: str) -> Info:
             info.is_partial |= first is None
             info.cards.append(_second_line(cells, first or Card(), columns))
             first = None
-    info.is_partial |= first is not None
+    info.is_partial |= first is not None or not info.cards
     return info
