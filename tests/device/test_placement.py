@@ -35,7 +35,16 @@ def test_more_processes_than_devices_share_evenly(npu_smi):
 
 
 @pytest.mark.parametrize(
-    "text, devices", [(None, [0, 1, 2]), ("", []), ("2", [2]), ("0,7", [0]), ("GPU-a", [])]
+    "text, devices",
+    [
+        (None, [0, 1, 2]),
+        ("", []),
+        ("2", [2]),
+        ("0,7", [0]),
+        ("GPU-a", []),
+        ("²", []),
+        pytest.param("9" * 5000, [], id="long"),
+    ],
 )
 def test_chosen_devices(text, devices):
     environ = {} if text is None else {"CUDA_VISIBLE_DEVICES": text}

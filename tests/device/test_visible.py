@@ -24,7 +24,12 @@ def only(environ, machine=EIGHT):
         ("3,2", "not in ascending order", "2,3"),
         ("0,a", "'a' in '0,a'", "0"),
         ("0-3", "found '0-3'", "0,1,2,3"),
-        ("-1", "found '-1'", "1"),
+        ("-1", "found '-1'", "0"),
+        ("1, -1", "'-1' in '1, -1'", "1"),
+        ("1.0", "found '1.0'", "1"),
+        ("99999999999", "found '99999999999'", "0"),
+        ("1,99999999999", "'99999999999' in", "1"),
+        ("5-99", "found '5-99'", "5,6,7"),
         ("0,,1", "'' in '0,,1'", "0,1"),
         ("0,1,", "'' in '0,1,'", "0,1"),
         ("[0,1]", "'[0' in '[0,1]'", "0,1"),
@@ -55,6 +60,11 @@ def test_a_container_counts_its_own_devices_from_zero():
     assert "2 NPUs: 0 to 1 (inside a container the numbers begin at 0" in mistake.message
     assert mistake.hint == "type ASCEND_RT_VISIBLE_DEVICES=0"
     assert "one NPU: 0" in only({"ASCEND_RT_VISIBLE_DEVICES": "1"}, Machine(npus=1)).message
+
+
+def test_ids_that_no_machine_has_are_not_suggested():
+    for text in ("9" * 5000, "0-999999999", "-3"):
+        assert only({"ASCEND_RT_VISIBLE_DEVICES": text}, NOTHING).hint == "type ASCEND_RT_VISIBLE_DEVICES=0"
 
 
 def test_the_range_is_not_checked_where_nothing_tells_it():

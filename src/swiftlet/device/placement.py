@@ -12,7 +12,7 @@ from swiftlet.device.cards import PCI, Cards, Chip, Finding, check_cards, chips_
 from swiftlet.device.nvidia_smi import Gpu, look_at_gpus
 from swiftlet.device.settings import AUTO
 from swiftlet.device.topology import parse_ranges
-from swiftlet.device.visible import ASCEND, CUDA, PROCESSES, processes_per_node, visible_ids
+from swiftlet.device.visible import ASCEND, CUDA, NUMBER, PROCESSES, processes_per_node, visible_ids
 
 
 class Seat(NamedTuple):
@@ -28,7 +28,7 @@ def chosen(variable: str, environ: Mapping[str, str], total: int) -> list[int]:
     ids = visible_ids(variable, environ)
     if ids is None:
         return list(range(total))
-    return [int(one) for one in ids if one.isdigit() and int(one) < total]
+    return [int(one) for one in ids if NUMBER.fullmatch(one) and int(one) < total]
 
 
 def check_devices(kind: str, environ: Mapping[str, str]) -> list[Finding]:
@@ -41,7 +41,7 @@ def check_devices(kind: str, environ: Mapping[str, str]) -> list[Finding]:
         return []
     processes = int(environ.get(PROCESSES) or processes_per_node(environ))
     ids = visible_ids(ASCEND, environ)
-    used = range(processes) if ids is None else [int(one) for one in ids[:processes] if one.isdigit()]
+    used = range(processes) if ids is None else [int(one) for one in ids[:processes] if NUMBER.fullmatch(one)]
     return check_cards(used, environ)
 
 

@@ -22,6 +22,10 @@ MISTAKEN = re.compile(
     r"(?:NPU|ASCEND|ASCEND_RT|ASCEND_NPU|CANN|DAVINCI)_?(?:RT_)?VISIBLE_?(?:DEVICES?|IDS?|CARDS?)"
 )
 NUMBER = re.compile(r"[0-9]{1,9}")
+MOST_DEVICES = 1024  # of one machine, by far
+NEGATIVE = re.compile(r"(?:^|[^\w\s])\s*-\s*[0-9.]+")
+WHOLE_DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.0+(?![0-9.])")  # 1.0, as a YAML file or a sheet writes 1
+RANGE = re.compile(r"(?<![0-9])([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?(?![0-9])")
 UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+")
 
 
@@ -29,19 +33,22 @@ def _items(text: str) -> list[str]:
     return [item.strip() for item in text.split(",")]
 
 
-def _ids_inside(text: str) -> list[int]:
-    """Return the numbers in a list that may also hold ranges (0-3), in order, each once."""
-    found: list[int] = []
-    for first, last in re.findall(r"([0-9]+)(?:\s*-\s*([0-9]+))?", text):
-        found += range(int(first), int(last or first) + 1) if int(last or first) - int(first) < 1024 else []
-    return sorted(dict.fromkeys(found))
+def _ids_inside(text: str, known: int | None = None) -> list[int]:
+    """Return the numbers that may be devices in a list that may also hold ranges (0-3), in order, each once."""
+    text = WHOLE_DECIMAL.sub(r"\1", NEGATIVE.sub(" ", text))
+    found: set[int] = set()
+    for first, last in RANGE.findall(text):
+        end = int(last or first) + 1
+        if known or end <= MOST_DEVICES:
+            found.update(range(int(first), min(end, known or end)))
+    return sorted(found)
 
 
 def _hint(name: str, ids: list[int]) -> str:
     return f"type {name}={','.join(map(str, ids)) if ids else '0'}"
 
 
-def _format_mistakes(name: str, text: str) -> UsageError | None:
+def _format_mistakes(name: str, text: str, known: int | None) -> UsageError | None:
     items = _items(text)
     if name == CUDA and all(UUID.fullmatch(item) for item in items):
         numbers: list[int] = []
@@ -51,8 +58,8 @@ def _format_mistakes(name: str, text: str) -> UsageError | None:
         wrong = next(item for item in items if not NUMBER.fullmatch(item))
         found = f"{describe(wrong)} in {describe(text)}" if wrong != text else describe(text)
         return UsageError(
-            f"{name} is a list of whole numbers, such as 0,1,2,3; found {found}",
-            _hint(name, _ids_inside(text)),
+            f"{name} is a list of small whole numbers, such as 0,1,2,3; found {found}",
+            _hint(name, _ids_inside(text, known)),
         )
     if name == ASCEND and any(mark.isspace() for mark in text):
         return UsageError(
@@ -136,7 +143,7 @@ def check_visible(environ: Mapping[str, str], machine: Machine | None = None) ->
         text = environ.get(name, "")
         if is_hidden(name, text) or (name == CUDA and not _cuda_counts(environ, machine)):
             continue
-        wrong = _format_mistakes(name, text) or _range_mistake(name, text, known)
+        wrong = _format_mistakes(name, text, known) or _range_mistake(name, text, known)
         wrong = wrong or _count_mistake(name, _items(text), environ)
         mistakes += [wrong] if wrong else []
     return mistakes
