@@ -78,13 +78,16 @@ def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
     from swiftlet.config.parse import parse
 
     parsed = parse(module.ARGS, words)
-    raise_all(module.check(parsed, os.environ))
-    if COMMANDS[name].is_distributed:
-        from swiftlet import launch
+    mistakes = module.check(parsed, os.environ)
+    if not COMMANDS[name].is_distributed:
+        raise_all(mistakes)
+        return int(module.run(parsed))
+    from swiftlet import launch
 
-        shape = launch.read_shape(os.environ)
-        if launch.is_watched(shape, parsed):
-            return launch.launch(name, words, shape, module)
+    shape, found = launch.read_shape(os.environ)
+    raise_all([*mistakes, *found])
+    if launch.is_watched(shape, parsed):
+        return launch.launch(name, words, shape, module)
     return int(module.run(parsed))
 
 

@@ -65,11 +65,10 @@ def _whole(
     return default
 
 
-def read_shape(environ: Mapping[str, str]) -> Shape:
-    """Return how many processes the environment asks for.
+def read_shape(environ: Mapping[str, str]) -> tuple[Shape, list[SwiftletError]]:
+    """Return how many processes the environment asks for, and every mistake in it.
 
-    Raises:
-        SwiftletError: a variable that is not a number, or numbers that do not fit together; all of them at once.
+    Mistakes are variables that are not numbers, numbers that do not fit together, and wrong devices.
     """
     mistakes: list[SwiftletError] = []
     is_worker = "LOCAL_RANK" in environ
@@ -85,9 +84,8 @@ def read_shape(environ: Mapping[str, str]) -> Shape:
         mistakes.append(UsageError(f"NNODES={num_nodes}, but MASTER_ADDR is not set", hint))
     if not is_worker:
         processes = _with_visible_devices(environ, processes, mistakes)
-    raise_all(mistakes)
     address = environ.get("MASTER_ADDR", "127.0.0.1")
-    return Shape(processes or 1, num_nodes, node_rank, address, port, is_worker)
+    return Shape(processes or 1, num_nodes, node_rank, address, port, is_worker), mistakes
 
 
 def _with_visible_devices(environ: Mapping[str, str], processes: int, mistakes: list[SwiftletError]) -> int:

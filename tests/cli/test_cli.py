@@ -72,6 +72,18 @@ def test_no_arguments_at_all_names_everything_that_is_missing():
     assert errors.count("error: ") == 2
 
 
+def test_mistakes_in_flags_and_in_devices_come_together_without_torch():
+    words = ("sft", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh", "--learning_rate", "-1")
+    code, _, errors, modules = swift(*words, ASCEND_RT_VISIBLE_DEVICES="0,0", NNODES="x")
+    assert code == 2
+    assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
+        "error: --learning_rate must be above 0, found -1",
+        "error: NNODES is a whole number of at least 1, found 'x'",
+        "error: ASCEND_RT_VISIBLE_DEVICES=0,0 names device 0 twice",
+    ]
+    assert not {"torch", "transformers", "numpy"} & modules
+
+
 @pytest.mark.parametrize("command", ["sft", "infer", "export", "completion"])
 def test_help_of_a_command_is_grouped(command, capsys):
     assert cli.main([command, "--help"]) == 0
