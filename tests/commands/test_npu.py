@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "device"))
 
 from npu_smi_texts import HEAD, NEAR, card_lines, info_text, install, mapping_text, topology_text  # noqa: E402
 
+from swiftlet.device.cards import INCOMPLETE  # noqa: E402
 from swiftlet.device.overview import look  # noqa: E402
 
 NAMES = [f"NPU{number}" for number in range(8)]
@@ -69,7 +70,7 @@ def test_processes_sit_next_to_their_devices(machine):
 
 def test_an_incomplete_table_is_said(tmp_path):
     report = look(install(tmp_path, HEAD + card_lines(0) + "...\n" + card_lines(7)), ALL)
-    assert "the table of npu-smi is incomplete: there may be more cards" in report.notes
+    assert INCOMPLETE in report.notes
 
 
 def test_an_error_of_npu_smi_is_told_with_what_it_may_mean(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from npu_smi_texts import HEAD, card_lines, info_text, mapping_text, topology_text
 
 from swiftlet.device.affinity import as_text
-from swiftlet.device.cards import check_cards, chips_of, look_at_cards
+from swiftlet.device.cards import Chip, check_cards, chips_of, is_busy, look_at_cards
 from swiftlet.device.npu_smi import Card
 
 
@@ -111,6 +111,36 @@ def test_an_error_of_npu_smi_becomes_a_finding(npu_smi):
     )
     (found,) = check_cards(None, npu_smi("", code=3))
     assert found.message == "npu-smi info ended with exit code 3"
+
+
+def test_npu_smi_lists_eight_processes_and_there_may_be_more(npu_smi):
+    def said(number):
+        processes = [(0, 900 + at, "python", 700) for at in range(number)]
+        (found,) = check_cards(None, npu_smi(info_text([card_lines(0, used=60000)], processes)))
+        return found
+
+    assert "process 903 python and at least 4 others, with no work" in said(8).message
+    assert "process 903 python and 1 other, with no work" in said(5).message
+    assert said(4).message.endswith("process 903 python, with no work running on it")
+    assert said(8).hint == f"end what holds it: ps -fp {','.join(str(900 + at) for at in range(8))}"
+
+
+def test_a_cut_table_is_said_before_a_run(npu_smi):
+    text = HEAD + card_lines(0) + card_lines(1)
+    (found,) = check_cards(None, npu_smi(text[:-40], mapping_text(range(2))))
+    assert found.message.startswith("the table of npu-smi is incomplete: there may be more cards")
+    assert found.hint == "type npu-smi info" and not found.is_serious
+
+
+@pytest.mark.parametrize(
+    "used, total, is_held",
+    [(2703, 8192, False), (1807, 21527, False), (4096, 8192, True), (3400, 21527, True)],
+)
+def test_a_card_without_hbm_holds_its_own_system(used, total, is_held):
+    assert is_busy(Chip(0, Card(mem_mb=(used, total)), "NPU0", [], [])) == is_held
+    assert is_busy(Chip(0, Card(mem_mb=(0, 0), hbm_mb=(used, total)), "NPU0", [], [])) == (
+        used > 0.15 * total
+    )
 
 
 def test_memory_of_a_card_without_figures_is_unknown():

@@ -29,11 +29,17 @@ TITLES = {
     "en": {
         ERROR: "error",
         WARNING: "warning",
-        NOTE: "ok",
+        NOTE: "note",
         "do": "do",
-        "fine": "nothing is wrong with this machine",
+        "fine": "nothing is wrong for a run that is started here",
     },
-    "zh": {ERROR: "错误", WARNING: "警告", NOTE: "正常", "do": "处理", "fine": "没有发现问题"},
+    "zh": {
+        ERROR: "错误",
+        WARNING: "警告",
+        NOTE: "说明",
+        "do": "处理",
+        "fine": "没有发现影响在此启动的任务的问题",
+    },
 }
 
 
@@ -56,8 +62,8 @@ class ReportArgs:
 class DoctorArgs:
     """Find what is wrong with this machine, or in logs. Works without a network.
 
-    Exit codes: 0 nothing is wrong, 1 a run will fail here, 10 it may fail; with --log 10 when the logs do not show
-    the cause.
+    Exit codes: 0 nothing is wrong for a run here, 1 it will fail, 10 it may fail; with --log 10 when the logs do
+    not show the cause.
     """
 
     report: ReportArgs = field(default_factory=ReportArgs)

@@ -12,6 +12,7 @@ from swiftlet.device.machine import TIMEOUT_S, ask, find_npu_smi
 from swiftlet.device.npu_smi import Card, Info, Process, is_info, parse_info
 from swiftlet.device.npu_smi_lists import Row, explain_error, find_error, is_mapping, parse_mapping
 from swiftlet.device.topology import Topology, TopologyError, is_topology, parse_ranges, parse_topology
+from swiftlet.device.visible import ASCEND
 
 PCI = Path("/sys/bus/pci/devices")
 
@@ -24,6 +25,11 @@ class Cards:
     mapping: list[Row] = field(default_factory=list)
     topology: Topology | None = None
     failures: list[str] = field(default_factory=list)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the table was seen to be incomplete."""
+        return self.info is not None and self.info.is_partial
 
 
 class Chip(NamedTuple):
@@ -122,6 +128,9 @@ def _in_logical_order(cards: Sequence[Card], mapping: Sequence[Row]) -> list[Car
 
 BUSY_SHARE = 0.15  # an idle card has 4 to 9 % in use by its own firmware
 FULL_SHARE = 0.9
+OWN_DDR_MB = 3072  # of a card without HBM, whose own system lives there too: 2.7 GB on a 310
+MOST_LISTED = 8  # processes that npu-smi lists of a chip
+INCOMPLETE = "the table of npu-smi is incomplete: there may be more cards, or more processes on them"
 
 
 class Finding(NamedTuple):
@@ -154,7 +163,38 @@ def _health_finding(chip: Chip) -> Finding | None:
 def is_busy(chip: Chip) -> bool:
     """Return whether others hold memory of this chip, even with no work running on it."""
     used, total = chip.card.used_mb, chip.card.total_mb
-    return bool(used and total and used > BUSY_SHARE * total)
+    own = 0 if chip.card.hbm_mb else OWN_DDR_MB
+    return bool(used and total and used > max(BUSY_SHARE * total, own))
+
+
+def free_ids(chips: Sequence[Chip]) -> list[int]:
+    """Return the logical numbers of the cards that a run could take."""
+    return [chip.logical for chip in chips if not is_busy(chip) and chip.card.health in ("OK", None)]
+
+
+def _choose(free: Sequence[int]) -> str:
+    return f"{ASCEND}={','.join(map(str, free))}"
+
+
+def _list_holders(chip: Chip) -> str:
+    return f"ps -fp {','.join(str(one.pid) for one in chip.processes)}"
+
+
+def busy_command(chip: Chip, free: Sequence[int]) -> str:
+    """Return what to type where this card is busy: other cards, else who holds it."""
+    if free:
+        return _choose(free)
+    return _list_holders(chip) if chip.processes else "npu-smi info"
+
+
+def _holders(chip: Chip, named: int = 4) -> str:
+    """Return who holds a card, in words; npu-smi does not list all of many."""
+    names = [f"process {one.pid} {one.name}".strip() for one in chip.processes[:named]]
+    others = len(chip.processes) - named
+    if others <= 0:
+        return ", ".join(names)
+    least = "at least " if len(chip.processes) >= MOST_LISTED else ""
+    return f"{', '.join(names)} and {least}{others} other{'s' * (others > 1)}"
 
 
 def _busy_finding(chip: Chip, free: Sequence[int]) -> Finding | None:
@@ -162,13 +202,10 @@ def _busy_finding(chip: Chip, free: Sequence[int]) -> Finding | None:
         return None
     used, total = chip.card.used_mb or 0, chip.card.total_mb or 1
     work = "" if chip.card.aicore_pct else ", with no work running on it"
-    holders = ", ".join(f"process {one.pid} {one.name}".strip() for one in chip.processes[:4])
-    by = f" by {holders}" if holders else ""
+    by = f" by {_holders(chip)}" if chip.processes else ""
     message = f"NPU {chip.logical} ({chip.name}) is busy: {used} of {total} MB are in use{by}{work}"
-    other = f"choose free ones: ASCEND_RT_VISIBLE_DEVICES={','.join(map(str, free))}" if free else ""
-    stop = (
-        f"end what holds it: ps -fp {','.join(str(one.pid) for one in chip.processes[:4])}" if holders else ""
-    )
+    other = f"choose free ones: {_choose(free)}" if free else ""
+    stop = f"end what holds it: {_list_holders(chip)}" if chip.processes else ""
     hint = ", or ".join(part for part in (other, stop) if part)
     return Finding(used > FULL_SHARE * total, message, hint or "type npu-smi info to see who uses the cards")
 
@@ -176,7 +213,7 @@ def _busy_finding(chip: Chip, free: Sequence[int]) -> Finding | None:
 def findings(chips: Sequence[Chip], visible: Collection[int] | None = None) -> list[Finding]:
     """Return what is wrong with the cards that a run will use; all cards when `visible` is None."""
     chosen = [chip for chip in chips if visible is None or chip.logical in visible]
-    free = [chip.logical for chip in chips if not is_busy(chip) and chip.card.health in ("OK", None)]
+    free = free_ids(chips)
     found = [_health_finding(chip) for chip in chosen]
     found += [_busy_finding(chip, free[: len(chosen)]) for chip in chosen]
     return [one for one in found if one is not None]
@@ -193,4 +230,5 @@ def check_cards(visible: Collection[int] | None, environ: Mapping[str, str] | No
         return []
     if machine.info is None:
         return [Finding(False, message, "type swift doctor") for message in machine.failures]
-    return findings(chips_of(machine), visible)
+    partial = [Finding(False, INCOMPLETE, "type npu-smi info")] if machine.is_partial else []
+    return findings(chips_of(machine), visible) + partial

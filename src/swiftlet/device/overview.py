@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swiftlet.device.affinity import as_text
-from swiftlet.device.cards import Cards, Chip, Finding, chips_of, findings, look_at_cards
+from swiftlet.device.cards import INCOMPLETE, Cards, Chip, Finding, chips_of, findings, look_at_cards
 from swiftlet.device.machine import NPU_SMI_PLACES, find_npu_smi
 from swiftlet.device.nvidia_smi import Gpu, look_at_gpus
 from swiftlet.device.placement import Seat, chosen, near_gpus, near_of, seats
@@ -94,8 +94,8 @@ def _npu_report(found: Cards, environ: Mapping[str, str], allowed: set[int]) -> 
     report = Report(chips, found.topology, notes=list(found.failures))
     if info is not None:
         report.versions = {"npu_smi": info.npu_smi_version, "driver": info.driver_version}
-    if info is not None and info.is_partial:
-        report.notes.append("the table of npu-smi is incomplete: there may be more cards")
+    if found.is_partial:
+        report.notes.append(INCOMPLETE)
     report.findings = findings(chips, devices)
     report.seats, report.seats_title = seats(devices, near_of(chips), allowed), title
     report.notes += [f"asked {find_npu_smi(environ)}"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from swiftlet.device.cards import FULL_SHARE, Chip, is_busy
+from swiftlet.device.cards import FULL_SHARE, MOST_LISTED, Chip, busy_command, free_ids, is_busy
 from swiftlet.device.nvidia_smi import look_at_gpus
-from swiftlet.device.visible import check_visible, hiding
+from swiftlet.device.placement import chosen
+from swiftlet.device.visible import ASCEND, check_visible, hiding
 from swiftlet.doctor.finding import Finding, found
 from swiftlet.doctor.scene import Scene
 
@@ -26,25 +27,29 @@ def check_nodes(scene: Scene) -> Iterator[Finding]:
 
 
 def check_cards(scene: Scene) -> Iterator[Finding]:
-    """Compare what the driver's program says with the nodes, and name unhealthy and busy cards."""
-    here = scene.installation
-    if not here.is_ascend:
-        return
+    """Compare what the driver's program says with the nodes, and name unhealthy and busy cards.
+
+    That program is asked wherever it is found: what it says counts with no node and no driver's folder, too.
+    """
+    nodes = scene.installation.nodes
     if scene.smi is None:
-        if here.nodes:
+        if nodes:
             yield found("device.smi_missing")
         return
     for said in scene.smi.failures:
         yield found("device.smi_failed", said=said)
     chips = scene.chips
-    if chips and len(chips) < len(here.nodes):
-        yield found("device.fewer", nodes=len(here.nodes), found=len(chips))
-    free = [chip.logical for chip in chips if not is_busy(chip) and chip.card.health in HARMLESS]
+    if scene.smi.is_partial:
+        yield found("device.smi_partial")
+    elif chips and len(chips) < len(nodes):
+        yield found("device.fewer", nodes=len(nodes), found=len(chips))
+    used = chosen(ASCEND, scene.environ, len(chips))
     for chip in chips:
-        yield from _card(scene, chip, ",".join(map(str, free)) or "none")
+        for finding in _card(scene, chip, free_ids(chips)):
+            yield finding if chip.logical in used else finding._replace(is_aside=True)
 
 
-def _card(scene: Scene, chip: Chip, free: str) -> Iterator[Finding]:
+def _card(scene: Scene, chip: Chip, free: Sequence[int]) -> Iterator[Finding]:
     card = chip.card
     names = {"id": chip.logical, "name": chip.name}
     if card.health not in HARMLESS:
@@ -56,7 +61,9 @@ def _card(scene: Scene, chip: Chip, free: str) -> Iterator[Finding]:
             ", ".join(f"{one.pid} {one.name}".strip() for one in chip.processes) or "by whom is not shown"
         )
         kind = "device.full" if used > FULL_SHARE * total else "device.busy"
-        yield found(kind, **names, used=used, total=total, holders=holders, free=free)
+        yield found(kind, **names, used=used, total=total, holders=holders, command=busy_command(chip, free))
+        if len(chip.processes) >= MOST_LISTED:
+            yield found("device.listed", **names, most=MOST_LISTED)
     for process in chip.processes:
         status = scene.path(f"proc/{process.pid}/status")
         parent = PARENT.search(status.read_text("utf-8", "replace")) if status.is_file() else None

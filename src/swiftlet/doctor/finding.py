@@ -18,18 +18,22 @@ class Finding(NamedTuple):
 
     id: str
     fields: dict[str, str]
+    is_aside: bool = False  # about a device that no run started here uses: a note, with nothing to type
 
     @property
     def severity(self) -> str:
         """error, warning or note."""
-        return str(_row(self.id)["severity"])
+        return NOTE if self.is_aside else str(_row(self.id)["severity"])
 
     def cause(self, language: str) -> str:
         """Return what is wrong."""
-        return fill(_row(self.id)[language], self.fields)
+        cause = fill(_row(self.id)[language], self.fields)
+        return cause + table("findings")["aside"][language] if self.is_aside else cause
 
     def command(self, language: str) -> str:
-        """Return what to type."""
+        """Return what to type, empty where nothing is to mend."""
+        if self.is_aside:
+            return ""
         command = _row(self.id)["command"]
         return fill(command if isinstance(command, str) else command[language], self.fields)
 
