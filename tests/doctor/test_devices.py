@@ -87,6 +87,13 @@ def test_a_card_that_was_not_chosen_is_a_note(server, card, said):
     assert exit_code(examine(server.scene())) in (1, 10)
 
 
+@pytest.mark.parametrize("text", ["", "5", "0-1"])
+def test_where_no_card_is_chosen_every_card_counts(server, text):
+    server.cards([card_lines(0, health="Critical"), card_lines(1)])
+    server.environ["ASCEND_RT_VISIBLE_DEVICES"] = text
+    assert "device.health" in [one.id for one in examine(server.scene()) if one.severity == ERROR]
+
+
 def test_notes_are_not_called_right(server, capsys):
     server.cards([card_lines(0, health="Critical"), card_lines(1)])
     server.environ["ASCEND_RT_VISIBLE_DEVICES"] = "1"

@@ -43,7 +43,8 @@ def check_cards(scene: Scene) -> Iterator[Finding]:
         yield found("device.smi_partial")
     elif chips and len(chips) < len(nodes):
         yield found("device.fewer", nodes=len(nodes), found=len(chips))
-    used = chosen(ASCEND, scene.environ, len(chips))
+    # Where the variable names no card that is there, it is to be mended, and every card may be used then.
+    used = chosen(ASCEND, scene.environ, len(chips)) or [chip.logical for chip in chips]
     for chip in chips:
         for finding in _card(scene, chip, free_ids(chips)):
             yield finding if chip.logical in used else finding._replace(is_aside=True)
