@@ -7,7 +7,8 @@ import json
 import pytest
 
 from swiftlet.doctor.explain import explain
-from swiftlet.doctor.logs import LARGEST_BYTES, LONGEST_LINE, lines_of, read_logs
+from swiftlet.doctor.log_files import LARGEST_BYTES, read_logs
+from swiftlet.doctor.logs import LONGEST_LINE, lines_of
 from swiftlet.doctor.tables import LANGUAGES, TableError, fill, language, load, user_folder
 from swiftlet.doctor.wording import as_json, in_words, look_at
 from swiftlet.errors import UsageError
@@ -27,6 +28,16 @@ def cause_of(text):
 OOM = (
     "RuntimeError: NPU out of memory. Tried to allocate {} GiB (NPU 1; 60.0 GiB total capacity; {} GiB already "
     "allocated; 9 GiB current active; {} GiB free; {} GiB reserved in total by PyTorch)"
+)
+OOM_LIMITED = (
+    "torch.OutOfMemoryError: NPU out of memory. Tried to allocate 96.00 MiB (NPU 0; 32.00 GiB total capacity; "
+    "512.00 MiB allowed; 450.00 MiB already allocated; 450.00 MiB current active; 20.00 GiB free; "
+    "460.00 MiB reserved in total by PyTorch)"
+)
+OOM_GPU = (
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 3.00 GiB. GPU 1 has a total capacity of 74.0 GiB "
+    "of which 2.0 GiB is free. {}Including non-PyTorch memory, this process has {} GiB memory in use. Of the "
+    "allocated memory {} GiB is allocated by PyTorch, and {} GiB is reserved by PyTorch but unallocated."
 )
 CAUSES = [
     ("AttributeError: `np.float_` was removed in the NumPy 2.0 release.", "env.numpy2"),
@@ -74,7 +85,12 @@ CAUSES = [
     (OOM.format(1, 9, 1, 10), "memory.others"),
     (OOM.format(5, 45, 1, 58), "memory.fragments"),
     (OOM.format(5, 57, 1, 58), "memory.own"),
-    ("torch.OutOfMemoryError: CUDA out of memory.", "memory.torch_short"),
+    ("RuntimeError: NPU out of memory.", "memory.torch_short"),
+    ("torch.OutOfMemoryError: CUDA out of memory.", "memory.gpu_short"),
+    (OOM_LIMITED, "memory.allowed"),
+    (OOM_GPU.format("Process 7 has 50.0 GiB memory in use. ", "22.0", "20.0", "1.5"), "memory.others_gpu"),
+    (OOM_GPU.format("", "72.0", "50.0", "21.0"), "memory.fragments_gpu"),
+    (OOM_GPU.format("", "72.0", "70.0", "1.0"), "memory.own"),
     ("exitcode  : -9 (pid: 77)", "memory.host_killed"),
     ("ERROR: Unexpected bus error ... insufficient shared memory (shm)", "memory.shm"),
     ("OSError: [Errno 12] Cannot allocate memory", "memory.hostfull"),
@@ -84,6 +100,14 @@ CAUSES = [
     ("SafetensorError: Error while deserializing header: HeaderTooLarge", "system.weights"),
     ("socket type[2], listen on ip[10.0.0.1%eth0] and specific port[60000] fail.", "system.port"),
     ("EI0019: The IP address 10.0.0.1 and port 50001 have already been bound.", "system.port"),
+    (
+        "[E socket.cpp:9] [c10d] The server socket has failed to listen on [::]:29511 (Address already in use)",
+        "system.master_port",
+    ),
+    ("OSError: [Errno 98] Address already in use", "system.address_used"),
+    ("RuntimeError: The NVIDIA driver on your system is too old (found version 11040).", "driver.nvidia_old"),
+    ("RuntimeError: CUDA error: device-side assert triggered", "program.cuda_kernel"),
+    ("ValueError: bad shape", "program.exception"),
     (
         'File "/x/bitsandbytes/autograd/_functions.py", line 5\nFile "/x/torch/cuda/__init__.py"',
         "program.bitsandbytes",
@@ -179,7 +203,9 @@ def test_every_cause_has_a_log():
     tried = {cause for _, cause in CAUSES} | {
         "collective.unequal_operation",
         "collective.links_cycle",
+        "collective.waits_cycle",
         "memory.torch",
+        "memory.torch_gpu",
     }
     assert set(TABLES.causes) <= tried
 

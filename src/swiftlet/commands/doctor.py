@@ -15,7 +15,7 @@ from swiftlet.doctor.examine import examine
 from swiftlet.doctor.explain import explain
 from swiftlet.doctor.finding import ERROR, EXIT_CODES, NOTE, WARNING, Finding, exit_code
 from swiftlet.doctor.live import check_live
-from swiftlet.doctor.logs import read_logs
+from swiftlet.doctor.log_files import read_logs
 from swiftlet.doctor.scene import Scene, look_around, table
 from swiftlet.doctor.wording import as_json, in_words, to_json
 from swiftlet.errors import SwiftletError, UsageError

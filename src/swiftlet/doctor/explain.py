@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import NamedTuple
 
-from swiftlet.doctor.blame import Blame, blame, find_waits
+from swiftlet.doctor.blame import Blame, Wait, blame, find_waits
 from swiftlet.doctor.collectives import describe_unequal, find_calls, find_unequal
+from swiftlet.doctor.exceptions import Raised, find_raised
+from swiftlet.doctor.levels import ERROR
 from swiftlet.doctor.logs import Line, Text
-from swiftlet.doctor.tables import Cause, Code, Tables
+from swiftlet.doctor.memory import who_has_memory
+from swiftlet.doctor.tables import WAITING_DEPTH, Cause, Code, Tables
 
-UNITS = {"": 1.0, "K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
-OTHERS_SHARE, FRAGMENTED_SHARE = 0.15, 0.10
+# When the ranks heard of a failure, which one line tells of several.
+ARRIVAL = re.compile(r"Arrival Time: ?\[\w{3} (\w{3} +\d+ [\d:]+ \d{4})\]")
 
 
 class Match(NamedTuple):
@@ -27,6 +31,13 @@ class Match(NamedTuple):
     line: Line
     at: int
     fields: Mapping[str, str | None]
+    grade: int = 0
+    moment: float = 0.0
+
+    @property
+    def order(self) -> tuple[int, int, float, int]:
+        """Return what is compared: errors before warnings, then what is nearer to the root, then what is earlier."""
+        return self.grade, self.cause.depth, self.moment, self.at
 
 
 class Symptom(NamedTuple):
@@ -37,6 +48,12 @@ class Symptom(NamedTuple):
     known: Code
     line: Line
     at: int
+    shown: str  # as logs write it
+
+    @property
+    def order(self) -> tuple[int, float, int]:
+        """Return what is compared: errors before warnings, then what is earlier."""
+        return self.line.grade, _moment(self.line), self.at
 
 
 @dataclass
@@ -48,84 +65,153 @@ class Explanation:
     symptoms: list[Symptom] = field(default_factory=list)
     blame: Blame = Blame()
     excerpt: list[Line] = field(default_factory=list)
+    raised: Raised | None = None  # the first exception, where the cause is not shown
 
 
 def explain(lines: Sequence[Line], tables: Tables) -> Explanation:
     """Return the first cause of a log, what else it shows, and which rank to look at."""
     text = Text(lines)
-    found = _find_causes(text, tables)
     symptoms = _find_symptoms(text, tables)
-    found += [_as_match(one) for one in symptoms if not one.known.hides]
-    who = blame(find_waits(text.lines))
-    found += _across_ranks(text.lines, tables, who)
-    found.sort(key=lambda match: (match.cause.depth, _moment(match.line), match.at))
-    distinct: dict[str, Match] = {}
-    for match in found:
-        distinct.setdefault(match.cause.id, match)
-    ranked = list(distinct.values())
-    first = ranked[0] if ranked else None
-    at = first.at if first else symptoms[0].at if symptoms else None
+    found = _find_causes(text, tables, symptoms)
+    told = {code for match in found for code in match.cause.codes}
+    found += [_as_match(one) for one in symptoms if not one.known.hides and one.code not in told]
+    waits = find_waits(text.lines)
+    who = blame(waits)
+    found += _across_ranks(text.lines, tables, who, waits)
+    raised = find_raised(text.lines)
+    found += _own_exceptions(raised, found, symptoms, tables)
+    found.sort(key=lambda match: match.order)
+    ranked = _distinct(found)
+    first = _first(ranked, raised)
+    others = [match for match in ranked if match is not ranked[0] or first is None]
+    quoted = next(iter(raised), None) if first is None else None
+    at = first.at if first else symptoms[0].at if symptoms else quoted.at if quoted else None
     excerpt = text.lines[at : at + 3] if at is not None else []
-    return Explanation(first, ranked[1:], symptoms, who, excerpt)
+    excerpt = [line for line in excerpt if line.source == excerpt[0].source]
+    return Explanation(first, others, symptoms, who, excerpt, quoted)
+
+
+def _distinct(found: Sequence[Match]) -> list[Match]:
+    """Return each cause once, and of those of one kind that one line shows only the first, which says most."""
+    kept: dict[str, Match] = {}
+    lines: set[tuple[str, int]] = set()
+    for match in found:
+        kind = match.cause.id.partition(".")[0]
+        if match.cause.id not in kept and (kind, match.at) not in lines:
+            kept[match.cause.id] = match
+            lines.add((kind, match.at))
+    return list(kept.values())
+
+
+def _first(ranked: Sequence[Match], raised: Sequence[Raised]) -> Match | None:
+    """Return the first cause: of warnings only one that no step followed, and only as probable, without an error."""
+    if not ranked or ranked[0].grade == 0:
+        return ranked[0] if ranked else None
+    if ranked[0].grade > 1 or raised:
+        return None
+    return ranked[0]._replace(cause=replace(ranked[0].cause, is_likely=True))
+
+
+def _own_exceptions(
+    raised: Sequence[Raised], found: Sequence[Match], symptoms: Sequence[Symptom], tables: Tables
+) -> list[Match]:
+    """Return the exceptions of the program itself that do not follow from another error of the same process."""
+    cause = tables.causes["program.exception"]
+    before = [
+        (one.line.who, one.at)
+        for one in found
+        if one.cause.depth < WAITING_DEPTH and one.grade == 0 and one.line.level == ERROR
+    ]
+    before += [(one.line.who, one.at) for one in symptoms if one.known.hides]
+    return [
+        _match(cause, one.line, one.at, {"what": one.text, "where": one.where})
+        for one in raised
+        if one.is_own and not any(who == one.line.who and at <= one.at for who, at in before)
+    ]
+
+
+def _match(cause: Cause, line: Line, at: int, fields: Mapping[str, str | None]) -> Match:
+    return Match(cause, line, at, fields, line.grade, _moment(line))
 
 
 def _moment(line: Line) -> float:
     return line.time_s if line.time_s is not None else float("inf")
 
 
-def _find_causes(text: Text, tables: Tables) -> list[Match]:
+def _arrival(hit: re.Match[str]) -> float | None:
+    found = ARRIVAL.search(hit[0])
+    try:
+        moment = datetime.strptime(found[1], "%b %d %H:%M:%S %Y") if found else None
+    except ValueError:
+        return None
+    return (moment - datetime(1970, 1, 1)).total_seconds() if moment else None
+
+
+def _find_causes(text: Text, tables: Tables, symptoms: Sequence[Symptom]) -> list[Match]:
     """Return the first line of each cause that has one."""
     found = []
     for cause in tables.causes.values():
-        hits = [hit for pattern in cause.match for hit in text.hits(pattern)]
+        hits = [
+            *_hits(text, cause),
+            *(_match(cause, one.line, one.at, {}) for one in symptoms if one.code in cause.codes),
+        ]
         if not hits or not all(text.has(pattern) for pattern in cause.also):
             continue
         if any(text.has(pattern) for pattern in cause.unless):
             continue
-        at, hit = min(hits, key=lambda one: (_moment(text.lines[one[0]]), one[0]))
-        match = Match(cause, text.lines[at], at, hit.groupdict())
-        found.append(_memory(match, tables) if "allocated" in match.fields else match)
+        hits.sort(key=lambda match: match.order)
+        # One failure is told in several lines, and not all of them say everything.
+        said: dict[str, str | None] = {}
+        for hit in hits:
+            if hit.line.who == hits[0].line.who:
+                said |= {name: value for name, value in hit.fields.items() if value and name not in said}
+        match = hits[0]._replace(fields=said)
+        if "allocated" in match.fields:
+            which, fields = who_has_memory(match.fields)
+            of_device = which + cause.id.removeprefix(
+                "memory.torch"
+            )  # where what to do depends on the device
+            match = match._replace(cause=tables.causes.get(of_device, tables.causes[which]), fields=fields)
+        found.append(match)
     return found
 
 
-def _gib(text: str | None) -> float:
-    found = re.match(r"([\d.]+) ?([KMGT]?)", text or "")
-    return float(found[1]) * UNITS[found[2]] if found else 0.0
-
-
-def _memory(match: Match, tables: Tables) -> Match:
-    """Say who has the memory: others, gaps between this process's own pieces, or the process itself."""
-    total, free, reserved, allocated = (
-        _gib(match.fields[name]) for name in ("total", "free", "reserved", "allocated")
-    )
-    others = total - free - reserved
-    which = "memory.own"
-    if others > OTHERS_SHARE * total:
-        which = "memory.others"
-    elif reserved - allocated > FRAGMENTED_SHARE * total:
-        which = "memory.fragments"
-    fields = {**match.fields, "others": f"{others:.1f} GiB"}
-    return match._replace(cause=tables.causes[which], fields=fields)
+def _hits(text: Text, cause: Cause) -> list[Match]:
+    found = []
+    for patterns, least in ((cause.match, 0), (cause.warns, 1)):
+        for at, hit in (one for pattern in patterns for one in text.hits(pattern)):
+            match = _match(cause, text.lines[at], at, hit.groupdict())
+            moment = _arrival(hit)
+            found.append(
+                match._replace(
+                    grade=max(match.grade, least), moment=match.moment if moment is None else moment
+                )
+            )
+    return found
 
 
 def _find_symptoms(text: Text, tables: Tables) -> list[Symptom]:
-    """Return every known code at its first place."""
+    """Return every known code at its first place, warnings last."""
     found: dict[tuple[str, str], Symptom] = {}
-    for kind, pattern in tables.find:
+    for kind, pattern, shown in tables.find:
         for at, hit in text.hits(pattern):
-            known = tables.code(kind, hit[1])
-            if known and (kind, hit[1]) not in found:
-                found[kind, hit[1]] = Symptom(kind, hit[1], known, text.lines[at], at)
-    return sorted(found.values(), key=lambda one: (_moment(one.line), one.at))
+            code = hit[1].lower() if hit[1].startswith("0X") else hit[1]
+            known = tables.code(kind, code)
+            if known is None:
+                continue
+            one = Symptom(kind, code, known, text.lines[at], at, shown.format(code=code, text=hit[0]))
+            if (kind, code) not in found or one.order < found[kind, code].order:
+                found[kind, code] = one
+    return sorted(found.values(), key=lambda one: one.order)
 
 
 def _as_match(symptom: Symptom) -> Match:
     known = symptom.known
     cause = Cause(f"code.{symptom.code}", known.depth, known.words, known.remedy)
-    return Match(cause, symptom.line, symptom.at, {})
+    return _match(cause, symptom.line, symptom.at, {})
 
 
-def _across_ranks(lines: Sequence[Line], tables: Tables, who: Blame) -> list[Match]:
+def _across_ranks(lines: Sequence[Line], tables: Tables, who: Blame, waits: Sequence[Wait]) -> list[Match]:
     """Return the causes that only several ranks together show."""
     found = []
     unequal = find_unequal(find_calls(lines))
@@ -138,12 +224,12 @@ def _across_ranks(lines: Sequence[Line], tables: Tables, who: Blame) -> list[Mat
             "ranks": both,
         }
         cause = tables.causes["collective.unequal_operation"]
-        found.append(Match(cause, one.line, _index(lines, one.line), fields))
+        found.append(_match(cause, one.line, _index(lines, one.line), fields))
     if who.circle:
-        wait = next(wait for wait in find_waits(lines) if wait.rank in who.circle)
+        wait = next(wait for wait in waits if wait.rank in who.circle and wait.group == who.group)
         circle = " -> ".join([*who.circle, who.circle[0]])
-        cause = tables.causes["collective.links_cycle"]
-        found.append(Match(cause, wait.line, _index(lines, wait.line), {"what": circle}))
+        cause = tables.causes["collective.waits_cycle" if wait.is_connected else "collective.links_cycle"]
+        found.append(_match(cause, wait.line, _index(lines, wait.line), {"what": circle}))
     return found
 
 

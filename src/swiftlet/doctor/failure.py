@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from swiftlet.doctor.explain import explain
-from swiftlet.doctor.logs import Line, lines_of, process_logs, read_logs
+from swiftlet.doctor.log_files import process_logs, read_logs
+from swiftlet.doctor.logs import Line, lines_of
 from swiftlet.doctor.tables import TableError, language, load
 from swiftlet.doctor.wording import in_words
 
+EXCEPTION = "program.exception"  # which the last words are themselves
 OURS = "error: "  # how a message of our own begins, which has its hint already
 
 
@@ -33,7 +35,7 @@ def explain_failure(
         found = explain(lines, load(environ))
     except TableError as error:
         return str(error)
-    if found.first is None and not found.symptoms:
+    if not found.symptoms and not found.others and (found.first is None or found.first.cause.id == EXCEPTION):
         return ""
     is_in_process_log = bool(found.excerpt) and not found.excerpt[0].source.startswith("rank ")
     return in_words(found, language(environ), with_evidence=is_in_process_log)

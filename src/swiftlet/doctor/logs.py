@@ -8,21 +8,28 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
-from swiftlet.errors import UsageError
+from swiftlet.doctor.levels import ERROR, PLAIN, QUIET, STEP, WARNING, level_of
 
-LARGEST_BYTES = 16 << 20  # of a file: the first and the last half of it; the first error and the last words
 LONGEST_LINE = 4096
-QUIET = re.compile(r"\[(?:INFO|DEBUG|EVENT|TRACE)\]")
-# What a message advises in every case: lists of what may be, which must not be taken for what is.
-ADVICE = re.compile(r"(?:Possible [Cc]ause|Solution|Suggest)\s*:.*|Reason: ?1\. .*")
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# What a message advises in every case: lists of what may be, which must not be taken for what is. Their numbered
+# items stand in the same line or in those below, there also behind the head that each line of a plog has.
+ADVICE = re.compile(
+    r"(?:Possible [Cc]auses?|Solutions?|Suggest\w*|可能原因|可能的原因|解决方法|处理建议)\s*[:：].*"
+    r"|[Rr]easons?\s*[:：] ?1[.)、].*"
+)
+REASONS = re.compile(
+    r"(?:following|possible|可能|以下)\s*(?:的)?\s*(?:reasons?|causes?|原因)[^:：\n]{0,40}[:：]",
+    re.IGNORECASE,
+)
+ITEM = re.compile(r"^(?:[^\n]{0,200}?[\])]:?)?\s*\(?\d{1,2}[.)、](?!\d)")
+ITEMS = re.compile(r"\s\(?1[.)、](?!\d).*")
+COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[-T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{3})(?:\.(\d{3}))?)?")
 TROUBLE = re.compile(
     r"err|fail|exception|exit|abort|kill|time|cannot|refus|denied|warn|invalid", re.IGNORECASE
@@ -32,10 +39,14 @@ REPEATS, TROUBLE_REPEATS = 3, 100  # lines that differ in figures only: the firs
 HEADING = re.compile(r"==> (?P<path>\S.*?) <==|^\s*(?P<rank>rank ?\d+) ?[:：]\s*$", re.IGNORECASE)
 RANK = re.compile(
     r"\[rank ?(\d+)\]|\[Rank ?(\d+)\]|^\W{0,3}[Rr]ank ?(\d+)[:\]]|\bRankID:(\d+)|\brankId\[(\d+)|\bRank\[(\d+)\]"
-    r"|[( ]rank=(\d+)|\bTP(\d+) pid"
+    # Only at the head: further on it is as often that of a low-rank adapter.
+    r"|^[^A-Za-z]*rank=(\d+)|^\([^()]*[ ,]rank=(\d+)|\bTP(\d+) pid"
 )
+SUMMARY = re.compile(r"\brank\s*: (\d+) \(local_rank: \d+\)")  # of a launcher: it holds for the lines below
+SUMMARY_GOES_ON = re.compile(r"\b(?:exitcode|error_file|traceback)\s*: ")
+
 PROCESS = re.compile(r"\bPID: ?(\d+)|\b[A-Z]{2,12}\((\d+),|\bpid[= ](\d+)")
-FILE_RANK = re.compile(r"(?<![A-Za-z])rank[-_ ]?(\d+)", re.IGNORECASE)
+FILE_RANK = re.compile(r"(?<![A-Za-z])(?<!lora[-_])(?<!low[-_])(?<!node[-_])rank[-_ ]?(\d+)", re.IGNORECASE)
 
 
 @dataclass
@@ -48,6 +59,20 @@ class Line:
     rank: str | None = None
     process: str | None = None
     time_s: float | None = None
+    level: int = PLAIN
+    is_survived: bool = False  # the same process made further steps
+
+    @property
+    def grade(self) -> int:
+        """Return 0 for what may be why a run failed, 1 for a warning, 2 for what the run survived."""
+        if self.level == ERROR:
+            return 0
+        return 2 if self.is_survived else int(self.level == WARNING)
+
+    @property
+    def who(self) -> str:
+        """Return whose log the line is of, as far as it is known for every line."""
+        return self.rank if self.rank is not None else self.source
 
     @property
     def place(self) -> str:
@@ -60,7 +85,7 @@ class Text:
 
     def __init__(self, lines: Sequence[Line]) -> None:
         self.lines = list(lines)
-        said = [ADVICE.sub("", line.text) for line in self.lines]
+        said = _without_advice(self.lines)
         self.starts = list(accumulate((len(text) + 1 for text in said), initial=0))
         self.joined = "\n".join(said)
 
@@ -74,11 +99,19 @@ class Text:
         return pattern.search(self.joined) is not None
 
 
-class Log(NamedTuple):
-    """All lines of all files; `notes` say what was left out."""
-
-    lines: list[Line]
-    notes: list[str]
+def _without_advice(lines: Sequence[Line]) -> list[str]:
+    """Return what lines say, without lists of what may be."""
+    said = []
+    is_list = False
+    for line in lines:
+        if is_list and ITEM.match(line.text):
+            said.append("")
+            continue
+        text = ADVICE.sub("", line.text)
+        reasons = REASONS.search(text)
+        is_list = reasons is not None or text != line.text
+        said.append(text[: reasons.end()] + ITEMS.sub("", text[reasons.end() :]) if reasons else text)
+    return said
 
 
 @dataclass
@@ -89,70 +122,38 @@ class _State:
     rank: str | None = None
     time_s: float | None = None
     ranks: dict[str, str] = field(default_factory=dict)
-
-
-def read_logs(paths: Sequence[str]) -> Log:
-    """Return the lines of files, or of all files below folders.
-
-    Raises:
-        UsageError: there is no such file, or it cannot be read.
-    """
-    log = Log([], [])
-    for path in _files(paths):
-        try:
-            text = _head_and_tail(path, log.notes)
-        except OSError as error:
-            raise UsageError(
-                f"--log {path} cannot be read: {error.strerror}", "name a text file, or a folder of them"
-            ) from None
-        log.lines.extend(lines_of(text, str(path)))
-    return log
-
-
-def process_logs(environ: Mapping[str, str], pid: int) -> list[Path]:
-    """Return the logs that the device's software wrote for a process on the host (plog), where it does."""
-    named = environ.get("ASCEND_PROCESS_LOG_PATH") or str(Path(environ.get("HOME", "/root")) / "ascend/log")
-    return sorted(Path(named).glob(f"**/plog/plog-{pid}_*.log")) if Path(named).is_dir() else []
-
-
-def _files(paths: Sequence[str]) -> Iterable[Path]:
-    for name in paths:
-        path = Path(name)
-        if not path.exists():
-            raise UsageError(f"--log {name}: there is no such file", "name a text file, or a folder of them")
-        yield from sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-
-
-def _head_and_tail(path: Path, notes: list[str]) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size <= LARGEST_BYTES:
-            return file.read().decode("utf-8", "replace")
-        head = file.read(LARGEST_BYTES // 2)
-        file.seek(size - LARGEST_BYTES // 2)
-        tail = file.read()
-    notes.append(f"{path}: of {size >> 20} MB the first and last {LARGEST_BYTES >> 21} MB were read")
-    return head.decode("utf-8", "replace") + "\n" + tail.decode("utf-8", "replace")
+    child: str | None = None  # the rank that a launcher's summary tells of
+    steps: dict[tuple[str, str | None], int] = field(default_factory=dict)  # the line of the last step
 
 
 def lines_of(text: str, source: str = "log") -> list[Line]:
     """Return the lines of one text. A line break that a JSON string holds as backslash and n breaks a line too."""
+    return lines_from(enumerate(text.split("\n"), start=1), source)
+
+
+def lines_from(rows: Iterable[tuple[int, str]], source: str) -> list[Line]:
+    """Return the lines of numbered rows: without those that only inform, and those that many others are like."""
     state = _State(source, rank=_file_rank(source))
     seen: Counter[str] = Counter()
     found = []
-    for number, row in enumerate(text.split("\n"), start=1):
+    for number, row in rows:
         for part in _parts(row):
             heading = HEADING.search(part)
             if heading:
                 _head(state, heading)
-            elif not QUIET.match(part) and not _repeats(part, seen):
-                found.append(_line(part.rstrip("\r"), number, state))
+                continue
+            if "loss" in part and STEP.search(part):
+                state.steps[state.source, _first(RANK.search(part)) or state.rank] = number
+            if not _repeats(part, seen):
+                level = level_of(part)
+                found += [_line(part.rstrip("\r"), number, state, level)] if level != QUIET else []
     earliest: dict[str, float | None] = {}
     for line in reversed(found):
         line.rank = line.rank if line.rank is not None else state.ranks.get(line.process or "")
         # What stands above the first time stamp of a file happened before it.
         line.time_s = line.time_s if line.time_s is not None else earliest.get(line.source)
         earliest[line.source] = line.time_s
+        line.is_survived = line.number < state.steps.get((line.source, line.rank), 0)
     return found
 
 
@@ -188,15 +189,19 @@ def _first(match: re.Match[str] | None) -> str | None:
     return next((group for group in match.groups() if group), None) if match else None
 
 
-def _line(text: str, number: int, state: _State) -> Line:
+def _line(text: str, number: int, state: _State, level: int) -> Line:
     process = _first(PROCESS.search(text))
-    rank = _first(RANK.search(text))
+    summary = SUMMARY.search(text)
+    state.child = summary[1] if summary else state.child if SUMMARY_GOES_ON.search(text) else None
+    rank = state.child or _first(RANK.search(text))
     if rank is not None and process is not None:
         state.ranks.setdefault(process, rank)
     stamp = TIME.search(text)
     if stamp:
         state.time_s = _seconds(stamp) or state.time_s
-    return Line(state.source, number, text, rank if rank is not None else state.rank, process, state.time_s)
+    return Line(
+        state.source, number, text, rank if rank is not None else state.rank, process, state.time_s, level
+    )
 
 
 def _seconds(stamp: re.Match[str]) -> float | None:

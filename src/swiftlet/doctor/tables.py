@@ -20,7 +20,8 @@ VARIABLE = "SWIFTLET_DOCTOR_DIR"
 LANGUAGES = ("en", "zh")
 CODE_DEPTH = 50  # of a code that tells its cause by itself
 ARGUMENT_DEPTH = 60  # of one that only says that an argument was refused
-WAIT_DEPTH = 70  # of one that says that a rank waited for another
+WAITING_DEPTH = 60  # from here on a cause is only that one rank waited for another
+WAIT_DEPTH = 70  # of a code that says so
 DEPTHS = {"argument": ARGUMENT_DEPTH, "waited": WAIT_DEPTH, "socket": WAIT_DEPTH, "rootinfo": WAIT_DEPTH}
 
 
@@ -40,6 +41,8 @@ class Cause:
     words: Words
     remedy: Words
     match: tuple[re.Pattern[str], ...] = ()
+    warns: tuple[re.Pattern[str], ...] = ()  # as `match`, of lines after which a run may well go on
+    codes: frozenset[str] = frozenset()
     also: tuple[re.Pattern[str], ...] = ()
     unless: tuple[re.Pattern[str], ...] = ()
     is_likely: bool = False
@@ -55,6 +58,14 @@ class Code(NamedTuple):
     depth: int
 
 
+class Spelling(NamedTuple):
+    """One way in which logs write the codes of a kind, and how they are shown, where not as they are known."""
+
+    kind: str
+    pattern: re.Pattern[str]
+    shown: str
+
+
 @dataclass
 class Tables:
     """Everything that is known, of ours and of the user."""
@@ -62,7 +73,7 @@ class Tables:
     causes: dict[str, Cause] = field(default_factory=dict)
     codes: dict[str, dict[str, Code]] = field(default_factory=dict)
     remedies: dict[str, Words] = field(default_factory=dict)
-    find: list[tuple[str, re.Pattern[str]]] = field(default_factory=list)
+    find: list[Spelling] = field(default_factory=list)
 
     def code(self, kind: str, code: str) -> Code | None:
         """Return what is known of a code: of itself, else of the family that it begins like."""
@@ -125,7 +136,9 @@ def _add(tables: Tables, content: Mapping[str, Any]) -> None:
     for name, row in content.get("remedies", {}).items():
         tables.remedies[name] = _words(row)
     for entry in content.get("find", ()):
-        tables.find.append((entry["space"], re.compile(entry["pattern"])))
+        tables.find.append(
+            Spelling(entry["space"], re.compile(entry["pattern"], re.MULTILINE), entry.get("shown", "{code}"))
+        )
     for kind, rows in content.get("codes", {}).items():
         for code, row in rows.items():
             remedy = row["remedy"]
@@ -146,6 +159,8 @@ def _add(tables: Tables, content: Mapping[str, Any]) -> None:
             _words(row),
             _remedy(row, tables.remedies),
             _patterns(row, "match"),
+            _patterns(row, "warns"),
+            frozenset(row.get("codes", ())),
             _patterns(row, "also"),
             _patterns(row, "unless"),
             bool(row.get("likely")),

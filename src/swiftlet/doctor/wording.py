@@ -8,7 +8,7 @@ from typing import Any
 
 from swiftlet.doctor.explain import Explanation, Match
 from swiftlet.doctor.logs import Line
-from swiftlet.doctor.tables import Words, fill
+from swiftlet.doctor.tables import WAITING_DEPTH, Words, fill
 
 LABELS = {
     "en": {
@@ -23,14 +23,17 @@ LABELS = {
         "codes": "codes",
         "also": "also in the log",
         "waited": "rank {rank}, which rank {waiting} waits for",
+        "awaited": "rank {rank}, which is waited for",
         "circle": "the network between ranks {circle}, which wait for each other",
+        "stuck": "ranks {circle}, which wait for each other",
         "place": "device {place}, which the log itself names",
         "ranks": "ranks {ranks}, which the log itself names",
+        "culprit": "rank {culprit}, which the log itself names",
         "first": "rank {rank}, which shows the cause",
         "reports": "rank {rank} reports; the log does not show whose fault it is",
         "nothing": "no known error is in it",
-        "follow": "read the first error of the plog of each rank: grep -rn ERROR ~/ascend/log | sort -k2 | head; "
-        "then swift doctor --log FILES",
+        "follow": "swift doctor --log FILES with the logs of all ranks, and with ~/ascend/log where there is one",
+        "traceback": "read the traceback above that line ({where}), and the value that it names",
     },
     "zh": {
         "cause": "原因",
@@ -44,18 +47,20 @@ LABELS = {
         "codes": "错误码",
         "also": "日志里还有",
         "waited": "rank {rank}，rank {waiting} 在等它",
+        "awaited": "rank {rank}，别的 rank 在等它",
         "circle": "rank {circle} 之间的网络，它们在互相等待",
+        "stuck": "rank {circle}，它们在互相等待",
         "place": "设备 {place}，日志自己点名的",
         "ranks": "rank {ranks}，日志自己点名的",
+        "culprit": "rank {culprit}，日志自己点名的",
         "first": "rank {rank}，原因出现在它的日志里",
         "reports": "rank {rank} 报错，但日志没有显示是谁的问题",
         "nothing": "里面没有已知的错误",
-        "follow": "看每个 rank 的 plog 里的第一条错误：grep -rn ERROR ~/ascend/log | sort -k2 | head；"
-        "再 swift doctor --log 这些文件",
+        "follow": "用 swift doctor --log 查看所有 rank 的日志；有 ~/ascend/log 时也加上",
+        "traceback": "看这一行上面的堆栈（{where}）和报错里的取值",
     },
 }
-LINK_DEPTH = 40  # from here on a cause lies between two ranks,
-WAITING_DEPTH = 60  # and from here on it is that one waited for the other
+LINK_DEPTH = 40  # from here on a cause lies between two ranks
 LONGEST = 300  # characters of a line that is quoted
 MOST_CODES = 8
 
@@ -64,17 +69,40 @@ def look_at(found: Explanation, language: str) -> str:
     """Return which rank or device to look at first, empty where the log does not tell or has one process only."""
     words, first, who = LABELS[language], found.first, found.blame
     depth = first.cause.depth if first else WAITING_DEPTH
-    for name in ("place", "ranks"):
+    for name in ("place", "ranks", "culprit"):
         if first and first.fields.get(name):
             return fill(words[name], first.fields)
     if depth >= WAITING_DEPTH and who.circle:
-        return fill(words["circle"], {"circle": ", ".join(who.circle)})
+        circle = ", ".join(who.circle) + (f" of {who.group}" if who.group else "")
+        return fill(words["stuck" if who.is_connected else "circle"], {"circle": circle})
     if depth >= LINK_DEPTH and who.rank is not None:
-        return fill(words["waited"], {"rank": who.rank, "waiting": ", ".join(who.waiting)})
-    line = first.line if first else found.symptoms[0].line if found.symptoms else None
+        waiting = ", ".join(one for one in who.waiting if one.isdecimal())  # else only its file is known
+        return fill(words["waited" if waiting else "awaited"], {"rank": who.rank, "waiting": waiting})
+    line = _reporting(found)
     if line is None or line.rank is None:
         return ""
     return fill(words["first" if depth < WAITING_DEPTH else "reports"], {"rank": line.rank})
+
+
+def _reporting(found: Explanation) -> Line | None:
+    if found.first:
+        return found.first.line
+    if found.symptoms:
+        return found.symptoms[0].line
+    return found.raised.line if found.raised else None
+
+
+def _known(found: Explanation, language: str) -> str:
+    codes = [f"{one.shown}: {one.known.words[language]}" for one in found.symptoms[:MOST_CODES]]
+    return "; ".join(codes) or (found.raised.text if found.raised else LABELS[language]["nothing"])
+
+
+def _next(found: Explanation, language: str) -> str:
+    """Return what to do where the cause is not shown."""
+    words = LABELS[language]
+    if found.symptoms:
+        return found.symptoms[0].known.remedy[language]
+    return fill(words["traceback"], {"where": found.raised.where}) if found.raised else words["follow"]
 
 
 def _quote(line: Line) -> str:
@@ -96,15 +124,13 @@ def in_words(
         label = words["likely" if first.cause.is_likely else "cause"]
         lines.append(f"{label}: {_said(first.cause.words, first, language)}")
     else:
-        known = "; ".join(f"{one.code}: {one.known.words[language]}" for one in found.symptoms[:MOST_CODES])
-        lines += [f"{words['cause']}: {words['unknown']}", f"{words['known']}: {known or words['nothing']}"]
+        lines += [f"{words['cause']}: {words['unknown']}", f"{words['known']}: {_known(found, language)}"]
     who = look_at(found, language)
     lines += [f"{words['rank']}: {who}"] if who else []
     if first:
         lines.append(f"{words['do']}: {_said(first.cause.remedy, first, language)}")
     else:
-        step = found.symptoms[0].known.remedy[language] if found.symptoms else words["follow"]
-        lines.append(f"{words['next']}: {step}")
+        lines.append(f"{words['next']}: {_next(found, language)}")
     lines += _evidence(found, language) if with_evidence else []
     lines += notes
     return "\n".join(lines)
@@ -118,7 +144,7 @@ def _evidence(found: Explanation, language: str) -> list[str]:
         lines.append(f"{words['shown']} {top.source}:{top.number}:")
         lines += [f"    {_quote(line)}" for line in found.excerpt if line.text.strip()]
     codes = [
-        f"{one.code} {one.known.name}".strip() + f": {one.known.words[language]}" for one in found.symptoms
+        f"{one.shown} {one.known.name}".strip() + f": {one.known.words[language]}" for one in found.symptoms
     ]
     if first and codes:
         lines += [f"{words['codes']}:", *(f"    {code}" for code in codes[:MOST_CODES])]
@@ -134,9 +160,7 @@ def as_json(found: Explanation, language: str, notes: Sequence[str] = ()) -> dic
     return {
         "id": first.cause.id if first else "unknown",
         "cause": _said(first.cause.words, first, language) if first else None,
-        "remedy": _said(first.cause.remedy, first, language)
-        if first
-        else (found.symptoms[0].known.remedy[language] if found.symptoms else LABELS[language]["follow"]),
+        "remedy": _said(first.cause.remedy, first, language) if first else _next(found, language),
         "is_likely": bool(first and first.cause.is_likely),
         "look_at": look_at(found, language),
         "evidence": [
@@ -144,7 +168,12 @@ def as_json(found: Explanation, language: str, notes: Sequence[str] = ()) -> dic
             for line in found.excerpt
         ],
         "codes": [
-            {"code": one.code, "kind": one.kind, "name": one.known.name, "meaning": one.known.words[language]}
+            {
+                "code": one.shown,
+                "kind": one.kind,
+                "name": one.known.name,
+                "meaning": one.known.words[language],
+            }
             for one in found.symptoms
         ],
         "also": [

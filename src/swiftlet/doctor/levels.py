@@ -1,0 +1,40 @@
+"""How serious a line of a log is: what its head says, in the ways in which loggers write it.
+
+A warning that a run survived is not why it failed, so it must not go before an error, however near to a root it is.
+"""
+
+from __future__ import annotations
+
+import re
+
+ERROR, PLAIN, WARNING, QUIET = range(4)
+
+# Time stamps, processes and names of loggers before the level; a token has one way to match, so this stays linear.
+HEAD = (
+    r"^\s*(?:[A-Z][a-z]{2} )?(?:\[rank ?\d+\]:? ?)?"
+    r"(?:[^\s\d\[\]()|]*[\d\[\]()|]\S*\s+|-\s+|[A-Za-z_.-]+\s+(?=[|-]\s)){0,8}?\W{0,3}"
+)
+WORD = (
+    r"(?:(?P<quiet>TRACE|DEBUG|INFO|EVENT|NOTICE)|(?P<warning>WARN(?:ING)?)|(?P<error>ERROR|CRITICAL|FATAL))"
+    r"\b(?![=/])"
+)
+LETTER = r"(?P<letter>[DIWEF])(?:\d{4} \d\d:\d\d| ?\w+\.\w{1,4}:\d+)"
+WARNED = r"(?:[A-Z]\w*)?Warning(?=:)|W[A-Z1-9]\d{4}(?=[:\s(])"  # of Python, and a message code
+LEVEL = re.compile(f"{HEAD}(?:{WORD}|{LETTER}|{WARNED})")
+LETTERS = {"D": QUIET, "I": QUIET, "W": WARNING, "E": ERROR, "F": ERROR}
+LONGEST_HEAD = 160
+FAILED = re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b|^\s*Traceback \(most|\bE[A-Z1-9]\d{4}\b")
+ZERO = re.compile(
+    r"\b(?:count|counts|number|num|errors?)\s*[:=]\s*0\s*$", re.IGNORECASE
+)  # counted, and none found
+STEP = re.compile(r"\bloss['\"]?\s*[:=]\s*['\"]?-?\d")  # what a run prints as it goes on
+
+
+def level_of(text: str) -> int:
+    """Return ERROR, WARNING, QUIET, or PLAIN where a line does not say."""
+    found = LEVEL.search(text[:LONGEST_HEAD])
+    if found is None:
+        return QUIET if ZERO.search(text) else ERROR if FAILED.search(text) else PLAIN
+    if found["letter"]:
+        return LETTERS[found["letter"]]
+    return QUIET if found["quiet"] else ERROR if found["error"] else WARNING

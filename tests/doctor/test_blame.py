@@ -1,0 +1,135 @@
+"""Whose fault it is: waits of groups, circles, success that names a rank, and what is called a rank and is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from swiftlet.doctor.explain import explain
+from swiftlet.doctor.logs import lines_of
+from swiftlet.doctor.tables import load
+from swiftlet.doctor.wording import in_words, look_at
+
+TABLES = load({})
+
+
+def explained(text, source="any.log"):
+    return explain(lines_of(text, source), TABLES)
+
+
+def notify(rank, other, group="hccl_world_group"):
+    return (
+        f"EI0002: [PID: {1000 + rank}] The wait execution of the Notify register times out: no record came from remote "
+        f"rank: [{other}]. group:[{group}], rankSize[8], rankId[{rank}].\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[rank0]: [INFO] HCCL(1,python): transport ready, local rank[0], remote rank[7], link type HCCS",
+        "[rank0]: HCCL(1,python): transport ready, local rank[0], remote rank[7], link type HCCS",
+        "2026-01-01 10:00:00 rank=0 link established with remote rank[7]",
+    ],
+)
+def test_success_is_no_wait(line):
+    assert explained(f"{line}\n{notify(0, 2)}").blame.rank == "2"
+
+
+def test_of_two_failures_the_ranks_heard_of_the_earlier_counts():
+    def location(device, clock):
+        return (
+            f"Cluster Exception Location[IP/ID]:[{device}], Arrival Time:[Thu Jan  8 {clock} 2026], "
+            "Discoverer:[10.0.0.2/0], ExceptionType:[Heartbeat Lost Occurred]"
+        )
+
+    late, early = location("10.0.0.1/3", "11:56:34"), location("10.0.0.9/7", "11:46:34")
+    for text in (f"{late}\n{early}", f"{late}; {early}", f"{early}\n{late}"):
+        assert look_at(explained(text), "en") == "device 10.0.0.9/7, which the log itself names"
+    odd = location("10.0.0.1/3", "99:99:99")
+    assert explained(odd).first.fields["place"] == "10.0.0.1/3"
+
+
+def test_ranks_of_two_groups_are_two_numbers():
+    found = explained(notify(0, 1, "group_name_5") + notify(1, 0, "group_name_6"))
+    assert found.first.cause.id == "collective.waited"
+    assert found.blame.rank == "1 of group_name_5, rank 0 of group_name_6"
+    both = explained(notify(0, 1, "group_name_5") + notify(0, 1, "group_name_6"))
+    assert look_at(both, "en") == "rank 1 of group_name_5, rank 1 of group_name_6, which rank 0 waits for"
+    assert explained(
+        notify(0, 1, "group_name_5") + notify(2, 1, "group_name_5") + notify(0, 3, "group_name_6")
+    ).blame[0] == ("1 of group_name_5")
+
+
+def test_a_circle_of_connected_ranks_is_not_the_network():
+    found = explained(notify(0, 1, "group_name_5") + notify(1, 0, "group_name_5"))
+    assert found.first.cause.id == "collective.waits_cycle"
+    assert "could not connect" not in in_words(found, "en")
+    assert look_at(found, "en") == "ranks 0, 1 of group_name_5, which wait for each other"
+
+
+@pytest.mark.parametrize(
+    ("text", "rank"),
+    [
+        (
+            "(train pid=4242) LoRA config: target=all rank=64 alpha=16\n(train pid=4242) Too many open files",
+            None,
+        ),
+        ("LoraConfig(rank=64)\nToo many open files", None),
+        ("rank=3 Too many open files", "3"),
+        ("2026-01-01 10:00:00 rank=3 Too many open files", "3"),
+        ("(train pid=7, rank=3) Too many open files", "3"),
+    ],
+)
+def test_the_rank_of_an_adapter_is_no_rank_of_a_process(text, rank):
+    assert explained(text).first.line.rank == rank
+
+
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [("run_lora_rank2.txt", None), ("node_rank1.log", None), ("global_rank3.log", "3"), ("rank-6.log", "6")],
+)
+def test_ranks_of_file_names(name, rank):
+    assert lines_of("a", name)[0].rank == rank
+
+
+SUMMARY = """torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+Failures:
+[1]:
+  time      : 2026-01-01_10:00:01
+  rank      : 1 (local_rank: 1)
+  exitcode  : -15 (pid: 101)
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-01-01_10:00:00
+  host      : h
+  rank      : 3 (local_rank: 3)
+  exitcode  : {} (pid: 103)
+after
+"""
+
+
+def test_the_summary_of_a_launcher_names_the_rank():
+    assert look_at(explained(SUMMARY.format(-9)), "en") == "rank 3, which shows the cause"
+    found = explained(SUMMARY.format(1))
+    assert found.first.cause.id == "system.killed_child"
+    assert look_at(found, "en") == "rank 3, which the log itself names"
+    assert in_words(found, "en").startswith("cause: another process of the run (rank 3) failed first")
+    assert lines_of(SUMMARY, "x")[-2].rank is None
+
+
+def test_an_exception_comes_before_the_signal_that_ended_the_others():
+    found = explained("[rank3]: KeyError: 'a'\nSending process 7 closing signal SIGTERM\n")
+    assert found.first.cause.id == "program.exception" and look_at(found, "en").startswith("rank 3")
+
+
+def test_a_file_is_not_called_a_rank():
+    found = explained(
+        "EI0002: The wait execution of the Notify register times out. remote rank: [6].", "logs/x.txt"
+    )
+    assert look_at(found, "en") == "rank 6, which is waited for"
+    assert look_at(found, "zh") == "rank 6，别的 rank 在等它"
+
+
+def test_what_is_quoted_below_a_line_is_of_the_same_file():
+    text = "==> rank-5.log <==\nToo many open files\n==> rank-6.log <==\nfine\n"
+    assert [line.source for line in explained(text).excerpt] == ["rank-5.log"]

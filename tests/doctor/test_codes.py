@@ -1,0 +1,60 @@
+"""Codes of logs: the many ways in which they are written, and numbers that are none."""
+
+from __future__ import annotations
+
+import pytest
+
+from swiftlet.doctor.explain import explain
+from swiftlet.doctor.logs import lines_of
+from swiftlet.doctor.tables import load
+from swiftlet.doctor.wording import as_json, in_words
+
+TABLES = load({})
+
+
+def explained(text):
+    return explain(lines_of(text, "any.log"), TABLES)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "aclrtSetDevice failed. ERROR: {}",
+        "错误码：{}",
+        "错误码为{}",
+        "f failed, ret {}",
+        "f returned {}",
+        "error_code={}",
+        "aclError:{}",
+        "errNo[{}]",
+        "code:{}",
+        "error code is {}",
+    ],
+)
+def test_spellings_of_a_number(spelling):
+    assert [one.shown for one in explained(spelling.format(507033)).symptoms] == ["507033"]
+    assert explained(spelling.format("507033.5") + "1").first is None
+
+
+@pytest.mark.parametrize("text", ["it returned 100000 rows", "status 200000", "ret 5070331"])
+def test_round_numbers_are_no_codes(text):
+    assert not explained(text).symptoms
+
+
+def test_codes_are_shown_as_logs_write_them():
+    found = explained(
+        "ERR02200 DIST call hccl api failed, hcclRet -> 19\nretCode=0X26, drvRetCode=7\nretCode=0X7020010"
+    )
+    shown = {one.shown for one in found.symptoms}
+    assert shown == {"ERR02200", "HCCL 19", "0x26", "drvRetCode=7", "0x7020010"}
+    assert {one["code"] for one in as_json(found, "en")["codes"]} == shown
+
+
+def test_the_port_is_named_with_what_helps():
+    for text in (
+        "RuntimeError: The server socket has failed to listen on [::]:29511 (errno: 98 - Address already in use)",
+        "torch.distributed.DistNetworkError: The server socket has failed to bind. port: 29511, "
+        "useIpv6: false, code: -98, name: EADDRINUSE, message: address already in use",
+    ):
+        said = in_words(explained(text), "en")
+        assert "the port (29511)" in said and "MASTER_PORT" in said and "IF_BASE_PORT" not in said
