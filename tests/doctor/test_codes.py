@@ -7,6 +7,7 @@ import pytest
 from swiftlet.doctor.explain import explain
 from swiftlet.doctor.logs import lines_of
 from swiftlet.doctor.tables import load
+from swiftlet.doctor.text import needed_word
 from swiftlet.doctor.wording import as_json, in_words
 
 TABLES = load({})
@@ -58,3 +59,19 @@ def test_the_port_is_named_with_what_helps():
     ):
         said = in_words(explained(text), "en")
         assert "the port (29511)" in said and "MASTER_PORT" in said and "IF_BASE_PORT" not in said
+
+
+@pytest.mark.parametrize(
+    ("pattern", "word"),
+    [
+        (r"ab.* Cde (?P<n>\w+) fg\.h", " cde "),
+        (r"(?i:one|two)[^\n]*x?", ""),
+        (r"abcd|ef", ""),
+        (r"abc(?:d|e)fgh*", "abc"),
+        (r"ab?c{2}defg+", "defg"),
+        (r"(?x) a b c", ""),
+        (r"\bERR\d\d007\b[(|]", "err"),
+    ],
+)
+def test_the_word_that_a_pattern_needs(pattern, word):
+    assert needed_word(pattern) == word

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from swiftlet.doctor.levels import ERROR
 from swiftlet.doctor.logs import Line
 
+ENDINGS = ("Error", "Exception", "Exit")  # of names of exceptions; seen faster without a pattern
 RAISED = re.compile(
     r"(?:^|[\])|:>-] ?|ERROR:? +)(?P<text>(?:[A-Za-z_]\w*\.)*(?P<name>[A-Z]\w*(?:Error|Exception|Exit))\b(?:: .*)?)$"
 )
@@ -36,13 +37,15 @@ class Raised(NamedTuple):
 
 
 def find_raised(lines: Sequence[Line]) -> list[Raised]:
-    """Return the exceptions of a log in its order."""
+    """Return the exceptions of a log in its order; those that the run survived only where there are no others."""
     found = []
     for at, line in enumerate(lines):
-        hit = RAISED.search(line.text.rstrip()) if line.level == ERROR and not line.is_survived else None
+        if line.level != ERROR or not any(word in line.text for word in ENDINGS):
+            continue
+        hit = RAISED.search(line.text.rstrip())
         if hit and hit["name"] not in FOLLOWS:
             found.append(Raised(hit["text"], _frame(lines, at), line, at, hit["name"] in OWN))
-    return found
+    return [one for one in found if not one.line.is_survived] or found
 
 
 def _frame(lines: Sequence[Line], at: int) -> str | None:

@@ -16,12 +16,15 @@ from swiftlet.doctor.blame import Blame, Wait, blame, find_waits
 from swiftlet.doctor.collectives import describe_unequal, find_calls, find_unequal
 from swiftlet.doctor.exceptions import Raised, find_raised
 from swiftlet.doctor.levels import ERROR
-from swiftlet.doctor.logs import Line, Text
+from swiftlet.doctor.logs import Line
 from swiftlet.doctor.memory import who_has_memory
 from swiftlet.doctor.tables import WAITING_DEPTH, Cause, Code, Tables
+from swiftlet.doctor.text import Text
 
 # When the ranks heard of a failure, which one line tells of several.
 ARRIVAL = re.compile(r"Arrival Time: ?\[\w{3} (\w{3} +\d+ [\d:]+ \d{4})\]")
+
+LONGEST_BEFORE = 60  # characters before a code that tell that it is one
 
 
 class Match(NamedTuple):
@@ -193,8 +196,10 @@ def _hits(text: Text, cause: Cause) -> list[Match]:
 def _find_symptoms(text: Text, tables: Tables) -> list[Symptom]:
     """Return every known code at its first place, warnings last."""
     found: dict[tuple[str, str], Symptom] = {}
-    for kind, pattern, shown in tables.find:
+    for kind, pattern, shown, before in tables.find:
         for at, hit in text.hits(pattern):
+            if before and not before.search(text.joined, max(0, hit.start() - LONGEST_BEFORE), hit.start()):
+                continue
             code = hit[1].lower() if hit[1].startswith("0X") else hit[1]
             known = tables.code(kind, code)
             if known is None:

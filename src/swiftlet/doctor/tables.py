@@ -64,6 +64,7 @@ class Spelling(NamedTuple):
     kind: str
     pattern: re.Pattern[str]
     shown: str
+    before: re.Pattern[str] | None  # what stands before it; looked at afterwards, as it is found slowly
 
 
 @dataclass
@@ -136,9 +137,9 @@ def _add(tables: Tables, content: Mapping[str, Any]) -> None:
     for name, row in content.get("remedies", {}).items():
         tables.remedies[name] = _words(row)
     for entry in content.get("find", ()):
-        tables.find.append(
-            Spelling(entry["space"], re.compile(entry["pattern"], re.MULTILINE), entry.get("shown", "{code}"))
-        )
+        pattern = re.compile(entry["pattern"], re.MULTILINE)
+        before = re.compile(entry["before"], re.MULTILINE) if "before" in entry else None
+        tables.find.append(Spelling(entry["space"], pattern, entry.get("shown", "{code}"), before))
     for kind, rows in content.get("codes", {}).items():
         for code, row in rows.items():
             remedy = row["remedy"]

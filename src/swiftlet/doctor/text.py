@@ -1,0 +1,93 @@
+"""The lines of logs as one text that patterns run over: without what is only advice, and quickly."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import accumulate
+
+from swiftlet.doctor.logs import Line
+
+# What a message advises in every case: lists of what may be, which must not be taken for what is. Their numbered
+# items stand in the same line or in those below, there also behind the head that each line of a plog has.
+ADVICE = re.compile(
+    r"(?:Possible [Cc]auses?|Solutions?|Suggest\w*|可能原因|可能的原因|解决方法|处理建议)\s*[:：].*"
+    r"|[Rr]easons?\s*[:：] ?1[.)、].*"
+)
+REASONS = re.compile(
+    r"(?:following|possible|可能|以下)\s*(?:的)?\s*(?:reasons?|causes?|原因)[^:：\n]{0,40}[:：]",
+    re.IGNORECASE,
+)
+ADVICE_WORDS = (
+    "ause",
+    "olution",
+    "uggest",
+    "eason",
+    "原因",
+    "解决方法",
+    "处理建议",
+)  # one is in all of these
+ITEM = re.compile(r"^(?:[^\n]{0,200}?[\])]:?)?\s*\(?\d{1,2}[.)、](?!\d)")
+ITEMS = re.compile(r"\s\(?1[.)、](?!\d).*")
+# Parts of a pattern that are no text of their own: escapes, classes, groups, what may be absent or come many times.
+ESCAPE, CLASS, GROUP = re.compile(r"\\."), re.compile(r"\[\^?\]?[^\]]*\]"), re.compile(r"\([^()]*\)")
+OPTIONAL = re.compile(r".?[?*]\??|.?\{[^}]*\}\??|[+.^$]")
+VERBOSE = re.compile(r"\(\?[a-z]*x")  # there spaces and comments are no text
+
+
+class Text:
+    """Lines joined without their advice, so that a pattern runs over all of them at once."""
+
+    def __init__(self, lines: Sequence[Line]) -> None:
+        self.lines = list(lines)
+        said = _without_advice(self.lines)
+        self.starts = list(accumulate((len(text) + 1 for text in said), initial=0))
+        self.joined = "\n".join(said)
+        self.lower = self.joined.lower()
+
+    def hits(self, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
+        """Return each match with the place of its line."""
+        if needed_word(pattern.pattern) in self.lower:
+            for hit in pattern.finditer(self.joined):
+                yield bisect_right(self.starts, hit.start()) - 1, hit
+
+    def has(self, pattern: re.Pattern[str]) -> bool:
+        """Return whether some line matches."""
+        return needed_word(pattern.pattern) in self.lower and pattern.search(self.joined) is not None
+
+
+@cache
+def needed_word(pattern: str) -> str:
+    """Return, in small letters, a text that is in whatever the pattern matches, as a text is found much faster.
+
+    It is one between groups, classes and escapes; it is empty where there is none, or where `|` leaves a choice.
+    """
+    if VERBOSE.search(pattern):
+        return ""
+    plain = CLASS.sub("\0", ESCAPE.sub("\0", pattern))
+    while (without := GROUP.sub("\0", plain)) != plain:
+        plain = without
+    if "|" in plain:
+        return ""
+    return max(OPTIONAL.sub("\0", plain).split("\0"), key=len).lower()
+
+
+def _without_advice(lines: Sequence[Line]) -> list[str]:
+    """Return what lines say, without lists of what may be."""
+    said = []
+    is_list = False
+    for line in lines:
+        if is_list and ITEM.match(line.text):
+            said.append("")
+            continue
+        if not any(word in line.text for word in ADVICE_WORDS):
+            said.append(line.text)
+            is_list = False
+            continue
+        text = ADVICE.sub("", line.text)
+        reasons = REASONS.search(text)
+        is_list = reasons is not None or text != line.text
+        said.append(text[: reasons.end()] + ITEMS.sub("", text[reasons.end() :]) if reasons else text)
+    return said
