@@ -51,10 +51,26 @@ def test_a_code_that_hides_its_cause_is_told_as_such():
 
 
 @pytest.mark.parametrize(
-    "message", ["error: the dataset has no rows\nhint: check it", "ValueError: bad shape", ""]
+    "message",
+    [
+        "error: the dataset has no rows\nhint: check it",
+        "ValueError: bad shape",
+        "mytool.StrangeError: bad shape",
+        "[W x.ts:6] Warning: driver version and firmware do not match\nValueError: bad shape",
+        "",
+    ],
 )
 def test_what_needs_no_explanation_gets_none(message):
     assert explain_failure({0: message}, {}) == ""
+
+
+def test_an_exception_that_others_waited_for_is_named():
+    wait = "RuntimeError: EI0002: The wait execution times out. remote rank: [1]. rankId[0]"
+    said = explain_failure({0: wait, 1: "KeyError: 'labels'"}, {"LANG": "C"})
+    assert (
+        said.startswith("cause: the program ended with KeyError: 'labels'")
+        and "look first at: rank 1" in said
+    )
 
 
 def test_a_broken_table_of_the_user_does_not_hide_the_failure(tmp_path):

@@ -35,7 +35,8 @@ def explain_failure(
         found = explain(lines, load(environ))
     except TableError as error:
         return str(error)
-    if not found.symptoms and not found.others and (found.first is None or found.first.cause.id == EXCEPTION):
+    errors = [one.cause.id for one in (found.first, *found.others) if one and one.grade == 0]
+    if not found.symptoms and errors in ([], [EXCEPTION]):
         return ""
     is_in_process_log = bool(found.excerpt) and not found.excerpt[0].source.startswith("rank ")
     return in_words(found, language(environ), with_evidence=is_in_process_log)
