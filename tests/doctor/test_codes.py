@@ -30,6 +30,9 @@ def explained(text):
         "errNo[{}]",
         "code:{}",
         "error code is {}",
+        "训练报错{}",
+        "aclrtSynchronizeStream ({})",
+        "aclnnAdd failed {}",
     ],
 )
 def test_spellings_of_a_number(spelling):
@@ -37,7 +40,31 @@ def test_spellings_of_a_number(spelling):
     assert explained(spelling.format("507033.5") + "1").first is None
 
 
-@pytest.mark.parametrize("text", ["it returned 100000 rows", "status 200000", "ret 5070331"])
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "{}: a",
+        "Not_There({}): a",
+        "Error[{}] a",
+        "a error code is {} b",
+        "训练报错{}",
+        "【bug】{} a",
+        "{}报错",
+        " {}  Inner",
+    ],
+)
+def test_spellings_of_a_message_code(spelling):
+    assert [one.shown for one in explained(spelling.format("EI0006")).symptoms] == ["EI0006"]
+
+
+def test_a_number_before_the_word_error():
+    assert [one.shown for one in explained("运行时 507018 报错").symptoms] == ["507018"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["it returned 100000 rows", "status 200000", "ret 5070331", "step 507014 of 600000", "size=507014"],
+)
 def test_round_numbers_are_no_codes(text):
     assert not explained(text).symptoms
 

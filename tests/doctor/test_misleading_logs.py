@@ -38,6 +38,8 @@ def cause_of(text):
         ("(train pid=4) INFO a", QUIET),
         ("[I1011 15:09:34 ProcessGroup.cpp:7] a", QUIET),
         ("HBM Double Bit Error Count : 0", QUIET),
+        ("link down count: 0", QUIET),
+        ("device count: 0", PLAIN),
         ("[WARNING] TBE(7,python): a", WARNING),
         ("[rank0]:[W1117 11:40:21.5 compiler.ts:5] Warning: a", WARNING),
         ("/x/a.py:82: UserWarning: b", WARNING),

@@ -24,9 +24,8 @@ LEVEL = re.compile(f"{HEAD}(?:{WORD}|{LETTER}|{WARNED})")
 LETTERS = {"D": QUIET, "I": QUIET, "W": WARNING, "E": ERROR, "F": ERROR}
 LONGEST_HEAD = 160
 FAILED = re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b|^\s*Traceback \(most|\bE[A-Z1-9]\d{4}\b")
-ZERO = re.compile(
-    r"\b(?:count|counts|number|num|errors?)\s*[:=]\s*0\s*$", re.IGNORECASE
-)  # counted, and none found
+# A counter of what went wrong, at zero.
+ZERO = re.compile(r"\b(?:errors?|ecc|faults?|fail\w*|lost|down)\b[^:=]{0,40}[:=]\s*0\s*$", re.IGNORECASE)
 STEP = re.compile(r"\bloss['\"]?\s*[:=]\s*['\"]?-?\d")  # what a run prints as it goes on
 
 
