@@ -193,6 +193,10 @@ def test_causes_that_were_taken_for_others(text, cause):
     assert cause_of(text) == cause
 
 
+def test_a_graph_that_is_invalid_is_no_option():
+    assert in_words(explained("EF2007: Invalid GE graph."), "en").startswith("cause: a graph is invalid")
+
+
 def test_the_reason_of_what_may_be_refused_is_open():
     found = explained("[drv api] halDeviceOpen failed. device_id=0, drvRetCode=46.")
     assert "another process or container holds it, this user may not use it" in in_words(found, "en")
