@@ -74,7 +74,7 @@ class Tiny(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.ones(4))
         self.seen = []
 
-    def forward(self, input_ids_T, position_ids_T, cu_seqlens, targets_T, prefixes=None):
+    def forward(self, input_ids_T, position_ids_T, cu_seqlens, targets_T, prefixes=None, mask_seed=None):
         from swiftlet.models.causal import TokenLosses
 
         self.seen.append(len(input_ids_T))

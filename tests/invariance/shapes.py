@@ -57,7 +57,6 @@ class Shapes:
             "batch_size": STEP_SIZE // ranks // accumulation,
             "gradient_accumulation_steps": accumulation,
             **({"micro_batch_tokens": SHORT_BUDGET} if accumulation > 1 else {}),
-            **({"lora_dropout_p": 0.0} if more.get("sft_type") != "full" else {}),
             **ENGINES[engine],
             **more,
         }

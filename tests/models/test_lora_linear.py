@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from swiftlet.models import dropout as masks_of
-from swiftlet.models.dropout import Dropout, dropped_positions
+from swiftlet.models.dropout import Dropout, dropped_by_rows, dropped_positions
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers, project_together
 from swiftlet.models.lora_linear import Adapter, Layer, _sum_of_products, lora_linear, lora_linears
+from swiftlet.models.row_keys import RowKeys, keys_of
 
 T, I, O, R = 5, 6, 4, 2  # noqa: E741
 
@@ -136,6 +138,45 @@ def test_each_element_is_dropped_on_its_own_with_the_same_probability(p):
         assert abs(float(masks[:, column].mean()) - p) < 5 * spread / rounds**0.5
     pairs = ((masks[:, 1:] - p) * (masks[:, :-1] - p)).mean() / spread**2
     assert abs(float(pairs)) < 5 / (rounds * (size - 1)) ** 0.5
+
+
+@pytest.mark.parametrize("p", [0.001, 0.05, 0.5, 0.95])
+def test_by_rows_too_each_element_is_dropped_on_its_own_with_the_same_probability(p):
+    rows, width, rounds = 200, 50, 40
+    keys = RowKeys()
+    masks = torch.zeros(rounds, rows, width)
+    for seed in range(rounds):
+        keys.begin(torch.arange(rows), torch.arange(rows), seed, None, torch.arange(3))
+        drawn = dropped_by_rows(keys.of(rows, layer=5), width, p)
+        assert torch.equal(drawn.unique(), drawn.sort().values)
+        masks[seed].view(-1)[drawn] = 1
+    spread = (p * (1 - p)) ** 0.5
+    assert abs(float(masks.mean()) - p) < 5 * spread / masks.numel() ** 0.5
+    for column in (0, 1, width - 1):
+        assert abs(float(masks[..., column].mean()) - p) < 5 * spread / (rounds * rows) ** 0.5
+    centred = (masks - p) / spread
+    neighbours = (
+        centred[..., 1:] * centred[..., :-1],
+        centred[:, 1:] * centred[:, :-1],
+        centred[1:] * centred[:-1],
+    )
+    for products in neighbours:  # of a column, a row and a step
+        assert abs(float(products.mean())) < 5 / products.numel() ** 0.5
+
+
+def test_a_row_has_the_mask_of_what_stands_before_it_in_its_sample_of_the_step_and_of_the_layer():
+    ids, positions = torch.tensor([7, 8, 9, 7, 8, 5, 8]), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    keys = keys_of(ids, positions, seed=1)
+    assert (keys[:2] == keys[3:5]).all() and len(set(keys.tolist())) == 5
+    alone = keys_of(ids[3:6], positions[3:6], seed=1)
+    assert (alone == keys[3:6]).all()
+    assert not set(keys_of(ids, positions, seed=2).tolist()) & set(keys.tolist())
+    known = RowKeys()
+    known.begin(ids, positions, 1, first_U=np.array([0, 1, 2, 5, 6]), positions_N=torch.tensor([2, 4]))
+    one, other = known.of(5, layer=0), known.of(5, layer=1)
+    assert not set(one.tolist()) & set(other.tolist())
+    assert (known.of(2, layer=0) == one[[2, 4]]).all()
+    assert known.of(3, layer=0) is None
 
 
 def test_a_mask_of_one_element_is_drawn_too():

@@ -45,7 +45,7 @@ class Toy(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(8, VOCABULARY)
 
-    def forward(self, input_ids_T, position_ids_T, cu_seqlens, targets_T, prefixes=None):
+    def forward(self, input_ids_T, position_ids_T, cu_seqlens, targets_T, prefixes=None, mask_seed=None):
         logits_TV = self.head(self.dropout(self.norm(self.embedding(input_ids_T))))
         loss = nn.functional.cross_entropy(logits_TV, targets_T, ignore_index=IGNORE_INDEX, reduction="sum")
         chosen = targets_T != IGNORE_INDEX

@@ -64,7 +64,7 @@ class MicroBatch(NamedTuple):
 
     `targets_T[t]` is the token that position t is to predict, IGNORE_INDEX where that is not trained on. A sample ends
     with the last token that predicts a trained one. `cu_seqlens` are the boundaries of the samples: [0, len(first),
-    ..., T]. `prefixes` says which tokens need to be computed once only, None where each is.
+    ..., T]. `prefixes` says which tokens need to be computed once only; `mask_seed` is of dropout in the whole step.
     """
 
     input_ids_T: torch.Tensor
@@ -73,6 +73,7 @@ class MicroBatch(NamedTuple):
     cu_seqlens: list[int]
     sample_ids: list[int]
     prefixes: Prefixes | None = None
+    mask_seed: int | None = None
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """Return the micro-batch for `device`; targets stay, as the host says which positions are trained on."""
@@ -276,8 +277,7 @@ def predictors(ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
 def collate(store: Samples, sample_ids: Sequence[int], *, shares: bool = False) -> MicroBatch:
     """Return the samples as one micro-batch; no samples give one token without a target, which contributes 0.
 
-    Args:
-        shares: look for equal beginnings of the samples.
+    Equal beginnings of the samples are looked for where the model `shares` them.
     """
     import torch
 

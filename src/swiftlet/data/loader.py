@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Generator
 from typing import NamedTuple
 
+import numpy as np
+
 from swiftlet.data.batching import Batches, MicroBatch, Place, Step, collate
 from swiftlet.errors import SwiftletError
 from swiftlet.faults import fault
@@ -39,7 +41,10 @@ def load(batches: Batches, place: Place) -> LoadedStep:
     """Return the tensors of one step; cutting it may read its samples too."""
     fault("data.next", step=place.epoch * batches.steps_per_epoch + place.step_in_epoch + 1)
     step = batches.step(*place)
-    return LoadedStep(step, [collate(batches.store, samples, shares=True) for samples in step.micro_batches])
+    key = np.random.SeedSequence([batches.seed, step.epoch, step.step_in_epoch])
+    seed = int(key.generate_state(1, np.uint64)[0])
+    parts = (collate(batches.store, samples, shares=True) for samples in step.micro_batches)
+    return LoadedStep(step, [part._replace(mask_seed=seed) for part in parts])
 
 
 def load_steps(

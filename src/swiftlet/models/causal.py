@@ -17,12 +17,7 @@ from torch import Tensor, nn
 
 from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
-from swiftlet.models.attention import (
-    PackedAttention,
-    no_mask,
-    register_packed_attention,
-    segment_attention,
-)
+from swiftlet.models.attention import PackedAttention, no_mask, register_packed_attention, segment_attention
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
 from swiftlet.models.decoder import Backbone, Decoder
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
@@ -31,13 +26,8 @@ from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
 from swiftlet.models.lora_linear import Parts
 from swiftlet.models.neftune import apply_neftune
 from swiftlet.models.recompute import Recompute
-from swiftlet.models.sharing import (
-    TOKEN_COST,
-    TOKEN_COST_RECOMPUTED,
-    Sharing,
-    Spread,
-    shared_attention,
-)
+from swiftlet.models.row_keys import RowKeys
+from swiftlet.models.sharing import TOKEN_COST, TOKEN_COST_RECOMPUTED, Sharing, Spread, shared_attention
 
 IGNORE_INDEX = -100  # data/rows.py names the same number; the rooms are siblings
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
@@ -79,6 +69,7 @@ class CausalLM(nn.Module):
         shares_prefixes: compute equal beginnings of samples once, where a micro-batch says which they are;
             `num_spared` of the `num_tokens` of training had no row of their own.
         is_recomputed: the backward pass computes layers again.
+        keys: what decides over masks of dropout, where the layers ask for it.
     """
 
     def __init__(
@@ -91,6 +82,7 @@ class CausalLM(nn.Module):
         again: Recompute | None = None,
         shares_prefixes: bool = True,
         is_recomputed: bool = False,
+        keys: RowKeys | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -100,6 +92,7 @@ class CausalLM(nn.Module):
         self.again = again or Recompute()
         self.shares_prefixes = shares_prefixes and is_packed
         self.is_recomputed = is_recomputed
+        self.keys = keys or RowKeys()
         self.lengths: list[int] = []
         self.num_tokens = self.num_spared = 0
 
@@ -110,6 +103,7 @@ class CausalLM(nn.Module):
         cu_seqlens: list[int],
         targets_T: Tensor,
         prefixes: Spread | None = None,
+        mask_seed: int | None = None,
     ) -> TokenLosses:
         """Return the losses of the positions that have a target: the next token of their sample, not IGNORE_INDEX.
 
@@ -117,6 +111,7 @@ class CausalLM(nn.Module):
 
         Args:
             prefixes: which tokens are computed once, see data/prefixes.py; none of them predicts a trained one.
+            mask_seed: of the step: masks follow from it and from the tokens, however the step is cut; on a processor.
         """
         positions_N = (targets_T != IGNORE_INDEX).nonzero().squeeze(1)
         targets_N = send(targets_T[positions_N], input_ids_T.device)
@@ -128,6 +123,8 @@ class CausalLM(nn.Module):
             sharing = Sharing.of(prefixes, input_ids_T.device)
             samples = _rows_of(samples, sharing, is_held=not self.is_recomputed)
             positions_N = sharing.source_T.index_select(0, positions_N)
+        rows = prefixes.first_U if prefixes is not None and self.shares_prefixes else None
+        self.keys.begin(input_ids_T, position_ids_T, mask_seed, rows, positions_N)
         if self.head is None:
             return self._own_logits(samples, positions_N, targets_N)
         hidden_NH = self._wanted(samples, positions_N)
@@ -221,14 +218,14 @@ def build_causal(
     """
     inner = inner_model(model)
     attention = attention or kernel(kernels, "attention", None)
-    is_packed, again = can_pack(model), Recompute()
+    is_packed, again, keys = can_pack(model), Recompute(), RowKeys()
     if is_packed and not isinstance(inner, Decoder):
         inner.set_attn_implementation(register_packed_attention())
     elif not is_packed:
         log(f"{type(inner).__name__} cannot tell packed samples apart: one forward pass a sample (slower)")
     if use_fused:
         if hasattr(model, "peft_config"):
-            _apply_lora(model, lora_parts(kernels), log)
+            _apply_lora(model, lora_parts(kernels)._replace(keys=keys), log)
         apply_fused(inner, kernels, again)
     head = find_head(model)
     if head is not None and head_device(head).type != "meta" and not is_its_head(model, head):
@@ -245,6 +242,7 @@ def build_causal(
         again=again,
         shares_prefixes=share_prefixes and not neftune_alpha,
         is_recomputed=gradient_checkpointing,
+        keys=keys,
     )
     if gradient_checkpointing:
         apply_checkpointing(inner)

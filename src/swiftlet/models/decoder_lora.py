@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.models.decoder import Decoder, DecoderConfig
-from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Layer, Parts, lora_linear
+from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Layer, lora_linear
 
 NAME = "default"
 
@@ -58,7 +58,7 @@ class LoraLinear(nn.Module):
         divisor = math.sqrt(fields.r) if fields.use_rslora else fields.r
         self.scaling = {NAME: fields.lora_alpha / divisor}
         self.lora_variant: dict[str, Any] = {}
-        self.parts: Parts = PLAIN_PARTS
+        self.parts, self.number = PLAIN_PARTS, 0
         self._start()
         self.train(base.training)
 
@@ -83,7 +83,7 @@ class LoraLinear(nn.Module):
         p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
         a, b = self.lora_A[NAME].weight, self.lora_B[NAME].weight
         adapter = Adapter(a, b, self.scaling[NAME], p)  # type: ignore[arg-type]
-        return lora_linear(x, Layer(base.weight, base.bias, adapter), parts=self.parts)  # type: ignore[arg-type]
+        return lora_linear(x, Layer(base.weight, base.bias, adapter, self.number), parts=self.parts)  # type: ignore[arg-type]
 
 
 class AdaptedDecoder(nn.Module):

@@ -3,6 +3,9 @@
 Each element is dropped on its own with probability p: the distance from one dropped element to the next is geometric,
 so a mask costs one random number a dropped element instead of one an element, and a short list instead of a tensor.
 A list of few elements is kept until the backward pass, as drawing it again costs more time than it takes memory.
+
+Where each row has a number of its own (row_keys.py), its mask follows from that number alone; otherwise one stream of
+random numbers is drawn for all rows.
 """
 
 from __future__ import annotations
@@ -53,6 +56,44 @@ def dropped_positions(num_elements: int, p: float, seed: int) -> Tensor:
     return torch.from_numpy(positions[: np.searchsorted(positions, num_elements)])
 
 
+def dropped_by_rows(keys_T: np.ndarray, width: int, p: float) -> Tensor:
+    """Return which elements of [T, width] are dropped, as above, where each row has a stream of its own.
+
+    The stream is a counter from the row's number on, each count with its bits mixed.
+    Source: Mulvey 2016, hash prospector, the mixing of 32 bits with the least bias of that form.
+    """
+    mean, step = width * p, np.float32(1 / math.log1p(-p))
+    num_draws = int(mean + 3 * math.sqrt(mean) + 2)  # enough for all but a thousandth of the rows
+    ends = np.arange(width, (len(keys_T) + 1) * width, width)
+    last, first, found = ends - width - 1, 0, []
+    while len(keys_T):
+        counts = np.arange(first + 1, first + num_draws + 1, dtype=np.uint32) * np.uint32(0x9E3779B9)
+        draws = _mixed(keys_T[:, None] + counts).astype(np.float32)
+        draws += np.float32(0.5)
+        draws *= np.float32(2**-32)
+        np.log(draws, out=draws)
+        draws *= step
+        positions = draws.astype(np.int64)
+        positions += 1
+        positions[:, 0] += last
+        np.cumsum(positions, axis=1, out=positions)
+        found.append(positions[positions < ends[:, None]])
+        last = positions[:, -1]
+        more = np.flatnonzero(last < ends - 1)
+        keys_T, last, ends, first = keys_T[more], last[more], ends[more], first + num_draws
+    return torch.from_numpy(np.concatenate(found) if len(found) > 1 else found[0])
+
+
+def _mixed(bits: np.ndarray) -> np.ndarray:
+    other = bits >> np.uint32(16)
+    for factor in (0x21F0AAAD, 0x735A2D97):
+        bits ^= other
+        bits *= np.uint32(factor)
+        np.right_shift(bits, np.uint32(15), out=other)
+    bits ^= other
+    return bits
+
+
 class Dropout:
     """One mask over tensors of one shape.
 
@@ -61,14 +102,21 @@ class Dropout:
 
     Args:
         short: what `short_list` of the same mask has returned, where that was kept.
+        keys_T: a number for each row, in the place of the seed.
     """
 
     def __init__(
-        self, p: float, seed: int, operator: Kernel = plain_dropout, short: Tensor | None = None
+        self,
+        p: float,
+        seed: int,
+        operator: Kernel = plain_dropout,
+        short: Tensor | None = None,
+        keys_T: np.ndarray | None = None,
     ) -> None:
         self.p = p
         self.seed = seed
         self.operator = operator
+        self.keys_T = keys_T
         self._positions = None if short is None else short.long()
 
     def short_list(self) -> Tensor | None:
@@ -85,7 +133,10 @@ class Dropout:
         if not self._has_list(x):
             return self.operator(x, self.p, self.seed)
         if self._positions is None:
-            self._positions = dropped_positions(x.numel(), self.p, self.seed)
+            if self.keys_T is None:
+                self._positions = dropped_positions(x.numel(), self.p, self.seed)
+            else:
+                self._positions = dropped_by_rows(self.keys_T, x.shape[-1], self.p)
         x.view(-1).index_fill_(0, self._positions, 0)
         return x
 

@@ -13,6 +13,9 @@ from swiftlet.models.decoder_lora import AdaptedDecoder, LoraLinear
 from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Layer, Parts, lora_linear, lora_linears
 from swiftlet.models.recompute import Recompute
 
+# Layers that read one input have one mask of dropout, and one number, whether or not they are computed together.
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
 
 def plain_adapter(layer: Any) -> str | None:
     """Return the name of the one adapter that `lora_linear` can compute for a layer of peft, or None."""
@@ -41,7 +44,7 @@ def active_layer(layer: Any, x: Tensor) -> Layer | None:
     dropout = layer.lora_dropout[name]
     p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
     adapter = Adapter(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], p)
-    return Layer(base.weight, base.bias, adapter)
+    return Layer(base.weight, base.bias, adapter, getattr(layer, "number", 0))
 
 
 def project_together(x: Tensor, modules: Sequence[Any], again: Recompute | None = None) -> list[Tensor]:
@@ -67,23 +70,32 @@ def apply_fast_lora(model: nn.Module, parts: Parts = PLAIN_PARTS) -> int:
 
     Layers of another kind (DoRA, quantised bases, several adapters, biases of adapters) keep peft's forward.
     """
-    if isinstance(model, AdaptedDecoder):
-        own = [module for module in model.modules() if isinstance(module, LoraLinear)]
-        for layer in own:
-            layer.parts = parts
-        for module in model.modules():
-            if isinstance(module, Attention):
-                module.project = project_together
-        return len(own)
+    numbers: dict[tuple[str, str], int] = {}
+    count = 0
+    for name, module in model.named_modules():
+        if isinstance(module, Attention) and isinstance(model, AdaptedDecoder):
+            module.project = project_together
+        if not _made_fast(module):
+            continue
+        parent, _, child = name.rpartition(".")
+        group = next((group[0] for group in TOGETHER if child in group), child)
+        module.parts, module.number = parts, numbers.setdefault((parent, group), len(numbers))
+        count += 1
+    return count
+
+
+def _made_fast(module: Any) -> bool:
+    """Return whether a module is, or by now is, a LoRA layer that computes with `lora_linear`."""
+    if isinstance(module, LoraLinear):
+        return True
+    if not isinstance(getattr(module, "lora_A", None), nn.ModuleDict):
+        return False
     from peft.tuners.lora import Linear
 
-    count = 0
-    for module in model.modules():
-        if type(module) is Linear and plain_adapter(module) is not None:
-            module.__class__ = _fast_class()
-            module.parts = parts
-            count += 1
-    return count
+    if type(module) is not Linear or plain_adapter(module) is None:
+        return False
+    module.__class__ = _fast_class()
+    return True
 
 
 def lora_layers(model: nn.Module) -> int:
@@ -105,6 +117,7 @@ def _fast_class() -> Any:
         """peft's layer with another forward; saving, merging and switching adapters stay peft's."""
 
         parts: Parts
+        number: int
 
         def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             layer = None if args or kwargs else active_layer(self, x)

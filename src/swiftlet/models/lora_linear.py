@@ -23,6 +23,7 @@ from swiftlet.device.kernels import dropout as plain_dropout
 from swiftlet.models.arena import empty, empty_like
 from swiftlet.models.dropout import Dropout, draw_seed
 from swiftlet.models.recompute import Make, Recompute
+from swiftlet.models.row_keys import RowKeys
 from swiftlet.models.swiglu import silu_mul, silu_mul_backward
 
 
@@ -36,19 +37,24 @@ class Adapter(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A linear layer and its adapter."""
+    """A linear layer and its adapter; the number tells it from others where masks of dropout are drawn."""
 
     weight_OI: Tensor
     bias_O: Tensor | None
     adapter: Adapter
+    number: int = 0
 
 
 class Parts(NamedTuple):
-    """The elementwise steps of the layer; a device may have its own, see device/kernels.py."""
+    """The elementwise steps of the layer; a device may have its own, see device/kernels.py.
+
+    `keys` decide over masks, where rows have some.
+    """
 
     silu_mul: Callable[[Tensor, Tensor], Tensor] = silu_mul
     silu_mul_backward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = silu_mul_backward
     dropout: Kernel = plain_dropout
+    keys: RowKeys | None = None
 
 
 PLAIN_PARTS = Parts()
@@ -96,6 +102,7 @@ class _LoraLinears(torch.autograd.Function):
         x: Tensor,
         up: Tensor | None,
         p: float,
+        number: int,
         parts: Parts,
         again: Recompute | None,
         scales: tuple[float, ...],
@@ -105,13 +112,14 @@ class _LoraLinears(torch.autograd.Function):
         x_TI, up_TI = _flat(x), None if up is None else _flat(up)
         input_TI = x_TI if up_TI is None else parts.silu_mul(x_TI, up_TI)
         a_SI, all_b_OR = _joined([a.to(x_TI.dtype) for a in all_a], 0), [b.to(x_TI.dtype) for b in all_b]
-        seed, short = draw_seed() if p > 0 else 0, None
+        keys_T = parts.keys.of(len(x_TI), number) if parts.keys is not None and p > 0 else None
+        seed, short = draw_seed() if p > 0 and keys_T is None else 0, None
         # whole and no views of another, so that what is added to one in place needs no copy in the backward pass
         outputs = tuple(empty((*x.shape[:-1], weight.shape[0]), x) for weight in weights)
         for y, weight, bias in zip(outputs, weights, biases, strict=True):
             _linear(input_TI, weight, bias, _flat(y))
         if p > 0:
-            dropout = Dropout(p, seed, parts.dropout)
+            dropout = Dropout(p, seed, parts.dropout, keys_T=keys_T)
             input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
             short = dropout.short_list()
         reduced_TS = _thin(input_TI, a_SI)
@@ -122,7 +130,7 @@ class _LoraLinears(torch.autograd.Function):
             last = weights[-1], biases[-1], all_reduced_TR[-1], all_b_OR[-1], scales[-1]
             again.offer(outputs[-1], _output(again.kept(x_TI), *last))
         ctx.save_for_backward(x_TI, up_TI, a_SI, reduced_TS, *weights, *all_b_OR)
-        ctx.p, ctx.seed, ctx.short, ctx.parts, ctx.shape = p, seed, short, parts, x.shape
+        ctx.p, ctx.seed, ctx.short, ctx.keys_T, ctx.parts, ctx.shape = p, seed, short, keys_T, parts, x.shape
         ctx.scales, ctx.dtypes = scales, [(a.dtype, b.dtype) for a, b in zip(all_a, all_b, strict=True)]
         return outputs
 
@@ -133,11 +141,11 @@ class _LoraLinears(torch.autograd.Function):
         x_TI, up_TI, a_SI, reduced_TS, *kept = ctx.saved_tensors
         weights, all_b_OR = kept[: len(grads)], kept[len(grads) :]
         needs_x, needs_up = ctx.needs_input_grad[:2]
-        needs_weight, needs_bias, needs_a, needs_b = _quarters(ctx.needs_input_grad[6:])
+        needs_weight, needs_bias, needs_a, needs_b = _quarters(ctx.needs_input_grad[7:])
         grad_reduced_TS = _joined(
             [_thin(all_grad_TO[i], all_b_OR[i].t()).mul_(scales[i]) for i in numbers], 1
         )
-        dropout = Dropout(ctx.p, ctx.seed, parts.dropout, ctx.short) if ctx.p > 0 else None
+        dropout = Dropout(ctx.p, ctx.seed, parts.dropout, ctx.short, ctx.keys_T) if ctx.p > 0 else None
         grad_input = grad_up = None
         if needs_x or needs_up:
             grad_input = torch.mm(all_grad_TO[0], weights[0], out=_flat(empty(ctx.shape, grads[0])))
@@ -169,7 +177,19 @@ class _LoraLinears(torch.autograd.Function):
         if grad_input is not None and up_TI is not None:
             grad_input, grad_up = parts.silu_mul_backward(grad_input, x_TI, up_TI)
         grad_x, grad_up = (None if grad is None else grad.view(ctx.shape) for grad in (grad_input, grad_up))
-        return grad_x, grad_up, None, None, None, None, *grad_weights, *grad_biases, *all_grad_a, *all_grad_b
+        return (
+            grad_x,
+            grad_up,
+            None,
+            None,
+            None,
+            None,
+            None,
+            *grad_weights,
+            *grad_biases,
+            *all_grad_a,
+            *all_grad_b,
+        )
 
 
 def _joined(matrices: list[Tensor], dim: int) -> Tensor:
@@ -204,7 +224,7 @@ def lora_linears(
 ) -> tuple[Tensor, ...]:
     """Return x W^T + b + scale B(A(drop(x))) of each layer for x [..., I]; with `up`, of silu(x) * up instead of x.
 
-    The layers have one mask of dropout, whose probability is the first one's.
+    The layers have one mask of dropout, whose probability and number are the first one's.
     With `again`, which must be active, whoever saves the last result for the backward pass has it made again there.
     """
     p = layers[0].adapter.dropout_p
@@ -216,7 +236,7 @@ def lora_linears(
         *(adapter.a_RI for adapter in adapters),
         *(adapter.b_OR for adapter in adapters),
     )
-    return _LoraLinears.apply(x, up, p, parts, again, scales, *tensors)
+    return _LoraLinears.apply(x, up, p, layers[0].number, parts, again, scales, *tensors)
 
 
 def lora_linear(

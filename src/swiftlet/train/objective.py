@@ -1,8 +1,8 @@
 """One optimizer step: forward and backward over its micro-batches, one host sync, a check, the update.
 
 The gradient is that of the sum of token losses over all micro-batches and ranks, divided once by the number of
-trained tokens of the whole step. A step's random numbers (dropout, noise) follow from (seed, step, rank), so
-evaluation and restarts do not change them.
+trained tokens of the whole step. A step's random numbers (noise, dropout of what does not know its rows) follow from
+(seed, step, rank), so evaluation and restarts do not change them.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class LanguageModel(Protocol):
         cu_seqlens: list[int],
         targets_T: torch.Tensor,
         prefixes: Prefixes | None = None,
+        mask_seed: int | None = None,
     ) -> TokenLosses: ...
 
     def train(self, mode: bool = True) -> object: ...
@@ -66,7 +67,8 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 def forward(model: LanguageModel, batch: MicroBatch) -> TokenLosses:
     """Return the token losses of one micro-batch."""
-    return model(batch.input_ids_T, batch.position_ids_T, batch.cu_seqlens, batch.targets_T, batch.prefixes)
+    ids_T, targets_T, positions_T, cu_seqlens, _, prefixes, mask_seed = batch
+    return model(ids_T, positions_T, cu_seqlens, targets_T, prefixes, mask_seed)
 
 
 def check_labels(step: Step) -> None:
