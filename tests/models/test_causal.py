@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from swiftlet.errors import UsageError
-from swiftlet.models.causal import build_causal, can_pack
+from swiftlet.models.causal import build_causal
+from swiftlet.models.packing import can_pack
 
 LENGTHS = [7, 1, 12, 5]
 VOCABULARY = 61

@@ -17,20 +17,20 @@ from torch import Tensor, nn
 
 from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
-from swiftlet.models.attention import PackedAttention, no_mask, register_packed_attention, segment_attention
+from swiftlet.models.attention import PackedAttention, no_mask, segment_attention
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
-from swiftlet.models.decoder import Backbone, Decoder
+from swiftlet.models.decoder import Backbone
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
 from swiftlet.models.head import backbone, decoder_layers, find_head, head_device, inner_model, is_its_head
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
 from swiftlet.models.lora_linear import Parts
 from swiftlet.models.neftune import apply_neftune
+from swiftlet.models.packing import let_pack
 from swiftlet.models.recompute import Recompute
 from swiftlet.models.row_keys import RowKeys
 from swiftlet.models.sharing import TOKEN_COST, TOKEN_COST_RECOMPUTED, Sharing, Spread, shared_attention
 
 IGNORE_INDEX = -100  # data/rows.py names the same number; the rooms are siblings
-PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 Log = Callable[[str], object]
 
 
@@ -124,6 +124,7 @@ class CausalLM(nn.Module):
             samples = _rows_of(samples, sharing, is_held=not self.is_recomputed)
             positions_N = sharing.source_T.index_select(0, positions_N)
         rows = prefixes.first_U if prefixes is not None and self.shares_prefixes else None
+        mask_seed = mask_seed if self.is_packed else None
         self.keys.begin(input_ids_T, position_ids_T, mask_seed, rows, positions_N)
         if self.head is None:
             return self._own_logits(samples, positions_N, targets_N)
@@ -184,14 +185,6 @@ class CausalLM(nn.Module):
             return outputs
 
 
-def can_pack(model: nn.Module) -> bool:
-    """Return whether every layer of a model attends through transformers' interface and keeps no other state."""
-    inner = inner_model(model)
-    kinds = getattr(inner.config.get_text_config(), "layer_types", None) or ["full_attention"]
-    is_known = set(kinds) <= PACKABLE_LAYERS and not getattr(inner, "_is_stateful", False)
-    return is_known and bool(getattr(inner, "_supports_attention_backend", False))
-
-
 def build_causal(
     model: nn.Module,
     *,
@@ -218,10 +211,8 @@ def build_causal(
     """
     inner = inner_model(model)
     attention = attention or kernel(kernels, "attention", None)
-    is_packed, again, keys = can_pack(model), Recompute(), RowKeys()
-    if is_packed and not isinstance(inner, Decoder):
-        inner.set_attn_implementation(register_packed_attention())
-    elif not is_packed:
+    is_packed, again, keys = let_pack(model), Recompute(), RowKeys()
+    if not is_packed:
         log(f"{type(inner).__name__} cannot tell packed samples apart: one forward pass a sample (slower)")
     if use_fused:
         if hasattr(model, "peft_config"):

@@ -19,6 +19,7 @@ from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_config import decoder_config
 from swiftlet.models.decoder_load import load_decoder
 from swiftlet.models.hollow import make_hollow, meta_tensors
+from swiftlet.models.rope import forget_lengths
 from swiftlet.models.safety import (
     CONFIG,
     TensorInfo,
@@ -251,10 +252,11 @@ def _own_memory(model: PreTrainedModel) -> None:
 
 
 def _settle(model: PreTrainedModel, folder: Path) -> None:
-    """Set what does not come with the weights: the path, the generation settings, whether the head is tied."""
+    """Set what does not come with the weights: path, generation settings, a tied head, rotations that start afresh."""
     from transformers import GenerationConfig
 
     model.config._name_or_path = str(folder)
+    forget_lengths(model)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if (
         getattr(model.config, "tie_word_embeddings", False)
