@@ -160,9 +160,18 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _is_mlp(module: nn.Module) -> bool:
     children = {name for name, _ in module.named_children()}
-    return children == {"gate_proj", "up_proj", "down_proj", "act_fn"} and not any(
-        module.parameters(recurse=False)
-    )
+    is_gated = children == {"gate_proj", "up_proj", "down_proj", "act_fn"}
+    return is_gated and not any(module.parameters(recurse=False)) and _is_silu(module)
+
+
+@torch.no_grad()
+def _is_silu(mlp: Any) -> bool:
+    """Return whether an MLP's activation is SiLU; random rows may lie where GELU is nearly the same."""
+    device = next(mlp.parameters()).device
+    if device.type == "meta":
+        return False
+    x = torch.linspace(-8, 8, 33, device=device)
+    return torch.allclose(mlp.act_fn(x), torch.nn.functional.silu(x), atol=1e-3)
 
 
 @torch.no_grad()
