@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def merge_adapter(model: PeftModel) -> PreTrainedModel:
     """Add the adapter to the weights it belongs to and return the plain model; the adapter is gone afterwards.
 
-    A head that shares its matrix with an embedding that is changed gets a copy of its own.
+    A head that shares its matrix with the embedding gets a copy of its own where one of them is changed.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -37,9 +37,11 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
 
 
 def _untie(plain: Any, layers: list[Any]) -> None:
-    head = plain.get_output_embeddings()
-    head = head.get_base_layer() if head in layers else head
-    changed = [layer.get_base_layer() for layer in layers]
-    if any(base is not head and base.weight is head.weight for base in changed):
+    head, embedding = (
+        module.get_base_layer() if module in layers else module
+        for module in (plain.get_output_embeddings(), plain.get_input_embeddings())
+    )
+    is_changed = any(layer.get_base_layer().weight is head.weight for layer in layers)
+    if is_changed and head.weight is embedding.weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         plain.config.tie_word_embeddings = False
