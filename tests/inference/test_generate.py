@@ -1,5 +1,7 @@
 """Generation: batches give what single prompts give, answers end where they should."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from swiftlet.errors import DataError
 from swiftlet.inference.generate import Generator, Settings, batches_by_length
+from swiftlet.models.rope import forget_lengths
 
 PROMPTS = [[2, 5, 7, 8, 3], [2, 5, 9], [7], [2, 5, 9, 10, 11, 12, 3, 6]]
 
@@ -77,9 +80,51 @@ def test_temperature_zero_is_greedy(tiny_qwen2, tiny_tokenizer):
 
 def test_the_context_bounds_the_answer_and_a_full_one_is_said(tiny_qwen2, tiny_tokenizer):
     engine = generator(tiny_qwen2, tiny_tokenizer, max_new_tokens=1000)
-    assert engine._options(60)["max_new_tokens"] == 4
+    assert engine._room(60) == 4
     with pytest.raises(DataError, match="a prompt of 64 tokens leaves no room in a context of 64"):
         engine.answers([[7] * 64])
+
+
+LONG = [5, 7, 9] * 20  # leaves four tokens of 64
+
+
+@pytest.mark.parametrize("num_tokens", [3, 4, 30, 1000])
+def test_a_long_row_takes_no_room_from_the_others(tiny_qwen2, tiny_tokenizer, num_tokens):
+    engine = generator(tiny_qwen2, tiny_tokenizer, max_new_tokens=num_tokens)
+    prompts = [LONG, *PROMPTS, LONG[:50]]
+    expected = [greedy(tiny_qwen2, prompt, min(num_tokens, 64 - len(prompt))) for prompt in prompts]
+    assert engine._generate(prompts) == expected
+    assert engine.answers(prompts) == [engine.text(ids) for ids in expected]
+
+
+def test_an_answer_that_goes_on_alone_ends_where_it_would(tiny_qwen2, tiny_tokenizer):
+    settings = {"max_new_tokens": 30, "repetition_penalty": 5.0}
+    free = generator(tiny_qwen2, tiny_tokenizer, **settings)._generate([PROMPTS[0]])[0]
+    stop = next(token for token in free[6:] if token not in free[:6])
+    engine = generator(tiny_qwen2, tiny_tokenizer, stop=[stop], **settings)
+    assert engine._generate([LONG, PROMPTS[0]])[1] == free[: free.index(stop)]
+    text = engine.text(free)
+    word = text.split()[-1]
+    said = generator(tiny_qwen2, tiny_tokenizer, stop_words=(word,), **settings)
+    assert said.answers([LONG, PROMPTS[0]])[1] == text[: text.index(word)]
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+
+
+@pytest.mark.parametrize(
+    "rope", [LONGROPE, {"rope_type": "dynamic", "factor": 4.0}], ids=["longrope", "dynamic"]
+)
+def test_rows_of_a_rotation_that_follows_the_length_answer_as_alone(rope, tiny_qwen2, tiny_tokenizer):
+    config = copy.deepcopy(tiny_qwen2.config)
+    config.rope_parameters = {"rope_theta": 10000.0, "original_max_position_embeddings": 8, **rope}
+    config.max_position_embeddings = 8
+    model = type(tiny_qwen2)(config).eval()
+    model.load_state_dict(tiny_qwen2.state_dict())
+    forget_lengths(model)
+    engine = generator(model, tiny_tokenizer, max_new_tokens=12)
+    prompts = [[5, 7, 9] * 8, *PROMPTS, [9, 7, 5]]
+    assert engine.answers(prompts) == [engine.answers([prompt])[0] for prompt in prompts]
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))

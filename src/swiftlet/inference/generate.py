@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from swiftlet.errors import DataError
+from swiftlet.models.rope import follows_length
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -97,16 +98,20 @@ class Generator:
         self.settings = settings
         self.context_length = context_length
 
-    def _options(self, longest_prompt: int) -> dict[str, Any]:
-        settings = self.settings
-        room = settings.max_new_tokens
+    def _room(self, longest: int, num_made: int = 0) -> int:
+        """Return how many tokens every row of a batch may still get; the longest has this many in all."""
+        room = self.settings.max_new_tokens - num_made
         if self.context_length is not None:
-            room = min(room, self.context_length - longest_prompt)
+            room = min(room, self.context_length - longest)
         if room < 1:
             raise DataError(
-                f"a prompt of {longest_prompt} tokens leaves no room in a context of {self.context_length}",
+                f"a prompt of {longest} tokens leaves no room in a context of {self.context_length}",
                 "shorten it, type clear in a chat, or use a model with a longer context",
             )
+        return room
+
+    def _options(self, room: int) -> dict[str, Any]:
+        settings = self.settings
         options: dict[str, Any] = {
             "max_new_tokens": room,
             "do_sample": not settings.is_greedy,
@@ -129,20 +134,45 @@ class Generator:
     def _generate(
         self, prompts: Sequence[Sequence[int]], streamer: _OnTokens | None = None
     ) -> list[list[int]]:
+        """Return the answers of a batch; where the context of its longest row is full, the others go on without it."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        going, num_made = list(range(len(prompts))), 0
+        while going:
+            rows = [[*prompts[at], *answers[at]] for at in going]
+            room = self._room(max(len(row) for row in rows), num_made)
+            for at, ids in zip(going, self._more(rows, room, num_made, streamer), strict=True):
+                answers[at] += ids
+            num_made += room
+            going = [at for at in going if self._is_cut_short(len(prompts[at]), answers[at], num_made)]
+        return answers
+
+    def _more(
+        self, rows: Sequence[list[int]], room: int, num_made: int, streamer: _OnTokens | None
+    ) -> list[list[int]]:
+        """Return at most `room` more tokens of each row, whose last `num_made` are of its answer."""
         from transformers import GenerationConfig
 
-        longest = max(len(prompt) for prompt in prompts)
+        longest = max(len(row) for row in rows)
         device = next(self.model.parameters()).device
-        padded = [[self._pad_id()] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
-        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        padded = [[self._pad_id()] * (longest - len(row)) + row for row in rows]
+        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         output_BT = self.model.generate(
             input_ids=torch.tensor(padded, device=device),
             attention_mask=torch.tensor(mask, device=device),
-            generation_config=GenerationConfig(**self._options(longest)),
+            generation_config=GenerationConfig(**self._options(room)),
             streamer=streamer,
-            stopping_criteria=self._stopping(longest),
+            stopping_criteria=self._stopping(longest - num_made),
         )
         return [self._until_stop(row) for row in output_BT[:, longest:].tolist()]
+
+    def _is_cut_short(self, prompt_length: int, answer: list[int], num_made: int) -> bool:
+        """Return whether an answer ended only because a longer row had no more room."""
+        if len(answer) < num_made or num_made >= self.settings.max_new_tokens:
+            return False
+        if self.context_length is None or prompt_length + num_made >= self.context_length:
+            return False
+        text = self.decode(answer)
+        return not any(word in text for word in self.settings.stop_words)
 
     def _stopping(self, prompt_length: int) -> Any:
         from transformers import StoppingCriteriaList
@@ -169,7 +199,19 @@ class Generator:
         Raises:
             DataError: a prompt leaves no room in the context.
         """
-        return [self.text(ids) for ids in self._generate(prompts)]
+        texts: dict[int, str] = {}
+        for batch in self._alike([len(prompt) for prompt in prompts]):
+            answers = self._generate([prompts[at] for at in batch])
+            texts |= {at: self.text(ids) for at, ids in zip(batch, answers, strict=True)}
+        return [texts[at] for at in range(len(prompts))]
+
+    def _alike(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Return the indices of rows that may be answered together."""
+        if not follows_length(self.model):
+            return [list(range(len(lengths)))]
+        return [
+            [at for at, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))
+        ]
 
     def answer(self, prompt: Sequence[int], on_text: Callable[[str], None]) -> str:
         """Return the answer to one prompt; `on_text` gets each piece as soon as its characters are whole."""
