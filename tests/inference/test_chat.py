@@ -1,5 +1,7 @@
 """The words that steer a chat, its history, and ways to leave it."""
 
+import pytest
+
 from swiftlet.errors import DataError
 from swiftlet.inference.chat import GREETING, Chat
 
@@ -41,6 +43,33 @@ def test_reset_system_starts_over():
     _, asked, _ = talk("a", "reset-system", "be brief", "b", system="old")
     assert asked[0][0] == {"role": "system", "content": "old"}
     assert asked[1] == [{"role": "system", "content": "be brief"}, {"role": "user", "content": "b"}]
+
+
+@pytest.mark.parametrize("leaving", [EOFError, KeyboardInterrupt])
+def test_the_chat_is_left_where_a_system_prompt_is_asked_for(leaving):
+    def read(prompt):
+        if prompt == "system <<< ":
+            raise leaving
+        return "reset-system"
+
+    shown = []
+    chat = Chat(None, read, shown.append, "old")
+    chat.run()
+    assert shown[-1] == "\n" and chat.system == "old"
+
+
+def test_lines_before_the_end_of_the_input_are_answered():
+    _, asked, _ = talk("multi-line", "one", "two")
+    assert [messages[-1]["content"] for messages in asked] == ["one\ntwo"]
+
+
+def test_what_is_not_utf8_is_named_and_the_chat_goes_on():
+    chat, asked, shown = talk("good \udcff\udcfe x", "reset-system", "\udcff", "next", system="old")
+    assert [messages[-1]["content"] for messages in asked] == ["next"]
+    assert chat.system == "old"
+    assert (
+        "'\\udcff\\udcfe' is not UTF-8, as typed after 'good '\nhint: type it again, in a terminal" in shown
+    )
 
 
 def test_an_empty_line_asks_nothing():

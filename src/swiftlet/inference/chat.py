@@ -53,12 +53,13 @@ class Chat:
         while True:
             try:
                 text = self._question()
+                if text.strip().lower() in ("exit", "quit"):
+                    return
+                is_steered = self._steered(text.strip().lower())
             except (EOFError, KeyboardInterrupt):
                 self.write("\n")
                 return
-            if text.strip().lower() in ("exit", "quit"):
-                return
-            if not self._steered(text.strip().lower()) and text.strip():
+            if not is_steered and text.strip() and self._is_readable(text):
                 self._ask(text)
 
     def _question(self) -> str:
@@ -73,7 +74,10 @@ class Chat:
                 lines.append(line[: -len(END_OF_LINES)])
                 break
             lines.append(line)
-            line = self.read("")
+            try:
+                line = self.read("")
+            except EOFError:  # what was typed is answered; the next read leaves
+                break
         return "\n".join(lines)
 
     def _steered(self, word: str) -> bool:
@@ -84,9 +88,22 @@ class Chat:
         elif word == "single-line":
             self.is_multi_line = False
         elif word == "reset-system":
-            self.system = self.read("system <<< ")
-            self.history = []
+            text = self.read("system <<< ")
+            if self._is_readable(text):
+                self.system, self.history = text, []
         else:
+            return False
+        return True
+
+    def _is_readable(self, text: str) -> bool:
+        """Return whether a typed text is whole; say what is wrong with one that is not UTF-8."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            self.write(
+                f"{ascii(text[error.start : error.end])} is not UTF-8, as typed after {text[: error.start]!r}\n"
+                "hint: type it again, in a terminal that is set to UTF-8\n"
+            )
             return False
         return True
 
