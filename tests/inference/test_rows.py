@@ -42,6 +42,18 @@ def test_the_last_turn_is_the_question(tiny_tokenizer):
     assert tiny_tokenizer.decode(row.prompt_ids).endswith("name")
 
 
+def test_calls_of_tools_are_no_turns():
+    def turn(question, answer):
+        call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+        result = {"role": "tool", "content": "5"}
+        return [{"role": "user", "content": question}, call, result, {"role": "assistant", "content": answer}]
+
+    row = row_of([*turn("2 + 3?", "It is 5."), *turn("and 1 + 4?", "5 too.")], len)
+    assert (row.query, row.label) == ("and 1 + 4?", "5 too.")
+    assert row.history == [["2 + 3?", "It is 5."]]
+    assert row.prompt_ids == 7  # calls and results of both turns are in the prompt
+
+
 def test_a_prompt_without_room_is_reported_not_dropped(tiny_qwen2, tiny_tokenizer):
     results = dict(answer_rows(engine(tiny_qwen2, tiny_tokenizer), rows(tiny_tokenizer), batch_tokens=1000))
     assert sorted(results) == [0, 1, 2]

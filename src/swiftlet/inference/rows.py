@@ -29,15 +29,23 @@ class Row(NamedTuple):
 def row_of(
     messages: Sequence[dict[str, Any]], encode_prompt: Callable[[list[dict[str, Any]]], list[int]]
 ) -> Row:
-    """Return the last turn of a conversation as a question, and its answer as the label."""
+    """Return the last turn of a conversation as a question, and its answer as the label.
+
+    Calls of tools and their results are in the prompt; a turn before the last is its question and its last answer.
+    """
     label = ""
     asked = list(messages)
     if asked and asked[-1]["role"] == "assistant":
         label = asked.pop()["content"] or ""
     system = asked[0]["content"] if asked and asked[0]["role"] == "system" else None
-    turns = [message["content"] for message in asked if message["role"] in ("user", "assistant")]
-    history = [list(turns[at : at + 2]) for at in range(0, len(turns) - 1, 2)]
-    return Row(encode_prompt(asked), turns[-1] if turns else "", label, history, system)
+    history: list[list[str]] = []
+    for message in asked:
+        if message["role"] == "user":
+            history.append([message["content"], ""])
+        elif message["role"] == "assistant":
+            history[-1][1] = message["content"] or ""
+    query = history.pop()[0] if history else ""
+    return Row(encode_prompt(asked), query, label, history, system)
 
 
 def answer_rows(
