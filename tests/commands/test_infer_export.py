@@ -71,6 +71,47 @@ def test_a_merge_that_answers_differently_is_refused_and_leaves_nothing(checkpoi
     assert not list(checkpoint.parent.glob(".tmp-*"))
 
 
+def test_a_merge_by_infer_trusts_what_infer_trusts(checkpoint, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def call(options):
+        raise Asked(options["trust_remote_code"])
+
+    monkeypatch.setattr("swiftlet.commands.export.call", call)
+    for trusts in (True, False):
+        with pytest.raises(Asked, match=str(trusts)):
+            infer(ckpt_dir=str(checkpoint), merge_lora=True, trust_remote_code=trusts, **GREEDY)
+
+
+def test_a_stop_word_that_is_a_control_token_ends_an_answer(checkpoint):
+    from swiftlet.commands.evaluation import stop_ids
+    from swiftlet.commands.model_source import open_template
+
+    _, template = open_template(checkpoint, template_type=None, system=None)
+    start = template.tokenizer.id_of("<|im_start|>")
+    assert start not in template.stop_token_ids
+    assert stop_ids(template, ["w1", "<|im_start|>"]) == [*template.stop_token_ids, start]
+    assert stop_ids(template, ["w1"]) == template.stop_token_ids
+    with pytest.raises(UsageError, match="has the control token <|im_start|> in it") as caught:
+        infer(ckpt_dir=str(checkpoint), load_dataset_config=True, stop_words=["<|im_start|> user"], **GREEDY)
+    assert caught.value.hint == "type the token alone: --stop_words '<|im_start|>'"
+
+
+def test_the_tools_of_a_row_are_in_its_prompt():
+    from swiftlet.commands.evaluation import sample_row
+    from swiftlet.data.formats import Sample
+    from swiftlet.data.sources import Origin
+
+    class Template:
+        def encode_prompt(self, messages, tools=None):
+            return tools
+
+    messages = [{"role": "user", "content": "a"}]
+    sample = Sample(messages, Origin("f", 1, 0), tools=["tool"])
+    assert sample_row(sample, Template()).prompt_ids == ["tool"]
+
+
 def test_a_full_checkpoint_answers_too(fine_tune):
     outcome = fine_tune(sft_type="full", max_steps=2, learning_rate=1e-3)
     rows = infer(ckpt_dir=outcome.last_checkpoint, load_dataset_config=True, **GREEDY)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,18 @@ def test_generated_answers_are_scored(fine_tune):
     outcome = fine_tune(predict_with_generate=True, max_new_tokens=4, do_sample=False, max_steps=3)
     line = next(line for line in lines(outcome.output_dir) if "eval_rouge_l" in line)
     assert {"eval_loss", "eval_acc", "eval_exact_match", "eval_rouge_l"} <= set(line)
+
+
+def test_generated_answers_end_where_the_positions_of_the_model_do(fine_tune, model_folder, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path / "gpt2"
+    shutil.copytree(model_folder, folder)
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=4, n_positions=48, eos_token_id=3)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    options = {"predict_with_generate": True, "max_new_tokens": 100, "do_sample": False, "max_steps": 3}
+    outcome = fine_tune(model_id_or_path=str(folder), **options)
+    assert any("eval_rouge_l" in line for line in lines(outcome.output_dir))
 
 
 def test_mistakes_are_named(fine_tune, tmp_path):

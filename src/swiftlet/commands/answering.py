@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from swiftlet import heartbeat, log
-from swiftlet.commands.evaluation import generation_settings
+from swiftlet.commands.evaluation import generation_settings, sample_row, stop_ids
 from swiftlet.commands.infer import Ready
 from swiftlet.commands.model_source import context_length
 from swiftlet.data.prepare import read_split
@@ -20,7 +20,7 @@ from swiftlet.errors import DataError
 from swiftlet.inference.chat import Chat
 from swiftlet.inference.generate import Generator
 from swiftlet.inference.metrics import score
-from swiftlet.inference.rows import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows, row_of
+from swiftlet.inference.rows import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows
 from swiftlet.models.load import load_model
 from swiftlet.models.tuner import load_adapter
 from swiftlet.parallel.world import World, close_world, init_world
@@ -42,6 +42,7 @@ def _open(ready: Ready) -> tuple[Device, World]:
 def build_generator(ready: Ready, device: Device) -> Generator:
     """Return the model of a checkpoint, ready to answer."""
     source, args = ready.source, ready.args
+    stops = stop_ids(ready.template, args.generation.stop_words)
     heartbeat.beat("load")
     dtype = resolve_dtype(args.model.dtype, device)
     log.info(f"model from {source.model_folder}: {dtype}, {device.name}")
@@ -60,7 +61,7 @@ def build_generator(ready: Ready, device: Device) -> Generator:
         model=model.eval(),
         decode=lambda ids: tokenizer.decode(ids, skip_special=True),
         pad_id=tokenizer.pad_id,
-        stop_token_ids=ready.template.stop_token_ids,
+        stop_token_ids=stops,
         settings=generation_settings(args.generation),
         context_length=context_length(source.model_folder),
     )
@@ -105,7 +106,7 @@ def _rows(ready: Ready) -> list[Row]:
     log.info(
         f"{len(chosen)} of {len(samples)} held-out rows are answered ({num_train} rows are for training)"
     )
-    return [row_of(sample.messages, ready.template.encode_prompt) for sample in chosen]
+    return [sample_row(sample, ready.template) for sample in chosen]
 
 
 def _shown(answers: Any, total: int, world: World) -> Any:

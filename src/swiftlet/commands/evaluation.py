@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from swiftlet import log
+from swiftlet.commands.model_source import context_length
 from swiftlet.commands.sft import Ready
+from swiftlet.data.formats import Sample
 from swiftlet.data.prepare import read_split
+from swiftlet.data.template import Template
 from swiftlet.device.spec import Device
+from swiftlet.errors import UsageError
 from swiftlet.inference.generate import Generator, Settings
 from swiftlet.inference.metrics import score
-from swiftlet.inference.rows import answer_rows, row_of
+from swiftlet.inference.rows import Row, answer_rows, row_of
 from swiftlet.models.causal import CausalLM
 from swiftlet.parallel.world import World
 from swiftlet.train.evaluate import Evaluator, Scores
@@ -46,17 +50,40 @@ def generation_settings(generation: Any) -> Settings:
     )
 
 
+def stop_ids(template: Template, words: Sequence[str]) -> list[int]:
+    """Return the ids that end an answer: the template's, and those of stop words that are control tokens.
+
+    Raises:
+        UsageError: a stop word has a control token and more, which the text of an answer never shows.
+    """
+    tokenizer = template.tokenizer
+    for word in words:
+        found = tokenizer.control_pattern.search(word)
+        if found is not None and word not in tokenizer.control:
+            raise UsageError(
+                f"--stop_words {word!r} has the control token {found[0]} in it, which no answer's text shows",
+                f"type the token alone: --stop_words '{found[0]}'",
+            )
+    controls = (tokenizer.id_of(word) for word in words if word in tokenizer.control)
+    return [*template.stop_token_ids, *(token for token in controls if token is not None)]
+
+
+def sample_row(sample: Sample, template: Template) -> Row:
+    """Return the last turn of a sample as a question, whose prompt has the sample's tools."""
+    return row_of(sample.messages, lambda messages: template.encode_prompt(messages, sample.tools))
+
+
 def _generated_scores(args: Any, ready: Ready, model: CausalLM, world: World) -> Callable[[], Scores]:
     _, samples = read_split(args.data)
-    rows = [row_of(sample.messages, ready.template.encode_prompt) for sample in samples if sample.messages]
-    tokenizer = ready.template.tokenizer
+    rows = [sample_row(sample, ready.template) for sample in samples if sample.messages]
+    tokenizer, length = ready.template.tokenizer, ready.max_length + args.generation.max_new_tokens
     generator = Generator(
         model=model.model,
         decode=lambda ids: tokenizer.decode(ids, skip_special=True),
         pad_id=tokenizer.pad_id,
-        stop_token_ids=ready.template.stop_token_ids,
+        stop_token_ids=stop_ids(ready.template, args.generation.stop_words),
         settings=generation_settings(args.generation),
-        context_length=ready.max_length + args.generation.max_new_tokens,
+        context_length=min(length, context_length(ready.source.folder) or length),
     )
 
     def scores() -> Scores:

@@ -104,6 +104,7 @@ def _merged(args: Any, source: CheckpointSource) -> CheckpointSource:
         return CheckpointSource(merged, None, source.args)
     options = {"ckpt_dir": str(source.folder), "merge_lora": True, "dtype": args.model.dtype}
     options |= {"device": args.machine.device, "model_id_or_path": str(source.model_folder)}
+    options |= {"trust_remote_code": args.model.trust_remote_code}
     return CheckpointSource(Path(export.call(options)), None, source.args)
 
 
