@@ -114,3 +114,12 @@ def test_weights_without_values_are_taken_at_their_word():
         config = transformers.NemotronConfig(num_hidden_layers=1, num_key_value_heads=8)
         model = transformers.NemotronForCausalLM(config)
     assert let_pack(model)
+
+
+@pytest.mark.parametrize("kind", ["cohere", "llama", "gpt2", "olmo"])
+def test_matrices_that_are_one_number_as_before_sharding_do_not_hide_what_a_model_can(kind):
+    model = make(kind)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.constant_(parameter, 0.02)
+    assert let_pack(model)
