@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from swiftlet.data.columns import MEDIA, check_media, holds_something
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.roles import ASSISTANT, CALL, SYSTEM, TOOL, USER, check_order, role_of
 from swiftlet.data.toolcalls import parsed, read_calls
 
 Message = dict[str, Any]
-MEDIA = ("image", "video", "audio", "media")
+MEDIA_PARTS = ("image", "video", "audio", "media")
 TEXT_PARTS = {"text", "input_text", "output_text"}
 LOSS_KEYS = ("loss", "train", "weight", "loss_weight")
 NUM_NAMES = 12
@@ -44,11 +45,16 @@ def read_chat(value: Any, name: str, notes: set[str]) -> list[Message]:
 
 
 def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
-    """Return one turn, or two when question and answer stand in one object."""
+    """Return one turn, or those of a question and an answer that stand in one object, with a system text or without."""
     if not isinstance(turn, dict):
         raise RowFault("schema", f"turn {number} is {kind_of(turn)}, expected an object")
+    if not MEDIA.isdisjoint(turn):
+        check_media(turn, f"turn {number}: key")
     if "role" not in turn and "from" not in turn and {"human", "assistant"} <= turn.keys():
-        return [{"role": USER, "content": turn["human"]}, {"role": ASSISTANT, "content": turn["assistant"]}]
+        texts = [(USER, turn["human"]), (ASSISTANT, turn["assistant"])]
+        if holds_something(turn.get("system")):
+            texts.insert(0, (SYSTEM, turn["system"]))
+        return [{"role": role, "content": text} for role, text in texts]
     return [turn]
 
 
@@ -112,7 +118,7 @@ def _part(part: Any, number: int, role: str) -> str:
         raise RowFault("schema", f"{where}: a content part is {kind_of(part)}")
     kind = part.get("type", "text")
     name = kind[:24] if isinstance(kind, str) and kind[:24].isidentifier() else "of unknown type"
-    if any(medium in name for medium in MEDIA):
+    if any(medium in name for medium in MEDIA_PARTS):
         raise RowFault("multimodal", f"{where}: multimodal content part {name}")
     text = part.get("text") if part.get("text") is not None else part.get("value")
     if name not in TEXT_PARTS or not isinstance(text, str):

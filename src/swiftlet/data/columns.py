@@ -27,7 +27,7 @@ PREFERENCES = (
     "chosen_response",
     "rejected_response",
 )
-MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 LABELS = ("label", "kto_tag")
 OURS = {
     *CHATS,
@@ -93,6 +93,24 @@ def rename(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
 def first_set(row: Row, names: Sequence[str]) -> str | None:
     """Return the first of the names under which the row has a value."""
     return next((name for name in names if row.get(name) not in (None, [], "")), None)
+
+
+def holds_something(value: Any) -> bool:
+    """Return whether a value is more than null, empty, or a list of such."""
+    if isinstance(value, list):
+        return any(holds_something(item) for item in value)
+    return value is not None and value != "" and value != {}
+
+
+def check_media(values: Row, what: str) -> None:
+    """Make sure that a row or a turn holds no images, videos or audio.
+
+    Raises:
+        RowFault: it does; `what` is what its keys are called.
+    """
+    for name in sorted(MEDIA & values.keys()):
+        if holds_something(values[name]):
+            raise RowFault("multimodal", f"{what} {name}: only text is trained on")
 
 
 def find_columns(row: Row) -> Columns:

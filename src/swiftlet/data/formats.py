@@ -17,6 +17,7 @@ from swiftlet.data.columns import (
     SYSTEMS,
     TOOLS,
     Columns,
+    check_media,
     find_columns,
     first_set,
     rename,
@@ -65,24 +66,28 @@ def _read(row: Mapping[str, Any], record: Record, *, is_mapped: bool) -> Sample:
     chat = None if NO_PAIR.isdisjoint(row) else _chat_column(row)
     if chat is not None:
         messages = read_chat(row[chat], chat, notes)
+        _check_no_history(row, chat)
     elif _is_plain_text(row):
-        return _plain(_text_of(row, "text", "empty_assistant"), record, notes)
+        messages = [{"role": ASSISTANT, "content": _text_of(row, "text", "empty_assistant")}]
+        _check_no_history(row, "text")
     else:
         messages = _pair(row, notes)
-    if messages[0]["role"] == ASSISTANT:
-        return _plain(messages[0]["content"], record, notes)
     tools = None
     if not NO_PAIR.isdisjoint(row):
         messages = _with_system(row, messages)
-        tools = next((row[name] for name in TOOLS if row.get(name) is not None), None)
-    return Sample(messages, record.origin, read_tools(tools), notes=tuple(sorted(notes)))
+        tools = read_tools(next((row[name] for name in TOOLS if row.get(name) is not None), None))
+    if messages[0]["role"] == ASSISTANT:
+        if tools:
+            raise RowFault(
+                "schema", "column tools beside a text without a question, which has no place for it"
+            )
+        return _plain(messages[0]["content"], record, notes)
+    return Sample(messages, record.origin, tools, notes=tuple(sorted(notes)))
 
 
 def _check_unusual(row: Mapping[str, Any], notes: set[str], *, is_mapped: bool) -> None:
     """Look at the columns that most data have not: media, preferences, labels."""
-    for name in MEDIA:
-        if _holds_something(row.get(name)):
-            raise RowFault("multimodal", f"column {name}: only text is trained on")
+    check_media(row, "column")
     preference = first_set(row, PREFERENCES)
     if preference is not None and not is_mapped:
         raise RowFault(
@@ -100,12 +105,6 @@ def _chat_column(row: Mapping[str, Any]) -> str | None:
 
 def _plain(text: str, record: Record, notes: set[str]) -> Sample:
     return Sample([], record.origin, text=text, notes=tuple(sorted(notes | {"no_prompt"})))
-
-
-def _holds_something(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(_holds_something(item) for item in value)
-    return value is not None and value != "" and value != {}
 
 
 def _is_plain_text(row: Mapping[str, Any]) -> bool:
@@ -192,6 +191,11 @@ def _history(value: Any) -> list[Message]:
     return messages
 
 
+def _check_no_history(row: Mapping[str, Any], name: str) -> None:
+    if "history" in row and _history(row["history"]):
+        raise RowFault("columns", f"column history beside column {name}: put its turns into one chat")
+
+
 def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
     name = first_set(row, SYSTEMS)
     if name is None:
@@ -199,6 +203,8 @@ def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Messag
     system = row[name]
     if not isinstance(system, str):
         raise RowFault("schema", f"column {name} is {kind_of(system)}, not a text")
+    if messages[0]["role"] == ASSISTANT:
+        raise RowFault("schema", f"column {name} beside a text without a question, which has no place for it")
     if messages[0]["role"] != SYSTEM:
         return [{"role": SYSTEM, "content": system}, *messages]
     if messages[0]["content"] != system:
