@@ -6,34 +6,69 @@ goes to standard error.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
 
 NAME = "swiftlet"
-_SECRET_KEY = re.compile(r"token|key|secret|passw|credential", re.IGNORECASE)
+# A word of a name: not "tokenizer", "num_tokens" or "keyboard".
+_SECRET_NAME = re.compile(r"token(?![a-z])|keys?(?![a-z])|secret|passw|credential", re.IGNORECASE)
+# Keys as their makers write them, and the password of a URL: long and unlike words, so that prose and paths stay.
 _SECRET_TEXT = re.compile(
-    r"(hf_[A-Za-z0-9]{8,}|sk-[A-Za-z0-9_-]{8,}|Bearer\s+\S+|(?<=://)[^/\s:@]+:[^/\s@]+(?=@))"
+    r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}"
+    r"|(?<![A-Za-z0-9])sk-(?=[A-Za-z0-9_-]*[A-Za-z0-9]{16})(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]+"
+    r"|\bBearer\s+(?=[A-Za-z._~+/=-]*[0-9])[A-Za-z0-9._~+/=-]{16,}"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
-_NOT_SECRET = {"max_new_tokens", "micro_batch_tokens", "num_tokens", "tokens_per_second", "tokenizer"}
 MASK = "***"
+LONG, SHORT = 8, 6  # characters of a secret that is found anywhere, and of one that must stand alone
 
 
 def is_secret_name(name: str) -> bool:
     """Return whether a variable or argument of this name usually holds a secret."""
-    lowered = name.lower()
-    return lowered not in _NOT_SECRET and "tokens" not in lowered and bool(_SECRET_KEY.search(lowered))
+    return bool(_SECRET_NAME.search(name))
 
 
 def redact(text: str) -> str:
-    """Return `text` without tokens, keys and the values of secret environment variables."""
+    """Return `text` without tokens, keys and the values of secret environment variables, also as JSON or repr."""
     for name, value in os.environ.items():
-        if len(value) >= 8 and is_secret_name(name) and not os.path.exists(value):
-            text = text.replace(value, MASK)
+        if not is_secret_name(name) or os.path.exists(value):
+            continue
+        for spelling in {
+            value,
+            json.dumps(value)[1:-1],
+            json.dumps(value, ensure_ascii=False)[1:-1],
+            repr(value)[1:-1],
+        }:
+            if len(value) >= LONG:
+                text = text.replace(spelling, MASK)
+            elif len(value) >= SHORT and re.search(r"[0-9]", value) and re.search(r"[A-Za-z]", value):
+                text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(spelling)}(?![A-Za-z0-9])", MASK, text)
     return _SECRET_TEXT.sub(MASK, text)
+
+
+def redacted(value: Any) -> Any:
+    """Return a JSON value without the secrets in its texts; the values of secret names are masked whole."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {
+            name: MASK if inner and is_secret_name(str(name)) else redacted(inner)
+            for name, inner in value.items()
+        }
+    return [redacted(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that is not the user's, without secrets; an excepthook."""
+    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 
 
 class _Redacting(logging.Formatter):

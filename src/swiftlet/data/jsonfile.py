@@ -9,11 +9,12 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from swiftlet.data.columns import ANSWERS, CHATS, MEDIA, OURS, PREFERENCES
 from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, reading, suffix_of
 from swiftlet.data.jsonlines import (
+    JsonReader,
     Keep,
     count_lines,
     explain,
@@ -41,13 +42,15 @@ def read_json(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]
     if is_one_row_a_line(path):
         yield from read_json_lines(path, keep)
         return
-    for index, (row, raw, byte) in enumerate(_elements(path)):
+    for index, (row, raw, byte, fault) in enumerate(_elements(path)):
         if keep is None or keep(index):
             origin = Origin(str(path), index + 1, byte)
-            if isinstance(row, dict):
-                yield Record(row, origin)
-            else:
+            if not isinstance(row, dict):
                 yield BadRow(origin, "schema", f"{kind_of(row)}, expected an object", sha1(raw.encode()))
+            elif fault:
+                yield BadRow(origin, "repeated_key", fault, sha1(raw.encode()))
+            else:
+                yield Record(row, origin)
 
 
 def count_json(path: Path) -> int:
@@ -80,8 +83,17 @@ def _first_lines(path: Path) -> tuple[bytes, bytes]:
     return (*found, b"", b"")[0], (*found, b"", b"")[1]
 
 
-def _elements(path: Path) -> Iterator[tuple[Any, str, int]]:
-    """Yield the values of a list, or of values one behind the other, with their text and byte."""
+class _Element(NamedTuple):
+    """A value, its text, its byte, and what is wrong with it although it is JSON."""
+
+    value: Any
+    text: str
+    byte: int
+    fault: str | None
+
+
+def _elements(path: Path) -> Iterator[_Element]:
+    """Yield the values of a list, or values that stand one behind the other."""
     text, skipped = _text_of(path)
     reader = _Reader(path, text, skipped)
     if text[reader.skip_space()] == "[":
@@ -89,7 +101,7 @@ def _elements(path: Path) -> Iterator[tuple[Any, str, int]]:
         return
     first = reader.value()
     if reader.skip_space() == len(text):
-        _check_single(path, first[0])
+        _check_single(path, first.value)
         yield first
         return
     yield first
@@ -122,7 +134,7 @@ class _Reader:
         self.path, self.text = path, text
         self.at = 0
         self._counted, self._byte = 0, byte
-        self._decode = json.JSONDecoder().raw_decode
+        self._json = JsonReader()
 
     def skip_space(self) -> int:
         """Move over white space and return where that ends."""
@@ -130,22 +142,22 @@ class _Reader:
         self.at = found.end() if found else self.at
         return self.at
 
-    def value(self) -> tuple[Any, str, int]:
-        """Return the value that starts here, its text and its byte, and move behind it."""
+    def value(self) -> _Element:
+        """Return the value that starts here, and move behind it."""
         start = self.skip_space()
         self._byte += len(self.text[self._counted : start].encode())
         self._counted = start
         try:
-            value, self.at = self._decode(self.text, start)
+            value, self.at = self._json.read_at(self.text, start)
         except json.JSONDecodeError as error:
             self._fail(f"not JSON: {explain(error)}", error.pos)
         except RecursionError:
             self._fail("nested too deep", start)
         except ValueError:
             self._fail("not JSON: a number of too many digits", start)
-        return value, self.text[start : self.at], self._byte
+        return _Element(value, self.text[start : self.at], self._byte, self._json.fault())
 
-    def list_items(self) -> Iterator[tuple[Any, str, int]]:
+    def list_items(self) -> Iterator[_Element]:
         """Yield the items of the list that starts here; nothing may stand behind it."""
         self.at = self.skip_space() + 1
         is_first = True

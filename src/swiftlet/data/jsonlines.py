@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, reading
 from swiftlet.data.rows import BadRow, Origin, Record
+from swiftlet.errors import describe
 
 Keep = Callable[[int], object]
 
@@ -79,6 +81,36 @@ class Decoder:
             return BadRow(origin, "utf8", detail, sha1(line))
 
 
+class JsonReader:
+    """Reads JSON and notes a key that stands twice in one object: json alone would keep the last value, unsaid."""
+
+    def __init__(self) -> None:
+        self._repeated: list[str] = []
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+
+    def read(self, text: str) -> Any:
+        """Return the value of a text; raises as json.loads does."""
+        self._repeated = []
+        return self._decoder.decode(text)
+
+    def read_at(self, text: str, start: int) -> tuple[Any, int]:
+        """Return the value that starts there, and where it ends; raises as json.loads does."""
+        self._repeated = []
+        return self._decoder.raw_decode(text, start)
+
+    def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            self._repeated += [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+        return found
+
+    def fault(self) -> str | None:
+        """Return what is wrong with the value that was read last, although it is JSON; None when nothing is."""
+        if not self._repeated:
+            return None
+        return f"key {describe(self._repeated[0], 40)} stands twice in one object"
+
+
 def read_json_lines(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]:
     """Yield the rows of a JSON Lines file in order.
 
@@ -88,11 +120,11 @@ def read_json_lines(path: Path, keep: Keep | None = None) -> Iterator[Record | B
     Raises:
         DataError: the file as a whole is in another encoding than UTF-8.
     """
-    decoder = Decoder(path, is_json)
+    decoder, reader = Decoder(path, is_json), JsonReader()
     for index, (line, origin) in enumerate(lines_of(path)):
         if keep is None or keep(index):
             text = decoder.decode(line, origin)
-            yield text if isinstance(text, BadRow) else _parse(text, line, origin)
+            yield text if isinstance(text, BadRow) else _parse(text, line, origin, reader)
 
 
 def read_text_lines(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]:
@@ -117,9 +149,9 @@ def is_json(text: str) -> bool:
     return True
 
 
-def _parse(text: str, line: bytes, origin: Origin) -> Record | BadRow:
+def _parse(text: str, line: bytes, origin: Origin, reader: JsonReader) -> Record | BadRow:
     try:
-        row = json.loads(text)
+        row = reader.read(text)
     except json.JSONDecodeError as error:
         if b"\0" in line:
             detail = "NUL bytes (the file is damaged, for instance by a crash while writing)"
@@ -131,6 +163,8 @@ def _parse(text: str, line: bytes, origin: Origin) -> Record | BadRow:
         return BadRow(origin, "json", "not JSON: a number of too many digits", sha1(line))
     if not isinstance(row, dict):
         return BadRow(origin, "schema", f"{kind_of(row)}, expected an object", sha1(line))
+    if fault := reader.fault():
+        return BadRow(origin, "repeated_key", fault, sha1(line))
     return Record(row, origin)
 
 

@@ -4,13 +4,14 @@ is an absent field, as it was before Arrow merged the rows into one schema.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from swiftlet.data.jsonlines import Keep
 from swiftlet.data.rows import BadRow, Origin, Record
-from swiftlet.errors import DataError
+from swiftlet.errors import DataError, describe
 
 ROWS_PER_BATCH = 256
 
@@ -88,6 +89,7 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
 def _rows(path: Path, batches: Iterator[Any], keep: Keep | None) -> Iterator[Record]:
     name, first = str(path), 0
     for batch in batches:
+        _check_names(path, batch.schema.names)
         wanted = [index for index in range(batch.num_rows) if keep is None or keep(first + index)]
         rows = (
             batch.to_pylist()
@@ -101,6 +103,12 @@ def _rows(path: Path, batches: Iterator[Any], keep: Keep | None) -> Iterator[Rec
                 {key: _without_nulls(value) for key, value in row.items()}, Origin(name, first + index + 1)
             )
         first += batch.num_rows
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise DataError(f"{path}: column {describe(repeated[0])} stands twice", "rename one of them")
 
 
 def _without_nulls(value: Any) -> Any:

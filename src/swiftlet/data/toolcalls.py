@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from swiftlet.data.jsonlines import JsonReader
 from swiftlet.data.reasons import RowFault
 
 
@@ -12,16 +12,20 @@ def parsed(value: Any, what: str) -> Any:
     """Return `value`, read as JSON when it is a text.
 
     Raises:
-        RowFault: it is a text and no JSON.
+        RowFault: it is a text and no JSON, or an object in it has a key twice.
     """
     if not isinstance(value, str):
         return value
+    reader = JsonReader()
     try:
-        return json.loads(value)
+        read = reader.read(value)
     except RecursionError:
         raise RowFault("nesting", f"{what} is nested too deep") from None
     except ValueError:
         raise RowFault("schema", f"{what} is a text that is not JSON") from None
+    if fault := reader.fault():
+        raise RowFault("repeated_key", f"{what}: {fault}")
+    return read
 
 
 def read_tools(value: Any) -> list[Any] | None:
@@ -83,17 +87,20 @@ def _call(call: Any, what: str) -> dict[str, Any]:
     result: dict[str, Any] = {"type": "function"}
     if isinstance(call.get("id"), str):
         result["id"] = call["id"]
-    result["function"] = {"name": function["name"], "arguments": _arguments(arguments)}
+    result["function"] = {"name": function["name"], "arguments": _arguments(arguments, what)}
     return result
 
 
-def _arguments(value: Any) -> Any:
+def _arguments(value: Any, what: str) -> Any:
     if value is None:
         return {}
     if not isinstance(value, str):
         return value
+    reader = JsonReader()
     try:
-        read = json.loads(value)
+        read = reader.read(value)
     except (ValueError, RecursionError):
         return value
+    if fault := reader.fault():
+        raise RowFault("repeated_key", f"{what}: {fault}")
     return read if isinstance(read, dict) else value
