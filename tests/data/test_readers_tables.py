@@ -180,6 +180,44 @@ def test_no_rows_and_a_cut_file_stop(tmp_path):
             act(parse_spec(str(tmp_path / "b.parquet")))
 
 
+def test_a_text_that_is_not_utf8_costs_its_row(tmp_path):
+    texts = pyarrow.array([b"ok", b"a\xff", None, b"end"])
+    damaged = pyarrow.Array.from_buffers(pyarrow.string(), 4, texts.buffers())
+    days = pyarrow.array([1, 2, 3, 4], pyarrow.date32())
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(
+        pyarrow.table({"query": list("abcd"), "response": damaged, "day": days}), path
+    )
+    rows = list(read_records(parse_spec(str(path))))
+    assert [row.row["response"] for row in rows if isinstance(row, Record)] == ["ok", None, "end"]
+    bad = rows[1]
+    assert isinstance(bad, BadRow)
+    assert (bad.reason, bad.origin.line) == ("utf8", 2)
+    assert bad.detail == "column 'response': byte 0xff at byte 1 of the text is not UTF-8"
+    (drawn,) = read_records(parse_spec(f"{path}#1"), seed=1)
+    assert drawn in rows
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        pyarrow.array([1 << 60], pyarrow.timestamp("ms")),
+        pyarrow.array([1 << 30], pyarrow.date32()),
+        pyarrow.array([1], pyarrow.timestamp("us", tz="Mars/Base")),
+    ],
+)
+def test_a_time_that_python_cannot_hold_is_no_trouble_in_another_column(tmp_path, times):
+    table = pyarrow.table({"query": ["a"], "response": ["b"], "time": times})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (row,) = read_records(parse_spec(str(tmp_path / "a.parquet")))
+    assert row.row | {"time": None} == {"query": "a", "response": "b", "time": None}
+    nested = pyarrow.table({"query": ["a"], "more": pyarrow.StructArray.from_arrays([times], ["time"])})
+    pyarrow.parquet.write_table(nested, tmp_path / "b.parquet")
+    (bad,) = read_records(parse_spec(str(tmp_path / "b.parquet")))
+    assert (bad.reason, bad.origin.line) == ("schema", 1)
+    assert "column 'more': a value that cannot be read" in bad.detail
+
+
 @pytest.mark.parametrize("new", [pyarrow.ipc.new_stream, pyarrow.ipc.new_file])
 def test_arrow_files_as_saved_to_disk(tmp_path, new):
     table = pyarrow.table({"query": ["a", "b"], "response": ["c", "d"]})

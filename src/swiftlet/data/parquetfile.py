@@ -7,8 +7,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from swiftlet.data.formats import row_sha1
 from swiftlet.data.jsonlines import Keep
 from swiftlet.data.rows import BadRow, Origin, Record
 from swiftlet.errors import DataError, describe
@@ -86,23 +87,62 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
         raise _damaged(path) from error
 
 
-def _rows(path: Path, batches: Iterator[Any], keep: Keep | None) -> Iterator[Record]:
+def _rows(path: Path, batches: Iterator[Any], keep: Keep | None) -> Iterator[Record | BadRow]:
     name, first = str(path), 0
     for batch in batches:
         _check_names(path, batch.schema.names)
         wanted = [index for index in range(batch.num_rows) if keep is None or keep(first + index)]
-        rows = (
-            batch.to_pylist()
-            if len(wanted) == batch.num_rows
-            else batch.take(wanted).to_pylist()
-            if wanted
-            else []
-        )
+        rows = _values(batch if len(wanted) == batch.num_rows else batch.take(wanted)) if wanted else []
         for index, row in zip(wanted, rows, strict=True):
-            yield Record(
-                {key: _without_nulls(value) for key, value in row.items()}, Origin(name, first + index + 1)
-            )
+            origin = Origin(name, first + index + 1)
+            broken = next((value for value in row.values() if isinstance(value, _Broken)), None)
+            if broken is None:
+                yield Record({key: _without_nulls(value) for key, value in row.items()}, origin)
+            else:
+                yield BadRow(origin, broken.reason, broken.detail, row_sha1(row))
         first += batch.num_rows
+
+
+class _Broken(NamedTuple):
+    """Stands for a value that Python cannot hold."""
+
+    reason: str
+    detail: str
+
+
+def _values(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows of a batch; where Python cannot hold them all, value by value."""
+    import pyarrow
+
+    try:
+        rows: list[dict[str, Any]] = batch.to_pylist()
+    except (pyarrow.ArrowException, ValueError, OverflowError):  # no UTF-8 is a ValueError, too
+        names = batch.schema.names
+        columns = [_column(name, column) for name, column in zip(names, batch.columns, strict=True)]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    return rows
+
+
+def _column(name: str, column: Any) -> list[Any]:
+    import pyarrow
+
+    if pyarrow.types.is_temporal(
+        column.type
+    ):  # a time beyond Python's or of an unknown zone is still a number
+        return column.view(f"int{column.type.bit_width}").to_pylist()
+    return [_value(name, scalar) for scalar in column]
+
+
+def _value(name: str, scalar: Any) -> Any:
+    import pyarrow
+
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        at = f"byte 0x{error.object[error.start]:02x} at byte {error.start}"
+        return _Broken("utf8", f"column {describe(name, 40)}: {at} of the text is not UTF-8")
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        return _Broken("schema", f"column {describe(name, 40)}: a value that cannot be read ({error})")
 
 
 def _check_names(path: Path, names: list[str]) -> None:
