@@ -70,3 +70,102 @@ def test_the_system_text_of_a_question_and_answer_in_one_object():
     assert sample_of({"conversation": [{"system": ""} | pair]}).messages == turns("a", "b")
     fault = fault_of({"conversation": [pair, {"system": "s"} | pair]})
     assert (fault.reason, fault.detail) == ("role_order", "turn 2: a system turn in the middle")
+
+
+@pytest.mark.parametrize(
+    ("row", "names", "choose"),
+    [
+        (
+            {"instruction": "i", "query": "q", "output": "o"},
+            "query, instruction",
+            "--columns query=query, or join them with --columns query=input",
+        ),
+        (
+            {"input": "n", "query": "q", "response": "o"},
+            "query, input",
+            "--columns query=query, or join them with --columns query=instruction",
+        ),
+        (
+            {"instruction": "i", "input": "n", "query": "q", "response": "o"},
+            "query, instruction",
+            "--columns query=query",
+        ),
+    ],
+)
+def test_a_query_beside_a_task_or_its_input_is_ambiguous(row, names, choose):
+    fault = fault_of(row)
+    assert fault.reason == "columns"
+    assert fault.detail == f"ambiguous question columns: {names}; choose with {choose}"
+    assert sample_of(row, {"query": "query"}).messages == turns("q", "o")
+
+
+def test_a_query_is_joined_as_the_message_says():
+    row = {"instruction": "i", "query": "q", "output": "o"}
+    assert sample_of(row, {"query": "input"}).messages == turns("i\nq", "o")
+    assert sample_of({"query": "q", "input": "n", "output": "o"}, {"query": "instruction"}).messages == turns(
+        "q\nn", "o"
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "messages"),
+    [
+        ({"question": "q", "prompt": "p", "answer": "a"}, {"prompt": "query"}, turns("p", "a")),
+        ({"question": "q", "answer": "a", "solution": "s"}, {"answer": "response"}, turns("q", "a")),
+        ({"prompt": "p", "input": "n", "output": "o"}, {"prompt": "query"}, turns("p", "o")),
+        ({"question": "q", "answer": "a", "target": "t"}, {"target": "output"}, turns("q", "t")),
+    ],
+)
+def test_a_choice_among_columns_that_mean_the_same_is_taken(row, columns, messages):
+    assert sample_of(row, columns).messages == messages
+
+
+def test_part_of_a_question_replaces_no_other_question():
+    fault = fault_of({"question": "q", "context": "c", "answer": "a"}, {"context": "input"})
+    assert (fault.reason, fault.detail.split(";")[0]) == (
+        "columns",
+        "ambiguous question columns: input, question",
+    )
+    columns = {"context": "input", "question": "instruction"}
+    assert sample_of({"question": "q", "context": "c", "answer": "a"}, columns).messages == turns("q\nc", "a")
+
+
+def test_two_columns_of_one_row_under_one_name_are_a_fault():
+    row = {"title": "t", "body": "b", "response": "r"}
+    columns = {"title": "query", "body": "query"}
+    fault = fault_of(row, columns)
+    assert (fault.reason, fault.detail) == (
+        "columns",
+        "columns title and body are both query by --columns: give one of them another name, "
+        "such as instruction and input",
+    )
+    for name, text in (("title", "t"), ("body", "b")):
+        assert sample_of({name: text, "response": "r"}, columns).messages == turns(text, "r")
+        other = {"title", "body"} - {name}
+        assert sample_of({name: text, "response": "r"} | dict.fromkeys(other), columns).messages == turns(
+            text, "r"
+        )
+    assert (
+        "both response by --columns: give one of them another name"
+        in fault_of(row, {"body": "response", "response": "response"}).detail
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "flags"),
+    [
+        (
+            {"Instruction": "a", "Input": "b", "Output": "c"},
+            "Instruction=instruction Input=input Output=response",
+        ),
+        ({"指令": "a", "输入": "b", "输出": "c"}, "指令=instruction 输入=input 输出=response"),
+        ({"user_input": "b", "user_prompt": "a", "output": "c"}, "user_prompt=instruction user_input=input"),
+        ({"Question": "a", "Question_kind": "b", "Answer": "c"}, "Question=query Answer=response"),
+    ],
+)
+def test_the_flags_of_a_task_and_its_input_lose_neither(row, flags):
+    detail = fault_of(row).detail
+    assert detail.endswith("name it with " + " ".join(f"--columns {flag}" for flag in flags.split()))
+    columns = dict(flag.split("=") for flag in flags.split())
+    (question, answer) = sample_of(row, columns).messages
+    assert (question["content"], answer["content"]) == ("a\nb" if "input" in flags else "a", "c")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from swiftlet.data.reasons import RowFault
@@ -17,6 +17,7 @@ SYSTEMS = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 QUESTIONS = (("query",), ("prompt",), ("instruction", "input"), ("question",), ("problem",))
 ANSWERS = ("response", "output", "completion", "answer", "solution", "target", "targets")
+PARTS = {"instruction", "input"}
 # columns that belong together and are taken although others could be meant too
 PAIRS = ((("query",), "response"), (("instruction", "input"), "output"), (("prompt",), "completion"))
 PREFERENCES = (
@@ -61,6 +62,8 @@ GUESSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("messages", ("messages", "dialog", "chat", "conversation", "turns", "对话")),
     ("text", ("text", "content", "body", "document", "正文", "文本", "内容")),
 )
+# parts of the names of what a task is done on, beside the column of the task
+INPUTS = ("input", "输入")
 
 
 class Columns(NamedTuple):
@@ -85,9 +88,39 @@ def check_columns(columns: Mapping[str, str]) -> None:
 
 
 def rename(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return the row under our names; a column that was mapped wins over one that had the name before."""
-    mapped = {ours: row[theirs] for theirs, ours in columns.items() if theirs in row}
-    return {name: value for name, value in row.items() if name not in columns} | mapped
+    """Return the row under our names.
+
+    A column that was mapped wins over one that had the name before, and over others that mean the same.
+
+    Raises:
+        RowFault: two columns of the row were given one name.
+    """
+    mapped: dict[str, Any] = {}
+    chosen: dict[str, str] = {}
+    for theirs, ours in columns.items():
+        if theirs not in row or (ours in chosen and row[theirs] is None):
+            continue
+        if mapped.get(ours) is not None:
+            raise RowFault(
+                "columns",
+                f"columns {_shown(chosen[ours])} and {_shown(theirs)} are both {ours} by --columns: give one of them "
+                "another name" + (", such as instruction and input" if ours == "query" else ""),
+            )
+        mapped[ours], chosen[ours] = row[theirs], theirs
+    gone = columns.keys() | _rivals(mapped.keys())
+    return {name: value for name, value in row.items() if name not in gone} | mapped
+
+
+def _rivals(chosen: Set[str]) -> set[str]:
+    """Return the names that mean what a chosen one means: the other questions, the other answers.
+
+    Instruction and input are each but a part of a question, and rule out no other.
+    """
+    rivals: set[str] = set()
+    for names in ({name for group in QUESTIONS for name in group}, {*ANSWERS}):
+        if chosen & names - PARTS:
+            rivals |= names - chosen
+    return rivals
 
 
 def first_set(row: Row, names: Sequence[str]) -> str | None:
@@ -119,7 +152,9 @@ def find_columns(row: Row) -> Columns:
     Raises:
         RowFault: none, or more than one could be meant.
     """
-    for questions, answer in PAIRS:
+    # one may be the task and the other its input: none is taken alone
+    is_mixed = _is_set(row, "query") and (_is_set(row, "instruction") or _is_set(row, "input"))
+    for questions, answer in () if is_mixed else PAIRS:
         present = tuple(name for name in questions if name in row)
         if present and answer in row and any(row[name] is not None for name in (*present, answer)):
             return Columns(present, answer)
@@ -139,6 +174,10 @@ def find_columns(row: Row) -> Columns:
     if not is_plain or first_set(row, SYSTEMS) or first_set(row, ("history",)):
         raise RowFault("schema", missing(row, has_question=False, has_answer=True))
     return Columns((), "response")
+
+
+def _is_set(row: Row, name: str) -> bool:
+    return row.get(name) is not None and row[name] != ""
 
 
 def _present(row: Row, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
@@ -172,21 +211,35 @@ def _flags(row: Row, has_question: bool, has_answer: bool) -> str:
         return _flag(text, "text")
     flags = []
     if not has_question:
-        flags.append(_flag(question or "COLUMN", "query"))
+        flags += _question_flags(row, question or "COLUMN")
     if not has_answer:
         flags.append(_flag(answer or "COLUMN", "response"))
     return " ".join(flags)
 
 
+def _question_flags(row: Row, question: str) -> list[str]:
+    """Return the flags for a question, or for a task and its input, of which neither should be lost."""
+    found = _guesses(row, "query")
+    inputs = [name for name in found if any(part in name.lower() for part in INPUTS)]
+    tasks = [name for name in found if name not in inputs]
+    if inputs and tasks:
+        return [_flag(tasks[0], "instruction"), _flag(inputs[0], "input")]
+    return [_flag(question, "query")]
+
+
 def _guess(row: Row, ours: str) -> str | None:
     """Return the column of the row that most likely is ours, by its name and what it holds."""
-    taken = {*SYSTEMS, "history"}
+    return next(iter(_guesses(row, ours)), None)
+
+
+def _guesses(row: Row, ours: str) -> list[str]:
+    taken, found = {*SYSTEMS, "history"}, []
     for name, value in row.items():
         is_turns = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
         is_kind = is_turns if ours == "messages" else isinstance(value, str)
         if is_kind and name not in taken and _meaning(name) == ours:
-            return name
-    return None
+            found.append(name)
+    return found
 
 
 def _meaning(name: str) -> str | None:
@@ -195,7 +248,10 @@ def _meaning(name: str) -> str | None:
 
 
 def _ambiguous(row: Row, what: str, names: Sequence[str], ours: str) -> str:
-    return f"ambiguous {what} columns: {', '.join(names)}; choose with {_flag(names[0], ours)}"
+    choose = f"choose with {_flag(names[0], ours)}"
+    if "query" in names and (other := PARTS - row.keys()) and other != PARTS:
+        choose += f", or join them with {_flag('query', *other)}"
+    return f"ambiguous {what} columns: {', '.join(names)}; {choose}"
 
 
 def _flag(theirs: str, ours: str) -> str:

@@ -39,8 +39,8 @@ def to_sample(record: Record, columns: Mapping[str, str]) -> Sample | BadRow:
     Args:
         columns: their column names -> ours.
     """
-    row = rename(record.row, columns) if columns else record.row
     try:
+        row = rename(record.row, columns) if columns else record.row
         sample = _read(row, record, is_mapped=not {"response", "messages"}.isdisjoint(columns.values()))
         _check_text(sample)
     except RowFault as fault:
