@@ -145,6 +145,22 @@ def test_calls_that_follow_each_other_or_a_text_are_one_turn():
     assert [message["role"] for message in messages] == ["user", "assistant", "tool", "tool", "assistant"]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        '<tool_call>{"name": "f"}</tool_call>',
+        '{"name": "f"}',
+        "Action: f",
+        "[f(1)]",
+        "```python\nf()\n```",
+        "动作：f",
+    ],
+)
+def test_a_call_in_the_text_of_an_answer_may_have_a_result(call):
+    chat = [*turns("q", call), {"role": "tool", "content": "1"}, {"role": "assistant", "content": "a"}]
+    assert sample_of({"messages": chat}).messages == chat
+
+
 def test_ids_of_calls_and_arguments_that_are_no_object_stay():
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "not json"}}
     other = {"name": "g", "arguments": "[1]"}

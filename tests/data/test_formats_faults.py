@@ -17,7 +17,7 @@ def said(role, content, **more):
         ([*turns("a", "b"), said("user", "c")], "no_answer", "ends with a user turn: no answer to learn"),
         (turns("a"), "no_answer", "ends with a user turn"),
         ([SYSTEM], "no_answer", "only a system turn"),
-        ([*turns("a", "b"), TOOL_TURN], "no_answer", "ends with a tool result: no answer after it"),
+        ([*turns("a", "f(1)"), TOOL_TURN], "no_answer", "ends with a tool result: no answer after it"),
         (
             [said("assistant", "b"), *turns("a", "b")],
             "role_order",
@@ -37,7 +37,12 @@ def said(role, content, **more):
             "role_order",
             "turn 1: a tool result without a call",
         ),
-        ([*turns("a", "b"), TOOL_TURN, *turns("c", "d")], "role_order", "turn 3: user behind tool"),
+        (
+            [*turns("a", "b"), TOOL_TURN, said("assistant", "c")],
+            "role_order",
+            "turn 2: a tool result without a call",
+        ),
+        ([*turns("a", "f(1)"), TOOL_TURN, *turns("c", "d")], "role_order", "turn 3: user behind tool"),
         ([said("user", "a"), said("bing", "b")], "role_unknown", 'turn 1: unknown role "bing"'),
         (
             [said("User", "a"), said("Assistant", "b")],

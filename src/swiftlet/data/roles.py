@@ -29,6 +29,8 @@ ROLES: Mapping[str, str] = {
     "tool_call": CALL,
 }
 _SHORT_NAME = re.compile(r"[\w .-]{1,24}")
+# what every notation has that writes a call into the text of an answer: <tool_call>, {"name": ...}, Action: f, f(x)
+_CALL_IN_TEXT = re.compile(r"[<{\[(`:：（【]")
 
 # which role may stand before which; None is the start
 _BEFORE: Mapping[str, tuple[str | None, ...]] = {
@@ -64,7 +66,9 @@ def check_order(messages: Sequence[Mapping[str, Any]]) -> None:
     before: str | None = None
     for turn, message in enumerate(messages):
         role = message["role"]
-        if before not in _BEFORE[role]:
+        if before not in _BEFORE[role] or (
+            role == TOOL and before == ASSISTANT and not _may_call(messages[turn - 1])
+        ):
             raise RowFault("role_order", _disorder(turn, before, role))
         before = role
     if before == USER:
@@ -73,6 +77,10 @@ def check_order(messages: Sequence[Mapping[str, Any]]) -> None:
         raise RowFault("no_answer", "the conversation ends with a tool result: no answer after it")
     if before == SYSTEM:
         raise RowFault("no_answer", "only a system turn")
+
+
+def _may_call(answer: Mapping[str, Any]) -> bool:
+    return "tool_calls" in answer or _CALL_IN_TEXT.search(answer["content"]) is not None
 
 
 def _disorder(turn: int, before: str | None, role: str) -> str:
