@@ -43,6 +43,11 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
             "unknown dataset 'demo-math-z'",
             "did you mean demo-math-zh?",
         ),
+        (
+            "sft --model_type tiny-math-chat --dataset demo-math-zh --columns question=qury".split(),
+            "--columns question=qury: 'qury' is no column of ours",
+            "did you mean query?",
+        ),
         ([], "no command is given", "type swift --help, or swift sft --help"),
         (
             ["sft", "--learnin_rate", "1", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh"],

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swiftlet.data.columns import check_columns
 from swiftlet.data.formats import to_sample
+from swiftlet.data.mapping import check_columns
 from swiftlet.data.reasons import NOTES, REASONS
 from swiftlet.data.rows import BadRow, Origin, Record, Sample
 from swiftlet.errors import UsageError

@@ -136,7 +136,7 @@ def test_two_columns_of_one_row_under_one_name_are_a_fault():
     fault = fault_of(row, columns)
     assert (fault.reason, fault.detail) == (
         "columns",
-        "columns title and body are both query by --columns: give one of them another name, "
+        "title and body are both query by --columns: give one of them another name, "
         "such as instruction and input",
     )
     for name, text in (("title", "t"), ("body", "b")):

@@ -267,7 +267,7 @@ def test_a_changed_file_is_never_answered_with_old_tokens(kitchen):
         {"dataset_seed": 7},
         {"dataset_test_ratio": 0.2},
         {"check_dataset_strategy": "warning"},
-        {"columns": {"frage": "query"}},
+        {"columns": {"query": "prompt"}},
     ],
 )
 def test_what_decides_over_tokens_names_the_store(kitchen, change):

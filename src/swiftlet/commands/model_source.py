@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swiftlet import log
+from swiftlet.data.mapping import check_columns
 from swiftlet.data.spec import parse_specs
 from swiftlet.errors import SwiftletError, UsageError, pick
 from swiftlet.models.families import FAMILIES, fetch, find_model
@@ -40,7 +41,7 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 
 def unknown_names(model: Any, data: Any) -> Iterator[SwiftletError]:
-    """Yield the mistakes in the names of models and datasets, before anything of theirs is looked for."""
+    """Yield the mistakes in the names of models, datasets and columns, before anything of theirs is looked for."""
     try:
         if model.model_type:
             pick(FAMILIES, model.model_type, "--model_type")
@@ -51,6 +52,10 @@ def unknown_names(model: Any, data: Any) -> Iterator[SwiftletError]:
             parse_specs([text])
         except UsageError as mistake:
             yield mistake
+    try:
+        check_columns(data.columns)
+    except UsageError as mistake:
+        yield mistake
 
 
 def find_source(model: Any) -> Source:

@@ -7,6 +7,7 @@ from typing import Any
 
 from swiftlet.data.columns import MEDIA, check_media, holds_something
 from swiftlet.data.jsonlines import kind_of
+from swiftlet.data.mapping import rename
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.roles import ASSISTANT, CALL, SYSTEM, TOOL, USER, check_order, role_of
 from swiftlet.data.toolcalls import parsed, read_calls
@@ -18,12 +19,13 @@ LOSS_KEYS = ("loss", "train", "weight", "loss_weight")
 NUM_NAMES = 12
 
 
-def read_chat(value: Any, name: str, notes: set[str]) -> list[Message]:
+def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | None = None) -> list[Message]:
     """Return the messages of a conversation whose order is that of a chat, or the one answer that stands alone.
 
     Args:
         name: the column, for messages.
         notes: gets the codes of what was not used.
+        keys: other names of the keys of a turn, theirs -> ours.
 
     Raises:
         RowFault: it cannot be trained on.
@@ -35,7 +37,7 @@ def read_chat(value: Any, name: str, notes: set[str]) -> list[Message]:
         raise RowFault("schema", f"{name} is an empty list")
     messages: list[Message] = []
     for number, turn in enumerate(turns):
-        for part in _split_pair(turn, number):
+        for part in _split_pair(rename(turn, keys) if keys and isinstance(turn, dict) else turn, number):
             _add(messages, part, number, notes)
     is_alone = len(messages) == 1 and messages[0]["role"] == ASSISTANT
     if not is_alone or "tool_calls" in messages[0]:
@@ -61,11 +63,11 @@ def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
 def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
     name = turn.get("role") if turn.get("role") is not None else turn.get("from")
     if name is None:
-        raise RowFault("schema", f"turn {number} has no role (its keys: {_keys(turn)})")
+        raise RowFault("schema", _without(turn, f"turn {number} has no role", "role"))
     role = role_of(name, number)
     raw = turn.get("content") if turn.get("content") is not None else turn.get("value")
     if raw is None and "content" not in turn and "value" not in turn and not _has_calls(turn):
-        raise RowFault("schema", f"turn {number} ({role}) has no content (its keys: {_keys(turn)})")
+        raise RowFault("schema", _without(turn, f"turn {number} ({role}) has no content", "content"))
     if role == CALL:
         _add_calls(messages, read_calls(raw, number), number)
         return
@@ -79,8 +81,9 @@ def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: s
         messages.append(message)
 
 
-def _keys(turn: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(key[:40].encode("utf-8", "replace").decode() for key in turn)[:NUM_NAMES])
+def _without(turn: Mapping[str, Any], what: str, ours: str) -> str:
+    names = ", ".join(sorted(key[:40].encode("utf-8", "replace").decode() for key in turn)[:NUM_NAMES])
+    return f"{what} (its keys: {names}); name it with --columns KEY={ours}"
 
 
 def _has_calls(turn: Mapping[str, Any]) -> bool:

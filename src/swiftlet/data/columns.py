@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from swiftlet.data.reasons import RowFault
-from swiftlet.errors import UsageError, suggest
 
 Row = Mapping[str, Any]
 
@@ -30,6 +29,7 @@ PREFERENCES = (
 )
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 LABELS = ("label", "kto_tag")
+TURN_KEYS = ("role", "content")
 OURS = {
     *CHATS,
     *SYSTEMS,
@@ -41,11 +41,9 @@ OURS = {
     "input",
     "question",
     "problem",
-} | {
     "history",
     "text",
-    "role",
-    "content",
+    *TURN_KEYS,
 }
 NUM_NAMES, LONGEST_NAME = 12, 40
 _PLAIN_WORD = re.compile(r"[\w.=-]+")
@@ -71,56 +69,6 @@ class Columns(NamedTuple):
 
     questions: tuple[str, ...]
     answer: str
-
-
-def check_columns(columns: Mapping[str, str]) -> None:
-    """Make sure that `--columns theirs=ours` names columns that are ours.
-
-    Raises:
-        UsageError: an unknown name of ours.
-    """
-    for theirs, ours in columns.items():
-        if ours not in OURS:
-            raise UsageError(
-                f"--columns {theirs}={ours}: {ours!r} is no column of ours",
-                f"{suggest(ours, OURS)} (theirs=ours, such as --columns question=query)",
-            )
-
-
-def rename(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
-    """Return the row under our names.
-
-    A column that was mapped wins over one that had the name before, and over others that mean the same.
-
-    Raises:
-        RowFault: two columns of the row were given one name.
-    """
-    mapped: dict[str, Any] = {}
-    chosen: dict[str, str] = {}
-    for theirs, ours in columns.items():
-        if theirs not in row or (ours in chosen and row[theirs] is None):
-            continue
-        if mapped.get(ours) is not None:
-            raise RowFault(
-                "columns",
-                f"columns {_shown(chosen[ours])} and {_shown(theirs)} are both {ours} by --columns: give one of them "
-                "another name" + (", such as instruction and input" if ours == "query" else ""),
-            )
-        mapped[ours], chosen[ours] = row[theirs], theirs
-    gone = columns.keys() | _rivals(mapped.keys())
-    return {name: value for name, value in row.items() if name not in gone} | mapped
-
-
-def _rivals(chosen: Set[str]) -> set[str]:
-    """Return the names that mean what a chosen one means: the other questions, the other answers.
-
-    Instruction and input are each but a part of a question, and rule out no other.
-    """
-    rivals: set[str] = set()
-    for names in ({name for group in QUESTIONS for name in group}, {*ANSWERS}):
-        if chosen & names - PARTS:
-            rivals |= names - chosen
-    return rivals
 
 
 def first_set(row: Row, names: Sequence[str]) -> str | None:
@@ -190,7 +138,7 @@ def _present(row: Row, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...
 
 def missing(row: Row, *, has_question: bool, has_answer: bool) -> str:
     """Return which column is missing, those that were found, and the flag that would name it."""
-    names = ", ".join(_shown(name) for name in sorted(row)[:NUM_NAMES])
+    names = ", ".join(shown(name) for name in sorted(row)[:NUM_NAMES])
     more = f" and {len(row) - NUM_NAMES} more" if len(row) > NUM_NAMES else ""
     if has_answer:
         what = "no question column"
@@ -255,10 +203,11 @@ def _ambiguous(row: Row, what: str, names: Sequence[str], ours: str) -> str:
 
 
 def _flag(theirs: str, ours: str) -> str:
-    word = f"{_shown(theirs)}={ours}"
+    word = f"{shown(theirs)}={ours}"
     return f"--columns {word if _PLAIN_WORD.fullmatch(word) else shlex.quote(word)}"
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """Return the name of a column for a message: short, and text that UTF-8 can hold."""
     name = name.encode("utf-8", "replace").decode("utf-8")
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."

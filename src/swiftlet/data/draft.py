@@ -70,6 +70,7 @@ class Draft:
         count = self.report.datasets[chunk.dataset]
         count.num_rows += chunk.num_records
         count.notes.update(chunk.notes)
+        self.report.columns = sorted({*self.report.columns, *chunk.columns})
         for row in chunk.left_out:
             self.report.leave_out(chunk.dataset, row)
             if row.is_bad:

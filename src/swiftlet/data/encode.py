@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from swiftlet.data.formats import row_sha1, to_sample
+from swiftlet.data.mapping import used_columns
 from swiftlet.data.rendering import TemplateError
 from swiftlet.data.report import (
     NO_LABEL_TOKENS,
@@ -41,7 +42,9 @@ class Chunk(NamedTuple):
 
 @dataclass
 class EncodedChunk:
-    """What became of a chunk: offsets of `rows` count from its own first token, `file` is a number in `files`."""
+    """What became of a chunk: offsets of `rows` count from its own first token, `file` is a number in `files`, and
+    `columns` are the names given to --columns that its rows have.
+    """
 
     dataset: int
     num_records: int
@@ -50,6 +53,7 @@ class EncodedChunk:
     files: list[str]
     left_out: list[LeftOut]
     notes: Counter[str]
+    columns: list[str]
 
 
 class _Tokens(NamedTuple):
@@ -154,18 +158,22 @@ class Encoder:
     def __call__(self, chunk: Chunk) -> EncodedChunk:
         """Return what becomes of the rows of a chunk."""
         rows = _Rows()
+        used: set[str] = set()
         for record in chunk.records:
             if isinstance(record, BadRow):
                 rows.leave_out(record)
                 continue
+            if len(used) < len(self.columns):
+                used |= used_columns(record.row, self.columns)
             sample = to_sample(record, self.columns)
             if isinstance(sample, BadRow):
                 rows.leave_out(sample)
             else:
                 rows.add(sample.origin, content_hash(sample), self._encode(sample, record))
         array, tokens = rows.arrays(chunk.dataset)
+        files, columns = list(rows.files), sorted(used)
         return EncodedChunk(
-            chunk.dataset, len(chunk.records), array, tokens, list(rows.files), rows.left_out, rows.notes
+            chunk.dataset, len(chunk.records), array, tokens, files, rows.left_out, rows.notes, columns
         )
 
     def _encode(self, sample: Sample, record: Record) -> _Tokens | LeftOut:

@@ -20,9 +20,9 @@ from swiftlet.data.columns import (
     check_media,
     find_columns,
     first_set,
-    rename,
 )
 from swiftlet.data.jsonlines import kind_of
+from swiftlet.data.mapping import of_rows, of_turns, rename
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.roles import ASSISTANT, SYSTEM, USER
 from swiftlet.data.rows import BadRow, Record, Sample
@@ -40,8 +40,8 @@ def to_sample(record: Record, columns: Mapping[str, str]) -> Sample | BadRow:
         columns: their column names -> ours.
     """
     try:
-        row = rename(record.row, columns) if columns else record.row
-        sample = _read(row, record, is_mapped=not {"response", "messages"}.isdisjoint(columns.values()))
+        row = rename(record.row, of_rows(columns)) if columns else record.row
+        sample = _read(row, record, columns)
         _check_text(sample)
     except RowFault as fault:
         return BadRow(record.origin, fault.reason, fault.detail, row_sha1(record.row))
@@ -59,13 +59,14 @@ def row_sha1(row: Mapping[str, Any]) -> str:
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
-def _read(row: Mapping[str, Any], record: Record, *, is_mapped: bool) -> Sample:
+def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) -> Sample:
     notes: set[str] = set()
     if not UNUSUAL.isdisjoint(row):
+        is_mapped = not {"response", "messages"}.isdisjoint(columns.values())
         _check_unusual(row, notes, is_mapped=is_mapped)
     chat = None if NO_PAIR.isdisjoint(row) else _chat_column(row)
     if chat is not None:
-        messages = read_chat(row[chat], chat, notes)
+        messages = read_chat(row[chat], chat, notes, of_turns(columns))
         _check_no_history(row, chat)
     elif _is_plain_text(row):
         messages = [{"role": ASSISTANT, "content": _text_of(row, "text", "empty_assistant")}]

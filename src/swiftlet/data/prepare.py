@@ -20,6 +20,7 @@ from swiftlet.data.duplicates import count_duplicates, mark_duplicates
 from swiftlet.data.encode import Encoder, content_hash
 from swiftlet.data.fill import fill, read_chunks
 from swiftlet.data.formats import to_sample
+from swiftlet.data.mapping import check_used
 from swiftlet.data.report import DataReport, DatasetCount, LeftOut, lengths_of
 from swiftlet.data.rows import BadRow, Record, Sample
 from swiftlet.data.sources import files_of
@@ -104,7 +105,7 @@ def prepare(
 
     Raises:
         DataError: the rows may not be trained on; the message says which and why.
-        UsageError: a value of --dataset means nothing.
+        UsageError: a value of --dataset means nothing, or one of --columns has no effect.
     """
     encoder = Encoder(template, dict(args.columns), max(0, max_length), args.truncation_strategy)
     request = _Request(args, parse_specs(args.dataset), parse_specs(args.val_dataset), encoder)
@@ -114,6 +115,8 @@ def prepare(
     seal = read_seal(folder)
     report = DataReport.from_dict(seal["report"]) if seal else _make(request, folder, hashes, output_dir)
     _tell(report, folder, output_dir)
+    if report.num_rows:
+        check_used(args.columns, {*report.columns})
     check_report(report, args)
     train, val = TokenStore(folder, TRAIN), TokenStore(folder, VAL)
     if len(train) == 0:

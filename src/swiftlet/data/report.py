@@ -140,6 +140,7 @@ class DataReport:
         max_length: longest sample allowed [tokens]; 0 for no limit.
         num_repeated: rows that repeat another one, where they were looked for.
         repeated: the first of them, as "place repeats place".
+        columns: the names given to --columns that rows have.
     """
 
     datasets: list[DatasetCount] = field(default_factory=list)
@@ -148,6 +149,7 @@ class DataReport:
     max_length: int = 0
     num_repeated: int = 0
     repeated: list[str] = field(default_factory=list)
+    columns: list[str] = field(default_factory=list)
     train: Lengths | None = None
     val: Lengths | None = None
 

@@ -1,0 +1,71 @@
+"""`--columns theirs=ours`: what a column, or a key of a turn, is called, and flags that would have no effect."""
+
+import json
+
+import pytest
+from test_formats import fault_of, sample_of, turns
+from tiny_template import make_template, write_rows
+
+from swiftlet.config.args import DataArgs
+from swiftlet.data.mapping import check_used, used_columns
+from swiftlet.data.prepare import prepare
+from swiftlet.errors import UsageError
+
+KEYS = {"speaker": "role", "utterance": "content"}
+
+
+def spoken(*texts):
+    return [{"speaker": turn["role"], "utterance": turn["content"]} for turn in turns(*texts)]
+
+
+def test_keys_of_turns_have_other_names():
+    assert sample_of({"messages": spoken("a", "b")}, KEYS).messages == turns("a", "b")
+    assert sample_of({"talk": spoken("a", "b")}, KEYS | {"talk": "messages"}).messages == turns("a", "b")
+    assert sample_of({"messages": json.dumps(spoken("a", "b"))}, KEYS).messages == turns("a", "b")
+    assert sample_of({"messages": turns("a", "b")}, KEYS).messages == turns("a", "b")
+
+
+def test_a_key_of_a_turn_renames_no_column():
+    assert sample_of({"text": "t"}, {"text": "content"}).text == "t"
+    assert fault_of({"messages": ["a"]}, KEYS).detail == "turn 0 is a text, expected an object"
+
+
+def test_turns_with_unknown_keys_name_the_flag():
+    assert fault_of({"messages": spoken("a", "b")}).detail == (
+        "turn 0 has no role (its keys: speaker, utterance); name it with --columns KEY=role"
+    )
+    assert fault_of({"messages": spoken("a", "b")}, {"speaker": "role"}).detail == (
+        "turn 0 (user) has no content (its keys: role, utterance); name it with --columns KEY=content"
+    )
+
+
+def test_which_flags_a_row_uses():
+    columns = KEYS | {"q": "query", "talk": "messages"}
+    assert used_columns({"q": None}, columns) == {"q"}
+    assert used_columns({"talk": spoken("a")}, columns) == {"talk", *KEYS}
+    assert used_columns({"messages": json.dumps(spoken("a"))}, columns) == {*KEYS}
+    assert used_columns({"speaker": "a", "x": "[1", "y": [1, []], "z": {"speaker": 1}}, columns) == set()
+    check_used(columns, {*columns})
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"nosuch": "query"}, "--columns nosuch=query: no row has a column 'nosuch'"),
+        ({"nosuch": "role"}, "--columns nosuch=role: no turn of a row has a key 'nosuch'"),
+    ],
+)
+def test_a_flag_without_effect_stops_also_when_the_rows_are_known_already(tmp_path, columns, message):
+    template = make_template(tmp_path)
+    rows = [{"query": "hi", "response": "yo"}, {"q": "hi", "response": "yo"}] * 3
+    path = str(write_rows(tmp_path / "rows.jsonl", rows))
+
+    def act(columns):
+        args = DataArgs(dataset=(path,), columns=columns, dataset_test_ratio=0.0)
+        return prepare(args, template, max_length=64, cache_dir=tmp_path / "cache", output_dir=None)
+
+    assert len(act({"q": "query"}).train) == 6
+    for _ in range(2):
+        with pytest.raises(UsageError, match=message) as caught:
+            act(columns | {"q": "query"})
+        assert caught.value.hint == "write the name as it is in the rows, or leave the flag out"
