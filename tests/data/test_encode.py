@@ -306,3 +306,18 @@ def is_alive(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize("is_text", [True, False])
+def test_arguments_nested_deeply_are_kept_or_left_out(tmp_path, is_text):
+    chat = "{% for m in messages %}{{ m.role }} {{ m.content }} {{ m.tool_calls | default('') }}<eos>{% endfor %}"
+    deep_template = make_template(tmp_path, chat)
+    for depth in [*range(850, 1000), 3000]:
+        arguments = '{"x": ' + "[" * depth + "]" * depth + "}"
+        if not is_text:
+            arguments = []
+            for _ in range(depth):
+                arguments = [arguments]
+        call = {"role": "assistant", "content": "yes", "tool_calls": [{"name": "f", "arguments": arguments}]}
+        made = encode(deep_template, [{"messages": [{"role": "user", "content": "hello"}, call]}])
+        assert len(made.left_out) + int((made.rows["status"] == KEPT).sum()) == 1

@@ -219,6 +219,9 @@ def test_which_answers_are_trained_on():
     [
         ({"messages": turns("a", "b"), "label": False}, "label_unused"),
         ({"prompt": "a", "completion": "b", "label": 1}, "label_unused"),
+        ({"prompt": "a", "completion": "b", "label": 0}, "label_unused"),
+        ({"prompt": "a", "completion": "b", "label": "false"}, "label_unused"),
+        ({"prompt": "a", "completion": "b", "label": -1.0}, "label_unused"),
         ({"instruction": "a", "output": "b", "kto_tag": True}, "label_unused"),
         ({"instruction": "a", "context": "c", "response": "b"}, "context_unused"),
         (

@@ -106,11 +106,15 @@ def said(role, content, **more):
         ([said("user", "a"), said("tool_call", [7])], "schema", "turn 1: tool call is not an object"),
         ([said("user", "a"), said("tool_call", {"f": 1})], "schema", "turn 1: tool call has no name"),
         ([said("assistant", "", tool_calls=[{"name": "f"}])], "role_order", "starts with the assistant"),
-        ([said("user", "a\ud83d"), said("assistant", "b")], "surrogate", "half of a surrogate pair"),
+        (
+            [said("user", "a\ud83d"), said("assistant", "b")],
+            "surrogate",
+            "turn 0 (user): half of a surrogate",
+        ),
         (
             [said("user", "a"), said("tool_call", {"name": "f", "arguments": {"x": "\ud83d"}})],
             "surrogate",
-            "half of",
+            "turn 1 (assistant): half of",
         ),
     ],
 )
@@ -174,10 +178,16 @@ def test_f39_f40_conversations_that_are_none(chat, reason, detail):
         (
             {"query": "q", "response": "r", "tools": [{"x": "\udc00"}]},
             "surrogate",
-            "half of a surrogate pair",
+            "tools: half of a surrogate pair",
         ),
-        ({"query": "q", "response": "r\ud83d"}, "surrogate", "half of a surrogate pair"),
-        ({"text": "\udfff"}, "surrogate", "half of a surrogate pair"),
+        ({"query": "q", "response": "r\ud83d"}, "surrogate", "column response: half of a surrogate pair"),
+        ({"text": "\udfff"}, "surrogate", "column text: half of a surrogate pair"),
+        ({"id": "\udfff", "query": "q\ud83d", "response": "r"}, "surrogate", "column query: half of"),
+        (
+            {"query": "q", "response": "r", "history": [["a", "b\ud83d"]]},
+            "surrogate",
+            "turn 1 (assistant): half of a surrogate pair",
+        ),
     ],
 )
 def test_f39_pairs_that_are_none(row, reason, detail):

@@ -69,14 +69,16 @@ def test_a_report_is_the_same_after_it_was_stored(faults):
 
 def test_the_lines_of_the_log():
     report = report_of(10, left_out("json", 3), left_out("schema", 5), left_out("schema", 6))
-    report.datasets[0].notes.update(["no_prompt"])
+    report.datasets[0].notes.update(["context_unused", "no_prompt", "no_prompt"])
     report.datasets.append(DatasetCount("b.jsonl", is_validation=True, num_rows=4))
     report.train, report.val = Lengths(169.337, 58.651, 35, 563, 9900), Lengths(170, 0, 170, 170, 100)
     assert report.lines() == [
         "dataset a.jsonl: 10 rows, 7 taken, 3 left out (schema 2, json 1)",
         "  json: a.jsonl:3",
         "  schema: a.jsonl:5, a.jsonl:6",
-        "  noted: no_prompt 1",
+        "  noted: no_prompt 2 (a text without a question: all of it is trained on)",
+        "  noted: context_unused 1 (a context column is not used; add it to the question with --columns "
+        "context=input, and with --columns QUESTION=instruction where the question's column is not named instruction)",
         "validation dataset b.jsonl: 4 rows, 4 taken",
         "Dataset Token Length: 169.34±58.65, min=35, max=563, size=9900",
         "Dataset Token Length: 170.00±0.00, min=170, max=170, size=100 (validation)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from swiftlet.data.columns import (
     CHATS,
     LABELS,
     MEDIA,
+    OURS,
     PREFERENCES,
     SYSTEMS,
     TOOLS,
@@ -42,7 +44,7 @@ def to_sample(record: Record, columns: Mapping[str, str]) -> Sample | BadRow:
     try:
         row = rename(record.row, of_rows(columns)) if columns else record.row
         sample = _read(row, record, columns)
-        _check_text(sample)
+        _check_text(sample, row)
     except RowFault as fault:
         return BadRow(record.origin, fault.reason, fault.detail, row_sha1(record.row))
     except RecursionError:
@@ -94,7 +96,7 @@ def _check_unusual(row: Mapping[str, Any], notes: set[str], *, is_mapped: bool) 
         raise RowFault(
             "preference", f"column {preference}: preference data has no answer to be fine-tuned on"
         )
-    if any(isinstance(row.get(name), bool) or row.get(name) in (0, 1) for name in LABELS):
+    if first_set(row, LABELS) is not None:
         notes.add("label_unused")
 
 
@@ -213,7 +215,7 @@ def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Messag
     return messages
 
 
-def _check_text(sample: Sample) -> None:
+def _check_text(sample: Sample, row: Mapping[str, Any]) -> None:
     """Make sure that the text can be written as UTF-8, as tokenizers need it.
 
     Raises:
@@ -224,11 +226,23 @@ def _check_text(sample: Sample) -> None:
             sample.text.encode()
         for message in sample.messages:
             message["content"].encode()
-            if "tool_calls" in message:
-                json.dumps(message["tool_calls"], ensure_ascii=False, default=str).encode()
-        if sample.tools:
-            json.dumps(sample.tools, ensure_ascii=False, default=str).encode()
+        if sample.tools or any("tool_calls" in message for message in sample.messages):
+            # as a whole, so that what is nested too deep for the hash of the row is found here
+            json.dumps([sample.messages, sample.tools], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError:
-        raise RowFault(
-            "surrogate", "half of a surrogate pair (\\ud800 to \\udfff), which UTF-8 cannot hold"
-        ) from None
+        what = "half of a surrogate pair (\\ud800 to \\udfff), which UTF-8 cannot hold"
+        raise RowFault("surrogate", f"{_place_of_surrogate(sample, row)}: {what}") from None
+
+
+def _place_of_surrogate(sample: Sample, row: Mapping[str, Any]) -> str:
+    for name, value in row.items():
+        if name in OURS and isinstance(value, str) and _has_surrogate(value):
+            return f"column {name}"
+    for number, message in enumerate(sample.messages):
+        if _has_surrogate([message["content"], message.get("tool_calls")]):
+            return f"turn {number} ({message['role']})"
+    return "tools"
+
+
+def _has_surrogate(value: Any) -> bool:
+    return re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False, default=str)) is not None

@@ -29,8 +29,9 @@ REASONS: dict[str, str] = {
 
 NOTES: dict[str, str] = {
     "no_prompt": "a text without a question: all of it is trained on",
-    "label_unused": "a preference label (KTO) is not used: good and bad answers are learnt alike",
-    "context_unused": "a context column is not used; add it to the question with --columns context=input",
+    "label_unused": "a label is not used: where it says good or bad (KTO), both are learnt alike",
+    "context_unused": "a context column is not used; add it to the question with --columns context=input, and with "
+    "--columns QUESTION=instruction where the question's column is not named instruction",
     "weight_unused": "a weight between 0 and 1 is not used: the answer counts in full",
     "calls_as_text": "the chat template prints no tool calls: they are written as text into the answer",
     "call_ids_made": "the chat template wants ids of tool calls, and the row has none: they are numbered",
@@ -38,6 +39,13 @@ NOTES: dict[str, str] = {
     "tools_as_text": "the chat template prints no tools: they are described in the system message",
     "tools_left_out": "the chat template prints neither tools nor a system message: they are left out",
     "reasoning_unused": "a reasoning_content beside the answer is not used",
+    "truncated": "a row longer than max_length lost its beginning",
+    "prompt_left_out": "the chat template does not print a turn before the answer",
+    "prompt_stripped": "the chat template takes white space off a turn before the answer",
+    "prompt_altered": "the chat template prints a turn before the answer in other words",
+    "answer_left_out": "the chat template does not print an answer: nothing of it is learnt",
+    "answer_stripped": "the chat template takes white space off an answer: it is learnt without",
+    "answer_altered": "the chat template prints an answer in other words: these are learnt",
 }
 
 

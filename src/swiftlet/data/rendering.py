@@ -120,7 +120,7 @@ def _with_object_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             parsed = json.loads(arguments)
-        except ValueError:
+        except (ValueError, RecursionError):
             return dict(call)
         return {**call, "arguments": parsed} if isinstance(parsed, dict) else dict(call)
     return dict(call)

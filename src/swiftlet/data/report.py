@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from swiftlet.data.reasons import NOTES
 from swiftlet.data.store import TokenStore, blocks
 
 NUM_SHOWN = 20
@@ -90,15 +91,19 @@ class DatasetCount:
             lines.append(
                 f"  {reason}: {', '.join(places)}{', ...' if self.left_out[reason] > len(places) else ''}"
             )
-        if self.notes:
-            lines.append(f"  noted: {_counts(self.notes)}")
+        lines += [
+            f"  noted: {name} {count} ({NOTES[name]})"
+            for name, count in sorted(self.notes.items(), key=_by_count)
+        ]
         return lines
 
 
 def _counts(counter: Counter[str]) -> str:
-    return ", ".join(
-        f"{name} {count}" for name, count in sorted(counter.items(), key=lambda item: (-item[1], item[0]))
-    )
+    return ", ".join(f"{name} {count}" for name, count in sorted(counter.items(), key=_by_count))
+
+
+def _by_count(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]
 
 
 class Lengths(NamedTuple):
