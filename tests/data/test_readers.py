@@ -94,7 +94,9 @@ def test_a_file_with_carriage_returns_alone_is_cut_there(make):
         ('{"query": "say "hi" now"}', "json", "a quote inside a string is not escaped, column 17"),
         ('{"query": "C:\\Users"}', "json", "an invalid escape in a string, column 14"),
         ('{"query": "a", "respon', "json", "a string does not end on its line, column 23"),
-        ('{"query": "a"', "json", "the line ends too early"),
+        ('{"query": "a"', "json", "the line ends too early, column 14"),
+        ('{"query": "a", "response":', "json", "the line ends too early, column 27"),
+        ('{"query": "a", "response":\r', "json", "the line ends too early, column 27"),
         ('{"query": None}', "json", "a word that JSON does not know, column 11 (write null, true or false)"),
         ('{"query": "a\tb"}', "json", "a raw line break or control character inside a string, column 13"),
         (GOOD + GOOD, "json", "something behind the end of the value, column"),
@@ -168,6 +170,11 @@ def test_f38_a_file_in_another_encoding_stops_with_the_command_that_converts_it(
         ("a.jsonl", GOOD.encode("utf-16-le"), "UTF-16 text", "iconv -f UTF-16"),
         ("a.jsonl", GOOD.encode("utf-16-be"), "UTF-16 text", "iconv -f UTF-16"),
         ("a.jsonl", GOOD.encode("utf-32"), "UTF-32 text", "iconv -f UTF-32"),
+        ("a.jsonl", b" " * 257 + b"ustar\x0000", "a tar archive", "tar -xf"),
+        ("a.jsonl.gz", gzip.compress(b"\0" * 257 + b"ustar\x0000"), "a tar archive", "tar -xf"),
+        ("a.parquet.gz", gzip.compress(b"PAR1"), "a table inside a compressed file", "unpack it"),
+        ("a.arrow", lzma.compress(b"ARROW1\0\0"), "a table inside a compressed file", "unpack it"),
+        ("a.jsonl", bz2.compress(b"PAR1"), "a table inside a compressed file", "unpack it"),
         ("a.json", b"<!DOCTYPE html><html>", "a web page, not data", "download"),
         ("a.jsonl", b"\x28\xb5\x2f\xfd....", "compressed with zstd", "zstd -d"),
         ("a.parquet", GOOD.encode(), "not Parquet: no PAR1 at the start (it looks like JSON)", "rename it"),
@@ -183,10 +190,66 @@ def test_files_that_are_no_data_are_named(make, name, content, message, hint):
     assert hint in error.hint
 
 
+@pytest.mark.parametrize(
+    ("content", "message", "hint"),
+    [
+        (f"{GOOD}\n{GOOD}\n", "rows of JSON, not plain text", "rename it to end in .jsonl"),
+        (f"\ufeff\n{GOOD}", "rows of JSON, not plain text", "rename it to end in .jsonl"),
+        (f"[{GOOD}]", "rows of JSON, not plain text", "rename it to end in .json"),
+        (f"[\n  {GOOD}\n]", "rows of JSON, not plain text", "rename it to end in .json"),
+        ("id,query,response\n1,a,b", "the columns id, query, response, not plain text", "end in .csv"),
+        ('"instruction","output"\r\n"a","b"', "the columns instruction, output", "end in .csv"),
+        ("query\tresponse\na\tb", "a table with the columns query, response", "end in .tsv"),
+    ],
+)
+def test_rows_and_tables_are_no_plain_text(make, content, message, hint):
+    error = stop(make("a.txt", content))
+    assert message in error.message
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize(
+    "line", ["[Verse 1]", "{x} of {y}", '["a", "b"]', "Dear reader, the response, and the query", "query"]
+)
+def test_plain_text_may_look_a_little_like_rows(make, line):
+    assert good_rows(make("a.txt", f"{line}\nmore\n")) == [{"text": line}, {"text": "more"}]
+
+
+def test_nul_bytes_cost_one_line_of_a_text(make):
+    rows = rows_of(make("a.txt", b"one\nt\0wo\nthree\n"))
+    assert [getattr(row, "reason", "taken") for row in rows] == ["taken", "nul", "taken"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "问题,回答\n苹果还剩几个？,三个\n"),
+        ("a.txt", "今天天气很好，我们去公园。\u3000😀\n"),
+        ("a.tsv", "問題\t答え\nこんにちは\tはい\n"),
+        ("a.txt", "words\n"),
+    ],
+)
+def test_f38_wide_characters_are_seen_also_where_the_text_begins_with_chinese(make, name, text, encoding):
+    error = stop(make(name, (text * 300).encode(encoding)))
+    shown = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+    assert f"{shown[:6]} text without a byte order mark" in error.message
+    assert error.hint == f"convert it: iconv -f {shown} -t UTF-8 {name} > utf8-{name}"
+
+
+@pytest.mark.parametrize("row", ['{"query": "a", "response": "b"}', GOOD])
+@pytest.mark.parametrize("at", [40, 41])
+def test_nul_bytes_in_a_text_are_no_wide_characters(make, row, at):
+    content = bytearray(f"{row}\n".encode() * 30 + f"{GOOD}\n".encode())
+    content[at] = 0
+    content[100] = 0xFF
+    assert {bad.reason for bad in bad_rows(make("a.jsonl", bytes(content)))} == {"nul", "utf8"}
+
+
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.csv.xz", "a.txt.bz2"])
 def test_compressed_files_are_read_whatever_their_name(make, pack, name):
-    content = b"query,response\na,b\n" if ".csv" in name else f"{GOOD}\n".encode()
+    content = {".csv": b"query,response\na,b\n", ".txt": b"words\n"}.get(name[1:5], f"{GOOD}\n".encode())
     assert len(good_rows(make(name, pack(content)))) == 1
 
 

@@ -130,7 +130,7 @@ def test_descriptions_hidden_files_and_notes_are_no_rows(tmp_path):
 
 def test_text_files_beside_tables_are_left_out_and_named(tmp_path, said):
     write_rows(tmp_path / "rows.jsonl", "a")
-    write_rows(tmp_path / "notes.txt", "z")
+    (tmp_path / "notes.txt").write_text("words\n")
     assert texts_of(str(tmp_path)) == ["a"]
     assert said.messages == ["warning: 1 .txt files beside tables are not read"]
     (tmp_path / "rows.jsonl").unlink()
@@ -138,7 +138,14 @@ def test_text_files_beside_tables_are_left_out_and_named(tmp_path, said):
 
 
 @pytest.mark.parametrize(
-    "held_back", ["test.jsonl", "valid/rows.jsonl", "data/validation-00000-of-00001.jsonl", "x_dev.jsonl"]
+    "held_back",
+    [
+        "test.jsonl",
+        "valid/rows.jsonl",
+        "data/validation-00000-of-00001.jsonl",
+        "x_dev.jsonl",
+        "evaluation.jsonl",
+    ],
 )
 def test_only_training_files_are_read_where_splits_are_named(tmp_path, said, held_back):
     write_rows(tmp_path / "train.jsonl", "a")

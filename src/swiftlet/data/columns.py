@@ -45,6 +45,7 @@ OURS = {
     "text",
     *TURN_KEYS,
 }
+ROW_KEYS = OURS | {*MEDIA, *PREFERENCES, "input_ids"}
 NUM_NAMES, LONGEST_NAME = 12, 40
 _PLAIN_WORD = re.compile(r"[\w.=-]+")
 

@@ -5,14 +5,17 @@ them. The name's suffix says which reader is wanted; the bytes must agree.
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from swiftlet.data.columns import ROW_KEYS
 from swiftlet.data.spec import COMPRESSED, SUFFIXES
 from swiftlet.errors import DataError
 
@@ -20,6 +23,11 @@ HEAD = 4096
 UTF8_BOM = b"\xef\xbb\xbf"
 CANDIDATES = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1252")
 SCANNED = 1 << 24
+_ASCII = bytes(range(128))
+_JSON_ROWS = re.compile(rb'(\[\s*)?\{\s*"[^"\n]*"\s*:')
+TABLES = (".parquet", ".arrow")
+TAR_AT = 257
+PACKED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile)
 
 OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
     (b"\x1f\x8b", gzip.open),
@@ -107,11 +115,18 @@ def read_head(path: Path) -> bytes:
     """
     with reading(path) as file:
         head = file.read(HEAD)
+        is_packed = isinstance(file, PACKED)
     if not head:
         raise DataError(f"{path}: the file is empty (0 bytes)", "fetch or write it again")
     for fault in FAULTS:
         if head.startswith(fault.magic):
             raise DataError(f"{path}: {fault.what}", fault.hint)
+    if head[TAR_AT:].startswith(b"ustar"):
+        raise DataError(f"{path}: a tar archive", "unpack it with tar -xf")
+    if is_packed and (head.startswith((b"PAR1", b"ARROW1")) or suffix_of(path) in TABLES):
+        raise DataError(
+            f"{path}: a table inside a compressed file", "unpack it: Parquet and Arrow are read as they are"
+        )
     _check_text_or_table(path, head)
     return head
 
@@ -126,14 +141,59 @@ def _check_text_or_table(path: Path, head: bytes) -> None:
         raise DataError(f"{path}: Parquet under another name", "rename it to end in .parquet")
     if head.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
         raise DataError(f"{path}: a web page, not data (a page to sign in or an error?)", "download it again")
-    if not is_parquet and _looks_like_utf16(head):
-        raise DataError(f"{path}: UTF-16 text", "convert it with iconv -f UTF-16 -t UTF-8")
+    if suffix_of(path) == ".txt":
+        _check_plain_text(path, head)
+    if suffix_of(path) not in TABLES and (encoding := _wide_encoding(head)):
+        raise DataError(
+            f"{path}: {encoding[:6]} text without a byte order mark",
+            f"convert it: iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}",
+        )
 
 
-def _looks_like_utf16(head: bytes) -> bool:
-    start = head[:8]
-    even, odd = start[0::2], start[1::2]
-    return len(start) >= 4 and ((not any(odd) and all(even)) or (not any(even) and all(odd)))
+def _check_plain_text(path: Path, head: bytes) -> None:
+    """Make sure that a .txt file is no rows of JSON and no table: all of that would be trained on as it is written."""
+    start = head.removeprefix(UTF8_BOM).lstrip()
+    if _JSON_ROWS.match(start):
+        suffix = ".json" if start.startswith(b"[") else ".jsonl"
+        raise DataError(f"{path}: rows of JSON, not plain text", f"rename it to end in {suffix}")
+    first = start.partition(b"\n")[0].decode("utf-8", "replace").strip()
+    for separator, suffix in ((",", ".csv"), ("\t", ".tsv")):
+        names = [name.strip(' "') for name in first.split(separator)]
+        if len(ROW_KEYS.intersection(names)) > 1:
+            raise DataError(
+                f"{path}: a table with the columns {', '.join(names)[:80]}, not plain text",
+                f"rename it to end in {suffix}",
+            )
+
+
+def _wide_encoding(head: bytes) -> str | None:
+    """Return the encoding of two or four bytes a character that a head is in; none has NUL bytes but these.
+
+    Bytes of other texts, taken as pairs, can be rare characters; so few NUL bytes count only where the head is neither
+    UTF-8 nor nearly ASCII, as with a Chinese text whose only NUL bytes are those of its line feeds.
+    """
+    is_damaged = len(head.translate(None, _ASCII)) * 20 < len(head) or _is_utf8(head)
+    if b"\0" not in head or (head.count(0) * 4 < len(head) and is_damaged):
+        return None
+    little, big = ("UTF-32LE", "UTF-16LE"), ("UTF-32BE", "UTF-16BE")
+    for encoding in little + big if head[1::2].count(0) > head[0::2].count(0) else big + little:
+        try:
+            text = codecs.getincrementaldecoder(encoding)().decode(
+                head
+            )  # which bears with half a character at the end
+        except UnicodeDecodeError:
+            continue
+        if text and all(character.isprintable() or character.isspace() for character in text):
+            return encoding
+    return None
+
+
+def _is_utf8(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.end == len(head) and error.reason == "unexpected end of data"
+    return True
 
 
 def foreign_encoding(path: Path, is_row: Callable[[str], bool] | None = None) -> str | None:

@@ -31,7 +31,7 @@ DESCRIPTIONS = {
 }
 SPLITS = {
     "train": {"train", "training"},
-    "validation": {"validation", "valid", "val", "dev", "eval"},
+    "validation": {"validation", "valid", "val", "dev", "eval", "evaluation"},
     "test": {"test", "testing"},
 }
 HELD_BACK = SPLITS["validation"] | SPLITS["test"]

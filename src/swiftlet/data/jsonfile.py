@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from swiftlet.data.columns import ANSWERS, CHATS, MEDIA, OURS, PREFERENCES
+from swiftlet.data.columns import ANSWERS, CHATS, ROW_KEYS
 from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, reading, suffix_of
 from swiftlet.data.jsonlines import (
     JsonReader,
@@ -27,7 +27,6 @@ from swiftlet.data.jsonlines import (
 from swiftlet.data.rows import BadRow, Origin, Record
 from swiftlet.errors import DataError, describe
 
-ROW_KEYS = OURS | {*MEDIA, *PREFERENCES, "input_ids"}
 TEXT_KEYS = {*ANSWERS, "query", "prompt", "instruction", "question", "problem", "input", "text"}
 _SPACE = re.compile(r"[ \t\r\n]*")
 _OPEN = re.compile(rb"[{\[,:]\s*$")

@@ -137,7 +137,17 @@ def read_text_lines(path: Path, keep: Keep | None = None) -> Iterator[Record | B
     for index, (line, origin) in enumerate(lines_of(path)):
         if keep is None or keep(index):
             text = decoder.decode(line, origin)
-            yield text if isinstance(text, BadRow) else Record({"text": text.rstrip("\r\n")}, origin)
+            if isinstance(text, BadRow):
+                yield text
+            elif "\0" in text:
+                yield _with_nul(line, origin)
+            else:
+                yield Record({"text": text.rstrip("\r\n")}, origin)
+
+
+def _with_nul(line: bytes, origin: Origin) -> BadRow:
+    detail = "NUL bytes (the file is damaged, for instance by a crash while writing)"
+    return BadRow(origin, "nul", detail, sha1(line))
 
 
 def is_json(text: str) -> bool:
@@ -154,8 +164,7 @@ def _parse(text: str, line: bytes, origin: Origin, reader: JsonReader) -> Record
         row = reader.read(text)
     except json.JSONDecodeError as error:
         if b"\0" in line:
-            detail = "NUL bytes (the file is damaged, for instance by a crash while writing)"
-            return BadRow(origin, "nul", detail, sha1(line))
+            return _with_nul(line, origin)
         return BadRow(origin, "json", f"not JSON: {explain(error)}", sha1(line))
     except RecursionError:
         return BadRow(origin, "nesting", "nested too deep", sha1(line))
@@ -188,8 +197,8 @@ def kind_of(value: Any) -> str:
 
 def explain(error: json.JSONDecodeError) -> str:
     """Return what is wrong at the place of a JSON error, the likely slip, and the column, without the row's text."""
-    text, at = error.doc, error.pos
-    column = f"column {error.colno}"
+    text, at = error.doc, min(error.pos, len(error.doc.rstrip("\r\n")))
+    column = f"column {at - text.rfind(chr(10), 0, at)}"
     before, after = text[:at].rstrip(), text[at:].lstrip()
     if re.match(r"[\[{]+\s*'", text.lstrip()):
         return f"single quotes, {column} (a Python dict was printed; write it with json.dumps)"

@@ -182,7 +182,7 @@ def _known(path: Path) -> Path:
     if suffix_of(path) not in READERS:
         raise DataError(
             f"{path}: unknown suffix {path.suffix!r}",
-            f"rename it after what it holds: {', '.join(SUFFIXES)}, each also with .gz, .bz2 or .xz",
+            f"rename it after what it holds: {', '.join(SUFFIXES)}; text also with .gz, .bz2 or .xz behind it",
         )
     return path
 
