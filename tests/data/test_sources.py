@@ -128,6 +128,31 @@ def test_descriptions_hidden_files_and_notes_are_no_rows(tmp_path):
     assert texts_of(str(tmp_path)) == ["a"]
 
 
+def test_what_could_have_been_meant_as_rows_and_is_not_read_is_named(tmp_path, said):
+    write_rows(tmp_path / "elsewhere" / "x.jsonl", "z")
+    folder = tmp_path / "rows"
+    write_rows(folder / "a.jsonl", "a")
+    for name in ("b.jsonl.zst", "c.xlsx", "d.jsonl.1", "part-2", "_e.jsonl"):
+        (folder / name).write_text("words")
+    (folder / "broken.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "f.jsonl").symlink_to(tmp_path / "elsewhere" / "x.jsonl")
+    for name in ("README.md", "LICENSE", ".gitattributes", "load.py", "_SUCCESS", "dataset_info.json"):
+        (folder / name).write_text("words")
+    assert texts_of(str(folder)) == ["a", "z"]
+    assert said.messages == [
+        "warning: not read (an unknown suffix, a name that begins with _, or a link to no file): "
+        "_e.jsonl, b.jsonl.zst, broken.jsonl, c.xlsx, d.jsonl.1, linked and 1 more"
+    ]
+
+
+def test_a_folder_without_rows_names_what_it_holds_instead(tmp_path, said):
+    (tmp_path / "rows.xlsx").write_text("words")
+    with pytest.raises(DataError, match="no data files in the folder"):
+        texts_of(str(tmp_path))
+    assert "rows.xlsx" in said.messages[0]
+
+
 def test_text_files_beside_tables_are_left_out_and_named(tmp_path, said):
     write_rows(tmp_path / "rows.jsonl", "a")
     (tmp_path / "notes.txt").write_text("words\n")

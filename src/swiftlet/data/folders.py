@@ -5,7 +5,7 @@ out and could have been meant is said in the log.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -29,6 +29,22 @@ DESCRIPTIONS = {
     "citation.txt",
     "robots.txt",
 }
+# files beside the rows that nobody means as rows
+DOCUMENTS = frozenset(
+    ".md .rst .html .pdf .tex .bib .cff .png .jpg .jpeg .gif .svg .webp .py .sh .ipynb .yaml .yml .toml .ini .cfg "
+    ".lock .log .sha256 .md5".split()
+)
+DOCUMENT_NAMES = {
+    "license",
+    "licence",
+    "notice",
+    "readme",
+    "copying",
+    "changelog",
+    "authors",
+    "makefile",
+    "_success",
+}
 SPLITS = {
     "train": {"train", "training"},
     "validation": {"validation", "valid", "val", "dev", "eval", "evaluation"},
@@ -48,7 +64,9 @@ def choose_files(folder: Path, subsets: Sequence[str] = (), split: str | None = 
     Raises:
         DataError: there are none.
     """
-    files = sorted(_data_files(folder))
+    files, others = _look_through(folder)
+    if others:
+        _say(folder, "not read (an unknown suffix, a name that begins with _, or a link to no file)", others)
     if not files:
         raise DataError(
             f"{folder}: no data files in the folder", f"give a folder that holds {', '.join(SUFFIXES)} files"
@@ -59,17 +77,24 @@ def choose_files(folder: Path, subsets: Sequence[str] = (), split: str | None = 
     return _without_copies(folder, _of_split(folder, files, split or "train"))
 
 
-def _data_files(folder: Path) -> Iterator[Path]:
-    for path in folder.rglob("*"):
+def _look_through(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the data files of a folder, and what else in it could have been meant as such."""
+    files: list[Path] = []
+    others: list[Path] = []
+    for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        is_hidden = any(part.startswith((".", "_")) for part in parts)
-        if (
-            not is_hidden
-            and path.name.lower() not in DESCRIPTIONS
-            and suffix_of(path) in SUFFIXES
-            and path.is_file()
-        ):
-            yield path
+        if any(part.startswith(".") for part in parts) or path.name.lower() in DESCRIPTIONS:
+            continue
+        is_data = suffix_of(path) in SUFFIXES and not any(part.startswith("_") for part in parts)
+        if path.is_file() and is_data:
+            files.append(path)
+        elif (path.is_file() or path.is_symlink()) and not _is_document(path):
+            others.append(path)
+    return files, others
+
+
+def _is_document(path: Path) -> bool:
+    return path.suffix.lower() in DOCUMENTS or path.stem.lower() in DOCUMENT_NAMES
 
 
 def _without_notes(folder: Path, files: list[Path]) -> list[Path]:
