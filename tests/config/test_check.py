@@ -33,6 +33,7 @@ def sft(words):
         ("--model_id_or_path ./nowhere", "no such folder: ./nowhere"),
         ("--val_dataset missing.jsonl", "no such data file or folder: missing.jsonl"),
         ("--max_length 0", "--max_length must be above 0"),
+        ("--report_to none tensorboard", "--report_to none excludes the others"),
     ],
 )
 def test_each_rule_says_what_is_wrong_and_what_to_type(words, expected):

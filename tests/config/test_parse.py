@@ -70,6 +70,12 @@ def test_switches_of_three_states():
         ("--warmup_ratio 2", "--warmup_ratio must be at most 1, found 2\nhint: type --warmup_ratio 0.05"),
         ("--learning_rate nan", "--learning_rate is a number, found 'nan'\nhint: type --learning_rate 0.1"),
         ("--sft_type lor", "--sft_type 'lor' is not known\nhint: did you mean lora?"),
+        ("--report_to wandb", "--report_to 'wandb' is not known\nhint: choose one of none, tensorboard"),
+        (
+            "--report_to tensorboard,tensorbord",
+            "--report_to 'tensorbord' is not known\nhint: did you mean tensorboard?",
+        ),
+        ("--report_to", "--report_to has no value\nhint: type --report_to tensorboard"),
         ("--use_dora maybe", "--use_dora is true or false, found 'maybe'\nhint: type --use_dora true"),
         ("word", "unexpected word 'word'\nhint: flags start with two dashes: --name value"),
         ("--columns a", "--columns takes theirs=ours, found 'a'\nhint: type --columns question=query"),
@@ -158,4 +164,5 @@ def test_every_flag_has_help_and_a_default_it_accepts():
         for flag in flags_of(command_args).values():
             assert flag.help[0].isupper() or flag.help[0].isdigit(), flag.name
             if flag.choices and flag.default is not None:
-                assert flag.default in flag.choices, flag.name
+                defaults = flag.default if flag.is_list else (flag.default,)
+                assert set(defaults) <= set(flag.choices), flag.name

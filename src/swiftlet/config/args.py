@@ -204,7 +204,7 @@ class OutputArgs:
     on_save_error: str = arg("continue", "When a checkpoint cannot be written", choices=("continue", "stop"))
     logging_steps: int = arg(5, "Steps between log lines", at_least=1)
     report_to: tuple[str, ...] = arg(
-        ("tensorboard",), "Where to log besides logging.jsonl: tensorboard or none"
+        ("tensorboard",), "Where to log besides logging.jsonl", choices=("tensorboard", "none")
     )
     resume_from_checkpoint: str | None = arg(
         None, "A checkpoint folder, or auto: the newest valid one of output_dir"

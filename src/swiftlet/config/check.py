@@ -185,6 +185,13 @@ def _writable_mistake(flag: str, path: str) -> UsageError | None:
     return None
 
 
+def _report_to(args: Any, given: frozenset[str]) -> UsageError | None:
+    asked = args.output.report_to
+    if "none" not in asked or set(asked) == {"none"}:
+        return None
+    return UsageError("--report_to none excludes the others", "type --report_to none, or leave none out")
+
+
 def _resume(args: Any, given: frozenset[str]) -> UsageError | None:
     path = args.output.resume_from_checkpoint
     if path in (None, "auto") or Path(path).is_dir():
@@ -270,6 +277,7 @@ SFT_RULES: tuple[Rule, ...] = (
     _deepspeed_settings,
     *ENGINE_RULES,
     _writable,
+    _report_to,
     _resume,
 )
 INFER_RULES: tuple[Rule, ...] = (

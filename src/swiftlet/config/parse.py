@@ -160,10 +160,7 @@ def _scalar(flag: Flag, raw: Any) -> Any:
         word = str(raw)
         if "true" in flag.choices and word.lower() in YES | NO:
             word = "true" if word.lower() in YES else "false"
-        word = VALUE_ALIASES.get(flag.name, {}).get(word, word)
-        if flag.choices and word not in flag.choices:
-            raise UsageError(f"--{flag.name} {describe(raw)} is not known", suggest(word, flag.choices))
-        return word
+        return _chosen(flag, VALUE_ALIASES.get(flag.name, {}).get(word, word))
     try:
         number = float(raw)
     except (TypeError, ValueError):
@@ -200,10 +197,17 @@ def _several(flag: Flag, raw: Any) -> tuple[str, ...]:
     for word in words:
         parts = [str(word)] if os.path.exists(str(word)) else str(word).split(",")
         values += [part.strip() for part in parts if part.strip()]
-    if not values and words != [""] and not isinstance(raw, (list, tuple)):
+    is_empty = words == [""] or isinstance(raw, (list, tuple))
+    if not values and (flag.choices or not is_empty):
         raise UsageError(f"--{flag.name} has no value", f"type --{flag.name} {_example(flag)}")
     same = VALUE_ALIASES.get(flag.name, {})
-    return tuple(same.get(value, value) for value in values)
+    return tuple(_chosen(flag, same.get(value, value)) for value in values)
+
+
+def _chosen(flag: Flag, word: str) -> str:
+    if flag.choices and word not in flag.choices:
+        raise UsageError(f"--{flag.name} {describe(word)} is not known", suggest(word, flag.choices))
+    return word
 
 
 def _mapping(flag: Flag, raw: Any) -> dict[str, str]:
