@@ -48,6 +48,21 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
             "--columns question=qury: 'qury' is no column of ours",
             "did you mean query?",
         ),
+        (
+            ["sft", "--model_type", "qwen1half-7b-chat-int4", "--dataset", "demo-math-zh"],
+            "qwen1half-7b-chat-int4 is quantised with gptq: such a model is for swift infer, not for training",
+            "use the model it was made from",
+        ),
+        (
+            ["infer", "--model_type", "tiny-math-chat", "--model_revision", "v2"],
+            "--model_revision has no effect: ",
+            "remove it",
+        ),
+        (
+            ["infer", "--model_id_or_path", "XY::a/b"],
+            "unknown hub 'XY' in XY::a/b",
+            "write MS::owner/name or HF::owner/name",
+        ),
         ([], "no command is given", "type swift --help, or swift sft --help"),
         (
             ["sft", "--learnin_rate", "1", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh"],

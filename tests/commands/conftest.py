@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def fine_tune(model_folder, rows_file, tmp_path, monkeypatch):
-    """Run sft on the tiny model; options override."""
+    """Run sft on the tiny model; options override, one of None takes the default."""
     monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path / "cache"))
 
     def run(folder="run", **options):
@@ -29,6 +29,7 @@ def fine_tune(model_folder, rows_file, tmp_path, monkeypatch):
             "dataset_test_ratio": 0.1,
             "learning_rate": 1e-2,
         }
-        return sft(**{**settings, **options})
+        chosen = {**settings, **options}
+        return sft(**{name: value for name, value in chosen.items() if value is not None})
 
     return run

@@ -116,8 +116,9 @@ def test_a_full_checkpoint_answers_too(fine_tune):
     outcome = fine_tune(sft_type="full", max_steps=2, learning_rate=1e-3)
     rows = infer(ckpt_dir=outcome.last_checkpoint, load_dataset_config=True, **GREEDY)
     assert len(rows) == 4
-    with pytest.raises(UsageError, match="is a whole model, not an adapter"):
-        export(ckpt_dir=outcome.last_checkpoint, merge_lora=True)
+    for command in (export, infer):
+        with pytest.raises(UsageError, match="is a whole model, not an adapter"):
+            command(ckpt_dir=outcome.last_checkpoint, merge_lora=True)
 
 
 def test_chat_at_the_terminal(checkpoint, monkeypatch, capsys):

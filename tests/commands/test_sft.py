@@ -146,11 +146,19 @@ def written(tokenizer, rows_file, line):
     return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
 
 
-def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(fine_tune, model_folder, rows_file):
+def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(
+    fine_tune, model_folder, rows_file, capfd
+):
     """Ten steps written here from the public API: padded batches, full logits, torch's AdamW, linear schedule."""
     outcome = fine_tune(
-        max_steps=10, num_train_epochs=10, lora_dropout_p=0.0, save_strategy="no", eval_steps=100
+        max_steps=10,
+        num_train_epochs=10,
+        lora_dropout_p=0.0,
+        save_strategy="no",
+        save_steps=None,
+        eval_steps=100,
     )
+    assert capfd.readouterr().err.count("warning: --save_strategy no: this run keeps no weights\n") == 1
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, get_linear_schedule_with_warmup
 
@@ -221,7 +229,7 @@ def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(fine_tune, 
         {"dtype": "bf16"},
         {"optim": "adafactor", "lr_scheduler_type": "cosine"},
         {"truncation_strategy": "truncation_left", "max_length": 12},
-        {"evaluation_strategy": "epoch", "save_strategy": "epoch"},
+        {"evaluation_strategy": "epoch", "save_strategy": "epoch", "eval_steps": None, "save_steps": None},
     ],
     ids=lambda options: next(iter(options)),
 )

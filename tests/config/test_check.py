@@ -33,6 +33,33 @@ def sft(words):
         ("--model_id_or_path ./nowhere", "no such folder: ./nowhere"),
         ("--val_dataset missing.jsonl", "no such data file or folder: missing.jsonl"),
         ("--max_length 0", "--max_length must be above 0"),
+        ("--max_steps 0", "--max_steps must be above 0, or -1 for no limit, found 0"),
+        ("--save_total_limit 0", "--save_total_limit must be above 0, or -1 for all, found 0"),
+        ("--save_strategy no --save_steps 5", "--save_steps has no effect with --save_strategy no"),
+        (
+            "--save_strategy no --save_total_limit 1 --save_only_model",
+            "--save_total_limit, --save_only_model have no effect with --save_strategy no",
+        ),
+        ("--save_strategy epoch --save_steps 5", "--save_steps has no effect with --save_strategy epoch"),
+        (
+            "--evaluation_strategy epoch --save_strategy epoch --eval_steps 5",
+            "--eval_steps has no effect without --evaluation_strategy steps",
+        ),
+        (
+            "--dataset_test_ratio 0 --eval_steps 5 --save_steps 5",
+            "--eval_steps has no effect without validation rows: --dataset_test_ratio is 0",
+        ),
+        (
+            "--dataset_test_ratio 0 --early_stopping_patience 2 --predict_with_generate",
+            "--early_stopping_patience, --predict_with_generate have no effect without validation rows",
+        ),
+        ("--max_bad_fraction 0.1", "--max_bad_fraction has no effect without --bad_rows skip"),
+        ("--resume_override", "--resume_override has no effect without --resume_from_checkpoint"),
+        ("--packing false --share_prefixes", "--share_prefixes has no effect with --packing false"),
+        (
+            "--neftune_noise_alpha 5 --share_prefixes",
+            "--share_prefixes has no effect with --neftune_noise_alpha",
+        ),
         ("--report_to none tensorboard", "--report_to none excludes the others"),
     ],
 )
@@ -40,6 +67,25 @@ def test_each_rule_says_what_is_wrong_and_what_to_type(words, expected):
     (message,) = sft(words)
     assert expected in message
     assert "\nhint: " in message
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--save_strategy no",
+        "--evaluation_strategy no --eval_steps 5",  # the steps between checkpoints
+        "--evaluation_strategy epoch --eval_steps 5",
+        "--dataset_test_ratio 0 --eval_steps 5",
+        "--evaluation_strategy no --predict_with_generate false",
+        "--sft_type full --use_dora false",
+        "--packing false --share_prefixes false",
+        "--bad_rows skip --max_bad_fraction 0.1",
+        "--resume_from_checkpoint auto --resume_override",
+        "--max_steps -1 --save_total_limit -1 --max_length -1",
+    ],
+)
+def test_a_flag_with_an_effect_is_accepted(words):
+    assert sft(words) == []
 
 
 def test_a_good_command_line_has_no_mistakes(tmp_path):
@@ -95,6 +141,33 @@ def test_infer_needs_a_checkpoint_or_a_model(tmp_path):
     assert infer(f"--ckpt_dir {tmp_path}")[0].endswith(
         "hint: give one of the checkpoints inside: checkpoint-50"
     )
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--show_dataset_sample 5", "--lazy_tokenize", "--packing true", "--dataset_seed 1", "--max_length 9"],
+)
+def test_what_concerns_rows_has_no_effect_in_a_chat(words):
+    (message,) = infer(f"--model_type tiny-math-chat {words}")
+    assert message.startswith(f"{words.split()[0]} has no effect in a chat, and no dataset is named")
+    assert "\nhint: remove it, or add --dataset NAME_OR_FILE" in message
+
+
+def test_what_has_no_effect_on_answers_to_rows(tmp_path):
+    rows = "--model_type tiny-math-chat --val_dataset demo-math-zh"
+    assert infer(f"{rows} --show_dataset_sample 5 --max_length 64 --lazy_tokenize false") == []
+    assert infer(f"{rows} --packing")[0].startswith("--packing has no effect here: it is for training")
+    assert infer(f"{rows} --show_dataset_sample 0")[0].startswith("--show_dataset_sample must be above 0")
+    assert infer(f"{rows} --max_bad_fraction 0.1")[0].startswith("--max_bad_fraction has no effect without")
+    (tmp_path / "adapter_config.json").touch()
+    assert infer(f"--ckpt_dir {tmp_path} --load_dataset_config true --max_bad_fraction 0.1") == []
+
+
+def test_a_whole_model_has_nothing_to_merge(tmp_path):
+    (tmp_path / "config.json").touch()
+    assert infer(f"--ckpt_dir {tmp_path}") == []
+    (message,) = infer(f"--ckpt_dir {tmp_path} --merge_lora true")
+    assert message.startswith(f"--merge_lora true: {tmp_path} is a whole model, not an adapter")
 
 
 def test_export_says_what_is_missing(tmp_path):

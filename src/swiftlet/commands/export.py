@@ -73,13 +73,9 @@ def merge(args: Any) -> Path:
     """Merge the adapter of a checkpoint and return the folder of the merged model.
 
     Raises:
-        SwiftletError: there is nothing to merge, the folder exists, or the merged model answers differently.
+        SwiftletError: the base model is not there, the folder exists, or the merged model answers differently.
     """
     source = open_checkpoint_source(args.checkpoint.ckpt_dir, args.checkpoint)
-    if source.base is None:
-        raise UsageError(
-            f"{source.folder} is a whole model, not an adapter", "give the folder of a LoRA checkpoint"
-        )
     asked = args.merge.export_dir
     target = Path(asked).expanduser().absolute() if asked else merged_folder(source.folder)
     if target.exists() and not args.merge.overwrite:

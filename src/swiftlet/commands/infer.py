@@ -86,7 +86,7 @@ def get_ready(parsed: Parsed) -> Ready:
     else:
         source = open_checkpoint_source(args.answer.ckpt_dir, args.model)
         args = with_checkpoint(args, given, source.args, with_data=args.answer.load_dataset_config)
-        if args.answer.merge_lora and source.base is not None:
+        if args.answer.merge_lora:
             source = _merged(args, source)
     _, template = open_template(
         source.tokenizer_folder, template_type=args.model.template_type, system=args.model.system

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swiftlet import log
+from swiftlet.config.check import model_folder_mistake
 from swiftlet.data.mapping import check_columns
 from swiftlet.data.spec import parse_specs
 from swiftlet.errors import SwiftletError, UsageError, pick
@@ -40,11 +41,10 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     return Path(environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "swiftlet"
 
 
-def unknown_names(model: Any, data: Any) -> Iterator[SwiftletError]:
+def unknown_names(model: Any, data: Any, *, is_trained: bool = False) -> Iterator[SwiftletError]:
     """Yield the mistakes in the names of models, datasets and columns, before anything of theirs is looked for."""
     try:
-        if model.model_type:
-            pick(FAMILIES, model.model_type, "--model_type")
+        yield from _model_mistakes(model, is_trained)
     except UsageError as mistake:
         yield mistake
     for text in (*data.dataset, *data.val_dataset):
@@ -56,6 +56,25 @@ def unknown_names(model: Any, data: Any) -> Iterator[SwiftletError]:
         check_columns(data.columns)
     except UsageError as mistake:
         yield mistake
+
+
+def _model_mistakes(model: Any, is_trained: bool) -> Iterator[UsageError]:
+    if model.model_type:
+        pick(FAMILIES, model.model_type, "--model_type")
+    path = model.model_id_or_path
+    if not (model.model_type or path) or model_folder_mistake(path):  # the rules of the command say so
+        return
+    choice = find_model(model.model_type, path)
+    if model.model_revision and choice.folder is not None:
+        yield UsageError(
+            f"--model_revision has no effect: {choice.folder} is a folder of this machine", "remove it"
+        )
+    method = choice.family.quantised if choice.family else None
+    if is_trained and method:
+        yield UsageError(
+            f"{choice.name} is quantised with {method}: such a model is for swift infer, not for training",
+            "use the model it was made from",
+        )
 
 
 def find_source(model: Any) -> Source:

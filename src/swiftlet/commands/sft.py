@@ -66,7 +66,7 @@ class Ready(NamedTuple):
 
 def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     """Return the mistakes of the command line."""
-    return [*check_sft(parsed), *unknown_names(parsed.args.model, parsed.args.data)]
+    return [*check_sft(parsed), *unknown_names(parsed.args.model, parsed.args.data, is_trained=True)]
 
 
 def prepare(parsed: Parsed) -> dict[str, str]:

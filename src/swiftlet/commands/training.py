@@ -168,6 +168,8 @@ def _saver(
     output, is_adapter = args.output, args.tuner.sft_type != "full"
     is_streamed = is_sharded(args) and not is_adapter
     if output.save_strategy == "no":
+        if world.is_main:
+            log.warning("--save_strategy no: this run keeps no weights")
         return None
     prompts = [ids.tolist()[:LONGEST_PROMPT] for ids, _ in _first(ready, MOST_PROMPTS)]
 

@@ -113,7 +113,9 @@ class DataArgs:
     columns: dict[str, str] = arg(
         {}, "Other column names, theirs=ours, such as question=query; repeatable, or JSON"
     )
-    max_length: int = arg(2048, "Longest sample [tokens]; -1 for the model's own limit", at_least=-1)
+    max_length: int = arg(
+        2048, "Longest sample [tokens]; -1 for the model's own limit", minus_one="the model's own limit"
+    )
     truncation_strategy: str = arg(
         "delete", "A longer sample is left out, or loses its beginning", choices=("delete", "truncation_left")
     )
@@ -166,7 +168,9 @@ class TrainArgs:
     )
     warmup_steps: int | None = arg(None, "The same as a number of steps", at_least=0)
     num_train_epochs: float = arg(1.0, "Passes over the training data", above=0)
-    max_steps: int = arg(-1, "Stop after this many steps, whatever the epochs; -1 for no limit", at_least=-1)
+    max_steps: int = arg(
+        -1, "Stop after this many steps, whatever the epochs; -1 for no limit", minus_one="no limit"
+    )
     seed: int = arg(42, "Seed of the order of samples, dropout and new weights", at_least=0)
     micro_batch_tokens: int | None = arg(
         None,
@@ -199,7 +203,9 @@ class OutputArgs:
     eval_steps: int = arg(50, "Steps between evaluations", at_least=1)
     save_strategy: str = arg("steps", "When to save", choices=("steps", "epoch", "no"))
     save_steps: int | None = arg(None, "Steps between checkpoints; --eval_steps when not given", at_least=1)
-    save_total_limit: int = arg(2, "Checkpoints kept: the best and the last ones; -1 for all", at_least=-1)
+    save_total_limit: int = arg(
+        2, "Checkpoints kept: the best and the last ones; -1 for all", minus_one="all"
+    )
     save_only_model: bool = arg(False, "Leave out what a resumed run needs")
     on_save_error: str = arg("continue", "When a checkpoint cannot be written", choices=("continue", "stop"))
     logging_steps: int = arg(5, "Steps between log lines", at_least=1)
@@ -259,7 +265,7 @@ class AnswerArgs:
     load_dataset_config: bool = arg(
         False, "Take dataset, seed and ratio from the checkpoint: the same held-out rows"
     )
-    show_dataset_sample: int = arg(10, "Rows of the dataset to answer; -1 for all", at_least=-1)
+    show_dataset_sample: int = arg(10, "Rows of the dataset to answer; -1 for all", minus_one="all")
     eval_human: bool = arg(False, "Chat although a dataset is known")
     infer_backend: str = arg("pt", "Engine", choices=("pt",))
     infer_batch_tokens: int = arg(4096, "Most tokens in a batch of prompts", at_least=1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftlet.config.args import DEEPSPEED_NAMES
+from swiftlet.config.check_effects import INFER, SFT, without_effect
 from swiftlet.config.check_engines import ENGINE_RULES
 from swiftlet.config.parse import Parsed
 from swiftlet.errors import SwiftletError, UsageError, describe
@@ -22,12 +23,14 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 def check_sft(parsed: Parsed) -> list[SwiftletError]:
     """Return every mistake of an sft command line, those of parsing first."""
-    return [*parsed.mistakes, *_found(SFT_RULES, parsed)]
+    useless = without_effect(SFT, parsed.args, parsed.given)
+    return [*parsed.mistakes, *_found(SFT_RULES, parsed), *useless]
 
 
 def check_infer(parsed: Parsed) -> list[SwiftletError]:
     """Return every mistake of an infer command line."""
-    return [*parsed.mistakes, *_found(INFER_RULES, parsed)]
+    useless = without_effect(INFER, parsed.args, parsed.given)
+    return [*parsed.mistakes, *_found(INFER_RULES, parsed), *useless]
 
 
 def check_export(parsed: Parsed) -> list[SwiftletError]:
@@ -49,10 +52,11 @@ def _model_named(args: Any, given: frozenset[str]) -> UsageError | None:
 
 
 def _model_folder(args: Any, given: frozenset[str]) -> UsageError | None:
-    return _model_folder_mistake(args.model.model_id_or_path)
+    return model_folder_mistake(args.model.model_id_or_path)
 
 
-def _model_folder_mistake(path: str | None) -> UsageError | None:
+def model_folder_mistake(path: str | None) -> UsageError | None:
+    """Return what is wrong with a value of --model_id_or_path that is meant as a folder."""
     if path is None:
         return None
     looks_local = path.startswith((".", "/", "~")) or os.path.isdir(path) or path.count("/") > 1
@@ -93,20 +97,6 @@ def _dataset_files(args: Any, given: frozenset[str]) -> UsageError | None:
     return None
 
 
-def _flags_without_effect(args: Any, given: frozenset[str]) -> UsageError | None:
-    lora_only = {name for name in given if name.startswith("lora_")} | (
-        given & {"use_dora", "use_rslora", "init_lora_weights"}
-    )
-    full_only = given & {"freeze_parameters", "freeze_parameters_ratio"}
-    useless = lora_only if args.tuner.sft_type == "full" else full_only
-    if not useless:
-        return None
-    names = ", ".join(f"--{name}" for name in sorted(useless))
-    return UsageError(
-        f"{names} has no effect with --sft_type {args.tuner.sft_type}", "remove it, or change --sft_type"
-    )
-
-
 def _pairs_that_exclude(args: Any, given: frozenset[str]) -> UsageError | None:
     pairs = (
         ("val_dataset", "dataset_test_ratio"),
@@ -117,25 +107,6 @@ def _pairs_that_exclude(args: Any, given: frozenset[str]) -> UsageError | None:
         if one in given and other in given:
             return UsageError(f"--{one} and --{other} exclude each other", "keep one of them")
     return None
-
-
-def _no_evaluation(args: Any, given: frozenset[str]) -> UsageError | None:
-    if args.output.evaluation_strategy != "no":
-        return None
-    for name in ("predict_with_generate", "early_stopping_patience", "eval_steps", "eval_batch_size"):
-        if name in given and not (name == "eval_steps" and args.output.save_steps is None):
-            return UsageError(f"--{name} has no effect with --evaluation_strategy no", "remove one of them")
-    return None
-
-
-def _sampling(args: Any, given: frozenset[str]) -> UsageError | None:
-    if args.generation.do_sample:
-        return None
-    useless = given & {"temperature", "top_k", "top_p"}
-    if not useless:
-        return None
-    names = ", ".join(f"--{name}" for name in sorted(useless))
-    return UsageError(f"{names} has no effect with --do_sample false", "remove it, or type --do_sample true")
 
 
 def _init_weights(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -201,14 +172,6 @@ def _resume(args: Any, given: frozenset[str]) -> UsageError | None:
     )
 
 
-def _max_length(args: Any, given: frozenset[str]) -> UsageError | None:
-    if args.data.max_length != 0:
-        return None
-    return UsageError(
-        "--max_length must be above 0, or -1 for the model's own limit, found 0", "type --max_length 2048"
-    )
-
-
 def _source_of_answers(args: Any, given: frozenset[str]) -> UsageError | None:
     if args.answer.ckpt_dir or args.model.model_type or args.model.model_id_or_path:
         return None
@@ -218,10 +181,10 @@ def _source_of_answers(args: Any, given: frozenset[str]) -> UsageError | None:
 
 
 def _checkpoint_folder(args: Any, given: frozenset[str]) -> UsageError | None:
-    return _checkpoint_mistake(args.answer.ckpt_dir)
+    return _checkpoint_mistake(args.answer.ckpt_dir, is_merged=args.answer.merge_lora)
 
 
-def _checkpoint_mistake(path: str | None) -> UsageError | None:
+def _checkpoint_mistake(path: str | None, *, is_merged: bool) -> UsageError | None:
     if path is None:
         return None
     folder = Path(path).expanduser()
@@ -229,8 +192,15 @@ def _checkpoint_mistake(path: str | None) -> UsageError | None:
         return UsageError(
             f"no such checkpoint folder: {path}", "the folder is printed at the end of swift sft"
         )
-    if (folder / "adapter_config.json").is_file() or (folder / "config.json").is_file():
+    if (folder / "adapter_config.json").is_file():
         return None
+    if (folder / "config.json").is_file():
+        if not is_merged:
+            return None
+        return UsageError(
+            f"--merge_lora true: {path} is a whole model, not an adapter",
+            "give the folder of a LoRA checkpoint; swift infer answers with a whole model as it is, without the flag",
+        )
     inside = sorted(entry.name for entry in folder.glob("**/checkpoint-*") if entry.is_dir())
     hint = (
         f"give one of the checkpoints inside: {', '.join(inside[:4])}"
@@ -250,7 +220,7 @@ def _needs_checkpoint(args: Any, given: frozenset[str]) -> UsageError | None:
 def _export_checkpoint(args: Any, given: frozenset[str]) -> UsageError | None:
     if not args.checkpoint.ckpt_dir:
         return UsageError("no checkpoint is named", "add --ckpt_dir FOLDER")
-    return _checkpoint_mistake(args.checkpoint.ckpt_dir)
+    return _checkpoint_mistake(args.checkpoint.ckpt_dir, is_merged=args.merge.merge_lora)
 
 
 def _export_work(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -268,11 +238,7 @@ SFT_RULES: tuple[Rule, ...] = (
     _model_folder,
     _dataset_named,
     _dataset_files,
-    _max_length,
-    _flags_without_effect,
     _pairs_that_exclude,
-    _no_evaluation,
-    _sampling,
     _init_weights,
     _deepspeed_settings,
     *ENGINE_RULES,
@@ -285,8 +251,6 @@ INFER_RULES: tuple[Rule, ...] = (
     _checkpoint_folder,
     _model_folder,
     _dataset_files,
-    _max_length,
     _needs_checkpoint,
-    _sampling,
 )
 EXPORT_RULES: tuple[Rule, ...] = (_export_checkpoint, _export_work, _export_folder)

@@ -21,10 +21,15 @@ def arg(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    minus_one: str = "",
 ) -> Any:
-    """Declare a field: its default, the text of its `--help`, and the values it takes."""
+    """Declare a field: its default, the text of its `--help`, and the values it takes.
+
+    Args:
+        minus_one: what -1 stands for; every other value is above 0.
+    """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"help": help_text, "choices": tuple(choices), **bounds}
+    metadata = {"help": help_text, "choices": tuple(choices), "minus_one": minus_one, **bounds}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -41,6 +46,7 @@ class Flag(NamedTuple):
     help: str
     choices: tuple[str, ...]
     bounds: Mapping[str, float | None]
+    minus_one: str
 
     @property
     def is_list(self) -> bool:
@@ -89,6 +95,7 @@ def flags_of(command_args: Any) -> dict[str, Flag]:
                 field.metadata["help"],
                 field.metadata["choices"],
                 bounds,
+                field.metadata["minus_one"],
             )
     return flags
 

@@ -176,6 +176,9 @@ def _scalar(flag: Flag, raw: Any) -> Any:
 def _bounded(flag: Flag, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return value
+    hint = f"type --{flag.name} {_example(flag)}"
+    if flag.minus_one and value != -1 and value < 1:
+        raise UsageError(f"--{flag.name} must be above 0, or -1 for {flag.minus_one}, found {value:g}", hint)
     b = flag.bounds
     tests = (
         ("at_least", "at least", lambda bound: value >= bound),
@@ -186,7 +189,6 @@ def _bounded(flag: Flag, value: Any) -> Any:
     for key, words, holds in tests:
         bound = b[key]
         if bound is not None and not holds(bound):
-            hint = f"type --{flag.name} {_example(flag)}"
             raise UsageError(f"--{flag.name} must be {words} {bound:g}, found {value:g}", hint)
     return value
 
