@@ -53,6 +53,7 @@ def sft(words):
             "--dataset_test_ratio 0 --early_stopping_patience 2 --predict_with_generate",
             "--early_stopping_patience, --predict_with_generate have no effect without validation rows",
         ),
+        ("--stop_words Q:", "--stop_words has no effect without --predict_with_generate"),
         ("--max_bad_fraction 0.1", "--max_bad_fraction has no effect without --bad_rows skip"),
         ("--resume_override", "--resume_override has no effect without --resume_from_checkpoint"),
         ("--packing false --share_prefixes", "--share_prefixes has no effect with --packing false"),
@@ -73,6 +74,7 @@ def test_each_rule_says_what_is_wrong_and_what_to_type(words, expected):
     "words",
     [
         "--save_strategy no",
+        "--temperature 0.9 --max_new_tokens 5",  # they go into generation_config.json
         "--evaluation_strategy no --eval_steps 5",  # the steps between checkpoints
         "--evaluation_strategy epoch --eval_steps 5",
         "--dataset_test_ratio 0 --eval_steps 5",

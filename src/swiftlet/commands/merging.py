@@ -9,8 +9,10 @@ from typing import Any
 
 from swiftlet import log
 from swiftlet.commands.checkpoint_source import CheckpointSource
+from swiftlet.commands.export_template import check_template, write_template
 from swiftlet.commands.model_source import open_template
-from swiftlet.commands.training import PROMPTS_FILE
+from swiftlet.commands.side_files import PROMPTS_FILE, chats, read_chats
+from swiftlet.data.template import Template
 from swiftlet.device.spec import dtype_name, open_device, resolve_dtype
 from swiftlet.inference import proof
 from swiftlet.models.load import load_model
@@ -18,20 +20,12 @@ from swiftlet.models.merge import merge_adapter
 from swiftlet.models.save import COPIED, copy_files, write_model
 from swiftlet.models.tuner import load_adapter
 
-# Prompts for a checkpoint that keeps none, such as one made by another tool.
-PROMPTS = (
-    "Hello! Who are you?",
-    "What is 12 + 30?",
-    "请用一句话介绍一下北京。",
-    "Write a short poem about the sea.",
-)
-
 
 def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, Any]:
     """Write the merged model into `draft` and return the figures of its proof.
 
     Raises:
-        MergeError: the merged model answers differently.
+        SwiftletError: the merged model answers differently, or its template renders other ids than the run's.
     """
     asked = args.checkpoint
     device = open_device(asked.device, local_rank=0, environ=os.environ)
@@ -56,6 +50,10 @@ def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, 
     )
     write_model(merged, draft, source=source.model_folder, is_adapter=False)
     copy_files(source.tokenizer_folder, draft, COPIED)
+    if source.args:  # a checkpoint of this program: how it rendered chats is known
+        template = _template(source)
+        write_template(template, draft)
+        check_template(draft, read_chats(source.folder) or chats(template))
     return {**figures.to_json(), "tolerance": tolerance, "dtype": dtype_name(dtype)}
 
 
@@ -63,9 +61,13 @@ def _prompts(source: CheckpointSource) -> list[list[int]]:
     path = source.folder / PROMPTS_FILE
     if path.is_file():
         return [[int(token) for token in prompt] for prompt in json.loads(path.read_text(encoding="utf-8"))]
+    return [chat.input_ids for chat in chats(_template(source))]
+
+
+def _template(source: CheckpointSource) -> Template:
     _, template = open_template(
         source.tokenizer_folder,
         template_type=source.args.get("template_type"),
         system=source.args.get("system"),
     )
-    return [template.encode_prompt([{"role": "user", "content": text}]) for text in PROMPTS]
+    return template

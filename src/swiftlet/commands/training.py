@@ -5,7 +5,6 @@ Every process of the run goes through the same lines; only the first one writes 
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.model_setup import build_model, is_sharded
 from swiftlet.commands.run_folder import ARGS_FILE, args_text, write_args
 from swiftlet.commands.sft import Outcome, Ready
+from swiftlet.commands.side_files import side_files
 from swiftlet.commands.steering import Steered, steer
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import Batches, num_steps, num_steps_per_epoch
@@ -51,8 +51,6 @@ from swiftlet.train.statefile import copied, open_optimizer
 from swiftlet.train.summary import summarise
 
 SMALLEST_SHARD = 64 * 2**20
-PROMPTS_FILE = "proof_prompts.json"
-MOST_PROMPTS, LONGEST_PROMPT = 8, 256
 # Groups of arguments that shape the trajectory, and the names in them that do not.
 SHAPING = ("model", "tuner", "train")
 NOT_SHAPING = frozenset(
@@ -171,7 +169,7 @@ def _saver(
         if world.is_main:
             log.warning("--save_strategy no: this run keeps no weights")
         return None
-    prompts = [ids.tolist()[:LONGEST_PROMPT] for ids, _ in _first(ready, MOST_PROMPTS)]
+    files = {ARGS_FILE: args_file, **side_files(args, ready)}
 
     def take(folder: Path) -> Callable[[], None]:
         whole = engine.model_tensors(is_trained=is_adapter)
@@ -189,8 +187,8 @@ def _saver(
         write_rest(folder)
 
     def write_rest(folder: Path) -> None:
-        (folder / ARGS_FILE).write_text(args_file, encoding="utf-8")
-        (folder / PROMPTS_FILE).write_text(json.dumps(prompts), encoding="utf-8")
+        for name, content in files.items():
+            (folder / name).write_text(content, encoding="utf-8")
 
     return Saver(
         ready.folder,
@@ -208,11 +206,6 @@ def _saver(
         saved_steps=saved_steps(ready.folder, state.global_step) if ready.checkpoint is not None else [],
         newest_step=state.global_step,
     )
-
-
-def _first(ready: Ready, count: int) -> list[tuple[Any, Any]]:
-    store = ready.data.val if ready.data.val is not None and len(ready.data.val) else ready.data.train
-    return [store[number] for number in range(min(count, len(store)))]
 
 
 def _when(strategy: str, steps: int) -> Every:

@@ -122,6 +122,12 @@ SFT: tuple[Useless, ...] = (
         "with --neftune_noise_alpha, whose noise differs by sample",
         "remove one of them",
     ),
+    Useless(
+        "stop_words",
+        lambda args: not args.train.predict_with_generate,
+        "without --predict_with_generate",
+        "remove it: the other settings of generation go into the checkpoint's generation_config.json",
+    ),
     SAMPLING,
 )
 INFER: tuple[Useless, ...] = (

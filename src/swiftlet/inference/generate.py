@@ -34,6 +34,17 @@ class Settings:
         """Whether the likeliest token is always taken."""
         return not self.do_sample or self.temperature == 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings by the names that transformers has for them."""
+        fields: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": not self.is_greedy,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        if not self.is_greedy:
+            fields |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return fields
+
 
 class _OnTokens:
     """What `generate` calls with each new token; the first call holds the prompt and is skipped."""
@@ -111,19 +122,13 @@ class Generator:
         return room
 
     def _options(self, room: int) -> dict[str, Any]:
-        settings = self.settings
-        options: dict[str, Any] = {
+        return self.settings.to_json() | {
             "max_new_tokens": room,
-            "do_sample": not settings.is_greedy,
-            "repetition_penalty": settings.repetition_penalty,
             "eos_token_id": self.stop_token_ids or None,
             "pad_token_id": self._pad_id(),
             "num_beams": 1,
             "use_cache": True,
         }
-        if not settings.is_greedy:
-            options |= {"temperature": settings.temperature, "top_k": settings.top_k, "top_p": settings.top_p}
-        return options
 
     def _pad_id(self) -> int:
         if self.pad_id is not None:
