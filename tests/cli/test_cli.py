@@ -63,6 +63,11 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
             "unknown hub 'XY' in XY::a/b",
             "write MS::owner/name or HF::owner/name",
         ),
+        (
+            ["sft", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh", "--device", "npu"],
+            "--device npu, but torch_npu is not installed",
+            "type pip install torch-npu decorator; or --device cpu to run without it",
+        ),
         ([], "no command is given", "type swift --help, or swift sft --help"),
         (
             ["sft", "--learnin_rate", "1", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh"],

@@ -245,6 +245,16 @@ def test_what_can_be_chosen_trains_saves_and_answers(fine_tune, options):
     assert set(rows[0]) == {"response", "query", "label", "history", "system"}
 
 
+def test_a_quantised_folder_is_refused_before_its_data_is_read(fine_tune, model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "gptq")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["quantization_config"] = {"quant_method": "gptq"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UsageError, match="gptq is quantised: such a model is for swift infer"):
+        fine_tune(model_id_or_path=str(folder))
+    assert not (tmp_path / "run").exists()
+
+
 def test_generated_answers_are_scored(fine_tune):
     outcome = fine_tune(predict_with_generate=True, max_new_tokens=4, do_sample=False, max_steps=3)
     line = next(line for line in lines(outcome.output_dir) if "eval_rouge_l" in line)

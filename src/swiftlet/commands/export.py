@@ -17,6 +17,7 @@ from swiftlet.commands.run_folder import ARGS_FILE
 from swiftlet.config.args import ExportArgs
 from swiftlet.config.check import check_export
 from swiftlet.config.parse import Parsed, parse_mapping
+from swiftlet.device.possible import impossible
 from swiftlet.errors import CheckpointError, SwiftletError, UsageError, raise_all
 from swiftlet.train.lock import drafting, remove_abandoned
 from swiftlet.train.manifest import DRAFT, sha256, sync
@@ -29,7 +30,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     """Return the mistakes of the command line."""
-    return check_export(parsed)
+    return [*check_export(parsed), *impossible(parsed.args.checkpoint.device, environ)]
 
 
 def run(parsed: Parsed) -> int:

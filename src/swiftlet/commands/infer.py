@@ -20,6 +20,7 @@ from swiftlet.commands.model_source import (
 from swiftlet.config.args import InferArgs
 from swiftlet.config.check import check_infer
 from swiftlet.config.parse import Parsed, parse_mapping
+from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.startup import without_collector
 
@@ -41,7 +42,9 @@ class Ready(NamedTuple):
 
 def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     """Return the mistakes of the command line."""
-    return [*check_infer(parsed), *unknown_names(parsed.args.model, parsed.args.data)]
+    args = parsed.args
+    wrong = impossible(args.machine.device, environ)
+    return [*check_infer(parsed), *unknown_names(args.model, args.data), *wrong]
 
 
 def prepare(parsed: Parsed) -> dict[str, str]:

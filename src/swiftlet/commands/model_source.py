@@ -17,6 +17,7 @@ from swiftlet.data.mapping import check_columns
 from swiftlet.data.spec import parse_specs
 from swiftlet.errors import SwiftletError, UsageError, pick
 from swiftlet.models.families import FAMILIES, fetch, find_model
+from swiftlet.models.safety import read_config
 
 if TYPE_CHECKING:
     from swiftlet.data.template import Template
@@ -86,6 +87,19 @@ def find_source(model: Any) -> Source:
     choice = find_model(model.model_type, model.model_id_or_path)
     folder = fetch(choice, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
     return Source(choice.name, folder)
+
+
+def check_trainable(folder: Path) -> None:
+    """Check that a model's weights are numbers that can be trained, before anything is made for it.
+
+    Raises:
+        UsageError: they are quantised.
+    """
+    if read_config(folder).get("quantization_config"):
+        raise UsageError(
+            f"{folder} is quantised: such a model is for swift infer, not for training",
+            "use the model it was made from",
+        )
 
 
 def open_template(

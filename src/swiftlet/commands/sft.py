@@ -16,6 +16,7 @@ from swiftlet.commands.model_source import (
     Source,
     apply_environment,
     cache_folder,
+    check_trainable,
     find_source,
     longest_sample,
     open_template,
@@ -28,6 +29,7 @@ from swiftlet.config.args import SftArgs
 from swiftlet.config.check import check_sft
 from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.config.resolve import inherited, resolve_sft
+from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, raise_all
 from swiftlet.models.identity import base_hash
 from swiftlet.startup import without_collector
@@ -66,7 +68,10 @@ class Ready(NamedTuple):
 
 def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     """Return the mistakes of the command line."""
-    return [*check_sft(parsed), *unknown_names(parsed.args.model, parsed.args.data, is_trained=True)]
+    args = parsed.args
+    devices = args.parallel
+    wrong = impossible(devices.device, environ, backend=devices.ddp_backend, optim=args.train.optim)
+    return [*check_sft(parsed), *unknown_names(args.model, args.data, is_trained=True), *wrong]
 
 
 def prepare(parsed: Parsed) -> dict[str, str]:
@@ -92,6 +97,7 @@ def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:
     from swiftlet.data.prepare import prepare as prepare_data
 
     source = find_source(args.model)
+    check_trainable(source.folder)
     _, template = open_template(
         source.folder, template_type=args.model.template_type, system=args.model.system
     )
