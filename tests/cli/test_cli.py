@@ -91,6 +91,26 @@ def test_a_mistake_is_a_message_a_hint_and_exit_code_2_without_torch(words, mess
     assert not {"torch", "transformers", "numpy", "jinja2", "tokenizers"} & modules
 
 
+def test_mistakes_of_every_kind_come_together():
+    words = "--model_type tiny-math-chat --dataset nope.jsonl ./other.csv demo-math-zh:foo --val_dataset nope2.json"
+    words += " --template_type foo --learnin_rate 1 --ddp_backend nccl --device cpu --max_steps 0"
+    code, _, errors, modules = swift("sft", *words.split())
+    assert code == 2
+    assert "torch" not in modules
+    for message in (
+        "no such data file or folder: nope.jsonl\nhint: check the path given to --dataset",
+        "no such data file or folder: ./other.csv\nhint: check the path given to --dataset",
+        "no such data file or folder: nope2.json\nhint: check the path given to --val_dataset",
+        "demo-math-zh has no subset foo: it has none",
+        "unknown --template_type 'foo'",
+        "unknown flag --learnin_rate",
+        "--ddp_backend nccl does not go with --device cpu",
+        "--max_steps must be above 0",
+    ):
+        assert f"error: {message}" in errors
+    assert errors.count("error: ") == 8
+
+
 def test_no_arguments_at_all_names_everything_that_is_missing():
     code, _, errors, _ = swift("sft")
     assert code == 2

@@ -11,7 +11,7 @@ from swiftlet.data.datasets import DATASETS
 from swiftlet.data.rows import BadRow, Record
 from swiftlet.data.sources import count_records, files_of, read_records, shape
 from swiftlet.data.spec import parse_spec
-from swiftlet.errors import DataError, SwiftletError, UsageError
+from swiftlet.errors import DataError, SwiftletError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -286,7 +286,3 @@ def test_the_identity_set_is_told_name_and_maker():
     assert any("Birch" in str(row.row) for row in rows) and any(
         "Lakeside Lab" in str(row.row) for row in rows
     )
-    with pytest.raises(UsageError, match="is written self-cognition:NAME/MAKER"):
-        list(read_records(parse_spec("self-cognition")))
-    with pytest.raises(UsageError, match="is written demo-math-zh"):
-        count_records(parse_spec("demo-math-zh:easy"))

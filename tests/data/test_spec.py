@@ -71,6 +71,12 @@ def test_commas_separate_and_a_file_with_a_comma_does_not(tmp_path):
         ("alpaca-zh#0", "#0 is no number of rows", "NAME#2000"),
         ("alpaca-zh#many", "unknown dataset", "a sample size is a number"),
         ("alpaca-zh:", "no subset after ':'", "NAME:subset1/subset2"),
+        ("demo-math-zh:foo", "demo-math-zh has no subset foo: it has none", "type --dataset demo-math-zh"),
+        (
+            "self-cognition",
+            "self-cognition is written self-cognition:NAME/MAKER",
+            "type --dataset self-cognition:NAME/MAKER",
+        ),
         ("", "not a dataset: ''", "a name, a hub id, a file or a folder"),
     ],
 )

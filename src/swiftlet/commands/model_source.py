@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from swiftlet import log
 from swiftlet.config.check import model_folder_mistake
 from swiftlet.data.mapping import check_columns
+from swiftlet.data.named_templates import named_template
 from swiftlet.data.spec import parse_specs
 from swiftlet.errors import SwiftletError, UsageError, pick
 from swiftlet.models.families import FAMILIES, fetch, find_model
@@ -43,9 +44,14 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 
 def unknown_names(model: Any, data: Any, *, is_trained: bool = False) -> Iterator[SwiftletError]:
-    """Yield the mistakes in the names of models, datasets and columns, before anything of theirs is looked for."""
+    """Yield the mistakes in names of models, templates, datasets and columns, before anything of theirs is looked for."""
     try:
         yield from _model_mistakes(model, is_trained)
+    except UsageError as mistake:
+        yield mistake
+    try:
+        if model.template_type is not None:
+            named_template(model.template_type)
     except UsageError as mistake:
         yield mistake
     for text in (*data.dataset, *data.val_dataset):

@@ -24,13 +24,13 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 def check_sft(parsed: Parsed) -> list[SwiftletError]:
     """Return every mistake of an sft command line, those of parsing first."""
     useless = without_effect(SFT, parsed.args, parsed.given)
-    return [*parsed.mistakes, *_found(SFT_RULES, parsed), *useless]
+    return [*parsed.mistakes, *_found(SFT_RULES, parsed), *_missing_files(parsed.args.data), *useless]
 
 
 def check_infer(parsed: Parsed) -> list[SwiftletError]:
     """Return every mistake of an infer command line."""
     useless = without_effect(INFER, parsed.args, parsed.given)
-    return [*parsed.mistakes, *_found(INFER_RULES, parsed), *useless]
+    return [*parsed.mistakes, *_found(INFER_RULES, parsed), *_missing_files(parsed.args.data), *useless]
 
 
 def check_export(parsed: Parsed) -> list[SwiftletError]:
@@ -86,15 +86,13 @@ def _dataset_named(args: Any, given: frozenset[str]) -> UsageError | None:
     )
 
 
-def _dataset_files(args: Any, given: frozenset[str]) -> UsageError | None:
-    for spec in (*args.data.dataset, *args.data.val_dataset):
-        if os.path.exists(spec):
-            continue
-        path = spec.partition("#")[0]
-        looks_local = path.startswith((".", "/", "~")) or path.lower().endswith(DATA_SUFFIXES)
-        if looks_local and not os.path.exists(os.path.expanduser(path)):
-            return UsageError(f"no such data file or folder: {path}", "check the path given to --dataset")
-    return None
+def _missing_files(data: Any) -> Iterator[UsageError]:
+    for flag, specs in (("dataset", data.dataset), ("val_dataset", data.val_dataset)):
+        for spec in specs:
+            path = spec.partition("#")[0]
+            looks_local = path.startswith((".", "/", "~")) or path.lower().endswith(DATA_SUFFIXES)
+            if looks_local and not os.path.exists(spec) and not os.path.exists(os.path.expanduser(path)):
+                yield UsageError(f"no such data file or folder: {path}", f"check the path given to --{flag}")
 
 
 def _pairs_that_exclude(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -237,7 +235,6 @@ SFT_RULES: tuple[Rule, ...] = (
     _model_named,
     _model_folder,
     _dataset_named,
-    _dataset_files,
     _pairs_that_exclude,
     _init_weights,
     _deepspeed_settings,
@@ -250,7 +247,6 @@ INFER_RULES: tuple[Rule, ...] = (
     _source_of_answers,
     _checkpoint_folder,
     _model_folder,
-    _dataset_files,
     _needs_checkpoint,
 )
 EXPORT_RULES: tuple[Rule, ...] = (_export_checkpoint, _export_work, _export_folder)

@@ -22,7 +22,7 @@ from swiftlet.data.jsonlines import Keep, count_lines, read_text_lines
 from swiftlet.data.parquetfile import count_arrow, count_parquet, read_arrow, read_parquet
 from swiftlet.data.rows import BadRow, Origin, Record
 from swiftlet.data.spec import SUFFIXES, DatasetSpec
-from swiftlet.errors import DataError, UsageError
+from swiftlet.errors import DataError
 
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -202,11 +202,6 @@ def _generated(spec: DatasetSpec) -> Iterator[Record] | None:
     named = named_dataset(spec)
     if named is None or named.generator is None:
         return None
-    if len(spec.subsets) != len(named.arguments):
-        form = f"{spec.location}:{'/'.join(named.arguments)}".rstrip(":")
-        raise UsageError(
-            f"--dataset {spec.text}: {spec.location} is written {form}", f"type --dataset {form}"
-        )
     rows: Iterator[dict[str, Any]] = importlib.import_module(f"swiftlet.data.{named.generator}").rows(
         *spec.subsets
     )

@@ -114,6 +114,7 @@ def _named_or_placed(
             raise UsageError(f"not a hub id: {describe(head)}", "write HF::ORGANISATION/DATASET")
         return DatasetSpec(text, hub, head, subsets, None, num_samples)
     if head in DATASETS:
+        _check_words(text, head, subsets)
         return DatasetSpec(text, "named", head, subsets, DATASETS[head].split, num_samples)
     if os.path.exists(path) or looks_like_a_path(head):
         return DatasetSpec(text, "path", path, subsets, None, num_samples)
@@ -124,6 +125,17 @@ def _named_or_placed(
     else:
         hint = f"{suggest(head, DATASETS)}; or give a hub id (ORGANISATION/DATASET), a file or a folder"
     raise UsageError(f"unknown dataset {describe(head)}", hint.removeprefix("; "))
+
+
+def _check_words(text: str, name: str, words: tuple[str, ...]) -> None:
+    """Check the words behind the name of a generated dataset, which are what its generator is told."""
+    named = DATASETS[name]
+    if named.generator is None or len(words) == len(named.arguments):
+        return
+    if named.arguments:
+        form = f"{name}:{'/'.join(named.arguments)}"
+        raise UsageError(f"--dataset {text}: {name} is written {form}", f"type --dataset {form}")
+    raise UsageError(f"{name} has no subset {'/'.join(words)}: it has none", f"type --dataset {name}")
 
 
 def looks_like_a_path(text: str) -> bool:
