@@ -64,7 +64,7 @@ def run_command(argv: Sequence[str]) -> int:
         print(f"swiftlet {__version__}")
         return 0
     name, extra = find_command(argv[0])
-    words = [*extra, *argv[1:]]
+    words = list(argv[1:]) if _names(argv[1:], extra[:1]) else [*extra, *argv[1:]]
     module = importlib.import_module(f"swiftlet.commands.{COMMANDS[name].module}")
     if any(word in HELP_WORDS[:2] for word in words):
         from swiftlet.config.help import command_help
@@ -72,6 +72,14 @@ def run_command(argv: Sequence[str]) -> int:
         print(command_help(name, module.ARGS, module.EXAMPLE))
         return 0
     return _checked_run(name, module, words)
+
+
+def _names(words: Sequence[str], flags: Sequence[str]) -> bool:
+    """Return whether the words of a command line name one of these flags."""
+    from swiftlet.config.aliases import canonical
+
+    typed = {canonical(word[2:].partition("=")[0]) for word in words if word.startswith("--")}
+    return any(flag[2:] in typed for flag in flags)
 
 
 def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:

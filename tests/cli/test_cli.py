@@ -151,6 +151,13 @@ def test_an_alias_of_a_command(capsys):
     assert "no checkpoint is named" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["--merge_lora false", "--merge-lora=false"])
+def test_an_alias_that_is_contradicted(words, tmp_path, capsys):
+    (tmp_path / "adapter_config.json").touch()
+    assert cli.main(["merge-lora", "--ckpt_dir", str(tmp_path), *words.split()]) == 2
+    assert capsys.readouterr().err == "error: nothing to export\nhint: add --merge_lora true\n"
+
+
 def test_secrets_in_a_message_are_hidden(capsys, monkeypatch):
     monkeypatch.setenv("MY_API_TOKEN", "abcdefgh12345678")
     cli.main(["sft", "--model_type", "abcdefgh12345678", "--hub_token=hf_abcdefghijkl", "Bearer abc"])

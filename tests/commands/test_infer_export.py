@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from swiftlet import cli, export, infer
 from swiftlet.errors import CheckpointError, UsageError
 from swiftlet.inference.proof import MergeError
+from swiftlet.models.safety import read_header
 
 GREEDY = {"do_sample": False, "max_new_tokens": 5, "device": "cpu"}
 
@@ -48,6 +50,65 @@ def test_adapter_merged_and_merged_by_infer_answer_alike(checkpoint):
     assert proof["num_prompts"] > 0
     assert answers(infer(ckpt_dir=str(folder), **options)) == answers(rows)
     assert answers(infer(ckpt_dir=str(checkpoint), merge_lora=True, **options)) == answers(rows)
+
+
+def flip(path, place):
+    """Change one byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_merged_model_that_has_changed_is_refused(checkpoint):
+    options = {"load_dataset_config": True, **GREEDY}
+    infer(ckpt_dir=str(checkpoint), merge_lora=True, **options)
+    merged = checkpoint.with_name("checkpoint-3-merged")
+    flip(merged / "model.safetensors", -2001)
+    for ckpt_dir, more in ((checkpoint, {"merge_lora": True}), (merged, {})):
+        with pytest.raises(
+            CheckpointError, match="model.safetensors is damaged: merge_proof.json has another sha256"
+        ) as caught:
+            infer(ckpt_dir=str(ckpt_dir), **more, **options)
+        assert "--overwrite true" in caught.value.hint
+    (merged / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors is missing"):
+        infer(ckpt_dir=str(merged), **options)
+
+
+def test_a_base_model_that_has_changed_is_not_merged(fine_tune, model_folder, tmp_path, capfd):
+    base = Path(shutil.copytree(model_folder, tmp_path / "base"))
+    checkpoint = Path(fine_tune(max_steps=3, model_id_or_path=str(base)).last_checkpoint)
+    header = read_header(base / "model.safetensors")
+    tensor = header["model.layers.0.mlp.gate_proj.weight"]  # larger than what is sampled of it
+    flip(base / "model.safetensors", tensor.begin + 1100)
+    with pytest.raises(CheckpointError, match="are not those that the adapter was trained on: sha256"):
+        export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu")
+    flip(base / "model.safetensors", tensor.begin + 1100)
+    export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu")
+    assert "keeps no hash" not in capfd.readouterr().err
+
+
+def test_an_adapter_without_a_hash_of_its_whole_base_says_so(checkpoint, tmp_path, capfd):
+    foreign = Path(shutil.copytree(checkpoint, tmp_path / "foreign"))
+    for name in ("proof_base.json", "MANIFEST.json"):
+        (foreign / name).unlink()
+    export(ckpt_dir=str(foreign), merge_lora=True, device="cpu")
+    assert (
+        "keeps no hash of all weights of its base model: samples of each are compared"
+        in capfd.readouterr().err
+    )
+
+
+def test_results_have_the_system_message_that_was_asked_with(fine_tune):
+    checkpoint = fine_tune(max_steps=3, system="w7 w8").last_checkpoint
+    rows = infer(ckpt_dir=checkpoint, load_dataset_config=True, show_dataset_sample=1, **GREEDY)
+    assert [row["system"] for row in rows] == ["w7 w8"]
+
+
+def test_all_files_of_a_checkpoint_may_be_read_by_the_same_people(checkpoint):
+    export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu")
+    for folder in (checkpoint, checkpoint.with_name("checkpoint-3-merged")):
+        assert len({path.stat().st_mode for path in folder.iterdir() if path.is_file()}) == 1
 
 
 def test_a_merge_is_never_silently_skipped(checkpoint):

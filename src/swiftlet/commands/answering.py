@@ -106,7 +106,10 @@ def _rows(ready: Ready) -> list[Row]:
     log.info(
         f"{len(chosen)} of {len(samples)} held-out rows are answered ({num_train} rows are for training)"
     )
-    return [sample_row(sample, ready.template) for sample in chosen]
+    rows = [sample_row(sample, ready.template) for sample in chosen]
+    # rows without a system message of their own are asked with that of the command line or the checkpoint
+    system = ready.template.system
+    return [row if row.system is not None else row._replace(system=system) for row in rows]
 
 
 def _shown(answers: Any, total: int, world: World) -> Any:

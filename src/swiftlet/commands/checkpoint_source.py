@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftlet import log
+from swiftlet.commands.merge_proof import check_weights
 from swiftlet.commands.model_source import Source, find_source
 from swiftlet.commands.run_folder import read_args
 from swiftlet.config.fields import flags_of, with_values
@@ -44,11 +45,13 @@ def open_checkpoint_source(ckpt_dir: str, model: Any) -> CheckpointSource:
     """Return what a checkpoint folder is; an adapter's base comes from the arguments, else from its own records.
 
     Raises:
-        CheckpointError: the base model is not known or not there.
+        CheckpointError: the base model is not known or not there, or a merged model has changed.
     """
     folder = Path(ckpt_dir).expanduser().absolute()
     args = read_args(folder)
     if not (folder / ADAPTER_FILE).is_file():
+        if log.rank() == 0:
+            check_weights(folder)
         return CheckpointSource(folder, None, args)
     if model.model_id_or_path or model.model_type:
         return CheckpointSource(folder, find_source(model), args)

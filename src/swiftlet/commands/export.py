@@ -12,6 +12,7 @@ from typing import Any
 
 from swiftlet import log
 from swiftlet.commands.checkpoint_source import CheckpointSource, open_checkpoint_source
+from swiftlet.commands.merge_proof import PROOF_FILE, check_weights
 from swiftlet.commands.model_source import apply_environment
 from swiftlet.commands.run_folder import ARGS_FILE
 from swiftlet.config.args import ExportArgs
@@ -24,7 +25,6 @@ from swiftlet.train.manifest import DRAFT, sha256, sync
 
 ARGS = ExportArgs
 EXAMPLE = "swift export --ckpt_dir output/.../checkpoint-100 --merge_lora true"
-PROOF_FILE = "merge_proof.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
@@ -56,10 +56,10 @@ def merged_folder(checkpoint: Path) -> Path:
 
 
 def check_merged(merged: Path, checkpoint: Path) -> None:
-    """Check that a merged folder was made from this adapter.
+    """Check that a merged folder was made from this adapter and has not changed.
 
     Raises:
-        CheckpointError: it was made from another one, or its proof is gone.
+        CheckpointError: it was made from another one, its weights are not those, or its proof is gone.
     """
     hint = f"remove {merged}, or type swift export --ckpt_dir {checkpoint} --merge_lora true --overwrite true"
     try:
@@ -68,6 +68,7 @@ def check_merged(merged: Path, checkpoint: Path) -> None:
         raise CheckpointError(f"{merged} has no readable {PROOF_FILE}", hint) from error
     if proof.get("adapter_sha256") != sha256(checkpoint / ADAPTER_WEIGHTS):
         raise CheckpointError(f"{merged} was merged from another adapter than {checkpoint}", hint)
+    check_weights(merged)
 
 
 def merge(args: Any) -> Path:

@@ -103,7 +103,8 @@ def _merged(args: Any, source: CheckpointSource) -> CheckpointSource:
     merged = export.merged_folder(source.folder)
     if merged.is_dir():
         log.info(f"{merged} exists and is used")
-        export.check_merged(merged, source.folder)
+        if log.rank() == 0:
+            export.check_merged(merged, source.folder)
         return CheckpointSource(merged, None, source.args)
     options = {"ckpt_dir": str(source.folder), "merge_lora": True, "dtype": args.model.dtype}
     options |= {"device": args.machine.device, "model_id_or_path": str(source.model_folder)}

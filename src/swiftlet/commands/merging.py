@@ -10,6 +10,7 @@ from typing import Any
 from swiftlet import log
 from swiftlet.commands.checkpoint_source import CheckpointSource
 from swiftlet.commands.export_template import check_template, write_template
+from swiftlet.commands.merge_proof import WEIGHTS, check_base_weights, hashes_of_weights
 from swiftlet.commands.model_source import open_template
 from swiftlet.commands.side_files import PROMPTS_FILE, chats, read_chats
 from swiftlet.data.template import Template
@@ -31,6 +32,7 @@ def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, 
     device = open_device(asked.device, local_rank=0, environ=os.environ)
     name = asked.dtype if asked.dtype != "AUTO" else source.args.get("dtype", "AUTO")
     dtype = resolve_dtype(name, device)
+    check_base_weights(source.folder, source.model_folder)
     tolerance = args.merge.merge_tolerance or proof.TOLERANCES[dtype_name(dtype)]
     model = load_model(
         source.model_folder,
@@ -54,7 +56,8 @@ def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, 
         template = _template(source)
         write_template(template, draft)
         check_template(draft, read_chats(source.folder) or chats(template))
-    return {**figures.to_json(), "tolerance": tolerance, "dtype": dtype_name(dtype)}
+    facts = {"tolerance": tolerance, "dtype": dtype_name(dtype), WEIGHTS: hashes_of_weights(draft)}
+    return {**figures.to_json(), **facts}
 
 
 def _prompts(source: CheckpointSource) -> list[list[int]]:

@@ -44,7 +44,7 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 
 
 def unknown_names(model: Any, data: Any, *, is_trained: bool = False) -> Iterator[SwiftletError]:
-    """Yield the mistakes in names of models, templates, datasets and columns, before anything of theirs is looked for."""
+    """Yield mistakes in names of models, templates, datasets and columns, before anything of theirs is looked for."""
     try:
         yield from _model_mistakes(model, is_trained)
     except UsageError as mistake:

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 from swiftlet import log
 from swiftlet.commands.evaluation import generation_settings
+from swiftlet.commands.merge_proof import WEIGHTS
 from swiftlet.commands.sft import Ready
 from swiftlet.data.template import Template, TemplateError
 from swiftlet.models.safety import read_json
 from swiftlet.models.save import GENERATION_CONFIG
+from swiftlet.models.whole_hash import weights_hash
 
 PROMPTS_FILE, CHATS_FILE = "proof_prompts.json", "proof_chats.json"
 MOST_PROMPTS, LONGEST_PROMPT = 8, 256
@@ -42,6 +44,11 @@ def side_files(args: Any, ready: Ready) -> dict[str, str]:
         CHATS_FILE: json.dumps([chat._asdict() for chat in _kept_chats(ready.template)]),
         GENERATION_CONFIG: json.dumps(generation, indent=2, sort_keys=True) + "\n",
     }
+
+
+def base_file(folder: Path) -> str:
+    """Return the text of BASE_FILE. It takes seconds for a large model, so a save asks for it, not the start."""
+    return json.dumps({WEIGHTS: weights_hash(folder)}) + "\n"
 
 
 def _prompts(ready: Ready) -> list[list[int]]:

@@ -84,7 +84,8 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
     way = advice.way or advice.nearest
     hint = _hint(job, advice, budgets)
     check_fits(args, advice, device, world, hint)
-    _tell(job, way, asked)
+    if world.is_main:
+        _tell(job, way, asked)
     args = with_values(args, gradient_checkpointing=way.recompute)
     figures = way.figures
     forecast = Forecast(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ import torch
 from swiftlet import __version__, heartbeat, log
 from swiftlet.commands.engine_setup import Trainer, build_engine
 from swiftlet.commands.evaluation import build_evaluator
+from swiftlet.commands.merge_proof import BASE_FILE
 from swiftlet.commands.model_setup import build_model, is_sharded
 from swiftlet.commands.run_folder import ARGS_FILE, args_text, write_args
 from swiftlet.commands.sft import Outcome, Ready
-from swiftlet.commands.side_files import side_files
+from swiftlet.commands.side_files import base_file, side_files
 from swiftlet.commands.steering import Steered, steer
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import Batches, num_steps, num_steps_per_epoch
@@ -170,6 +171,7 @@ def _saver(
             log.warning("--save_strategy no: this run keeps no weights")
         return None
     files = {ARGS_FILE: args_file, **side_files(args, ready)}
+    of_base = cache(partial(base_file, ready.source.folder))
 
     def take(folder: Path) -> Callable[[], None]:
         whole = engine.model_tensors(is_trained=is_adapter)
@@ -189,6 +191,8 @@ def _saver(
     def write_rest(folder: Path) -> None:
         for name, content in files.items():
             (folder / name).write_text(content, encoding="utf-8")
+        if is_adapter:
+            (folder / BASE_FILE).write_text(of_base(), encoding="utf-8")
 
     return Saver(
         ready.folder,

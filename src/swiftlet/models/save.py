@@ -23,6 +23,7 @@ from swiftlet.models.decoder import Decoder
 from swiftlet.models.identity import base_hash
 from swiftlet.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, SINGLE, read_config
 from swiftlet.models.start import has_start, with_start
+from swiftlet.models.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -147,8 +148,6 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _write_adapter(model: Any, folder: Path, source: Path, state: dict[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
     tensors = {name: _plain(tensor) for name, tensor in adapter_tensors(model, state).items()}
     config = model.peft_config["default"]
     fields = config.to_dict() | {"inference_mode": True, "base_model_name_or_path": str(source)}
@@ -160,7 +159,7 @@ def _write_adapter(model: Any, folder: Path, source: Path, state: dict[str, Tens
         fields |= {"r": 2 * config.r, "lora_alpha": factor * config.lora_alpha, "init_lora_weights": True}
     _write_json(folder / ADAPTER_CONFIG, {name: _ordered(value) for name, value in fields.items()})
     _write_json(folder / BASE_NOTE, note)
-    save_file({name: tensors[name] for name in sorted(tensors)}, folder / ADAPTER_WEIGHTS, metadata=METADATA)
+    write_tensors({name: tensors[name] for name in sorted(tensors)}, folder / ADAPTER_WEIGHTS, METADATA)
 
 
 def _ordered(value: Any) -> Any:
@@ -215,9 +214,7 @@ def _draft(number: int) -> str:
 
 
 def _write_shard(folder: Path, number: int, tensors: dict[str, Tensor]) -> list[str]:
-    from safetensors.torch import save_file
-
-    save_file({name: tensors[name] for name in sorted(tensors)}, folder / _draft(number), metadata=METADATA)
+    write_tensors({name: tensors[name] for name in sorted(tensors)}, folder / _draft(number), METADATA)
     return list(tensors)
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+
+from swiftlet.models.tensor_file import write_tensors
 
 PATTERN = "optimizer-{number:05d}.safetensors"
 GLOB = "optimizer-*.safetensors"
@@ -47,7 +48,7 @@ def write_optimizer(folder: Path | None, tensors: Iterable[tuple[str, torch.Tens
 
 def _try_write(folder: Path, number: int, shard: dict[str, torch.Tensor]) -> Exception | None:
     try:
-        save_file(shard, folder / PATTERN.format(number=number))
+        write_tensors(shard, folder / PATTERN.format(number=number))
     except (OSError, SafetensorError) as error:
         return error
     return None
