@@ -1,11 +1,13 @@
 """What planning does to `swift sft`: nothing to its numbers, and it refuses what cannot fit before it loads."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from swiftlet.commands.steering import steer
 from swiftlet.device.cpu import open_this
 from swiftlet.errors import OutOfMemoryError
 from swiftlet.parallel.engine import build_single_engine
@@ -140,3 +142,16 @@ def test_a_run_is_compared_with_its_plan(fine_tune):
 def test_the_pace_is_told_after_twenty_steps(fine_tune, capfd):
     fine_tune(max_steps=22, num_train_epochs=100, eval_steps=50, save_steps=50)
     assert "after 20 steps:" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_the_plan_says_is_said_by_one_process(fine_tune, with_memory, monkeypatch, capfd, rank):
+    with_memory(2**20)
+    monkeypatch.setattr(
+        "swiftlet.commands.training.steer",
+        lambda args, ready, device, world, processes: steer(
+            args, ready, device, replace(world, rank=rank), processes
+        ),
+    )
+    fine_tune(force=True, max_steps=1)
+    assert capfd.readouterr().err.count("warning: memory is tight") == (1 if rank == 0 else 0)
