@@ -3,13 +3,19 @@
 import io
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from swiftlet import cli, export, infer
+from swiftlet.commands import infer as infer_command
+from swiftlet.commands.checkpoint_source import open_checkpoint_source
+from swiftlet.config.args import InferArgs
+from swiftlet.config.parse import parse_mapping
 from swiftlet.errors import CheckpointError, UsageError
+from swiftlet.faults import damage
 from swiftlet.inference.proof import MergeError
 from swiftlet.models.safety import read_header
 
@@ -118,6 +124,7 @@ def test_a_merge_is_never_silently_skipped(checkpoint):
     assert Path(export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu", overwrite=True)) == folder
     weights = load_file(checkpoint / "adapter_model.safetensors")
     save_file({name: value + 1 for name, value in weights.items()}, checkpoint / "adapter_model.safetensors")
+    (checkpoint / "MANIFEST.json").unlink()
     with pytest.raises(CheckpointError, match="was merged from another adapter"):
         infer(ckpt_dir=str(checkpoint), merge_lora=True, load_dataset_config=True, **GREEDY)
     (folder / "merge_proof.json").unlink()
@@ -202,10 +209,15 @@ def test_chat_at_the_terminal(checkpoint, monkeypatch, capsys):
     assert out.count("-" * 50) == 2
 
 
+def record(checkpoint, **changes):
+    """Change what a checkpoint records, as its owner may."""
+    path = checkpoint / "sft_args.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), encoding="utf-8")
+    (checkpoint / "MANIFEST.json").unlink()
+
+
 def test_a_moved_base_model_is_named(checkpoint, model_folder):
-    args = json.loads((checkpoint / "sft_args.json").read_text("utf-8"))
-    args |= {"model_dir": "/nowhere/model", "model_id_or_path": None}
-    (checkpoint / "sft_args.json").write_text(json.dumps(args), encoding="utf-8")
+    record(checkpoint, model_dir="/nowhere/model", model_id_or_path=None)
     adapter = json.loads((checkpoint / "adapter_config.json").read_text("utf-8"))
     adapter["base_model_name_or_path"] = "/nowhere/model"
     (checkpoint / "adapter_config.json").write_text(json.dumps(adapter), encoding="utf-8")
@@ -218,3 +230,55 @@ def test_a_moved_base_model_is_named(checkpoint, model_folder):
         ckpt_dir=str(checkpoint), load_dataset_config=True, model_id_or_path=str(model_folder), **GREEDY
     )
     assert len(rows) == 4
+
+
+def test_a_base_model_that_is_gone_is_named_where_it_was(checkpoint):
+    record(checkpoint, model_dir="/nowhere/k/base", model_id_or_path="k/base")
+    with pytest.raises(CheckpointError, match="was '/nowhere/k/base', which is no longer there") as caught:
+        infer(ckpt_dir=str(checkpoint), load_dataset_config=True, **GREEDY)
+    assert "--model_id_or_path" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("dataset", 5, "--dataset takes words, found 5"), ("columns", 5, "--columns takes theirs=ours, found 5"),
+     ("dtype", "fp7", "--dtype 'fp7' is not known"), ("dataset_seed", "x", "--dataset_seed is a whole number")],
+)  # fmt: skip
+def test_a_recorded_value_of_the_wrong_kind_is_named(checkpoint, name, value, expected):
+    record(checkpoint, **{name: value})
+    with pytest.raises(CheckpointError, match=expected):
+        infer(ckpt_dir=str(checkpoint), load_dataset_config=True, **GREEDY)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "tokenizer.json"])
+def test_a_damaged_checkpoint_neither_answers_nor_is_merged(checkpoint, name):
+    damage(checkpoint / name, "bitflip")
+    for use in (infer, partial(export, merge_lora=True)):
+        with pytest.raises(CheckpointError, match=f"is damaged: {name} has sha256 ") as caught:
+            use(ckpt_dir=str(checkpoint), device="cpu")
+        assert "remove MANIFEST.json" in caught.value.hint
+
+
+def test_a_damaged_manifest_proves_nothing(checkpoint):
+    (checkpoint / "MANIFEST.json").write_text("{")
+    with pytest.raises(CheckpointError, match="is damaged: MANIFEST.json is damaged"):
+        infer(ckpt_dir=str(checkpoint), load_dataset_config=True, **GREEDY)
+
+
+def test_a_checkpoint_answers_without_what_only_a_resumed_run_reads(checkpoint):
+    for path in (*checkpoint.glob("optimizer-*"), checkpoint / "trainer_state.json"):
+        path.unlink()
+    assert len(infer(ckpt_dir=str(checkpoint), load_dataset_config=True, **GREEDY)) == 4
+
+
+def test_the_ranks_do_not_check_again_what_the_launcher_has_checked(checkpoint, monkeypatch):
+    told = infer_command.prepare(
+        parse_mapping(
+            infer_command.ARGS, {"ckpt_dir": str(checkpoint), "load_dataset_config": True, **GREEDY}
+        )
+    )
+    monkeypatch.setattr(
+        "swiftlet.commands.checkpoint_source.find_damage", lambda *a, **k: pytest.fail("again")
+    )
+    monkeypatch.setenv(*next(iter(told.items())))
+    assert open_checkpoint_source(str(checkpoint), InferArgs().model).folder == checkpoint

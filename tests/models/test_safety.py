@@ -136,6 +136,8 @@ def header_of(content, data=b""):
         (header_of(b"[" * 100_000), "damaged header"),
         (header_of({"a": {"dtype": "F32", "shape": [3]}}), "damaged header"),
         (header_of({"a": {"dtype": "F32", "shape": [3], "data_offsets": [12, 0]}}), "offsets 12 to 0"),
+        (header_of({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}), "offsets 0.0 to 4.0"),
+        (header_of({"a": {"dtype": "F32", "shape": [1.5], "data_offsets": [0, 6]}}), "shape \\[1.5\\]"),
         (
             header_of({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}}, b"1234"),
             "its header says",
@@ -205,3 +207,23 @@ def test_fields_that_choose_code_are_dropped_at_any_depth():
     }
     config |= {"_attn_implementation_autoset": True, "_experts_implementation": "a/b", "kernel_config": {}}
     assert without_code_fields(config) == {"model_type": "x", "hidden_size": 4, "rope": {"theta": 1}}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_attention_heads", 0), ("num_hidden_layers", 10**9), ("hidden_size", 64.0), ("vocab_size", "many"),
+     ("num_key_value_heads", -1), ("head_dim", True)],
+)  # fmt: skip
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_sizes_from_which_no_model_can_be_built_are_refused(name, value, is_nested, tmp_path):
+    config = {"model_type": "x", **({"text_config": {name: value}} if is_nested else {name: value})}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SwiftletError, match=f"config.json: {name} is .*, not a whole number from ") as caught:
+        read_config(tmp_path)
+    assert "get the file again" in caught.value.hint
+
+
+def test_sizes_may_be_absent_or_differ_by_layer(tmp_path):
+    config = {"model_type": "x", "head_dim": None, "intermediate_size": [8, 16]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(tmp_path) == config

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from tiny_models import logits, make, save
 
 from swiftlet.errors import CheckpointError, SwiftletError, UsageError
@@ -15,8 +14,6 @@ from swiftlet.models.tuner import (
     LoraSettings,
     apply_full,
     apply_lora,
-    base_hash,
-    check_base,
     describe_parameters,
     load_adapter,
     parameter_groups_lora_plus,
@@ -262,18 +259,6 @@ def test_another_base_is_refused_by_its_hash_or_its_shapes(tmp_path):
     save(tmp_path / "other", "gpt2")
     with pytest.raises(CheckpointError, match="does not fit GPT2LMHeadModel"):
         load_adapter(load(tmp_path / "other"), folder, is_trainable=False)
-
-
-def test_the_hash_of_a_base_does_not_depend_on_its_shards(tmp_path):
-    model = save(tmp_path / "whole")
-    model.save_pretrained(tmp_path / "cut", max_shard_size="20KB")
-    assert base_hash(tmp_path / "whole") == base_hash(tmp_path / "cut")
-    check_base(tmp_path / "cut", base_hash(tmp_path / "whole"))
-    tensors = load_file(tmp_path / "whole" / "model.safetensors")
-    tensors["model.layers.1.mlp.up_proj.weight"] += 1e-3
-    save_file(tensors, tmp_path / "whole" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="this checkpoint was trained on another base"):
-        check_base(tmp_path / "whole", base_hash(tmp_path / "cut"))
 
 
 def edit(folder, **changes):

@@ -173,6 +173,17 @@ def test_what_is_not_finite_stops_before_the_update(tmp_path, build_job, plan_fa
         assert torch.equal(value, job.model.state_dict()[name])
 
 
+def test_weights_that_are_not_finite_are_named_instead_of_rows(tmp_path, build_job):
+    job = build_job(tmp_path)
+    name, weight = next(iter(job.model.named_parameters()))
+    weight.data.fill_(float("nan"))
+    with pytest.raises(
+        NonFiniteError, match=f"of step 1 is not finite; nothing .*, {name} among them"
+    ) as caught:
+        train(job.run, job.state)
+    assert "get the model again" in caught.value.hint
+
+
 def test_out_of_memory_says_what_to_type(tmp_path, build_job, plan_fault):
     job = build_job(tmp_path)
     plan_fault("fwd:step=3=oom")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +10,19 @@ from typing import Any, NamedTuple
 from swiftlet import log
 from swiftlet.commands.merge_proof import check_weights
 from swiftlet.commands.model_source import Source, find_source
-from swiftlet.commands.run_folder import read_args
+from swiftlet.commands.run_folder import ARGS_FILE, read_args
 from swiftlet.config.fields import flags_of, with_values
-from swiftlet.errors import CheckpointError
+from swiftlet.config.parse import parse_mapping
+from swiftlet.errors import CheckpointError, SwiftletError, raise_all
+from swiftlet.models.safety import read_json
+from swiftlet.train.manifest import NAME as MANIFEST
+from swiftlet.train.manifest import OPTIMIZER_FILES, STATE_FILE, find_damage, read_manifest
 
 ADAPTER_FILE = "adapter_config.json"
+CHECKED = (
+    "SWIFTLET_CHECKED_CHECKPOINT"  # what the launcher has checked byte by byte, for the processes of a run
+)
+ONLY_RESUMED = (OPTIMIZER_FILES, STATE_FILE)  # read by nobody else, and large: they may be gone
 # What inference takes from a checkpoint, and what --load_dataset_config true adds.
 TAKEN = ("model_type", "template_type", "system", "dtype")
 TAKEN_WITH_DATA = (
@@ -45,9 +53,11 @@ def open_checkpoint_source(ckpt_dir: str, model: Any) -> CheckpointSource:
     """Return what a checkpoint folder is; an adapter's base comes from the arguments, else from its own records.
 
     Raises:
-        CheckpointError: the base model is not known or not there, or a merged model has changed.
+        CheckpointError: a file is not what the manifest or the proof of a merge says, or the base model is not known
+            or not there.
     """
     folder = Path(ckpt_dir).expanduser().absolute()
+    check_files(folder)
     args = read_args(folder)
     if not (folder / ADAPTER_FILE).is_file():
         if log.rank() == 0:
@@ -55,21 +65,48 @@ def open_checkpoint_source(ckpt_dir: str, model: Any) -> CheckpointSource:
         return CheckpointSource(folder, None, args)
     if model.model_id_or_path or model.model_type:
         return CheckpointSource(folder, find_source(model), args)
+    return CheckpointSource(folder, _recorded_base(folder, args, model.trust_remote_code), args)
+
+
+def check_files(folder: Path) -> None:
+    """Check the files that a model is read from, where the folder has a manifest: other tools write none.
+
+    Raises:
+        CheckpointError: the manifest is damaged, or a file is not what it says.
+    """
+    if os.environ.get(CHECKED) == str(folder) or not (folder / MANIFEST).exists():
+        return
+    manifest = read_manifest(folder)
+    damage = manifest if isinstance(manifest, str) else find_damage(folder, manifest, unread=ONLY_RESUMED)
+    if damage is not None:
+        raise CheckpointError(
+            f"{folder} is damaged: {damage}",
+            f"restore it from a copy, or take another checkpoint; if you changed it on purpose, remove {MANIFEST}",
+        )
+
+
+def _recorded_base(folder: Path, args: Mapping[str, Any], trust_remote_code: bool) -> Source:
     recorded = args.get("model_dir")
-    if recorded and Path(recorded).is_dir():
-        return CheckpointSource(folder, Source(str(args.get("model", "")), Path(recorded)), args)
+    if recorded and Path(str(recorded)).is_dir():
+        return Source(str(args.get("model", "")), Path(str(recorded)))
+    hint = "add --model_id_or_path FOLDER_OF_THE_BASE_MODEL, or --model_type NAME"
     if args.get("model_type") or args.get("model_id_or_path"):
         names = {name: args.get(name) for name in ("model_type", "model_id_or_path", "model_revision")}
-        return CheckpointSource(
-            folder, find_source(_Names(**names, trust_remote_code=model.trust_remote_code)), args
-        )
-    base = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if base and Path(base).is_dir():
-        return CheckpointSource(folder, Source(Path(base).name, Path(base)), args)
-    raise CheckpointError(
-        f"{folder} is an adapter, and its base model {base!r} is not on this machine",
-        "add --model_id_or_path FOLDER_OF_THE_BASE_MODEL, or --model_type NAME",
-    )
+        names = {name: None if value is None else str(value) for name, value in names.items()}
+        try:
+            return find_source(_Names(**names, trust_remote_code=trust_remote_code))
+        except SwiftletError as error:
+            if not recorded:
+                raise
+            raise CheckpointError(
+                f"the base model of {folder} was {str(recorded)!r}, which is no longer there, and it was not found "
+                f"by its name either: {error.message}",
+                hint,
+            ) from error
+    base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    if base and Path(str(base)).is_dir():
+        return Source(Path(str(base)).name, Path(str(base)))
+    raise CheckpointError(f"{folder} is an adapter, and its base model {base!r} is not on this machine", hint)
 
 
 class _Names(NamedTuple):
@@ -83,7 +120,7 @@ def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], 
     """Return the arguments with what the checkpoint says where the user says nothing; each value is shown.
 
     Raises:
-        CheckpointError: the data is asked for and the checkpoint does not name it.
+        CheckpointError: the data is asked for and the checkpoint does not name it, or a value is of the wrong kind.
     """
     if with_data and not (found.get("dataset") or found.get("val_dataset")):
         raise CheckpointError(
@@ -93,11 +130,20 @@ def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], 
     names = [*TAKEN, *(TAKEN_WITH_DATA if with_data else ())]
     command: Any = type(args)
     flags = flags_of(command)
-    taken = {
-        name: tuple(found[name]) if flags[name].is_list else found[name]
+    recorded = {
+        name: found[name]
         for name in names
         if name in flags and name not in given and found.get(name) is not None
     }
+    parsed = parse_mapping(command, recorded)
+    try:
+        raise_all(parsed.mistakes)
+    except SwiftletError as error:
+        raise CheckpointError(
+            f"{ARGS_FILE} of the checkpoint: {error.message}",
+            "type that flag, and its value is not taken from there",
+        ) from error
+    taken = {name: getattr(getattr(parsed.args, flags[name].group), name) for name in recorded}
     for name, value in taken.items():
         log.info(f"{name} is {value!r} (from the checkpoint)")
     return with_values(args, **taken)

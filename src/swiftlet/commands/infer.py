@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swiftlet import heartbeat, log
-from swiftlet.commands.checkpoint_source import CheckpointSource, open_checkpoint_source, with_checkpoint
+from swiftlet.commands.checkpoint_source import (
+    CHECKED,
+    CheckpointSource,
+    open_checkpoint_source,
+    with_checkpoint,
+)
 from swiftlet.commands.model_source import (
     apply_environment,
     find_source,
@@ -60,7 +65,7 @@ def prepare(parsed: Parsed) -> dict[str, str]:
             "leave NPROC_PER_NODE out, or add --dataset or --load_dataset_config true",
         )
     warn_of_devices(ready.args.machine.device, os.environ)
-    return {}
+    return {CHECKED: str(ready.source.folder)}
 
 
 def run(parsed: Parsed) -> int:

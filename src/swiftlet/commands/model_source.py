@@ -5,7 +5,6 @@ Shared by the commands that train, answer and export, so that they cannot differ
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -18,7 +17,8 @@ from swiftlet.data.named_templates import named_template
 from swiftlet.data.spec import parse_specs
 from swiftlet.errors import SwiftletError, UsageError, pick
 from swiftlet.models.families import FAMILIES, fetch, find_model
-from swiftlet.models.safety import read_config
+from swiftlet.models.geometry import is_size
+from swiftlet.models.safety import CONFIG, read_config, read_json
 
 if TYPE_CHECKING:
     from swiftlet.data.template import Template
@@ -121,11 +121,15 @@ def open_template(
 
 
 def context_length(folder: Path) -> int | None:
-    """Return the longest sequence of a model [tokens] as its config.json says, None when it does not."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    config = {**config, **config.get("text_config", {})}
-    values = [config[key] for key in LENGTH_KEYS if isinstance(config.get(key), int)]
-    return values[0] if values else None
+    """Return the longest sequence of a model [tokens] as its config.json says, None when it does not.
+
+    Raises:
+        SwiftletError: the file cannot be read or holds no JSON object.
+    """
+    config = read_json(folder / CONFIG)
+    inner = config.get("text_config")
+    config = {**config, **(inner if isinstance(inner, dict) else {})}
+    return next((config[key] for key in LENGTH_KEYS if is_size(config.get(key))), None)
 
 
 def longest_sample(asked: int, folder: Path) -> int:

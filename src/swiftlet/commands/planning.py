@@ -6,7 +6,6 @@ datasets; what was taken is told.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from swiftlet.errors import DataError, UsageError
 from swiftlet.hub.cache import hf_snapshot, ms_snapshot
 from swiftlet.models.families import Choice, find_model
 from swiftlet.models.geometry import Geometry, geometry_of_config, is_exact
+from swiftlet.models.safety import read_config
 from swiftlet.plan.cards import Card
 from swiftlet.plan.memory import ATTENTION, MLP, NONE, Setting
 from swiftlet.plan.strategies import FLAGS, Fed, Job, budgets_for, busy_tokens
@@ -99,12 +99,12 @@ def find_sizes(model: Any) -> Sized:
     """Return the sizes of the model that the arguments name.
 
     Raises:
-        UsageError: they are not known here.
+        SwiftletError: they are not known here, or the config.json is damaged.
     """
     choice = find_model(model.model_type, model.model_id_or_path)
     folder = local_copy(choice, model.model_revision)
     if folder is not None and (folder / "config.json").is_file():
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder)
         geometry = geometry_of_config(config)
         if geometry is not None:
             near = "" if is_exact(config) else " (near, not exact, for this architecture)"

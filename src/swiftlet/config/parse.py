@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from swiftlet.config.aliases import ELSEWHERE, NO, VALUE_ALIASES, YES, canonical
@@ -194,6 +194,10 @@ def _bounded(flag: Flag, value: Any) -> Any:
 
 
 def _several(flag: Flag, raw: Any) -> tuple[str, ...]:
+    if raw is not None and (isinstance(raw, Mapping) or not isinstance(raw, Collection)):
+        raise UsageError(
+            f"--{flag.name} takes words, found {describe(raw)}", f"type --{flag.name} {_example(flag)}"
+        )
     words = [raw] if isinstance(raw, str) else list(raw or ())
     values: list[str] = []
     for word in words:
@@ -215,6 +219,10 @@ def _chosen(flag: Flag, word: str) -> str:
 def _mapping(flag: Flag, raw: Any) -> dict[str, str]:
     if isinstance(raw, Mapping):
         return {str(key): str(value) for key, value in raw.items()}
+    if not isinstance(raw, (str, list, tuple)) or not all(isinstance(word, str) for word in raw):
+        raise UsageError(
+            f"--{flag.name} takes theirs=ours, found {describe(raw)}", f"type --{flag.name} question=query"
+        )
     pairs: dict[str, str] = {}
     for word in [raw] if isinstance(raw, str) else raw:
         if word.lstrip().startswith("{"):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.device.kernels import PLAIN, SwigluParts
+from swiftlet.models.head import is_near
 from swiftlet.models.lora_layers import active_layer, project_together
 from swiftlet.models.lora_linear import PLAIN_PARTS, Parts, lora_linear
 from swiftlet.models.norm import rms_norm
@@ -176,7 +177,10 @@ def _is_silu(mlp: Any) -> bool:
 
 @torch.no_grad()
 def _agrees(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
-    """Return whether a replacement gives what the module gives, on two random rows and without dropout."""
+    """Return whether a replacement gives what the module gives, on two random rows and without dropout.
+
+    A module whose weights are not finite gives nothing to compare: it is left alone, and the loss will say so.
+    """
     weight = next(module.parameters())
     if weight.device.type == "meta":
         return False
@@ -186,7 +190,7 @@ def _agrees(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
     x = torch.randn(1, 2, weight.shape[-1], generator=generator).to(weight.device, _base_dtype(module))
     expected, found = module(x).float(), forward(module, x).float()
     module.train(was_training)
-    return torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE * float(expected.abs().max()))
+    return is_near(found, expected, TOLERANCE)
 
 
 def _base_dtype(module: Any) -> torch.dtype:

@@ -139,7 +139,7 @@ def geometry_of_config(config: Mapping[str, Any]) -> Geometry | None:
     sizes = {OWN_NAMES.get(name, name): value for name, value in config.items()}
     kind = str(sizes.get("model_type", ""))
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    if any(not _is_size(sizes.get(name)) for name in needed):
+    if any(not is_size(sizes.get(name)) for name in needed):
         return None
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     kv_heads = sizes.get("num_key_value_heads") or heads
@@ -166,7 +166,8 @@ def is_exact(config: Mapping[str, Any]) -> bool:
     return not isinstance(inner, Mapping) and config.get("model_type") in BUILT
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
+    """Return whether a value of a config.json is a whole number above 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -192,7 +193,7 @@ def _biases(kind: str, sizes: Mapping[str, Any]) -> dict[str, bool]:
 
 def _experts(kind: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
     number = sizes.get("num_experts") or sizes.get("num_local_experts") or sizes.get("n_routed_experts")
-    if not _is_size(number):
+    if not is_size(number):
         return {}
     shared = sizes.get("shared_expert_intermediate_size") or 0
     return {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swiftlet.models.cross_entropy import Head
 
@@ -52,8 +53,14 @@ def is_its_head(model: nn.Module, head: Head) -> bool:
     if hidden is None or hidden.ndim != 3:
         return False
     ours = head.logits(hidden).float()
-    return ours.shape == own.shape and torch.allclose(
-        ours, own, rtol=2e-2, atol=2e-2 * float(own.abs().max())
+    return ours.shape == own.shape and is_near(ours, own, 2e-2)
+
+
+def is_near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Return whether values agree within a share of the largest; never where what is expected is not finite."""
+    largest = float(expected.abs().max())
+    return math.isfinite(largest) and torch.allclose(
+        found, expected, rtol=tolerance, atol=tolerance * largest
     )
 
 

@@ -1,20 +1,21 @@
 """Which base model an adapter or a checkpoint belongs to: a hash of sizes and samples, the same in any sharding.
 
-Two models of one family have the same shapes, so a little of every tensor's data goes into the hash. Reads a few
-hundred bytes a tensor; no torch.
+Two models of one family have the same shapes, so a little of every tensor's data goes into the hash, from its first
+byte to its last. Reads about a kilobyte a tensor; no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 from swiftlet.errors import CheckpointError
 from swiftlet.models.safety import read_config, read_header, weight_files, without_code_fields
 
-SAMPLE_BYTES = 256
+SAMPLE_BYTES, NUM_SAMPLES = 256, 5
 NOT_IDENTITY = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 
 
@@ -36,9 +37,20 @@ def base_hash(folder: Path) -> str:
         for name in sorted(tensors):
             path, info = tensors[name]
             digest.update(f"\n{name} {info.dtype} {info.shape} ".encode())
-            files[path].seek(info.begin + max(0, info.num_bytes - SAMPLE_BYTES) // 2)
-            digest.update(files[path].read(min(SAMPLE_BYTES, info.num_bytes)))
+            for begin, size in _samples(info.num_bytes):
+                files[path].seek(info.begin + begin)
+                digest.update(files[path].read(size))
     return digest.hexdigest()[:32]
+
+
+def _samples(num_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield begin and size of what is read of a tensor: all of a small one, else pieces at even distances."""
+    if num_bytes <= SAMPLE_BYTES * NUM_SAMPLES:
+        yield 0, num_bytes
+        return
+    last = num_bytes - SAMPLE_BYTES
+    for number in range(NUM_SAMPLES):
+        yield last * number // (NUM_SAMPLES - 1), SAMPLE_BYTES
 
 
 def check_base(folder: Path, expected: str, *, what: str = "this checkpoint") -> None:

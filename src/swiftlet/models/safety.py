@@ -27,6 +27,20 @@ CODE_FIELDS = re.compile(
     r"|.*kernel.*(config|repo).*|use_kernels|fusion_config|distributed_config|transformers_weights|gguf_file"
     r"|extra_files|adapter_kwargs|_adapter_model_path|_name_or_path|_commit_hash)$"
 )
+# The largest plausible sizes in a config.json: what is built from larger ones has no end.
+LARGEST = {
+    "num_hidden_layers": 2**12,
+    "hidden_size": 2**20,
+    "vocab_size": 2**26,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**16,
+    "intermediate_size": 2**24,
+    "moe_intermediate_size": 2**24,
+    "shared_expert_intermediate_size": 2**24,
+    "num_experts_per_tok": 2**16,
+}
+NEVER_ZERO = frozenset("num_hidden_layers hidden_size vocab_size num_attention_heads".split())
 
 
 class TensorInfo(NamedTuple):
@@ -69,7 +83,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return a model's config.json as it is.
 
     Raises:
-        SwiftletError: there is none, or it is an adapter's folder, or it names no model_type.
+        SwiftletError: there is none, it is an adapter's folder, it names no model_type, or a size is no size.
     """
     if not folder.is_dir():
         raise SwiftletError(f"{folder} is not a folder", "give the folder that holds config.json")
@@ -84,7 +98,23 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise SwiftletError(
             f"{folder / CONFIG} names no model_type", "get the file again from where the model came"
         )
+    inner = config.get("text_config")
+    for sizes in (config, inner if isinstance(inner, dict) else {}):
+        _check_sizes(folder / CONFIG, sizes)
     return config
+
+
+def _check_sizes(path: Path, sizes: dict[str, Any]) -> None:
+    """Check the sizes that are given as one number; some architectures have a list, one for each layer."""
+    for name, largest in LARGEST.items():
+        value, least = sizes.get(name), 1 if name in NEVER_ZERO else 0
+        if value is None or isinstance(value, list):
+            continue
+        if type(value) is not int or not least <= value <= largest:
+            raise SwiftletError(
+                f"{path}: {name} is {describe(value)}, not a whole number from {least} to {largest}",
+                "get the file again from where the model came",
+            )
 
 
 def without_code_fields(config: dict[str, Any]) -> dict[str, Any]:
@@ -215,12 +245,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
 
 def _entry(value: dict[str, Any], start: int) -> TensorInfo:
-    begin, end = value["data_offsets"]
-    if not 0 <= begin <= end:
-        raise ValueError(f"offsets {begin} to {end}")
-    return TensorInfo(
-        str(value["dtype"]), tuple(int(size) for size in value["shape"]), start + begin, end - begin
-    )
+    (begin, end), shape = value["data_offsets"], tuple(value["shape"])
+    if any(type(number) is not int for number in (begin, end, *shape)) or not 0 <= begin <= end:
+        raise ValueError(f"offsets {begin} to {end}, shape {list(shape)}")
+    return TensorInfo(str(value["dtype"]), shape, start + begin, end - begin)
 
 
 def check_may_run_code(folder: Path, config: dict[str, Any]) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ NAME = "MANIFEST.json"
 DRAFT = ".tmp-"
 PREFIX = "checkpoint-"
 STATE_FILE = "trainer_state.json"
+OPTIMIZER_FILES = "optimizer-*.safetensors"
 FORMAT = 1
 CHUNK_BYTES = 2**22
 
@@ -130,10 +133,19 @@ def read_manifest(folder: Path) -> Manifest | str:
         return f"{NAME} is damaged"
 
 
-def find_damage(folder: Path, manifest: Manifest) -> str | None:
-    """Return the first file that differs from the manifest and how, None when all are whole."""
+def find_damage(folder: Path, manifest: Manifest, *, unread: Collection[str] = ()) -> str | None:
+    """Return the first file that differs from the manifest and how, None when all are whole.
+
+    Args:
+        unread: patterns of file names that do not matter, because nobody reads them.
+    """
     root = folder.resolve()
-    for name, entry in manifest.files.items():
+    files = {
+        name: entry
+        for name, entry in manifest.files.items()
+        if not any(fnmatchcase(name, pattern) for pattern in unread)
+    }
+    for name, entry in files.items():
         path = folder / name
         if not path.resolve().is_relative_to(root):
             return f"{name} leads out of the checkpoint"
@@ -142,7 +154,7 @@ def find_damage(folder: Path, manifest: Manifest) -> str | None:
         size = path.stat().st_size
         if size != entry["bytes"]:
             return f"{name} has {size} bytes, expected {entry['bytes']}"
-    for name, entry in manifest.files.items():
+    for name, entry in files.items():
         try:
             found = sha256(folder / name)
         except OSError as error:

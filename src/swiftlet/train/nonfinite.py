@@ -20,7 +20,11 @@ from swiftlet.train.objective import Gradient, LanguageModel, forward, seed_step
 
 NameRows = Callable[[Sequence[int]], list[str]]
 HINT = "look at these rows; a lower --learning_rate or --dtype bf16 or fp32 helps when the rows are fine"
-MOST_ROWS = 8
+WEIGHTS_HINT = (
+    "get the model again from where it came, or continue from an earlier checkpoint; with --dtype fp16 the weights may "
+    "be too large for that type: use bf16 or fp32"
+)
+MOST_ROWS, MOST_WEIGHTS = 8, 3
 
 
 def is_finite(gradient: Gradient) -> bool:
@@ -40,7 +44,7 @@ def explain(
     step: int,
     name_rows: NameRows,
 ) -> NonFiniteError:
-    """Return the error that names step, rank and rows; drops the gradient. Every rank calls it."""
+    """Return the error that names step, rank and rows, or the weights; drops the gradient. Every rank calls it."""
     parameter = engine.bad_gradient()
     engine.drop()
     found = [
@@ -49,6 +53,15 @@ def explain(
         if not math.isfinite(float(loss))
     ]
     found = [entry for entries in world.gather(found) for entry in entries]
+    weights = [name for names in world.gather(bad_weights(model)) for name in names]
+    if weights:
+        shown = ", ".join(list(dict.fromkeys(weights))[:MOST_WEIGHTS])
+        what = "loss" if found else "gradient"
+        return NonFiniteError(
+            f"the {what} of step {step} is not finite; nothing was updated. Weights are not finite before this step, "
+            f"{shown} among them",
+            WEIGHTS_HINT,
+        )
     if found:
         where = "; ".join(_place(entry) + f": loss {entry['loss']}" for entry in found)
         return NonFiniteError(f"the loss of step {step} is not finite; nothing was updated. {where}", HINT)
@@ -57,6 +70,17 @@ def explain(
     where = "; ".join(_place(entry) + f": parameter {entry['parameter']}" for entry in found)
     where = where or f"parameter {parameter}, rows {', '.join(name_rows(loaded.step.samples)[:MOST_ROWS])}"
     return NonFiniteError(f"the gradient of step {step} is not finite; nothing was updated. {where}", HINT)
+
+
+@torch.no_grad()
+def bad_weights(model: LanguageModel) -> list[str]:
+    """Return the names of the parameters that are not finite in what this rank holds of them, trained or not."""
+    held = ((name, getattr(weight, "to_local", weight.detach)()) for name, weight in model.named_parameters())
+    return [
+        name
+        for name, weight in held
+        if weight.is_floating_point() and weight.element_size() > 1 and not bool(torch.isfinite(weight).all())
+    ]
 
 
 def _replay(

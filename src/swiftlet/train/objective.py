@@ -8,7 +8,7 @@ trained tokens of the whole step. A step's random numbers (noise, dropout of wha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -45,6 +45,8 @@ class LanguageModel(Protocol):
     ) -> TokenLosses: ...
 
     def train(self, mode: bool = True) -> object: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]: ...
 
 
 class Gradient(NamedTuple):

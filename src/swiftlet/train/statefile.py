@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from swiftlet.models.tensor_file import write_tensors
+from swiftlet.train.manifest import OPTIMIZER_FILES
 
 PATTERN = "optimizer-{number:05d}.safetensors"
-GLOB = "optimizer-*.safetensors"
 SHARD_BYTES = 2 * 2**30
 
 
@@ -74,7 +74,7 @@ class OptimizerFiles(Mapping[str, torch.Tensor]):
 def open_optimizer(folder: Path) -> OptimizerFiles:
     """Return the optimizer state in a checkpoint folder; empty when it was saved without one."""
     where: dict[str, Path] = {}
-    for path in sorted(folder.glob(GLOB)):
+    for path in sorted(folder.glob(OPTIMIZER_FILES)):
         with safe_open(path, framework="pt") as file:
             where.update(dict.fromkeys(file.keys(), path))
     return OptimizerFiles(where)
