@@ -184,6 +184,33 @@ def test_weights_that_are_not_finite_are_named_instead_of_rows(tmp_path, build_j
     assert "get the model again" in caught.value.hint
 
 
+def test_weights_that_an_update_has_spoilt_are_never_saved(tmp_path, build_job, monkeypatch):
+    job = build_job(tmp_path, num_steps=4)
+    spoil = job.run.engine.update
+
+    def update(max_grad_norm):
+        spoil(max_grad_norm)
+        if job.state.global_step == 2:
+            next(job.model.parameters()).data[0] = float("nan")
+
+    monkeypatch.setattr(job.run.engine, "update", update)
+    with pytest.raises(NonFiniteError, match="after step 3 weights are not finite, .* nothing was saved"):
+        train(job.run, job.state)
+    assert find_checkpoint(tmp_path).manifest.step == 2
+
+
+def test_an_evaluation_that_is_not_finite_warns_and_is_never_the_best(
+    tmp_path, build_job, monkeypatch, caplog
+):
+    job = build_job(tmp_path, num_steps=3, evaluate_every=1)
+    scores = iter([float("nan"), 2.0, float("inf")])
+    monkeypatch.setattr(type(job.run.evaluate), "_token_scores", lambda self: {"eval_loss": next(scores)})
+    run_to_end(job)
+    assert (job.state.best_step, job.state.best_metric) == (2, 2.0)
+    for told in ("eval_loss of step 1 is nan: this step", "eval_loss of step 3 is inf: this step"):
+        assert told in caplog.text
+
+
 def test_out_of_memory_says_what_to_type(tmp_path, build_job, plan_fault):
     job = build_job(tmp_path)
     plan_fault("fwd:step=3=oom")

@@ -72,6 +72,21 @@ def explain(
     return NonFiniteError(f"the gradient of step {step} is not finite; nothing was updated. {where}", HINT)
 
 
+def check_weights(model: LanguageModel, world: World, step: int) -> None:
+    """Check that what the updates have made is worth a checkpoint. Every rank calls it.
+
+    Raises:
+        NonFiniteError: weights are not finite.
+    """
+    found = list(dict.fromkeys(name for names in world.gather(bad_weights(model)) for name in names))
+    if found:
+        raise NonFiniteError(
+            f"after step {step} weights are not finite, {', '.join(found[:MOST_WEIGHTS])} among them; nothing was "
+            "saved, earlier checkpoints are intact",
+            "use a lower --learning_rate, or --dtype bf16 or fp32",
+        )
+
+
 @torch.no_grad()
 def bad_weights(model: LanguageModel) -> list[str]:
     """Return the names of the parameters that are not finite in what this rank holds of them, trained or not."""
