@@ -9,15 +9,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import uuid
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from swiftlet import __version__
+from swiftlet import __version__, log
 from swiftlet.config.fields import to_flat
 from swiftlet.errors import CheckpointError, UsageError
 from swiftlet.log import MASK, is_secret_name, redact
+from swiftlet.train.lock import locked
+from swiftlet.train.manifest import PREFIX
+from swiftlet.train.report import EVENTS, IMAGES
+from swiftlet.train.report import FILE as LOGGING_FILE
+from swiftlet.train.resume import FORMER
 
 VARIABLE = "SWIFTLET_RUN_FOLDER"
 # What the launcher has found, for the processes of a run and for the launchers of other nodes.
@@ -31,6 +37,17 @@ NUMBERED = re.compile(r"v(\d+)-\d{8}-\d{6}")
 OF_THIS_START = frozenset(
     "output_dir add_output_dir_suffix resume_from_checkpoint resume_override force hang_timeout max_restarts".split()
 )
+
+# Groups of arguments that shape the trajectory, and the names in them that do not.
+SHAPING = ("model", "tuner", "train")
+NOT_SHAPING = frozenset(
+    "model_id_or_path model_revision trust_remote_code batch_size gradient_accumulation_steps eval_batch_size "
+    "micro_batch_tokens gradient_checkpointing dataloader_num_workers predict_with_generate "
+    "early_stopping_patience".split()
+)
+# What shows that a folder holds a run, and what else belongs to it.
+OF_A_RUN = (f"{PREFIX}*", LOGGING_FILE, ARGS_FILE)
+BESIDE_IT = (EVENTS, IMAGES)
 
 
 def runs_root(output: Any, name: str) -> Path:
@@ -70,6 +87,40 @@ def run_folder(output: Any, name: str, resumed: Path | None) -> Path:
         return resumed.parent
     told = os.environ.get(VARIABLE)
     return Path(told) if told else new_folder(output, name)
+
+
+def set_aside_former(folder: Path) -> None:
+    """Move what an earlier run left in the folder of a new one into a folder in it, so that they never mix.
+
+    Raises:
+        UsageError: the folder cannot be written, or a run is under way in it.
+    """
+    if not any(True for pattern in OF_A_RUN for _ in folder.glob(pattern)):
+        return
+    with locked(folder):
+        aside = folder / f"{FORMER}{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
+        try:
+            aside.mkdir()
+            for pattern in (*OF_A_RUN, *BESIDE_IT):
+                for path in folder.glob(pattern):
+                    path.rename(aside / path.name)
+        except OSError as error:
+            raise UsageError(
+                f"{folder} cannot be written: {error.strerror}", "choose another --output_dir"
+            ) from error
+    log.warning(
+        f"{folder} holds an earlier run, which is now in {aside.name}; --resume_from_checkpoint {aside} continues it"
+    )
+
+
+def shaping_settings(args: Any) -> dict[str, Any]:
+    """Return the arguments that shape the trajectory of a run, as JSON values."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for group in SHAPING
+        for name, value in vars(getattr(args, group)).items()
+        if name not in NOT_SHAPING
+    }
 
 
 def args_text(args: Any, extra: Mapping[str, Any], *, of_checkpoint: bool = False) -> str:

@@ -7,7 +7,8 @@ model, the engine, the loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,7 +24,16 @@ from swiftlet.commands.model_source import (
     unknown_names,
     warn_of_devices,
 )
-from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, RESUMED, VARIABLE, run_folder, runs_root
+from swiftlet.commands.run_folder import (
+    BASE_HASH,
+    DATA_HASH,
+    RESUMED,
+    VARIABLE,
+    run_folder,
+    runs_root,
+    set_aside_former,
+    shaping_settings,
+)
 from swiftlet.commands.step_size import fit_step
 from swiftlet.config.args import SftArgs
 from swiftlet.config.check import check_sft
@@ -33,6 +43,7 @@ from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, raise_all
 from swiftlet.models.identity import base_hash
 from swiftlet.startup import without_collector
+from swiftlet.train.manifest import Identity
 from swiftlet.train.resume import Checkpoint, choose_checkpoint, trusted_checkpoint
 
 if TYPE_CHECKING:
@@ -101,26 +112,41 @@ def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:
     _, template = open_template(
         source.folder, template_type=args.model.template_type, system=args.model.system
     )
-    checkpoint = _checkpoint(args.output, source.name, environ)
+    checkpoint = _checkpoint(args, source, environ)
     folder = run_folder(args.output, source.name, checkpoint.path if checkpoint else None)
     max_length = longest_sample(args.data.max_length, source.folder)
     heartbeat.beat("tokenise")
     data = prepare_data(
         args.data, template, max_length=max_length, cache_dir=cache_folder(environ), output_dir=folder
     )
+    if args.output.resume_from_checkpoint is None and VARIABLE not in environ and log.rank() == 0:
+        set_aside_former(folder)
     return Ready(source, template, max_length, checkpoint, folder, data)
 
 
-def _checkpoint(output: Any, name: str, environ: Mapping[str, str]) -> Checkpoint | None:
-    told = environ.get(RESUMED)
+def _checkpoint(args: Any, source: Source, environ: Mapping[str, str]) -> Checkpoint | None:
+    told, output = environ.get(RESUMED), args.output
     if told is not None:  # the launcher has checked every byte of it
         return trusted_checkpoint(Path(told)) if told else None
     if output.resume_from_checkpoint is None:
         return None
-    found = choose_checkpoint(output.resume_from_checkpoint, runs_root(output, name))
+    root, foreign = runs_root(output, source.name), _foreign(args, source)
+    found = choose_checkpoint(output.resume_from_checkpoint, root, foreign)
     if found is None:
-        log.info(f"no checkpoint below {runs_root(output, name)}: the run starts from its beginning")
+        log.info(f"no checkpoint below {root}: the run starts from its beginning")
     return found
+
+
+def _foreign(args: Any, source: Source) -> Callable[[Identity], list[str]]:
+    """Return what tells checkpoints of another run, as far as it is known before the data and the device are."""
+    if args.output.resume_override:
+        return lambda identity: []
+    base, settings = base_hash(source.folder), shaping_settings(resolve_sft(args, 1))
+    if settings["dtype"] == "AUTO":
+        del settings["dtype"]
+    return lambda theirs: theirs.differences(
+        replace(theirs, base_model=base, settings={**theirs.settings, **settings})
+    )
 
 
 def show_sample(ready: Ready) -> None:

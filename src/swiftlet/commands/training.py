@@ -19,7 +19,7 @@ from swiftlet.commands.engine_setup import Trainer, build_engine
 from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.merge_proof import BASE_FILE
 from swiftlet.commands.model_setup import build_model, is_sharded
-from swiftlet.commands.run_folder import ARGS_FILE, args_text, write_args
+from swiftlet.commands.run_folder import ARGS_FILE, args_text, shaping_settings, write_args
 from swiftlet.commands.sft import Outcome, Ready
 from swiftlet.commands.side_files import base_file, side_files
 from swiftlet.commands.steering import Steered, steer
@@ -52,13 +52,6 @@ from swiftlet.train.statefile import copied, open_optimizer
 from swiftlet.train.summary import summarise
 
 SMALLEST_SHARD = 64 * 2**20
-# Groups of arguments that shape the trajectory, and the names in them that do not.
-SHAPING = ("model", "tuner", "train")
-NOT_SHAPING = frozenset(
-    "model_id_or_path model_revision trust_remote_code batch_size gradient_accumulation_steps eval_batch_size "
-    "micro_batch_tokens gradient_checkpointing dataloader_num_workers predict_with_generate "
-    "early_stopping_patience".split()
-)
 LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # set by torchrun
 NEXT = "swift infer --ckpt_dir {checkpoint} --load_dataset_config true"
 
@@ -136,13 +129,7 @@ def _state(args: Any, ready: Ready, world: World, base: str) -> tuple[TrainState
         world_size=world_size,
     )
     total = num_steps(steps_per_epoch, train_args.num_train_epochs, train_args.max_steps)
-    settings = {
-        name: list(value) if isinstance(value, tuple) else value
-        for group in SHAPING
-        for name, value in vars(getattr(args, group)).items()
-        if name not in NOT_SHAPING
-    }
-    identity = Identity(ready.data.data_hash, base, {**settings, "step_size": batch})
+    identity = Identity(ready.data.data_hash, base, {**shaping_settings(args), "step_size": batch})
     if ready.checkpoint is None:
         log.info(f"{total} steps of {batch} samples, {steps_per_epoch} an epoch")
         return TrainState(total, batch, steps_per_epoch, seed=train_args.seed), identity

@@ -7,6 +7,7 @@ launcher asks too, before any process of the run exists.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,9 @@ from swiftlet.train.state import TrainState, parse_state
 AUTO = "auto"
 NUMBERED = re.compile(rf"^{PREFIX}(\d+)$")
 RUN = re.compile(r"^v(\d+)-")
+FORMER = "former-run-"  # begins the folder into which a new run sets aside what an earlier one left
 MOST_LEVELS = 3
+Foreign = Callable[[Identity], list[str]]
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,16 @@ def open_checkpoint(path: Path) -> Checkpoint | str:
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """Return the checkpoint folders in and below `root`, the newest first: by number of the run, then by step."""
-    found = [p for level in range(MOST_LEVELS) for p in root.glob("*/" * level + PREFIX + "*")]
+    """Return the checkpoint folders in and below `root`, the newest first: by number of the run, then by step.
+
+    Those that a new run has set aside are left out.
+    """
+    found = [
+        p
+        for level in range(MOST_LEVELS)
+        for p in root.glob("*/" * level + PREFIX + "*")
+        if not any(part.startswith(FORMER) for part in p.relative_to(root).parts)
+    ]
     numbered = [(p, match) for p in found if p.is_dir() and (match := NUMBERED.match(p.name))]
     return [
         p
@@ -76,14 +87,24 @@ def saved_steps(folder: Path, newest: int) -> list[int]:
     return sorted(step for step in steps if step <= newest)
 
 
-def find_checkpoint(root: Path) -> Checkpoint | None:
+def find_checkpoint(root: Path, foreign: Foreign = lambda identity: []) -> Checkpoint | None:
     """Return the newest valid checkpoint in or below `root`, None when there is no checkpoint folder at all.
+
+    Args:
+        foreign: in what a checkpoint is known to belong to another run. Such ones are passed over where there are
+            others; where all are such, the newest is returned, for the error that names the differences.
 
     Raises:
         CheckpointError: there are checkpoints, and none of them is valid.
     """
+    paths = list_checkpoints(root)
+    differences = {path: _differences(path, foreign) for path in paths}
+    has_own = not all(differences.values())
     reasons = []
-    for path in list_checkpoints(root):
+    for path in paths:
+        if has_own and differences[path]:
+            log.warning(f"checkpoint passed over: {path}: of another run, {'; '.join(differences[path])}")
+            continue
         checkpoint = open_checkpoint(path)
         if isinstance(checkpoint, Checkpoint):
             return checkpoint
@@ -97,17 +118,25 @@ def find_checkpoint(root: Path) -> Checkpoint | None:
     return None
 
 
-def choose_checkpoint(asked: str, output_dir: Path) -> Checkpoint | None:
+def _differences(path: Path, foreign: Foreign) -> list[str]:
+    manifest = read_manifest(path)
+    return foreign(manifest.identity) if isinstance(manifest, Manifest) else []
+
+
+def choose_checkpoint(
+    asked: str, output_dir: Path, foreign: Foreign = lambda identity: []
+) -> Checkpoint | None:
     """Return the checkpoint that `--resume_from_checkpoint` asks for, None when `auto` finds no checkpoint folder.
 
     Args:
         asked: `auto` for the newest valid one of `output_dir`, a checkpoint folder, or the folder of a run.
+        foreign: as in `find_checkpoint`.
 
     Raises:
         CheckpointError: the folder does not exist, holds no checkpoint, or none that is valid.
     """
     if asked == AUTO:
-        return find_checkpoint(output_dir)
+        return find_checkpoint(output_dir, foreign)
     path = Path(asked)
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {asked}: no such folder", "a checkpoint-N folder, or auto")
@@ -116,7 +145,7 @@ def choose_checkpoint(asked: str, output_dir: Path) -> Checkpoint | None:
         if isinstance(checkpoint, str):
             raise CheckpointError(f"{path}: {checkpoint}", "use auto to take the newest valid checkpoint")
         return checkpoint
-    found = find_checkpoint(path)
+    found = find_checkpoint(path, foreign)
     if found is None:
         raise CheckpointError(
             f"no checkpoint in {asked}", "a checkpoint-N folder, the folder of a run, or auto"

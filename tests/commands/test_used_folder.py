@@ -1,0 +1,92 @@
+"""A new run in the folder of an earlier one: nothing is lost, nothing mixes, and `auto` finds the run's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from swiftlet.commands.run_folder import VARIABLE, set_aside_former
+from swiftlet.errors import CheckpointError, DataError, UsageError
+from swiftlet.train.lock import locked
+from swiftlet.train.resume import list_checkpoints
+
+
+def rates(folder):
+    lines = [json.loads(line) for line in (Path(folder) / "logging.jsonl").read_text("utf-8").splitlines()]
+    return {line["learning_rate"] for line in lines if line.get("learning_rate")}
+
+
+def names(paths):
+    return sorted(path.name for path in paths)
+
+
+def test_an_earlier_run_is_set_aside_whole_and_can_still_be_continued(fine_tune, plan_fault, capfd):
+    folder = Path(fine_tune(lr_scheduler_type="constant", warmup_ratio=0).output_dir)
+    (folder / "notes.txt").write_text("mine")
+    plan_fault("opt:step=5=exc")
+    other = {"learning_rate": 1e-3, "lr_scheduler_type": "constant", "warmup_ratio": 0}
+    with pytest.raises(RuntimeError, match="injected at opt"):
+        fine_tune(**other)
+    (former,) = folder.glob("former-run-*")
+    told = capfd.readouterr().err
+    assert f"{folder} holds an earlier run, which is now in {former.name}" in told
+    assert f"--resume_from_checkpoint {former} continues it" in told
+    kept = {"checkpoint-3", "checkpoint-6", "logging.jsonl", "sft_args.json", "runs", "images"}
+    assert kept == {path.name for path in former.iterdir()} - {".lock"}
+    assert rates(former) == {1e-2}
+    assert names(list_checkpoints(folder)) == ["checkpoint-3"]
+    resumed = fine_tune(**other, resume_from_checkpoint="auto")
+    assert resumed.num_steps == 6 and rates(folder) == {1e-3}
+    assert (folder / "notes.txt").read_text() == "mine"
+    again = {"lr_scheduler_type": "constant", "warmup_ratio": 0, "resume_from_checkpoint": str(former)}
+    assert fine_tune(**again).last_checkpoint == str(former / "checkpoint-6")
+    assert len(list(folder.glob("former-run-*"))) == 1
+
+
+def test_a_run_that_does_not_begin_moves_nothing(fine_tune, tmp_path):
+    folder = Path(fine_tune(max_steps=1).output_dir)
+    before = names(folder.iterdir())
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{")
+    with pytest.raises(DataError):
+        fine_tune(max_steps=1, dataset=str(bad))
+    with locked(folder), pytest.raises(UsageError, match="already running in"):
+        fine_tune(max_steps=1)
+    assert set(names(folder.iterdir())) - {"bad_rows.jsonl"} == set(before)
+
+
+def test_a_process_of_a_run_leaves_its_folder_to_the_launcher(fine_tune, monkeypatch):
+    folder = Path(fine_tune(max_steps=1).output_dir)
+    monkeypatch.setenv(VARIABLE, str(folder))
+    fine_tune(max_steps=1)
+    assert not list(folder.glob("former-run-*"))
+
+
+def test_a_folder_without_a_run_stays_as_it_is(tmp_path):
+    (tmp_path / "runs").write_text("mine")
+    set_aside_former(tmp_path)
+    assert names(tmp_path.iterdir()) == ["runs"]
+
+
+def test_a_folder_that_cannot_be_moved_is_named(fine_tune, monkeypatch):
+    folder = Path(fine_tune(max_steps=1).output_dir)
+    monkeypatch.setattr(
+        Path, "rename", lambda *a: (_ for _ in ()).throw(OSError(30, "Read-only file system"))
+    )
+    with pytest.raises(UsageError, match=f"{folder} cannot be written: Read-only file system"):
+        set_aside_former(folder)
+
+
+def test_auto_passes_over_checkpoints_of_another_run(fine_tune, capfd):
+    own = fine_tune(add_output_dir_suffix=True)
+    newer = fine_tune(add_output_dir_suffix=True, learning_rate=1e-3)
+    resumed = fine_tune(add_output_dir_suffix=True, resume_from_checkpoint="auto")
+    assert resumed.last_checkpoint == own.last_checkpoint
+    told = capfd.readouterr().err
+    assert f"checkpoint passed over: {newer.last_checkpoint}: of another run, learning_rate: 0.001" in told
+    with pytest.raises(
+        CheckpointError, match=f"{newer.last_checkpoint} belongs to another run:\n  learning_rate"
+    ):
+        fine_tune(add_output_dir_suffix=True, learning_rate=1e-4, resume_from_checkpoint="auto")
+    options = {"learning_rate": 1e-4, "resume_from_checkpoint": "auto", "resume_override": True}
+    assert fine_tune(add_output_dir_suffix=True, **options).last_checkpoint == newer.last_checkpoint
