@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -250,3 +251,38 @@ def test_a_plan_imports_no_torch():
     done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "3090" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [["--num_train_epochs", "1e9"], ["--batch_size", "100000"],
+              ["--gradient_accumulation_steps", "1000000"]]
+)  # fmt: skip
+def test_absurd_numbers_are_planned_too(plan, words):
+    began = time.process_time()
+    assert plan("--device", "4x910B3", *REFERENCE[:4], *words)["ways"]
+    assert time.process_time() - began < 60, (
+        "some seconds on an idle machine; hours when it grows with the numbers"
+    )
+
+
+def test_a_length_that_no_row_has_is_named(capsys):
+    assert main(["plan", "--device", "1x910B3", *REFERENCE, "--max_length", "10"]) == 4
+    told = capsys.readouterr().err
+    assert "no row of blossom-math-zh is as short as --max_length 10: the shortest has 35 tokens" in told
+    assert "hint: type --max_length 2048" in told
+
+
+@pytest.mark.parametrize("text", ["1x910B3@x", "1x910B3;", "2xA100/80G", "1x@"])
+def test_a_name_with_odd_characters_is_no_device(text):
+    with pytest.raises(UsageError, match="no such device in the table"):
+        parse_devices(text)
+
+
+@pytest.mark.parametrize("model", ["qwen1half-7b-chat", "qwen1half-72b-chat"])
+def test_no_largest_micro_batch_is_below_the_longest_row(plan, model):
+    answer = plan("--device", "1x910B3", "--model_type", model, *REFERENCE[2:])
+    assert (
+        min(way["largest_micro_batch_tokens"] for way in answer["ways"])
+        >= answer["longest_row_tokens"]
+        == 563
+    )

@@ -121,7 +121,7 @@ def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Row
     """Return the lengths of the rows: of the rows themselves where they and the tokenizer are here, else statistics.
 
     Raises:
-        DataError: neither the rows nor statistics of them are here.
+        DataError: neither the rows nor statistics of them are here, or no row is as short as --max_length.
     """
     specs = parse_specs(args.data.dataset)
     val_specs = parse_specs(args.data.val_dataset)
@@ -136,6 +136,13 @@ def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Row
         source = "the tokenised rows"
         return Rows(data.train.lengths, val, float(data.train.num_labels.sum()) / tokens, source, True)
     lengths = np.concatenate([_statistics(spec, max_length, args) for spec in specs])
+    if not len(lengths):
+        shortest = min(int(named.lengths[2]) for spec in specs if (named := _named(spec)) and named.lengths)
+        raise DataError(
+            f"no row of {', '.join(spec.text for spec in specs)} is as short as --max_length {max_length}: the "
+            f"shortest has {shortest} tokens",
+            "type --max_length 2048, or --truncation_strategy truncation_left",
+        )
     if args.data.val_dataset:
         return Rows(lengths, np.concatenate([_statistics(s, max_length, args) for s in val_specs]),
                     LABEL_SHARE, _statistics_source(specs), False)  # fmt: skip

@@ -11,6 +11,7 @@ Shapes: T tokens of a micro-batch, its samples one after another without padding
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -135,17 +136,15 @@ def cut(samples: Sequence[int], lengths: np.ndarray, token_budget: int) -> list[
     Best fit, longest sample first. A sample longer than the budget is alone; a budget of 0 puts each alone.
     """
     bins: list[list[int]] = []
-    rooms: list[int] = []
+    rooms: list[tuple[int, int]] = []  # what is free in each, and its number; in order
     for sample in sorted(samples, key=lambda s: (-int(lengths[s]), s)):
         length = int(lengths[sample])
-        fitting = [(room, number) for number, room in enumerate(rooms) if room >= length]
-        if fitting:
-            number = min(fitting)[1]
-            bins[number].append(sample)
-            rooms[number] -= length
-        else:
-            bins.append([sample])
-            rooms.append(token_budget - length)
+        at = bisect_left(rooms, (length, 0))
+        room, number = rooms.pop(at) if at < len(rooms) else (token_budget, len(bins))
+        if number == len(bins):
+            bins.append([])
+        bins[number].append(sample)
+        insort(rooms, (room - length, number))
     return sorted(bins, key=lambda b: -sum(int(lengths[s]) for s in b))
 
 

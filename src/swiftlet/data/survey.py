@@ -12,6 +12,7 @@ NEAR = 0.99  # a search ends at this share of what is possible
 MOST_STEPS = 256  # that a search cuts
 LEAST_LENGTH = 2
 SAMPLED_STEPS = 128
+MOST_ROWS = 2**23  # of all epochs, that a search looks at: beyond, epochs hold nothing new
 
 
 class Largest(NamedTuple):
@@ -81,11 +82,14 @@ def _normal_quantile(p: np.ndarray) -> np.ndarray:
 def largest_micro_batch(lengths: np.ndarray, schedule: Schedule) -> Largest:
     """Return the largest micro-batch over all ranks and steps of a run.
 
-    Steps are looked at by what they could hold at most, and only the first `MOST_STEPS` of them are really cut.
+    Steps are looked at by what they could hold at most, and only the first `MOST_STEPS` of them are really cut; first
+    of all one with the longest sample, which alone may make the largest micro-batch.
     """
     bounds: list[np.ndarray] = []
+    longests: list[np.ndarray] = []
     sizes = np.asarray(lengths, np.int64)
-    for epoch in range(-(-schedule.num_steps // schedule.steps_per_epoch)):
+    num_epochs = -(-schedule.num_steps // schedule.steps_per_epoch)
+    for epoch in range(min(num_epochs, max(1, MOST_ROWS // max(1, len(sizes))))):
         order = sizes[epoch_order(len(sizes), schedule.seed, epoch)]
         starts = np.minimum(np.arange(schedule.steps_per_epoch) * schedule.step_size, len(order) - 1)
         totals = np.add.reduceat(order, starts)
@@ -95,9 +99,10 @@ def largest_micro_batch(lengths: np.ndarray, schedule: Schedule) -> Largest:
         )  # the longest first, each to the rank with the fewest: nobody is far above the mean
         fair = totals / ranks + longest * (1 - 1 / ranks)
         bounds.append(np.minimum(fair, np.maximum(longest, schedule.token_budget)))
-    bound = np.concatenate(bounds)[: schedule.num_steps]
+        longests.append(longest)
+    bound, longest = (np.concatenate(parts)[: schedule.num_steps] for parts in (bounds, longests))
     best = Largest([], 0, 0)
-    for step in np.argsort(-bound, kind="stable")[:MOST_STEPS]:
+    for step in (longest.argmax(), *np.argsort(-bound, kind="stable")[:MOST_STEPS]):
         if best.num_tokens >= NEAR * bound[step]:
             break
         rows = schedule.rows(len(sizes), int(step))

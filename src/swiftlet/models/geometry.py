@@ -6,6 +6,7 @@ Shapes: V vocabulary, H hidden, I intermediate, D of one head.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 
@@ -84,6 +85,7 @@ class Geometry(NamedTuple):
             + self.hidden * self.has_shared_gate
         )
 
+    @lru_cache(maxsize=8)  # noqa: B019 - a tuple of numbers: a plan asks for the same ones thousands of times
     def _count(self, experts: int | None) -> int:
         norm = self.hidden * (2 if self.has_norm_bias else 1)
         mlps = sum(self.mlp_parameters(layer, experts=experts) for layer in range(self.layers))

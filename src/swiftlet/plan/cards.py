@@ -13,6 +13,7 @@ from swiftlet.errors import UsageError, suggest
 
 TABLE = Path(__file__).parent / "data" / "cards.json"
 COUNT = re.compile(r"(\d+)[xX*](.+)")
+NAME = re.compile(r"[A-Za-z0-9 _.()+-]+")  # what a user may write of a device
 HOST = "CPU"
 
 
@@ -82,7 +83,7 @@ def parse_devices(text: str) -> tuple[int | None, Card]:
     """
     match = COUNT.fullmatch(text.strip())
     number, name = (int(match[1]), match[2]) if match else (None, text.strip())
-    card = find_card(name)
+    card = find_card(name) if NAME.fullmatch(name) else None
     if card is None or number == 0:
         reason = "at least one device" if card else suggest(name, read_cards())
         raise UsageError(f"--device {text}: no such device in the table", f"{reason}, such as 8x910B3")
