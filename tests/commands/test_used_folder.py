@@ -90,3 +90,16 @@ def test_auto_passes_over_checkpoints_of_another_run(fine_tune, capfd):
         fine_tune(add_output_dir_suffix=True, learning_rate=1e-4, resume_from_checkpoint="auto")
     options = {"learning_rate": 1e-4, "resume_from_checkpoint": "auto", "resume_override": True}
     assert fine_tune(add_output_dir_suffix=True, **options).last_checkpoint == newer.last_checkpoint
+
+
+@pytest.mark.parametrize(("name", "value"), [("lora_rank", 4), ("sft_type", "full"), ("lora_dropout_p", 0.5)])
+@pytest.mark.parametrize("is_override", [False, True])
+def test_what_the_weights_follow_from_is_never_overridden(fine_tune, name, value, is_override):
+    folder = Path(fine_tune(max_steps=1).output_dir)
+    before = (folder / "sft_args.json").read_bytes()
+    options = {"resume_from_checkpoint": "auto", "resume_override": is_override, name: value}
+    with pytest.raises(CheckpointError, match=f"belongs to another run:\n(.*\n)*  {name}: ") as caught:
+        fine_tune(max_steps=1, **options)
+    assert f"the weights of a checkpoint fix {name}" in caught.value.hint
+    assert "--resume_override" not in caught.value.hint
+    assert (folder / "sft_args.json").read_bytes() == before, "the run refused has written nothing"

@@ -188,3 +188,17 @@ def test_f36_the_order_of_rows_does_not_depend_on_the_number_of_workers(runs, go
     assert runs.hashes(NUM_STEPS)["trainer_state.json"] == golden.hashes(NUM_STEPS)["trainer_state.json"]
     name = "adapter_model.safetensors"
     assert runs.hashes(NUM_STEPS)[name] == golden.hashes(NUM_STEPS)[name]
+
+
+def test_a_run_that_starts_again_by_itself_leaves_an_earlier_one_in_its_folder_alone(runs, stopped_at_8):
+    shutil.copytree(stopped_at_8, runs.output)
+    own = {"learning_rate": 2e-3}
+    done = runs.launch(fault="opt:step=3:restart=0=kill9", max_restarts=1, **own).wait()
+    assert done.code == 0, done.text
+    assert "it starts again from its last valid checkpoint" in done.text
+    assert done.text.count("holds an earlier run, which is now in former-run-") == 1
+    (former,) = runs.output.glob("former-run-*")
+    assert {path.name for path in former.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
+    whole = runs.another("whole")
+    assert whole.run(**own).code == 0
+    assert runs.hashes(NUM_STEPS) == whole.hashes(NUM_STEPS)

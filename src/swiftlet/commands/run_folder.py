@@ -45,6 +45,11 @@ NOT_SHAPING = frozenset(
     "micro_batch_tokens gradient_checkpointing dataloader_num_workers predict_with_generate "
     "early_stopping_patience".split()
 )
+# Of these, what the weights in a checkpoint follow from.
+OF_THE_WEIGHTS = frozenset(
+    "sft_type lora_rank lora_alpha lora_dropout_p lora_bias_trainable lora_target_modules lora_modules_to_save "
+    "use_dora use_rslora init_lora_weights".split()
+)
 # What shows that a folder holds a run, and what else belongs to it.
 OF_A_RUN = (f"{PREFIX}*", LOGGING_FILE, ARGS_FILE)
 BESIDE_IT = (EVENTS, IMAGES)

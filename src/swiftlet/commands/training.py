@@ -19,7 +19,7 @@ from swiftlet.commands.engine_setup import Trainer, build_engine
 from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.merge_proof import BASE_FILE
 from swiftlet.commands.model_setup import build_model, is_sharded
-from swiftlet.commands.run_folder import ARGS_FILE, args_text, shaping_settings, write_args
+from swiftlet.commands.run_folder import ARGS_FILE, OF_THE_WEIGHTS, args_text, shaping_settings, write_args
 from swiftlet.commands.sft import Outcome, Ready
 from swiftlet.commands.side_files import base_file, side_files
 from swiftlet.commands.steering import Steered, steer
@@ -93,9 +93,9 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
         args,
         {"model_dir": str(ready.source.folder), "base_hash": base, "model": ready.source.name},
     )
+    state, identity = _state(args, ready, world, base)
     if world.is_main:
         write_args(ready.folder, text())
-    state, identity = _state(args, ready, world, base)
     steered = steer(args, ready, device, world, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     args = steered.args
     heartbeat.beat("load")
@@ -133,7 +133,7 @@ def _state(args: Any, ready: Ready, world: World, base: str) -> tuple[TrainState
     if ready.checkpoint is None:
         log.info(f"{total} steps of {batch} samples, {steps_per_epoch} an epoch")
         return TrainState(total, batch, steps_per_epoch, seed=train_args.seed), identity
-    check_identity(ready.checkpoint, identity, is_override=args.output.resume_override)
+    check_identity(ready.checkpoint, identity, is_override=args.output.resume_override, fixed=OF_THE_WEIGHTS)
     state = ready.checkpoint.read_state()
     if args.output.resume_override:
         state.num_steps = total

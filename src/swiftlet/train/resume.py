@@ -7,7 +7,7 @@ launcher asks too, before any process of the run exists.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,21 +153,30 @@ def choose_checkpoint(
     return found
 
 
-def check_identity(checkpoint: Checkpoint, identity: Identity, *, is_override: bool) -> None:
+def check_identity(
+    checkpoint: Checkpoint, identity: Identity, *, is_override: bool, fixed: Collection[str] = ()
+) -> None:
     """Check that a checkpoint belongs to this run.
 
+    Args:
+        fixed: settings that no override changes, because the weights in the checkpoint follow from them.
+
     Raises:
-        CheckpointError: dataset, base model or settings differ and no override was asked for.
+        CheckpointError: dataset, base model or settings differ and no override was asked for, or none is possible.
     """
     differences = checkpoint.manifest.identity.differences(identity)
     if not differences:
         return
     lines = "\n".join(f"  {line}" for line in differences)
-    if not is_override:
-        raise CheckpointError(
-            f"{checkpoint.path} belongs to another run:\n{lines}",
-            "repeat the first command with --resume_from_checkpoint, or add --resume_override true",
-        )
+    kept = [name for line in differences if (name := line.partition(":")[0]) in fixed]
+    if kept or not is_override:
+        hint = "repeat the first command with --resume_from_checkpoint, or add --resume_override true"
+        if kept:
+            hint = (
+                f"the weights of a checkpoint fix {', '.join(kept)}: give the first values, or start a new run without "
+                "--resume_from_checkpoint"
+            )
+        raise CheckpointError(f"{checkpoint.path} belongs to another run:\n{lines}", hint)
     log.warning(f"continuing {checkpoint.path} although these differ:\n{lines}")
 
 
