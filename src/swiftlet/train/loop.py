@@ -6,7 +6,6 @@ same step. A run that stops early, for whatever reason, leaves a checkpoint of t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,7 +19,7 @@ from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.evaluate import Goal, Scores
-from swiftlet.train.nonfinite import NameRows, check_weights, explain, is_finite
+from swiftlet.train.nonfinite import NameRows, check_score, check_weights, explain, is_finite
 from swiftlet.train.objective import Gradient, LanguageModel, compute_gradient, seed_step
 from swiftlet.train.preflight import MemoryPlan, preflight
 from swiftlet.train.signals import Interrupted, StopRequest
@@ -208,11 +207,8 @@ def evaluate(run: Run, state: TrainState) -> None:
     heartbeat.beat("eval", state.global_step)
     scores = run.evaluate()
     run.goal.note(state, scores)
-    value = scores[run.goal.metric]
-    if run.world.is_main and not math.isfinite(value):
-        log.warning(
-            f"{run.goal.metric} of step {state.global_step} is {value}: this step is never the best checkpoint"
-        )
+    if run.world.is_main:
+        check_score(run.goal.metric, scores[run.goal.metric], state.global_step)
     run.report.evaluation(state, scores)
     run.report.resume_clock()
 
@@ -228,12 +224,7 @@ def catch_up(run: Run, state: TrainState) -> None:
 
 
 def save(run: Run, state: TrainState, *, is_final: bool = False) -> bool:
-    """Save, as the best checkpoint where this step was evaluated and is; return whether there is a checkpoint.
-
-    Raises:
-        NonFiniteError: the weights are not finite: a resumed run could not go on from them.
-        SaveError: the checkpoint could not be written, and that is fatal.
-    """
+    """Save, as the best checkpoint where this step was evaluated and is; return whether there is a checkpoint."""
     if run.saver is None:
         return False
     heartbeat.beat("save", state.global_step)

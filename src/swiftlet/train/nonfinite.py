@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from swiftlet import log
 from swiftlet.data.loader import LoadedStep
 from swiftlet.errors import NonFiniteError
 from swiftlet.parallel.engine import Engine
@@ -70,6 +71,12 @@ def explain(
     where = "; ".join(_place(entry) + f": parameter {entry['parameter']}" for entry in found)
     where = where or f"parameter {parameter}, rows {', '.join(name_rows(loaded.step.samples)[:MOST_ROWS])}"
     return NonFiniteError(f"the gradient of step {step} is not finite; nothing was updated. {where}", HINT)
+
+
+def check_score(metric: str, value: float, step: int) -> None:
+    """Warn of an evaluation that is not finite."""
+    if not math.isfinite(value):
+        log.warning(f"{metric} of step {step} is {value}: this step is never the best checkpoint")
 
 
 def check_weights(model: LanguageModel, world: World, step: int) -> None:
