@@ -118,7 +118,7 @@ def test_no_arguments_at_all_names_everything_that_is_missing():
 
 
 def test_mistakes_in_flags_and_in_devices_come_together_without_torch():
-    words = ("sft", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh", "--learning_rate", "-1")
+    words = "sft --model_type tiny-math-chat --dataset demo-math-zh --device cpu --learning_rate -1".split()
     code, _, errors, modules = swift(*words, ASCEND_RT_VISIBLE_DEVICES="0,0", NNODES="x")
     assert code == 2
     assert [line for line in errors.splitlines() if line.startswith("error: ")] == [
