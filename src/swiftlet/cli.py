@@ -110,13 +110,17 @@ def show_error(error: SwiftletError) -> str:
 def _explained(error: Exception) -> str:
     """Return what the software of a device says in an error, in people's words, where it is known."""
     from swiftlet.doctor.failure import explain_failure
+    from swiftlet.log import redact
 
     text = explain_failure({0: "".join(traceback.format_exception(error))}, os.environ)
-    return f"{text}\n" if text else ""
+    return f"{redact(text)}\n" if text else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; every mistake becomes a message and an exit code."""
+    from swiftlet.log import print_traceback
+
+    sys.excepthook = print_traceback
     try:
         return run_command(sys.argv[1:] if argv is None else argv)
     except SwiftletError as error:
@@ -137,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         if heartbeat.is_watched():
             raise  # its last words are the watchdog's to explain
-        traceback.print_exception(error)
+        print_traceback(type(error), error, error.__traceback__)
         print(_explained(error), end="", file=sys.stderr)
         return 1
 

@@ -41,28 +41,26 @@ def redact(text: str) -> str:
     for name, value in os.environ.items():
         if not is_secret_name(name) or os.path.exists(value):
             continue
-        for spelling in {
-            value,
-            json.dumps(value)[1:-1],
-            json.dumps(value, ensure_ascii=False)[1:-1],
-            repr(value)[1:-1],
-        }:
+        is_like_a_key = re.search(r"[0-9]", value) and re.search(r"[A-Za-z]", value)
+        for spelling in _spellings(value):
             if len(value) >= LONG:
                 text = text.replace(spelling, MASK)
-            elif len(value) >= SHORT and re.search(r"[0-9]", value) and re.search(r"[A-Za-z]", value):
+            elif len(value) >= SHORT and is_like_a_key:
                 text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(spelling)}(?![A-Za-z0-9])", MASK, text)
     return _SECRET_TEXT.sub(MASK, text)
 
 
+def _spellings(value: str) -> set[str]:
+    texts = repr(value), json.dumps(value), json.dumps(value, ensure_ascii=False)
+    return {value, *(text[1:-1] for text in texts)}
+
+
 def redacted(value: Any) -> Any:
-    """Return a JSON value without the secrets in its texts; the values of secret names are masked whole."""
+    """Return a JSON value whose texts hold no secrets; before it is written, as JSON escapes what they look like."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
-        return {
-            name: MASK if inner and is_secret_name(str(name)) else redacted(inner)
-            for name, inner in value.items()
-        }
+        return {name: redacted(inner) for name, inner in value.items()}
     return [redacted(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -160,9 +160,12 @@ def test_an_alias_that_is_contradicted(words, tmp_path, capsys):
 
 def test_secrets_in_a_message_are_hidden(capsys, monkeypatch):
     monkeypatch.setenv("MY_API_TOKEN", "abcdefgh12345678")
-    cli.main(["sft", "--model_type", "abcdefgh12345678", "--hub_token=hf_abcdefghijkl", "Bearer abc"])
+    cli.main(
+        ["sft", "--model_type", "abcdefgh12345678", f"--hub_token=hf_{'abcdef' * 5}", f"Bearer {'abc1' * 5}"]
+    )
     shown = capsys.readouterr().err
     assert "abcdefgh12345678" not in shown
+    assert "abcdefabcdef" not in shown
     assert "Bearer abc" not in shown
 
 

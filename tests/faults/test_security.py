@@ -168,13 +168,22 @@ def test_s07_the_name_of_a_folder_is_only_a_name(runs, canary, name):
 
 
 def test_s08_secrets_are_nowhere_in_what_a_run_writes(runs):
-    secrets = ["hf_" + "Abc123" * 5, "sk-" + "q7w8e9r0" * 4, "swordfish-of-the-proxy"]
+    secrets = [
+        "hf_" + "Abc123" * 5,
+        "sk-" + "q7w8e9r0" * 4,
+        "swordfish-of-the-proxy",
+        'w"\\1-quoted',
+        "w7hunt",
+    ]
     variables = {
         "HF_TOKEN": secrets[0],
         "MY_API_KEY": secrets[1],
         "https_proxy": f"http://user:{secrets[2]}@proxy:1",
+        "MY_SECRET": secrets[3],
+        "DB_PASSWORD": secrets[4],
     }
-    run = runs.start(variables=variables, fault="opt:step=10=exc", report_to="tensorboard")
+    system = " ".join(secrets[i] for i in (0, 3, 4))
+    run = runs.start(variables=variables, fault="opt:step=10=exc", report_to="tensorboard", system=system)
     done = run.wait()
     assert done.code == 1, done.text
     more = runs.run(model_id_or_path=f"/nowhere/{secrets[0]}")
@@ -183,7 +192,8 @@ def test_s08_secrets_are_nowhere_in_what_a_run_writes(runs):
     for path in runs.folder.rglob("*"):
         if path.is_file():
             text += path.read_bytes().decode("utf-8", "replace")
-    assert [secret for secret in secrets if secret in text] == []
+    spellings = [*secrets, json.dumps(secrets[3])[1:-1]]
+    assert [secret for secret in spellings if secret in text] == []
 
 
 def test_s10_code_that_others_can_change_is_not_run(runs, canary, model):

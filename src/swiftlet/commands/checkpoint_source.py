@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from swiftlet import log
 from swiftlet.commands.merge_proof import check_weights
 from swiftlet.commands.model_source import Source, find_source
-from swiftlet.commands.run_folder import ARGS_FILE, read_args
+from swiftlet.commands.run_folder import ARGS_FILE, HIDDEN, read_args
 from swiftlet.config.fields import flags_of, with_values
 from swiftlet.config.parse import parse_mapping
-from swiftlet.errors import CheckpointError, SwiftletError, raise_all
+from swiftlet.errors import CheckpointError, SwiftletError, describe, raise_all
 from swiftlet.models.safety import read_json
 from swiftlet.train.manifest import NAME as MANIFEST
 from swiftlet.train.manifest import OPTIMIZER_FILES, STATE_FILE, find_damage, read_manifest
@@ -120,7 +120,8 @@ def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], 
     """Return the arguments with what the checkpoint says where the user says nothing; each value is shown.
 
     Raises:
-        CheckpointError: the data is asked for and the checkpoint does not name it, or a value is of the wrong kind.
+        CheckpointError: the data is asked for and the checkpoint does not name it, or a value is of the wrong kind or
+            held a secret.
     """
     if with_data and not (found.get("dataset") or found.get("val_dataset")):
         raise CheckpointError(
@@ -135,6 +136,12 @@ def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], 
         for name in names
         if name in flags and name not in given and found.get(name) is not None
     }
+    hidden = found.get(HIDDEN)
+    for name in [name for name in recorded if isinstance(hidden, list) and name in hidden]:
+        raise CheckpointError(
+            f"--{name} held a secret, so the checkpoint has no more of it than {describe(found[name])}",
+            f"type --{name} as it was given to swift sft",
+        )
     parsed = parse_mapping(command, recorded)
     try:
         raise_all(parsed.mistakes)

@@ -18,7 +18,7 @@ from typing import Any
 from swiftlet import __version__, log
 from swiftlet.config.fields import to_flat
 from swiftlet.errors import CheckpointError, UsageError
-from swiftlet.log import MASK, is_secret_name, redact
+from swiftlet.log import MASK, is_secret_name, redacted
 from swiftlet.train.lock import locked
 from swiftlet.train.manifest import PREFIX
 from swiftlet.train.report import EVENTS, IMAGES
@@ -31,6 +31,7 @@ RESUMED = "SWIFTLET_RESUMED_CHECKPOINT"
 DATA_HASH = "SWIFTLET_DATA_HASH"
 BASE_HASH = "SWIFTLET_BASE_HASH"
 ARGS_FILE = "sft_args.json"
+HIDDEN = "hidden"  # in it: the arguments that held a secret
 NUMBERED = re.compile(r"v(\d+)-\d{8}-\d{6}")
 # What says where and how often a run was started, not what it computes: left out of a checkpoint, whose bytes are
 # the same however the run was interrupted.
@@ -129,12 +130,16 @@ def shaping_settings(args: Any) -> dict[str, Any]:
 
 
 def args_text(args: Any, extra: Mapping[str, Any], *, of_checkpoint: bool = False) -> str:
-    """Return the arguments and further facts of a run as JSON, without secrets."""
+    """Return the arguments and further facts of a run as JSON, without secrets; `hidden` names what held one."""
     flat = {"swiftlet_version": __version__, **to_flat(args), **extra}
     if of_checkpoint:
         flat = {name: value for name, value in flat.items() if name not in OF_THIS_START}
-    shown = {name: MASK if value and is_secret_name(name) else value for name, value in flat.items()}
-    return redact(json.dumps(shown, ensure_ascii=False, indent=2)) + "\n"
+    shown = {
+        name: MASK if value and is_secret_name(name) else redacted(value) for name, value in flat.items()
+    }
+    if hidden := [name for name, value in shown.items() if value != flat[name]]:
+        shown[HIDDEN] = hidden
+    return json.dumps(shown, ensure_ascii=False, indent=2) + "\n"
 
 
 def write_args(folder: Path, text: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftlet.faults import fault
+from swiftlet.log import redacted
 
 NAME = "MANIFEST.json"
 DRAFT = ".tmp-"
@@ -40,13 +41,28 @@ class Identity:
 
     def differences(self, other: Identity) -> list[str]:
         """Return one line for each thing in which `other` differs from this one."""
-        mine = {"dataset": self.data_hash, "base model": self.base_model, **self.settings}
+        mine: dict[str, Any] = {"dataset": self.data_hash, "base model": self.base_model, **self.settings}
         theirs = {"dataset": other.data_hash, "base model": other.base_model, **other.settings}
         return [
             f"{name}: {mine.get(name)!r} in the checkpoint, {theirs.get(name)!r} now"
             for name in sorted(mine.keys() | theirs.keys())
-            if json.dumps(mine.get(name), sort_keys=True) != json.dumps(theirs.get(name), sort_keys=True)
+            if not _is_same(mine.get(name), theirs.get(name))
         ]
+
+
+def concealed(value: Any) -> Any:
+    """Return a setting as a manifest keeps it: a hash stands for one with a secret, so that it can be compared."""
+    if redacted(value) == value:
+        return value
+    return _hash_of(value)
+
+
+def _hash_of(value: Any) -> str:
+    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _is_same(mine: Any, theirs: Any) -> bool:
+    return _hash_of(mine) == _hash_of(theirs) or _hash_of(mine) == theirs or mine == _hash_of(theirs)
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,7 @@ class Manifest:
             "world_size": self.world_size,
             "data_hash": self.identity.data_hash,
             "base_model": self.identity.base_model,
-            "settings": self.identity.settings,
+            "settings": {name: concealed(value) for name, value in self.identity.settings.items()},
             "version": self.version,
             "files": self.files,
         }
