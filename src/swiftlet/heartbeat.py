@@ -2,7 +2,8 @@
 
 Off and free unless `SWIFTLET_HEARTBEAT_DIR` is set, which the launcher does. A rank writes where it is (phase and
 step) to `rank-N.json`, its last words to `rank-N.end.json`, and on SIGUSR1 the stacks of its threads to
-`rank-N.stacks` (by a C handler, so a rank that holds the interpreter lock answers too).
+`rank-N.stacks` (by a C handler, so a rank that holds the interpreter lock answers too). Times are of the machine's
+monotonic clock, which all its processes share: setting the date does not make a rank look silent.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def beat(phase: str, step: int = 0) -> None:
     folder = _folder()
     if folder is None:
         return
-    here = Beat(_rank(), os.getpid(), phase, step, time.time())
+    here = Beat(_rank(), os.getpid(), phase, step, time.monotonic())
     _write(folder / f"rank-{here.rank}.json", here._asdict())
 
 
@@ -77,7 +78,7 @@ def tick() -> None:
     if folder is None:
         return
     for here in read_beats(folder):
-        if here.rank == _rank() and time.time() - here.time_s > TICK_S:
+        if here.rank == _rank() and time.monotonic() - here.time_s > TICK_S:
             beat(here.phase, here.step)
 
 
@@ -85,7 +86,7 @@ def end(exit_code: int, message: str = "") -> None:
     """Leave the last words of this rank."""
     folder = _folder()
     if folder is not None:
-        write_end(folder, End(_rank(), exit_code, message, time.time()))
+        write_end(folder, End(_rank(), exit_code, message, time.monotonic()))
 
 
 def write_end(folder: Path, words: End) -> None:

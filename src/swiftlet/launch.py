@@ -21,7 +21,7 @@ from swiftlet import preflight
 from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED
 from swiftlet.commands.run_folder import VARIABLE as FOLDER
 from swiftlet.config.fields import to_flat
-from swiftlet.config.parse import Parsed, parse
+from swiftlet.config.parse import Parsed, parse, without_flag
 from swiftlet.device.interfaces import check_interfaces, interface_variables
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.faults import RESTARTS
@@ -150,10 +150,7 @@ def _again(words: list[str], folder: str | None) -> list[str]:
     os.environ[FOLDER] = folder
     if not list_checkpoints(Path(folder)):
         return words
-    if RESUME in words:
-        at = words.index(RESUME)
-        words = [*words[:at], *words[at + 2 :]]
-    return [*words, RESUME, folder]
+    return [*without_flag(words, RESUME.removeprefix("--")), RESUME, folder]
 
 
 def _run_watched(command: list[str], shape: Shape, told: Mapping[str, str], settings: Any) -> int:

@@ -110,17 +110,17 @@ def watch(
         number: signal.signal(number, _passing(folder, process, asked, len(ranks)))
         for number in (signal.SIGTERM, signal.SIGINT)
     }
-    pace, started_s = Pace(hang_timeout_s), time.time()
+    pace, started_s = Pace(hang_timeout_s), time.monotonic()
     texts: dict[int, str] = {}
     try:
         while process.poll() is None:
             time.sleep(POLL_S)
             beats = with_missing(heartbeat.read_beats(folder), ranks, started_s)
             is_new = pace.see(beats)
-            hang = find_hang(beats, pace, time.time())
+            hang = find_hang(beats, pace, time.monotonic())
             if hang is not None:
                 texts = stacks(folder, beats)
-                hang = blame(hang, beats, texts, time.time())
+                hang = blame(hang, beats, texts, time.monotonic())
                 warning(report_hang(hang, beats, texts, num_nodes=num_nodes))
                 end_group(process, folder)
                 return heartbeat.FAILED

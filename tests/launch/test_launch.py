@@ -60,11 +60,23 @@ def test_numbers_that_do_not_fit_are_named(environ, message):
     assert message in [one.message for one in mistakes]
 
 
-def test_a_run_that_starts_again_stays_in_its_folder(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ["--resume_from_checkpoint", "auto"],
+        ["--resume_from_checkpoint=auto"],
+        ["--resume-from-checkpoint", "auto"],
+        ["--resume", "auto"],
+        ["--resume=auto", "--resume_from_checkpoint", "auto"],
+    ],
+)
+def test_a_run_that_starts_again_stays_in_its_folder(tmp_path, monkeypatch, asked):
     monkeypatch.setenv(VARIABLE, "set back at the end of this test")
-    words = ["--resume_from_checkpoint", "auto", "--seed", "1"]
+    words = [*asked, "--seed", "1"]
     assert launch._again(words, None) == words
     assert launch._again(words, str(tmp_path)) == words, "nothing is saved yet"
     assert launch.os.environ[VARIABLE] == str(tmp_path)
     (tmp_path / "checkpoint-4").mkdir()
     assert launch._again(words, str(tmp_path)) == ["--seed", "1", "--resume_from_checkpoint", str(tmp_path)]
+    words = ["--dataset", "a", "b", *asked]
+    assert launch._again(words, str(tmp_path))[:3] == ["--dataset", "a", "b"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -86,6 +87,16 @@ def said(monkeypatch):
 
 def test_a_run_that_ends_well(tmp_path, said):
     assert run(tmp_path, "well")[0] == 0
+    assert said == []
+
+
+def test_a_clock_that_is_set_ahead_makes_no_rank_look_silent(tmp_path, said, monkeypatch):
+    monkeypatch.setattr(time, "time", itertools.count(time.time(), 7200).__next__)
+    assert run(tmp_path, "well", 60)[0] == 0
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path))
+    heartbeat.beat("tokenise")
+    (beat,) = [beat for beat in heartbeat.read_beats(tmp_path) if beat.rank == 0]
+    assert abs(beat.time_s - time.monotonic()) < 60, "the clock of the watchdog"
     assert said == []
 
 

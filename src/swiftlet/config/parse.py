@@ -88,6 +88,22 @@ def _pairs(
     return pairs
 
 
+def without_flag(argv: Sequence[str], name: str) -> list[str]:
+    """Return the words of a command line without a flag of one value, in whatever spelling it was given."""
+    kept: list[str] = []
+    is_value = False
+    for word in argv:
+        if _is_flag(word):
+            typed, equals, _ = word[2:].partition("=")
+            is_dropped = canonical(typed) == name
+            is_value = is_dropped and not equals
+        else:
+            is_dropped, is_value = is_value, False
+        if not is_dropped:
+            kept.append(word)
+    return kept
+
+
 def _takes_many(flag: Flag | None) -> bool:
     return flag is None or flag.is_list or flag.kind is dict
 
