@@ -284,3 +284,10 @@ def test_mistakes_are_named(fine_tune, tmp_path):
     with pytest.raises(DataError, match="bad.jsonl:2"):
         fine_tune(dataset=str(bad))
     assert json.loads((tmp_path / "run" / "bad_rows.jsonl").read_text("utf-8"))["line"] == 2
+
+
+def test_an_empty_cache_variable_is_as_if_it_were_not_set():
+    from swiftlet.commands.model_source import cache_folder
+
+    assert cache_folder({"XDG_CACHE_HOME": ""}) == cache_folder({}) == Path("~/.cache/swiftlet").expanduser()
+    assert cache_folder({"XDG_CACHE_HOME": "/x", "SWIFTLET_CACHE": ""}) == Path("/x/swiftlet")

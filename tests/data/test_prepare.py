@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,9 +26,11 @@ from swiftlet.data import fill as fill_module
 from swiftlet.data.cachekey import ALWAYS_READ_BYTES, MEMORY, hash_files
 from swiftlet.data.encode import CHUNK_ROWS
 from swiftlet.data.prepare import prepare, read_split
+from swiftlet.data.report import DataReport, DatasetCount
 from swiftlet.data.rows import IGNORE_INDEX
 from swiftlet.data.split import hold_out, num_held_out
-from swiftlet.errors import DataError
+from swiftlet.errors import DataError, UsageError
+from swiftlet.faults import damage
 
 
 @pytest.fixture(scope="module")
@@ -302,6 +305,76 @@ def test_a_damaged_store_is_made_again(kitchen, lines):
     assert any("is damaged and is made again" in line for line in lines)
 
 
+@pytest.mark.parametrize("how", ["bitflip", "truncate", "empty", "missing", "list"])
+@pytest.mark.parametrize(
+    "file", ["store.json", "rows.bin", "val.index.bin", "train.lengths.bin", "files.json"]
+)
+def test_a_damaged_file_of_a_store_makes_it_again(kitchen, lines, file, how):
+    path = kitchen.write([row(number) for number in range(20)])
+    expected = samples(kitchen(path).train)
+    (name,) = kitchen.stores()
+    spoil(kitchen.folder / "cache" / name / file, how)
+    made = kitchen(path)
+    assert samples(made.train) == expected
+    assert any("is damaged and is made again" in line for line in lines)
+    assert samples(kitchen(path).train) == expected
+
+
+def spoil(path, how):
+    if how == "missing":
+        path.unlink()
+    elif how in ("empty", "list"):
+        path.write_text("" if how == "empty" else "[]")
+    else:
+        damage(path, how)
+
+
+def test_a_bit_flipped_in_the_tokens_is_noticed_and_mended_by_the_next_start(kitchen):
+    path = kitchen.write([row(number) for number in range(20)])
+    expected = samples(kitchen(path, dataset_test_ratio=0.0).train)
+    (name,) = kitchen.stores()
+    damage(kitchen.folder / "cache" / name / "tokens.bin", "bitflip")
+    with pytest.raises(DataError, match="start again: a damaged token cache is made again"):
+        samples(kitchen(path, dataset_test_ratio=0.0).train)
+    assert samples(kitchen(path, dataset_test_ratio=0.0).train) == expected
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 1}', '{"sha256": "0", "content": "{}"}'])
+def test_a_damaged_journal_begins_the_draft_anew(tmp_path, text):
+    report = DataReport([DatasetCount("d")])
+    draft_module.Draft(tmp_path / "a", report, 1).save()
+    (tmp_path / "a" / "journal.json").write_text(text)
+    assert draft_module.Draft(tmp_path / "a", report, 1).num_rows == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"PATH": 5}', '{"PATH": {"sha256": "x"}}'])
+def test_a_damaged_memory_of_files_is_forgotten(tmp_path, monkeypatch, text):
+    monkeypatch.setattr("swiftlet.data.cachekey.ALWAYS_READ_BYTES", 0)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("x")
+    expected = hash_files([path], tmp_path)
+    (tmp_path / MEMORY).write_text(text.replace("PATH", str(path)))
+    assert hash_files([path], tmp_path) == expected
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_what_to_type(kitchen):
+    path = kitchen.write([row(number) for number in range(20)])
+    (kitchen.folder / "cache").touch()
+    with pytest.raises(
+        UsageError, match="cache cannot be written: (File exists|Not a directory)\nhint: type SWIFTLET_CACHE="
+    ):
+        kitchen(path)
+    (kitchen.folder / "cache").unlink()
+    kitchen(path)
+    for store in kitchen.stores():
+        shutil.rmtree(kitchen.folder / "cache" / store)
+    for lock in (kitchen.folder / "cache").glob("*.lock"):
+        lock.unlink()
+        lock.mkdir()
+    with pytest.raises(UsageError, match="cache cannot be written: Is a directory"):
+        kitchen(path)
+
+
 def test_large_files_are_read_once_and_again_when_they_change(tmp_path, monkeypatch):
     path = tmp_path / "large.jsonl"
     path.write_bytes(b"x")
@@ -572,7 +645,7 @@ def test_a_full_disk_says_so_and_leaves_no_store(kitchen, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UsageError, match="cannot be written: No space left"):
         kitchen(path)
     assert all(name.endswith(".draft") for name in kitchen.stores())
 

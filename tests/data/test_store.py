@@ -3,8 +3,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from swiftlet.data.store import FILES, ROW, ROWS, TOKENS, Numbered, TokenStore, pack, write_split
+from swiftlet.data.store import (
+    FILES,
+    ROW,
+    ROWS,
+    SEAL,
+    TOKENS,
+    Numbered,
+    TokenStore,
+    pack,
+    tokens_hash,
+    write_split,
+)
 from swiftlet.errors import DataError
+from swiftlet.faults import damage
 
 
 def store_of(folder: Path, samples: list[list[int]]) -> TokenStore:
@@ -13,6 +25,7 @@ def store_of(folder: Path, samples: list[list[int]]) -> TokenStore:
     rows["length"] = [len(one) for one in ids]
     rows["offset"] = np.cumsum([0, *rows["length"][:-1]])
     rows["line"] = np.arange(len(ids)) + 1
+    rows["tokens"] = [np.frombuffer(tokens_hash(pack(one, one)), "<u8") for one in ids]
     rows.tofile(folder / ROWS)
     np.concatenate([pack(one, one) for one in ids]).tofile(folder / TOKENS)
     (folder / FILES).write_text('["a.jsonl"]', encoding="utf-8")
@@ -48,3 +61,12 @@ def test_a_file_that_was_cut_short_is_said(tmp_path):
     assert len(store[0].input_ids) == 3
     with pytest.raises(DataError, match=r"tokens\.bin has 4 entries and 5 were written.*\n.*start again"):
         store[1]
+
+
+def test_a_bit_flipped_in_the_tokens_is_said_where_it_is_read_and_unseals_the_store(tmp_path):
+    store = store_of(tmp_path, [[5, 6, 7], [8, 9]])
+    (tmp_path / SEAL).touch()
+    damage(tmp_path / TOKENS, "bitflip")
+    with pytest.raises(DataError, match=r"tokens\.bin is damaged: the tokens of a\.jsonl:.*\n.*start again"):
+        [store[number] for number in range(2)]
+    assert not (tmp_path / SEAL).exists()

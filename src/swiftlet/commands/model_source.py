@@ -40,7 +40,7 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
     told = environ.get(CACHE_VARIABLE)
     if told:
         return Path(told).expanduser()
-    return Path(environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "swiftlet"
+    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "swiftlet"
 
 
 def unknown_names(model: Any, data: Any, *, is_trained: bool = False) -> Iterator[SwiftletError]:

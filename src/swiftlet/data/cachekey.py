@@ -15,21 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from swiftlet.data.draft import write_json
+from swiftlet.data.draft import file_hash, write_json
 
 ALWAYS_READ_BYTES = 64 * 2**20
 SETTLED_S = 5.0
-MEMORY = "files.json"
-BLOCK_BYTES = 2**22
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+MEMORY, ENTRY = "files.json", {"mark", "sha256"}
 
 
 def hash_files(paths: Iterable[Path], cache_dir: Path) -> dict[str, str]:
@@ -54,10 +44,15 @@ def hash_files(paths: Iterable[Path], cache_dir: Path) -> dict[str, str]:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    """Return what is remembered of files; what is damaged is forgotten, and the files are read again."""
     if not path.exists():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {name: entry for name, entry in entries if isinstance(entry, dict) and entry.keys() == ENTRY}
 
 
 def code_hash() -> str:

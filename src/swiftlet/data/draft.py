@@ -7,6 +7,7 @@ folder becomes a store by one rename, once everything is in it; so a store is wh
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -19,9 +20,11 @@ import numpy as np
 
 from swiftlet.data.encode import EncodedChunk
 from swiftlet.data.report import DataReport
-from swiftlet.data.store import FILES, ROWS, TOKENS
+from swiftlet.data.store import FILES, ROWS, SEAL, TOKENS
+from swiftlet.errors import UsageError
 
-BAD_ROWS, JOURNAL, SEAL = "bad_rows.jsonl", "journal.json", "store.json"
+BAD_ROWS, JOURNAL = "bad_rows.jsonl", "journal.json"
+BLOCK_BYTES = 2**22
 SAVE_EVERY_S = 5.0
 GLANCE_S = 0.5
 
@@ -46,17 +49,14 @@ class Draft:
         self._saved_at = time.monotonic()
 
     def _load(self) -> dict[str, int]:
-        path = self.folder / JOURNAL
-        if not path.exists():
-            return {}
-        journal = json.loads(path.read_text(encoding="utf-8"))
-        sizes: dict[str, int] = journal["sizes"]
-        if not _are_there(self.folder, sizes):
+        journal = _read_checked(self.folder / JOURNAL)
+        if journal is None or not _are_there(self.folder, journal["sizes"]):
             return {}
         self.report = DataReport.from_dict(journal["report"])
         self.num_chunks, self.num_rows = journal["num_chunks"], journal["num_rows"]
         self.num_dataset_rows, self.num_tokens = journal["num_dataset_rows"], journal["num_tokens"]
         self.files = {name: number for number, name in enumerate(journal["files"])}
+        sizes: dict[str, int] = journal["sizes"]
         return sizes
 
     def append(self, chunk: EncodedChunk) -> None:
@@ -96,7 +96,7 @@ class Draft:
             "sizes": {name: output.tell() for name, output in self._outputs.items()},
             "report": self.report.to_dict(),
         }
-        write_json(self.folder / JOURNAL, journal)
+        _write_checked(self.folder / JOURNAL, journal)
         self._saved_at = time.monotonic()
 
     def close(self) -> None:
@@ -107,34 +107,89 @@ class Draft:
             output.close()
 
     def seal(self, target: Path, content: dict[str, Any]) -> None:
-        """Make the closed draft the store `target`, with the size of every file and `content` in its seal."""
-        sizes = {path.name: path.stat().st_size for path in self.folder.iterdir()}
-        write_json(self.folder / SEAL, {**content, "sizes": sizes})
+        """Make the closed draft the store `target`, flushed to the disk, with all files and `content` in its seal."""
+        paths = list(self.folder.iterdir())
+        marks = {path.name: _mark(path) for path in paths}
+        _write_checked(self.folder / SEAL, {**content, "files": marks})
+        for path in (*paths, self.folder):
+            _sync(path)
         self.folder.rename(target)
+        _sync(target.parent)
 
 
 def read_seal(folder: Path) -> dict[str, Any] | None:
-    """Return what the seal of a whole store says; None where there is none or a file has another size."""
-    path = folder / SEAL
-    if not path.exists():
+    """Return what the seal of a whole store says; None where there is none, or it or a file is damaged."""
+    content = _read_checked(folder / SEAL)
+    if content is None or not _are_there(
+        folder, {name: size for name, (size, _) in content["files"].items()}
+    ):
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content if _are_there(folder, content["sizes"], is_exact=True) else None
+    is_whole = all(_mark(folder / name) == mark for name, mark in content["files"].items())
+    return content if is_whole else None
 
 
-def _are_there(folder: Path, sizes: dict[str, int], *, is_exact: bool = False) -> bool:
-    for name, size in sizes.items():
-        found = (folder / name).stat().st_size if (folder / name).exists() else -1
-        if found < size or (is_exact and found > size):
-            return False
-    return True
+def _mark(path: Path) -> list[int | str]:
+    """Return the size and hash of a file; the tokens are large, and have hashes of their own, row by row."""
+    return [path.stat().st_size, "" if path.name == TOKENS else file_hash(path)]
+
+
+def _are_there(folder: Path, sizes: dict[str, int]) -> bool:
+    return all(
+        (folder / name).exists() and (folder / name).stat().st_size >= size for name, size in sizes.items()
+    )
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that is whole or absent."""
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.write_text(json.dumps(content, ensure_ascii=True), encoding="utf-8")
+    _sync(draft)
     draft.replace(path)
+
+
+def _write_checked(path: Path, content: Any) -> None:
+    """Write a JSON file that says its own hash."""
+    text = json.dumps(content, ensure_ascii=True)
+    write_json(path, {"sha256": hashlib.sha256(text.encode()).hexdigest(), "content": text})
+
+
+def _read_checked(path: Path) -> dict[str, Any] | None:
+    """Return what `_write_checked` wrote; None where there is nothing, or it is damaged."""
+    if not path.exists():
+        return None
+    try:
+        outer = json.loads(path.read_text(encoding="utf-8"))
+        text = outer["content"]
+        is_whole = outer["sha256"] == hashlib.sha256(text.encode()).hexdigest()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+    content: dict[str, Any] = json.loads(text) if is_whole else None
+    return content
+
+
+def unwritable(folder: Path, error: OSError) -> UsageError:
+    """Return the mistake of a cache that cannot be written."""
+    return UsageError(
+        f"the cache of tokenised data {folder} cannot be written: {error.strerror}",
+        "type SWIFTLET_CACHE=FOLDER before the command, a folder with free space that you may write",
+    )
 
 
 def _grow(path: Path, size: int) -> BinaryIO:
@@ -150,8 +205,15 @@ def locked(path: Path, on_wait: Callable[[bool], None]) -> Iterator[None]:
 
     Args:
         on_wait: called every GLANCE_S while another process holds it, with True the first time.
+
+    Raises:
+        UsageError: the file cannot be made.
     """
-    with path.open("a") as file:
+    try:
+        opened = path.open("a")
+    except OSError as error:
+        raise unwritable(path.parent, error) from error
+    with opened as file:
         is_first = True
         while True:
             try:

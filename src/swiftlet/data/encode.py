@@ -25,7 +25,7 @@ from swiftlet.data.report import (
     LeftOut,
 )
 from swiftlet.data.rows import IGNORE_INDEX, BadRow, Origin, Record, Sample
-from swiftlet.data.store import KEPT, LEFT_OUT, ROW, pack
+from swiftlet.data.store import KEPT, LEFT_OUT, ROW, pack, tokens_hash
 from swiftlet.data.template import Template
 
 CHUNK_ROWS = 128
@@ -111,7 +111,7 @@ class _Rows:
         rows["offset"] = ends - rows["length"]
         starts = rows["offset"][self._kept].tolist()
         digests = [
-            hashlib.blake2b(tokens[start : start + len(one.input_ids)].data, digest_size=16).digest()
+            tokens_hash(tokens[start : start + len(one.input_ids)])
             for start, one in zip(starts, self._tokens, strict=True)
         ]
         rows["tokens"][self._kept] = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)

@@ -6,6 +6,7 @@ lost, duplicates) is decided after the rows are counted, so another choice of th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from swiftlet import heartbeat, log
 from swiftlet.config.args import DataArgs
 from swiftlet.data.cachekey import hash_files, store_key
-from swiftlet.data.draft import BAD_ROWS, Draft, locked, read_seal
+from swiftlet.data.draft import BAD_ROWS, Draft, locked, read_seal, unwritable
 from swiftlet.data.duplicates import count_duplicates, mark_duplicates
 from swiftlet.data.encode import Encoder, content_hash
 from swiftlet.data.fill import fill, read_chunks
@@ -32,6 +33,7 @@ from swiftlet.data.verdict import check_bad, check_report
 from swiftlet.errors import DataError
 
 TRAIN, VAL = "train", "val"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,23 @@ def prepare(
 
     Raises:
         DataError: the rows may not be trained on; the message says which and why.
-        UsageError: a value of --dataset means nothing, or one of --columns has no effect.
+        UsageError: a value of --dataset means nothing, one of --columns has no effect, or the cache cannot be written.
     """
     encoder = Encoder(template, dict(args.columns), max(0, max_length), args.truncation_strategy)
     request = _Request(args, parse_specs(args.dataset), parse_specs(args.val_dataset), encoder)
-    cache_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(cache_dir, error) from error
     hashes = hash_files(request.files(), cache_dir)
     folder = cache_dir / request.key(hashes)
     seal = read_seal(folder)
-    report = DataReport.from_dict(seal["report"]) if seal else _make(request, folder, hashes, output_dir)
+    try:
+        report = DataReport.from_dict(seal["report"]) if seal else _make(request, folder, hashes, output_dir)
+    except OSError as error:
+        if error.errno in FULL:
+            raise unwritable(cache_dir, error) from error
+        raise
     _tell(report, folder, output_dir)
     if report.num_rows:
         check_used(args.columns, {*report.columns})

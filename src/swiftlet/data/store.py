@@ -35,7 +35,9 @@ ROW = np.dtype(
 )
 KEPT, LEFT_OUT, DUPLICATE = 0, 1, 4  # DUPLICATE is added to the other
 TOKENS, ROWS, FILES = "tokens.bin", "rows.bin", "files.json"
+SEAL = "store.json"  # without it a folder is no store
 BLOCK = 16384
+REPAIR = "start again: a damaged token cache is made again"
 
 
 class Pair(NamedTuple):
@@ -55,6 +57,11 @@ def pack(input_ids: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if (input_ids < 0).any() or (labels[is_trained] != input_ids[is_trained]).any():
         raise ValueError("a label must be its own token or IGNORE_INDEX, and a token id not negative")
     return np.where(is_trained, ~input_ids, input_ids).astype("<i4")
+
+
+def tokens_hash(packed: np.ndarray) -> bytes:
+    """Return the hash of a sample's packed tokens that its row keeps."""
+    return hashlib.blake2b(packed.data, digest_size=16).digest()
 
 
 def unpack(packed: np.ndarray) -> Pair:
@@ -97,7 +104,7 @@ class Entries:
         if len(found) != count * size:
             raise DataError(
                 f"{self.path} has {len(self)} entries and {start + count} were written: it was cut short",
-                "start again: a damaged token cache is made again",
+                REPAIR,
             )
         return np.frombuffer(found, self.dtype)
 
@@ -160,7 +167,14 @@ class TokenStore:
 
     def __getitem__(self, index: int, /) -> Pair:
         row = self._row(index)
-        return unpack(self._tokens.read(int(row["offset"]), int(row["length"])))
+        packed = self._tokens.read(int(row["offset"]), int(row["length"]))
+        if tokens_hash(packed) != row["tokens"].tobytes():
+            (self.folder / SEAL).unlink(missing_ok=True)
+            raise DataError(
+                f"{self._tokens.path} is damaged: the tokens of {self.origin(index)} are not those that were written",
+                REPAIR,
+            )
+        return unpack(packed)
 
     def origin(self, index: int) -> str:
         """Return where a sample stands in its file, such as train.jsonl:12."""
