@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from swiftlet import cli, export, infer
@@ -14,7 +15,7 @@ from swiftlet.commands import infer as infer_command
 from swiftlet.commands.checkpoint_source import open_checkpoint_source
 from swiftlet.config.args import InferArgs
 from swiftlet.config.parse import parse_mapping
-from swiftlet.errors import CheckpointError, UsageError
+from swiftlet.errors import CheckpointError, SaveError, UsageError
 from swiftlet.faults import damage
 from swiftlet.inference.proof import MergeError
 from swiftlet.models.safety import read_header
@@ -115,6 +116,32 @@ def test_all_files_of_a_checkpoint_may_be_read_by_the_same_people(checkpoint):
     export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu")
     for folder in (checkpoint, checkpoint.with_name("checkpoint-3-merged")):
         assert len({path.stat().st_mode for path in folder.iterdir() if path.is_file()}) == 1
+
+
+def test_a_merge_that_the_disk_does_not_take_leaves_nothing(checkpoint, monkeypatch):
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    options = {"ckpt_dir": str(checkpoint), "merge_lora": True, "device": "cpu"}
+    before = sorted(checkpoint.parent.iterdir())
+    monkeypatch.setattr("swiftlet.commands.merging.write_model", full)
+    with pytest.raises(
+        SaveError, match=r"could not be written: .*No space left on device.*\nhint: free space"
+    ):
+        export(**options)
+    assert sorted(checkpoint.parent.iterdir()) == before
+
+
+def test_results_that_cannot_be_written_are_said_before_the_model_is_loaded(checkpoint, monkeypatch):
+    (checkpoint / "infer_result").touch()
+    monkeypatch.setattr("swiftlet.commands.answering.load_model", None)
+    with pytest.raises(
+        UsageError, match=r"the results cannot be written to .*infer_result.*\nhint: type --result_dir"
+    ):
+        infer(ckpt_dir=str(checkpoint), load_dataset_config=True, **GREEDY)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UsageError, match="results cannot be written to .*: it is read-only"):
+        infer(ckpt_dir=str(checkpoint), load_dataset_config=True, result_dir=str(checkpoint / "r"), **GREEDY)
 
 
 def test_a_merge_is_never_silently_skipped(checkpoint):

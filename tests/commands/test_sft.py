@@ -291,3 +291,12 @@ def test_an_empty_cache_variable_is_as_if_it_were_not_set():
 
     assert cache_folder({"XDG_CACHE_HOME": ""}) == cache_folder({}) == Path("~/.cache/swiftlet").expanduser()
     assert cache_folder({"XDG_CACHE_HOME": "/x", "SWIFTLET_CACHE": ""}) == Path("/x/swiftlet")
+
+
+def test_arguments_that_cannot_be_written_leave_no_draft(tmp_path):
+    from swiftlet.commands.run_folder import write_args
+
+    (tmp_path / "sft_args.json").mkdir()
+    with pytest.raises(UsageError, match="cannot be written: Is a directory"):
+        write_args(tmp_path, "{}")
+    assert [path.name for path in tmp_path.iterdir()] == ["sft_args.json"]

@@ -132,6 +132,23 @@ def test_f15_a_full_disk_stops_the_run_where_that_is_asked_for(runs, golden, num
     check_golden(runs, golden)
 
 
+def test_f16_a_disk_without_a_free_byte_is_found_before_the_model_is_loaded(runs):
+    runs.output.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(runs.output)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system is not permitted here")
+    try:
+        subprocess.run(
+            ["dd", "if=/dev/zero", f"of={runs.output / 'zeros'}"], capture_output=True, check=False
+        )
+        done = runs.run()
+        assert done.code == 2, done.text
+        assert f"error: {runs.output} cannot be written: No space left on device" in done.text
+        assert [path.name for path in runs.output.iterdir()] == ["zeros"]
+    finally:
+        subprocess.run(["umount", str(runs.output)], check=True)
+
+
 def test_f15_a_file_system_of_8_mb(runs, golden):
     runs.output.mkdir(parents=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(runs.output)]

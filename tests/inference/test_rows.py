@@ -1,7 +1,11 @@
 """Rows of a dataset: questions, histories, results in order, on one or more processes."""
 
 import json
+from pathlib import Path
 
+import pytest
+
+from swiftlet.errors import SaveError
 from swiftlet.inference.generate import Generator, Settings
 from swiftlet.inference.rows import ResultFile, answer_rows, row_of
 
@@ -71,6 +75,24 @@ def test_processes_share_the_rows(tiny_qwen2, tiny_tokenizer):
         assert not shared.keys() & part.keys()
         shared |= part
     assert shared == alone
+
+
+def test_a_disk_that_takes_no_more_keeps_the_answers_so_far(tmp_path, monkeypatch):
+    file = ResultFile(tmp_path / "now.jsonl")
+    file.add(0, {"response": "a"})
+
+    def full(self, text, encoding):
+        self.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(
+        SaveError, match=r"now\.jsonl could not be written: No space left.*now\.partial\.jsonl"
+    ):
+        file.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["now.partial.jsonl"]
+    with pytest.raises(SaveError, match="--result_dir FOLDER"):
+        ResultFile(tmp_path / "now.partial.jsonl" / "x.jsonl").add(0, {"response": "a"})
 
 
 def test_results_are_kept_as_they_come_and_ordered_at_the_end(tmp_path):

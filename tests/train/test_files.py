@@ -6,12 +6,14 @@ import os
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
-from swiftlet.errors import UsageError
+from swiftlet.errors import SaveError, UsageError
 from swiftlet.train import events, plots
 from swiftlet.train.checkpoint import check_space, superfluous
-from swiftlet.train.lock import locked
+from swiftlet.train.lock import drafting, locked
 from swiftlet.train.loop import train
+from swiftlet.train.manifest import saving
 from swiftlet.train.progress import short_time
 from swiftlet.train.report import build_report, forget_after
 from swiftlet.train.state import TrainState
@@ -54,6 +56,38 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
         pass
 
 
+def test_a_disk_without_a_free_byte_is_named_and_no_lock_stays(tmp_path, monkeypatch):
+    def full(descriptor, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("swiftlet.train.lock.os.write", full)
+    with (
+        pytest.raises(
+            UsageError, match="cannot be written: No space left on device\nhint: choose another --output_dir"
+        ),
+        locked(tmp_path),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), SafetensorError("No space left (os error 28)")]
+)
+def test_what_a_disk_does_not_take_is_a_save_error(tmp_path, error):
+    with (
+        pytest.raises(SaveError, match="model could not be written: No space left"),
+        saving(tmp_path / "model"),
+    ):
+        raise error
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(SaveError, match="file could not be written: Not a dir"),
+        drafting(tmp_path / "file" / "draft"),
+    ):
+        pass
+
+
 def test_tensorboard_reads_what_is_written(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -66,6 +100,22 @@ def test_tensorboard_reads_what_is_written(tmp_path):
         (2, 1.0),
         (300, 150.0),
     ]
+
+
+def test_tensorboard_forgets_the_steps_that_a_resumed_run_repeats(tmp_path, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for pid, (first, last) in enumerate([(0, 5), (3, 6)]):
+        monkeypatch.setattr("swiftlet.train.events.os.getpid", lambda pid=pid: pid)
+        state = TrainState(6, 1, 6, global_step=first)
+        report = build_report(tmp_path, state, peak_memory_bytes=lambda: 0)
+        for step in range(first + 1, last + 1):
+            state.global_step = step
+            report.log(state, {"loss": 10.0 * pid + step})
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    read = EventAccumulator(str(tmp_path / "runs")).Reload()
+    found = [(event.step, event.value) for event in read.Scalars("train/loss")]
+    assert found == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 14.0), (5, 15.0), (6, 16.0)]
 
 
 def test_lines_after_a_checkpoint_are_forgotten(tmp_path):

@@ -21,7 +21,7 @@ from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.device.possible import impossible
 from swiftlet.errors import CheckpointError, SwiftletError, UsageError, raise_all
 from swiftlet.train.lock import drafting, remove_abandoned
-from swiftlet.train.manifest import DRAFT, sha256, sync
+from swiftlet.train.manifest import DRAFT, saving, sha256, sync
 
 ARGS = ExportArgs
 EXAMPLE = "swift export --ckpt_dir output/.../checkpoint-100 --merge_lora true"
@@ -86,27 +86,27 @@ def merge(args: Any) -> Path:
     remove_abandoned(target.parent, prefix)
     draft, former = (target.with_name(prefix + uuid.uuid4().hex) for _ in range(2))
     with drafting(draft):
-        _write(args, source, draft)
-        for path in sorted(draft.rglob("*")):
-            sync(path)
-        if target.exists():
-            target.rename(former)
-        draft.rename(target)
-        sync(target.parent)
+        proof = _write(args, source, draft)
+        with saving(target):
+            (draft / PROOF_FILE).write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")
+            if (source.folder / ARGS_FILE).is_file():
+                shutil.copyfile(source.folder / ARGS_FILE, draft / ARGS_FILE)
+            for path in sorted(draft.rglob("*")):
+                sync(path)
+            if target.exists():
+                target.rename(former)
+            draft.rename(target)
+            sync(target.parent)
     shutil.rmtree(former, ignore_errors=True)
     log.info(f"merged model: {target}")
     return target
 
 
-def _write(args: Any, source: CheckpointSource, draft: Path) -> None:
+def _write(args: Any, source: CheckpointSource, draft: Path) -> dict[str, Any]:
+    """Write the merged model and return its proof."""
     from swiftlet.device.settings import environment
 
     apply_environment(environment(args.checkpoint.device, os.environ))
     from swiftlet.commands.merging import write_merged
 
-    proof = write_merged(args, source, draft)
-    proof["adapter_sha256"] = sha256(source.folder / ADAPTER_WEIGHTS)
-    (draft / PROOF_FILE).write_text(json.dumps(proof, indent=2) + "\n", encoding="utf-8")
-    for name in (ARGS_FILE,):
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, draft / name)
+    return {**write_merged(args, source, draft), "adapter_sha256": sha256(source.folder / ADAPTER_WEIGHTS)}

@@ -126,6 +126,9 @@ def answer(parsed: Parsed) -> list[dict[str, Any]]:
     with heartbeat.answering():
         heartbeat.beat("start")
         ready = get_ready(parsed)
+        path = result_path(ready)
+        if _has_rows(ready.args):
+            check_results(path.parent)
         if log.world_size() == 1:
             warn_of_devices(ready.args.machine.device, os.environ)
         from swiftlet.device.settings import environment
@@ -135,9 +138,24 @@ def answer(parsed: Parsed) -> list[dict[str, Any]]:
             from swiftlet.commands import answering
 
         if _has_rows(ready.args):
-            return answering.answer_dataset(ready, result_path(ready))
+            return answering.answer_dataset(ready, path)
         answering.chat(ready)
         return []
+
+
+def check_results(folder: Path) -> None:
+    """Make the folder of the results, before anything costly is done for them.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = "" if os.access(folder, os.W_OK) else "it is read-only"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UsageError(f"the results cannot be written to {folder}: {reason}", "type --result_dir FOLDER")
 
 
 def result_path(ready: Ready) -> Path:

@@ -20,6 +20,7 @@ from swiftlet.models.load import load_model
 from swiftlet.models.merge import merge_adapter
 from swiftlet.models.save import COPIED, copy_files, write_model
 from swiftlet.models.tuner import load_adapter
+from swiftlet.train.manifest import saving
 
 
 def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, 
 
     Raises:
         SwiftletError: the merged model answers differently, or its template renders other ids than the run's.
+        SaveError: it could not be written.
     """
     asked = args.checkpoint
     device = open_device(asked.device, local_rank=0, environ=os.environ)
@@ -50,11 +52,15 @@ def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, 
         f"merged and adapter agree on {figures.num_prompts} prompts: largest difference of log-probabilities "
         f"{figures.max_difference:.3g} (at most {tolerance:g}), {100 * figures.token_agreement:.1f} % same next token"
     )
-    write_model(merged, draft, source=source.model_folder, is_adapter=False)
-    copy_files(source.tokenizer_folder, draft, COPIED)
-    if source.args:  # a checkpoint of this program: how it rendered chats is known
-        template = _template(source)
-        write_template(template, draft)
+    template = (
+        _template(source) if source.args else None
+    )  # a checkpoint of this program: how it rendered chats is known
+    with saving(draft):
+        write_model(merged, draft, source=source.model_folder, is_adapter=False)
+        copy_files(source.tokenizer_folder, draft, COPIED)
+        if template is not None:
+            write_template(template, draft)
+    if template is not None:
         check_template(draft, read_chats(source.folder) or chats(template))
     facts = {"tolerance": tolerance, "dtype": dtype_name(dtype), WEIGHTS: hashes_of_weights(draft)}
     return {**figures.to_json(), **facts}

@@ -19,7 +19,7 @@ from swiftlet import __version__, log
 from swiftlet.config.fields import to_flat
 from swiftlet.errors import CheckpointError, UsageError
 from swiftlet.log import MASK, is_secret_name, redacted
-from swiftlet.train.lock import locked
+from swiftlet.train.lock import locked, unwritable
 from swiftlet.train.manifest import PREFIX
 from swiftlet.train.report import EVENTS, IMAGES
 from swiftlet.train.report import FILE as LOGGING_FILE
@@ -81,9 +81,7 @@ def new_folder(output: Any, name: str, now: datetime | None = None) -> Path:
             except FileExistsError:  # another run took the number in between
                 continue
     except OSError as error:
-        raise UsageError(
-            f"{root} cannot be written: {error.strerror}", "choose another --output_dir"
-        ) from error
+        raise unwritable(root, error) from error
     return root
 
 
@@ -143,10 +141,18 @@ def args_text(args: Any, extra: Mapping[str, Any], *, of_checkpoint: bool = Fals
 
 
 def write_args(folder: Path, text: str) -> None:
-    """Write sft_args.json into the folder of a run; one rename."""
+    """Write sft_args.json into the folder of a run; one rename.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
     draft = folder / f".tmp-{ARGS_FILE}-{os.getpid()}"
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(folder / ARGS_FILE)
+    try:
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(folder / ARGS_FILE)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise unwritable(folder, error) from error
 
 
 def read_args(checkpoint: Path) -> dict[str, Any]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swiftlet.errors import DataError
+from swiftlet.errors import DataError, SaveError
 from swiftlet.inference.generate import Generator, batches_by_length
 
 PROGRESS_BAR_ABOVE = 100
@@ -94,8 +95,7 @@ class ResultFile:
     def add(self, index: int, result: dict[str, Any]) -> None:
         """Keep the result of a row and append it to the draft, so that nothing is lost when the run ends early."""
         self.results[index] = result
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._draft().open("a", encoding="utf-8") as file:
+        with self._writing(), self._draft().open("a", encoding="utf-8") as file:
             file.write(json.dumps({"row": index, **result}, ensure_ascii=False) + "\n")
 
     def _draft(self) -> Path:
@@ -109,8 +109,24 @@ class ResultFile:
         """Write the results in the order of the rows, remove the draft, and return them."""
         ordered = [self.results[index] for index in sorted(self.results)]
         text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in ordered)
-        draft = self._draft()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.rename(self.path)
+        with self._writing():
+            self._whole().write_text(text, encoding="utf-8")
+            self._whole().rename(self.path)
+            self.discard()
         return ordered
+
+    def _whole(self) -> Path:
+        return self.path.with_suffix(".tmp")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            with suppress(OSError):
+                self._whole().unlink(missing_ok=True)
+            raise SaveError(
+                f"{self.path} could not be written: {error.strerror}; answers so far may be in {self._draft().name}",
+                "free space there, or type --result_dir FOLDER",
+            ) from error

@@ -63,6 +63,11 @@ def encode_event(wall_time: float, step: int = 0, scalars: Mapping[str, float] |
     return head + b"\x10" + _varint(step) + _nested(5, values)
 
 
+def encode_restart(wall_time: float, step: int) -> bytes:
+    """Return the Event of a session that starts: readers forget what other files say of `step` and later ones."""
+    return b"\x09" + struct.pack("<d", wall_time) + b"\x10" + _varint(step) + _nested(7, b"\x08\x01")
+
+
 def encode_record(content: bytes) -> bytes:
     """Return `content` with its length and checksums."""
     length = struct.pack("<Q", len(content))
@@ -75,8 +80,11 @@ def event_file(folder: Path) -> Path:
     return folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
 
 
-def append_scalars(path: Path, step: int, scalars: Mapping[str, float]) -> None:
+def append_scalars(path: Path, step: int, scalars: Mapping[str, float], *, first_step: int = 0) -> None:
     """Append the scalars of a step to an event file, which is begun when it is absent.
+
+    Args:
+        first_step: the first one that the file may hold; those from there on in earlier files were lost by a kill.
 
     Raises:
         OSError: the file cannot be written.
@@ -86,4 +94,5 @@ def append_scalars(path: Path, step: int, scalars: Mapping[str, float]) -> None:
     with path.open("ab") as file:
         if file.tell() == 0:
             file.write(encode_record(encode_event(now)))
+            file.write(encode_record(encode_restart(now, first_step)))
         file.write(encode_record(encode_event(now, step, scalars)))

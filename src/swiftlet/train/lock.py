@@ -19,7 +19,7 @@ from pathlib import Path
 
 from swiftlet import log
 from swiftlet.errors import UsageError
-from swiftlet.train.manifest import DRAFT
+from swiftlet.train.manifest import DRAFT, saving
 
 NAME = ".lock"
 PATIENCE_S, PAUSE_S = 20.0, 0.1  # for a run that has been killed and is still ending
@@ -47,8 +47,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def drafting(draft: Path) -> Iterator[None]:
-    """Make a folder to be renamed when it is whole; until then it is locked, and goes when the block ends."""
-    draft.mkdir(parents=True)
+    """Make a folder to be renamed when it is whole; until then it is locked, and goes when the block ends.
+
+    Raises:
+        SaveError: it cannot be made.
+    """
+    with saving(draft.parent):
+        draft.mkdir(parents=True)
     descriptor = os.open(draft, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # a file system without locks
@@ -91,8 +96,13 @@ def _take(folder: Path, path: Path) -> int:
                 raise _refusal(path, _read_owner(path)) from error
             log.warning(f"the file system of {folder} has no locks: a second run in it would not be noticed")
         if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, json.dumps(_owner()).encode())
+            try:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, json.dumps(_owner()).encode())
+            except OSError as error:  # a full disk lets a file be made, but nothing be written into it
+                path.unlink()
+                os.close(descriptor)
+                raise unwritable(folder, error) from error
             return descriptor
         os.close(descriptor)
 
@@ -102,9 +112,12 @@ def _open(folder: Path, path: Path) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise UsageError(
-            f"{folder} cannot be written: {error.strerror}", "choose another --output_dir"
-        ) from error
+        raise unwritable(folder, error) from error
+
+
+def unwritable(folder: Path, error: OSError) -> UsageError:
+    """Return the mistake of a run whose folder cannot be written."""
+    return UsageError(f"{folder} cannot be written: {error.strerror}", "choose another --output_dir")
 
 
 def _owner() -> dict[str, str | int]:

@@ -10,12 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from swiftlet.errors import SaveError
 from swiftlet.faults import fault
 from swiftlet.log import redacted
 
@@ -106,6 +110,22 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def saving(target: Path) -> Iterator[None]:
+    """Say of a block that writes `target`, and reads nothing, that the disk did not take it.
+
+    Raises:
+        SaveError: it did not.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SaveError(
+            f"{target} could not be written: {reason}", "free space there, or choose a folder on another disk"
+        ) from error
 
 
 def seal(folder: Path, *, step: int, world_size: int, identity: Identity, version: str) -> Manifest:

@@ -170,7 +170,8 @@ class Report:
         self._append({**rounded, **where})
         if self.events is not None:
             tagged = {group + name.removeprefix("eval_"): value for name, value in rounded.items()}
-            self._survive(lambda path: append_scalars(path, state.global_step, tagged), self.events)
+            step, first = state.global_step, self.first_step + 1
+            self._survive(lambda path: append_scalars(path, step, tagged, first_step=first), self.events)
 
     def _append(self, line: Mapping[str, Any]) -> None:
         fault("log", path=self.folder / FILE)
