@@ -52,10 +52,9 @@ def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, 
         f"merged and adapter agree on {figures.num_prompts} prompts: largest difference of log-probabilities "
         f"{figures.max_difference:.3g} (at most {tolerance:g}), {100 * figures.token_agreement:.1f} % same next token"
     )
-    template = (
-        _template(source) if source.args else None
-    )  # a checkpoint of this program: how it rendered chats is known
-    with saving(draft):
+    # of a checkpoint of this program it is known how it rendered chats
+    template = _template(source) if source.args else None
+    with saving(draft.parent):
         write_model(merged, draft, source=source.model_folder, is_adapter=False)
         copy_files(source.tokenizer_folder, draft, COPIED)
         if template is not None:

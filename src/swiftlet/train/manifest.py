@@ -114,7 +114,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def saving(target: Path) -> Iterator[None]:
-    """Say of a block that writes `target`, and reads nothing, that the disk did not take it.
+    """Say of a block that writes an exported model, and reads nothing, that the disk did not take it.
 
     Raises:
         SaveError: it did not.
@@ -124,7 +124,8 @@ def saving(target: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise SaveError(
-            f"{target} could not be written: {reason}", "free space there, or choose a folder on another disk"
+            f"{target} could not be written: {reason}",
+            "free space there, or type --export_dir FOLDER on another disk",
         ) from error
 
 
