@@ -180,7 +180,9 @@ def _read_checked(path: Path) -> dict[str, Any] | None:
         is_whole = outer["sha256"] == hashlib.sha256(text.encode()).hexdigest()
     except (ValueError, KeyError, TypeError, AttributeError):
         return None
-    content: dict[str, Any] = json.loads(text) if is_whole else None
+    if not is_whole:
+        return None
+    content: dict[str, Any] = json.loads(text)
     return content
 
 
