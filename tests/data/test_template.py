@@ -376,3 +376,45 @@ def test_names_and_tokens_that_do_not_fit_are_refused(tmp_path):
         build_template(tokenizer, name="qwenn")
     with pytest.raises(UsageError, match="needs the tokens .*which the model's vocabulary lacks"):
         build_template(tokenizer, name="qwen")
+
+
+@pytest.mark.parametrize(
+    ("chat", "expected"),
+    [
+        (TEMPLATES["a default system message"][0], "<|start|>user\nIs it?<|end|>\n<|start|>assistant\nyes<|end|>\n"),
+        (
+            "<s>{% if messages[0].role != 'system' %}<|sys|>Be kind.\n{% endif %}" + EACH
+            + "<|{{ {'system': 'sys', 'user': 'user', 'assistant': 'bot'}[m.role] }}|>{{ m.content }}\n" + END
+            + ASK + "<|bot|>{% endif %}",
+            "<s><|user|>Is it?\n<|bot|>yes\n",
+        ),
+        (CHATML, "<|start|>user\nIs it?<|end|>\n<|start|>assistant\nyes<|end|>\n"),
+        (
+            EACH + "{% if m.role == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m.content }}<|end|>" + END,
+            "Is it?<|end|>yes<|end|>",
+        ),
+    ],
+)  # fmt: skip
+def test_an_empty_system_message_is_none_at_all(make, chat, expected):
+    template = make(chat, system="")
+    assert template.find(talk("Is it?", "yes")).text == expected
+    assert template.system is None
+    with_own = [{"role": "system", "content": "Go."}, *talk("Is it?", "yes")]
+    if "raise_exception" not in chat:
+        assert template.find(with_own).text == make(chat).find(with_own).text
+
+
+def test_a_system_block_with_tools_in_it_stays(make):
+    chat = (
+        "{% if tools or messages[0].role != 'system' %}<|start|>system\n{{ messages[0].content if messages[0].role == "
+        "'system' else 'Be kind.' }}{{ tools | tojson if tools }}<|end|>\n{% endif %}" + CHATML
+    )
+    tools = [{"type": "function", "function": {"name": "look"}}]
+    asked = make(chat, system="").encode_prompt(talk("Is it?"), tools)
+    assert asked == make(chat).encode_prompt(talk("Is it?"), tools)
+
+
+def test_a_system_message_that_cannot_be_told_from_what_is_around_it_is_refused(make):
+    chat = "{% if messages[0].role != 'system' %}Be very kind.{% endif %}" + EACH + "{{ m.content }}|" + END
+    with pytest.raises(TemplateError, match="cannot tell the system message"):
+        make(chat, system="")

@@ -27,6 +27,7 @@ from swiftlet.data.rows import IGNORE_INDEX, Encoded, Sample
 from swiftlet.data.segments import encode_conversation
 from swiftlet.data.skeleton import Conversation
 from swiftlet.data.spans import Locator
+from swiftlet.data.system_message import check_system, without_system
 from swiftlet.data.tokenizer import Tokenizer
 from swiftlet.data.tooltext import ToolText
 from swiftlet.data.turns import TurnFinder
@@ -246,7 +247,11 @@ def build_template(
     chat = _with_parts_if_needed(chat)
     template = Template(chosen, tokenizer, system, chat, replace(chat, source=tool_source))
     if system:
-        _check_system(template)
+        check_system(chat, system)
+    if system == "":
+        finders = template._finders.values()
+        chat, tool_use = (without_system(one.locator.renderer, one.end_markers) for one in finders)
+        return replace(template, system=None, chat=chat, tool_use=tool_use)
     return template
 
 
@@ -276,24 +281,3 @@ def _with_parts_if_needed(renderer: Renderer) -> Renderer:
         if "question-17" in text and "answer-71" in text:
             return candidate
     return renderer
-
-
-def _check_system(template: Template) -> None:
-    """Refuse a system message that the template refuses or leaves out.
-
-    Raises:
-        TemplateError: it does.
-    """
-    messages = template._with_system([{"role": "user", "content": "q"}])
-    try:
-        located = Locator(template.chat, template.chat.tags()).locate(messages, prompt=True)
-    except TemplateError as error:
-        raise TemplateError(
-            f"chat template {template.name!r} takes no system message: {error.message}",
-            "leave --system out, or choose another template with --template_type",
-        ) from error
-    if not located.regions[0] and 0 not in located.unknown:
-        raise TemplateError(
-            f"chat template {template.name!r} leaves the system message out",
-            "leave --system out, or choose another template with --template_type",
-        )

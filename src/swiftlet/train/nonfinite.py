@@ -85,7 +85,8 @@ def check_weights(model: LanguageModel, world: World, step: int) -> None:
     Raises:
         NonFiniteError: weights are not finite.
     """
-    found = list(dict.fromkeys(name for names in world.gather(bad_weights(model)) for name in names))
+    mine = bad_weights(model, is_trained=True)
+    found = list(dict.fromkeys(name for names in world.gather(mine) for name in names))
     if found:
         raise NonFiniteError(
             f"after step {step} weights are not finite, {', '.join(found[:MOST_WEIGHTS])} among them; nothing was "
@@ -95,14 +96,24 @@ def check_weights(model: LanguageModel, world: World, step: int) -> None:
 
 
 @torch.no_grad()
-def bad_weights(model: LanguageModel) -> list[str]:
-    """Return the names of the parameters that are not finite in what this rank holds of them, trained or not."""
-    held = ((name, getattr(weight, "to_local", weight.detach)()) for name, weight in model.named_parameters())
-    return [
-        name
-        for name, weight in held
-        if weight.is_floating_point() and weight.element_size() > 1 and not bool(torch.isfinite(weight).all())
-    ]
+def bad_weights(model: LanguageModel, *, is_trained: bool = False) -> list[str]:
+    """Return the names of the parameters that are not finite in what this rank holds of them.
+
+    Args:
+        is_trained: look only at those that updates change.
+    """
+    held = {
+        name: getattr(weight, "to_local", weight.detach)()
+        for name, weight in model.named_parameters()
+        if (weight.requires_grad or not is_trained)
+        and weight.is_floating_point()
+        and weight.element_size() > 1
+    }
+    if not held:
+        return []
+    device = next(iter(held.values())).device
+    flags = torch.stack([torch.isfinite(weight).all().to(device) for weight in held.values()]).tolist()
+    return [name for name, is_good in zip(held, flags, strict=True) if not is_good]
 
 
 def _replay(
