@@ -20,11 +20,12 @@ from typing import Any
 NAME = "swiftlet"
 # A word of a name: not "tokenizer", "num_tokens" or "keyboard".
 _SECRET_NAME = re.compile(r"token(?![a-z])|keys?(?![a-z])|secret|passw|credential", re.IGNORECASE)
-# Keys as their makers write them, and the password of a URL: long and unlike words, so that prose and paths stay.
+# Keys as their makers write them, and the password of a URL: with a part of letters and digits that is unlike words, so
+# that prose and paths stay.
 _SECRET_TEXT = re.compile(
-    r"(?<![A-Za-z0-9])hf_[A-Za-z0-9]{20,}"
-    r"|(?<![A-Za-z0-9])sk-(?=[A-Za-z0-9_-]*[A-Za-z0-9]{16})(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]+"
-    r"|\bBearer\s+(?=[A-Za-z._~+/=-]*[0-9])[A-Za-z0-9._~+/=-]{16,}"
+    r"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{20,}|(?=[A-Za-z]*[0-9])[A-Za-z0-9]{8,})"
+    r"|(?<![A-Za-z0-9])sk-(?=(?:[A-Za-z0-9]*[_-])*(?=[A-Za-z]*[0-9])[A-Za-z0-9]{8})[A-Za-z0-9_-]+"
+    r"|\bBearer\s+(?=[A-Za-z._~+/=-]*[0-9])[A-Za-z0-9._~+/=-]{8,}"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 MASK = "***"

@@ -166,7 +166,7 @@ def test_an_unknown_kind_and_kinds_that_are_no_language_model(tmp_path):
 def test_sizes_that_make_no_sense_are_refused(tmp_path):
     save(tmp_path)
     edit_config(tmp_path, hidden_size="many")
-    with pytest.raises(SwiftletError, match="does not describe a qwen2"):
+    with pytest.raises(SwiftletError, match="hidden_size is 'many', not a whole number"):
         load(tmp_path)
 
 
