@@ -151,7 +151,7 @@ def packed_step(
     count = sum(int((part != IGNORE_INDEX).sum()) for part in samples.labels)
 
     def step() -> Tensor:
-        losses = causal(ids, positions, cu_seqlens, targets)
+        losses = causal(ids, positions, cu_seqlens, targets, mask_seed=1)
         (losses.loss_sum / count).backward()
         return losses.loss_sum.detach()
 

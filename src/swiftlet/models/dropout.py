@@ -11,6 +11,7 @@ random numbers is drawn for all rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from swiftlet.device.kernels import Kernel
 from swiftlet.device.kernels import dropout as plain_dropout
 from swiftlet.models.arena import empty_like
 
+DRAWN_AT_ONCE = 2**15  # numbers of whole rows; more do not stay in a core's cache, and fewer are mostly calls
 MOST_KEPT = 2**14  # dropped elements; to draw so few takes most of the time for calls, whatever their number
 
 
@@ -62,10 +64,22 @@ def dropped_by_rows(keys_T: np.ndarray, width: int, p: float) -> Tensor:
     The stream is a counter from the row's number on, each count with its bits mixed.
     Source: Mulvey 2016, hash prospector, the mixing of 32 bits with the least bias of that form.
     """
-    mean, step = width * p, np.float32(1 / math.log1p(-p))
+    mean = width * p
     num_draws = int(mean + 3 * math.sqrt(mean) + 2)  # enough for all but a thousandth of the rows
-    ends = np.arange(width, (len(keys_T) + 1) * width, width)
-    last, first, found = ends - width - 1, 0, []
+    size = max(1, DRAWN_AT_ONCE // num_draws)
+    found = [
+        positions
+        for start in range(0, len(keys_T), size)
+        for positions in _rounds(keys_T[start : start + size], start * width, width, p, num_draws)
+    ]
+    return torch.from_numpy(np.concatenate(found) if len(found) > 1 else found[0])
+
+
+def _rounds(keys_T: np.ndarray, begin: int, width: int, p: float, num_draws: int) -> Iterator[np.ndarray]:
+    """Yield dropped elements of rows that begin at `begin`, until the last draw of each row is outside of it."""
+    step = np.float32(1 / math.log1p(-p))
+    ends = np.arange(begin + width, begin + (len(keys_T) + 1) * width, width)
+    last, first = ends - width - 1, 0
     while len(keys_T):
         counts = np.arange(first + 1, first + num_draws + 1, dtype=np.uint32) * np.uint32(0x9E3779B9)
         draws = _mixed(keys_T[:, None] + counts).astype(np.float32)
@@ -77,11 +91,10 @@ def dropped_by_rows(keys_T: np.ndarray, width: int, p: float) -> Tensor:
         positions += 1
         positions[:, 0] += last
         np.cumsum(positions, axis=1, out=positions)
-        found.append(positions[positions < ends[:, None]])
+        yield positions[positions < ends[:, None]]
         last = positions[:, -1]
         more = np.flatnonzero(last < ends - 1)
         keys_T, last, ends, first = keys_T[more], last[more], ends[more], first + num_draws
-    return torch.from_numpy(np.concatenate(found) if len(found) > 1 else found[0])
 
 
 def _mixed(bits: np.ndarray) -> np.ndarray:
