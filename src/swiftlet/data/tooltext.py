@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from swiftlet.data.endmarkers import ANSWER, QUESTION
 from swiftlet.data.rendering import Renderer, TemplateError, as_template_message, called_name
 
 Message = dict[str, Any]
@@ -21,7 +22,6 @@ _ID, _NAME, _TEXT = "abcdefghi", "look_up_17", "a text 53"
 _TOOLS = [
     {"type": "function", "function": {"name": _NAME, "description": "d", "parameters": {"type": "object"}}}
 ]
-_QUESTION, _ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 _FUNCTION = {"name": _NAME, "arguments": {"x": "y"}}
 _CALL: Message = {
     "role": "assistant",
@@ -66,8 +66,8 @@ class ToolText:
     def prints_calls(self) -> bool:
         """Whether a call in an answer is printed; True as well where the template refuses every way to try it."""
         result = {"role": "tool", "content": "r", "tool_call_id": _ID, "name": _NAME}
-        called = [_QUESTION, {**_CALL, "content": "c"}]
-        ways = ([_QUESTION, _CALL], called, [*called, result, _ANSWER])
+        called = [QUESTION, {**_CALL, "content": "c"}]
+        ways = ([QUESTION, _CALL], called, [*called, result, ANSWER])
         return {self._is_printed(_NAME, messages) for messages in ways} - {None} != {False}
 
     @cached_property
@@ -77,25 +77,25 @@ class ToolText:
         for key, number in (({"id": _ID}, {"tool_call_id": _ID}), ({}, {})):
             call = {"type": "function", "function": _FUNCTION, **key}
             asked = {"role": "assistant", "content": "", "tool_calls": [call]}
-            ways.append([_QUESTION, asked, {"role": "tool", "content": "r", **number}, _ANSWER])
+            ways.append([QUESTION, asked, {"role": "tool", "content": "r", **number}, ANSWER])
         return [self._is_printed(_NAME, messages) for messages in ways] == [True, None]
 
     @cached_property
     def prints_results(self) -> bool:
         """Whether what a tool answered is printed, behind an answer that calls it as the template prints calls."""
-        asked = {**_CALL, "content": "c"} if self.prints_calls else _ANSWER
+        asked = {**_CALL, "content": "c"} if self.prints_calls else ANSWER
         result = {"role": "tool", "content": _TEXT, "tool_call_id": _ID, "name": _NAME}
-        return bool(self._is_printed(_TEXT, [_QUESTION, asked, result, _ANSWER]))
+        return bool(self._is_printed(_TEXT, [QUESTION, asked, result, ANSWER]))
 
     @cached_property
     def prints_tools(self) -> bool:
         """Whether the descriptions of tools are printed; True as well where the template refuses to try it."""
-        return self._is_printed(_NAME, [_QUESTION]) is not False
+        return self._is_printed(_NAME, [QUESTION]) is not False
 
     @cached_property
     def takes_system(self) -> bool:
         """Whether a system message is printed."""
-        return bool(self._is_printed(_TEXT, [{"role": "system", "content": _TEXT}, _QUESTION], []))
+        return bool(self._is_printed(_TEXT, [{"role": "system", "content": _TEXT}, QUESTION], []))
 
     def _is_printed(
         self, text: str, messages: Sequence[Message], tools: Sequence[Any] = _TOOLS

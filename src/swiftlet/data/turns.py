@@ -127,9 +127,8 @@ class TurnFinder:
         if opening is not None and before_text.startswith(opening):
             start = floor + len(opening)
             return start if begin is None else min(begin, start), start
-        if (
-            begin is None
-        ):  # the prompt goes on with what is not printed here, such as a tag that opens thoughts
+        if begin is None:
+            # the prompt goes on with what is not printed here, such as a tag that opens thoughts
             shared = len(self.end_markers.common(header, before_text))
             begin = floor + shared if shared else None
         if begin is not None:

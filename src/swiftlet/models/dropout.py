@@ -33,23 +33,13 @@ def draw_seed() -> int:
 def dropped_positions(num_elements: int, p: float, seed: int) -> Tensor:
     """Return which of `num_elements` are dropped, in ascending order, for 0 < p < 1.
 
-    Source: a geometric distance is the whole part of an exponential one over -log(1 - p), plus one, and -log of a
-    uniform number is exponential. Uniform ones have 32 bits of the generator as they come, which is twice as fast as
-    numpy's exponential ones.
+    The 32 bits of a generator as they come are twice as fast as numpy's exponential numbers.
     """
-    bits = np.random.SFC64(seed)
-    mean, step = num_elements * p, np.float32(1 / math.log1p(-p))
+    bits, mean = np.random.SFC64(seed), num_elements * p
     num_draws = int(mean + 6 * math.sqrt(mean) + 8)
     found, last = [], -1
     while last < num_elements - 1:
-        draws = bits.random_raw((num_draws + 1) // 2).view(np.uint32).astype(np.float32)
-        draws += np.float32(0.5)
-        draws *= np.float32(2**-32)
-        # not torch's, which is faster but computes nothing on the fake tensors of a trace
-        np.log(draws, out=draws)
-        draws *= step
-        positions = draws.astype(np.int64)
-        positions += 1
+        positions = _distances(bits.random_raw((num_draws + 1) // 2).view(np.uint32), p)
         np.cumsum(positions, out=positions)
         positions += last
         last = int(positions[-1])
@@ -77,24 +67,34 @@ def dropped_by_rows(keys_T: np.ndarray, width: int, p: float) -> Tensor:
 
 def _rounds(keys_T: np.ndarray, begin: int, width: int, p: float, num_draws: int) -> Iterator[np.ndarray]:
     """Yield dropped elements of rows that begin at `begin`, until the last draw of each row is outside of it."""
-    step = np.float32(1 / math.log1p(-p))
     ends = np.arange(begin + width, begin + (len(keys_T) + 1) * width, width)
     last, first = ends - width - 1, 0
     while len(keys_T):
         counts = np.arange(first + 1, first + num_draws + 1, dtype=np.uint32) * np.uint32(0x9E3779B9)
-        draws = _mixed(keys_T[:, None] + counts).astype(np.float32)
-        draws += np.float32(0.5)
-        draws *= np.float32(2**-32)
-        np.log(draws, out=draws)
-        draws *= step
-        positions = draws.astype(np.int64)
-        positions += 1
+        positions = _distances(_mixed(keys_T[:, None] + counts), p)
         positions[:, 0] += last
         np.cumsum(positions, axis=1, out=positions)
         yield positions[positions < ends[:, None]]
         last = positions[:, -1]
         more = np.flatnonzero(last < ends - 1)
         keys_T, last, ends, first = keys_T[more], last[more], ends[more], first + num_draws
+
+
+def _distances(bits: np.ndarray, p: float) -> np.ndarray:
+    """Return how far each dropped element is from the one before it, from as many uniform numbers of 32 bits.
+
+    Source: a geometric distance is the whole part of an exponential one over -log(1 - p), plus one, and -log of a
+    uniform number is exponential.
+    """
+    draws = bits.astype(np.float32)
+    draws += np.float32(0.5)
+    draws *= np.float32(2**-32)
+    # not torch's, which is faster but computes nothing on the fake tensors of a trace
+    np.log(draws, out=draws)
+    draws *= np.float32(1 / math.log1p(-p))
+    distances = draws.astype(np.int64)
+    distances += 1
+    return distances
 
 
 def _mixed(bits: np.ndarray) -> np.ndarray:
