@@ -9,7 +9,8 @@ from pathlib import Path
 from swiftlet import log
 from swiftlet.commands.model_source import open_template
 from swiftlet.commands.side_files import Chat
-from swiftlet.data.rendering import Renderer, source_of
+from swiftlet.data.rendering import source_of
+from swiftlet.data.system_message import system_first
 from swiftlet.data.template import Template
 from swiftlet.errors import CheckpointError, describe
 from swiftlet.models.safety import read_json
@@ -18,22 +19,12 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 OTHERS = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 
 
-def with_system(renderer: Renderer, system: str | None) -> str:
-    """Return a template's source that puts `system` before a conversation without a system message."""
-    if not system:
-        return renderer.source
-    content = [{"type": "text", "text": system}] if renderer.parts else system
-    message = json.dumps({"role": "system", "content": content}, ensure_ascii=False)
-    # The newline goes with the tag before it, and keeps the source's own first line the beginning of a line.
-    return (
-        "{% if not messages or messages[0]['role'] != 'system' %}"
-        f"{{% set messages = [{message}] + messages %}}{{% endif %}}\n{renderer.source}"
-    )
-
-
 def write_template(template: Template, folder: Path) -> None:
     """Write the template of a run into the tokenizer's files of a folder, which stay as they are where they have it."""
-    chat, tool_use = (with_system(each, template.system) for each in (template.chat, template.tool_use))
+    chat, tool_use = (
+        (system_first(each, template.system) if template.system else "") + each.source
+        for each in (template.chat, template.tool_use)
+    )
     own = template.tokenizer.chat_template
     if chat == source_of(own) and tool_use == (source_of(own, tools=True) or chat):
         return

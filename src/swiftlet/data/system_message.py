@@ -7,6 +7,7 @@ that of a later one. An empty one would not do, as templates take it for none.
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 
@@ -73,14 +74,29 @@ def _header(locator: Locator, end_markers: EndMarkers, before: str) -> str:
     return shared[num_of_end:].lstrip()
 
 
+def system_first(renderer: Renderer, system: str) -> str:
+    """Return a statement that puts a system message before a conversation without one; a template's source follows it.
+
+    The newline goes with the tag before it, and keeps the source's own first line the beginning of a line.
+    """
+    content = [{"type": "text", "text": system}] if renderer.parts else system
+    message = json.dumps({"role": "system", "content": content}, ensure_ascii=False)
+    return (
+        "{% if not messages or messages[0]['role'] != 'system' %}"
+        f"{{% set messages = [{message}] + messages %}}{{% endif %}}\n"
+    )
+
+
 def _wrapped(renderer: Renderer, first: str, block: str) -> str:
     """Return a source that cuts the block off; where a block has more in it, such as tools, it stays as it is."""
-    dash = "[{'type': 'text', 'text': '-'}]" if renderer.parts else "'-'"
     source = renderer.source.removesuffix("\n")
     return (
-        "{% set given = messages %}{% if not given or given[0]['role'] != 'system' %}"
-        "{% set messages = [{'role': 'system', 'content': " + dash + "}] + given %}{% endif %}"
-        "{% set rendered %}" + source + "{% endset %}{% set messages = given %}"
-        f"{{% if not (given and given[0]['role'] == 'system') and rendered.startswith({block!r}) %}}"
-        f"{{{{ {first!r} + rendered[{len(block)}:] }}}}{{% else %}}" + source + "{% endif %}"
+        "{% set given = messages %}"
+        + system_first(renderer, DASH["content"])
+        + "{% set rendered %}\n"
+        + source
+        + "{% endset %}"
+        "{% set is_added = messages != given %}{% set messages = given %}"
+        f"{{% if is_added and rendered.startswith({block!r}) %}}"
+        f"{{{{ {first!r} + rendered[{len(block)}:] }}}}{{% else %}}\n" + source + "{% endif %}"
     )
