@@ -88,7 +88,7 @@ def prepare(case: str, options: argparse.Namespace, folder: Path) -> tuple[Job, 
     lengths = count_tokens(model, rows)
     tokens = round(statistics.fmean(lengths) * steps * batch * accumulation)
     weights = sum(path.stat().st_size for path in model.glob("*.safetensors"))
-    job = Job(model, rows.resolve(), batch, accumulation, steps, options.dtype)
+    job = Job(model, rows.resolve(), batch, accumulation, steps, options.dtype, device=options.device)
     return job, tokens, weights
 
 

@@ -33,6 +33,7 @@ class Job(NamedTuple):
     learning_rate: float = 1e-4
     dropout: float = 0.05
     warmup_steps: int | None = None  # as the tool comes when not given
+    device: str = "cpu"
 
 
 class Tool(NamedTuple):
@@ -114,6 +115,8 @@ def _trl(job: Job, out: Path) -> list[str]:
         "lora_dropout": job.dropout,
         "lora_target_modules": "all-linear",
     }
+    if job.device == "cpu":  # its own precision, bf16, is refused otherwise where torch is built for a GPU
+        values["use_cpu"] = "true"
     return _flags(values | _precision(job, "dtype"))
 
 

@@ -24,6 +24,7 @@ if "TRITON_INTERPRET" not in os.environ and not torch.cuda.is_available():
 
 else:
     from swiftlet.device import kernels, triton_kernels
+    from swiftlet.device.kernels import Rows
     from swiftlet.device.trust import (
         dropout_case,
         rotary_case,
@@ -35,6 +36,7 @@ else:
     from swiftlet.models.fused import apply_fused
     from swiftlet.models.lora_linear import Adapter, Layer, Parts, lora_linear
     from swiftlet.models.recompute import Recompute
+    from swiftlet.models.row_keys import RowKeys
 
     DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     DTYPES = [torch.float32, torch.bfloat16] if torch.cuda.is_available() else [torch.float32]
@@ -64,8 +66,47 @@ else:
         kept = triton_kernels.dropout(x, 0.3, 2**61 + 5, out=torch.empty_like(x))
         assert torch.equal(kept[kept != 0], x[kept != 0])
         if count > 1000:
-            assert try_dropout(triton_kernels.dropout, x, 0.3).is_good
+            assert try_dropout(triton_kernels.dropout, x.view(-1, 8), 0.3).is_good
             assert float((kept == 0).float().mean()) == pytest.approx(0.3, abs=0.04)
+
+    @pytest.mark.parametrize("width", [1, 5, 512, 2100])
+    def test_a_row_has_its_mask_whatever_stands_around_it(width):
+        keys = torch.tensor([5, -(2**62), 5, 2**63 - 1], device=DEVICE)
+        x = torch.ones(4, width, device=DEVICE)
+        kept = triton_kernels.dropout.by_rows(x, 0.3, Rows(keys, 3), out=torch.empty_like(x))
+        assert set(kept.unique().tolist()) <= {0.0, 1.0} and torch.equal(kept[0], kept[2])
+        alone = triton_kernels.dropout.by_rows(x[1:2].clone(), 0.3, Rows(keys[1:2], 3))
+        assert torch.equal(alone, kept[1:2])
+        added = triton_kernels.dropout.by_rows(x, 0.3, Rows(keys, 3), out=torch.ones_like(x), is_added=True)
+        assert torch.equal(added, 1 + kept)
+        if width > 500:
+            other = triton_kernels.dropout.by_rows(x, 0.3, Rows(keys, 4), out=torch.empty_like(x))
+            masks = [kept[0], kept[1], kept[3], other[0]]
+            shared = [float((one == two).float().mean()) for one in masks for two in masks if one is not two]
+            assert all(abs(share - (0.7**2 + 0.3**2)) < 0.12 for share in shared)
+            assert float(kept.mean()) == pytest.approx(0.7, abs=0.05)
+
+    def test_a_step_has_one_gradient_however_its_samples_go_together():
+        torch.manual_seed(1)
+        a, b = (torch.randn(s, device=DEVICE, requires_grad=True) for s in ((4, 32), (16, 4)))
+        weight, table = torch.randn(16, 32, device=DEVICE), torch.randn(50, 32, device=DEVICE)
+        keys = RowKeys(of_device=True)
+        parts = Parts(dropout=triton_kernels.dropout, keys=keys)
+        samples = [torch.randint(50, (length,), device=DEVICE) for length in (7, 1, 5)]
+
+        def gradient(groups):
+            for group in groups:
+                ids = torch.cat(group)
+                positions = torch.cat([torch.arange(len(one), device=DEVICE) for one in group])
+                keys.begin(ids, positions, 11, None, torch.arange(1, device=DEVICE))
+                out = lora_linear(table[ids], Layer(weight, None, Adapter(a, b, 0.5, 0.25), 2), parts=parts)
+                out.square().sum().backward()
+            found = torch.cat([a.grad.flatten(), b.grad.flatten()])
+            a.grad = b.grad = None
+            return found
+
+        together, apart = gradient([samples]), gradient([[one] for one in reversed(samples)])
+        assert torch.allclose(together, apart, rtol=1e-4, atol=1e-3)
 
     @pytest.mark.parametrize("is_gated", [False, True])
     def test_a_lora_layer_made_of_them(is_gated):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from swiftlet import log
-from swiftlet.device.kernels import PLAIN, plain_attention, rms_norm, rotary, swiglu
+from swiftlet.device.kernels import PLAIN, RowDropout, plain_attention, rms_norm, rotary, swiglu
 from swiftlet.device.spec import open_device
 from swiftlet.device.trust import (
     LONGEST_TRY,
@@ -31,6 +31,17 @@ ATTENTION = attention_case(4, 2, 16, LENGTHS)
 WINDOW = attention_case(4, 2, 16, LENGTHS, window=24)
 CASES = [ATTENTION, WINDOW, rms_norm_case(48, 1e-5), rotary_case(4, 16), swiglu_case(40)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def by_first_row(x, p, rows, **more):
+    return PLAIN["dropout"](x, p, int(rows.keys_T[0]) ^ rows.layer, **more)
+
+
+def by_rows(x, p, rows, *, out=None, is_added=False):
+    out = x if out is None else out
+    for row, key in enumerate(rows.keys_T.tolist()):
+        PLAIN["dropout"](x[row], p, key ^ rows.layer, out=out[row], is_added=is_added)
+    return out
 
 
 def without_boundaries(q, k, v, cu_seqlens, **options):
@@ -104,6 +115,8 @@ def test_wrong_attention_is_caught(kernel, case, dtype):
         (lambda x, p, seed, **more: PLAIN["dropout"](x, 2 * p, seed, **more), dropout_case(40)),
         (lambda x, p, seed, **more: PLAIN["dropout"](x, p, 0, **more), dropout_case(40)),
         (lambda x, p, seed, **more: PLAIN["dropout"](x * 2, p, seed, **more), dropout_case(40)),
+        (RowDropout(PLAIN["dropout"], by_first_row), dropout_case(40)),
+        (RowDropout(lambda x, p, seed, **more: PLAIN["dropout"](x, p, 0, **more), by_rows), dropout_case(40)),
     ],
 )
 def test_other_wrong_operators_are_caught(kernel, case):
@@ -132,6 +145,10 @@ def test_too_little_memory_says_nothing_about_an_operator():
 
     with pytest.raises(torch.OutOfMemoryError):
         try_kernel(fills, ATTENTION, torch.float32, CPU)
+
+
+def test_a_dropout_by_rows_passes():
+    assert try_kernel(RowDropout(PLAIN["dropout"], by_rows), dropout_case(40), torch.bfloat16, CPU).is_good
 
 
 def device_with(**kernels):

@@ -11,10 +11,10 @@ import torch
 from swiftlet import log
 from swiftlet.device.kernels import PLAIN, Kernel
 from swiftlet.device.spec import Device
+from swiftlet.device.trials import default_memory
 from swiftlet.device.trust import (
     Case,
     attention_case,
-    default_memory,
     dropout_case,
     rms_norm_case,
     rotary_case,

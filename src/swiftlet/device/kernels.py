@@ -10,7 +10,8 @@ heads and length of one padded tensor.
 * rotary(x_BNSD, cos_BSD, sin_BSD) -> like x: the halves of D are rotated.
 * swiglu(gate, up) -> silu(gate) * up
 * dropout(x, p, seed, *, out, is_added) -> out: x with the dropped elements set to zero (nothing is scaled), written
-  into `out`, or into x itself, or added to what `out` holds. The seed and the shape decide which are dropped.
+  into `out`, or into x itself, or added to what `out` holds. The seed and the shape decide which are dropped. One that
+  is a `RowDropout` can also draw each row of x by a number of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,6 +43,27 @@ class SwigluParts:
     def __call__(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return silu(gate) * up."""
         return self.apply(gate, up)
+
+
+class Rows(NamedTuple):
+    """What decides over a mask row by row: a number a row (64 bits, on the device), and that of the layer."""
+
+    keys_T: Tensor
+    layer: int
+
+
+@dataclass(frozen=True)
+class RowDropout:
+    """A dropout that can draw by rows: `by_rows(x_TI, p, rows, *, out, is_added)` is else as the operator itself."""
+
+    apply: Kernel
+    by_rows: Kernel
+
+    def __call__(
+        self, x: Tensor, p: float, seed: int, *, out: Tensor | None = None, is_added: bool = False
+    ) -> Tensor:
+        """Drop elements of x by one number for all of them."""
+        return self.apply(x, p, seed, out=out, is_added=is_added)
 
 
 def seen(length: int, window: int | None, device: torch.device) -> Tensor:
@@ -139,6 +161,17 @@ def dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None, is_add
         return x.masked_fill_(is_dropped, 0)
     kept = x.masked_fill(is_dropped, 0)
     return out.add_(kept) if is_added else out.copy_(kept)
+
+
+def product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a matrix product in a type; a GPU sums it in fp32 anyway, and then need not round it first."""
+    if (
+        left.device.type == "cuda"
+        and left.dtype in (torch.bfloat16, torch.float16)
+        and dtype == torch.float32
+    ):
+        return torch.mm(left, right, out_dtype=dtype)
+    return torch.mm(left, right).to(dtype)
 
 
 PLAIN: Mapping[str, Kernel] = {

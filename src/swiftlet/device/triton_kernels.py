@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swiftlet.device.kernels import SwigluParts
+from swiftlet.device.kernels import RowDropout, Rows, SwigluParts
 
 BLOCK = 1024
 ROUNDS = 7  # of Philox-4x32, with which it passes BigCrush. Source: Salmon et al. 2011, table 2
@@ -51,6 +51,26 @@ def _drop(x_at, out_at, count, p, seed, IS_ADDED: tl.constexpr, QUADS: tl.conste
     for part in tl.static_range(4):
         at = (block * 4 + part) * QUADS + tl.arange(0, QUADS)
         inside = at < count
+        value = tl.load(x_at + at, mask=inside)
+        kept = tl.where(draws[part] >= p, value, tl.zeros_like(value))
+        if IS_ADDED:
+            target = tl.load(out_at + at, mask=inside)
+            kept = (target.to(tl.float32) + kept.to(tl.float32)).to(out_at.dtype.element_ty)
+        tl.store(out_at + at, kept, mask=inside)
+
+
+@triton.jit(do_not_specialize=["layer"])
+def _drop_rows(  # type: ignore[no-untyped-def]
+    x_at, out_at, keys_at, width, p, layer, IS_ADDED: tl.constexpr, QUADS: tl.constexpr, ROUNDS: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    counter = (block * QUADS + tl.arange(0, QUADS)).to(tl.int64)
+    # the layer is the upper half of the counter, so no two layers have one stream
+    draws = tl.rand4x(tl.load(keys_at + row), counter + (layer.to(tl.int64) << 32), n_rounds=ROUNDS)
+    for part in tl.static_range(4):
+        column = (block * 4 + part) * QUADS + tl.arange(0, QUADS)
+        at, inside = row * width + column, column < width
         value = tl.load(x_at + at, mask=inside)
         kept = tl.where(draws[part] >= p, value, tl.zeros_like(value))
         if IS_ADDED:
@@ -134,7 +154,7 @@ class _Swiglu(torch.autograd.Function):
 swiglu = SwigluParts(_Swiglu.apply, silu_mul, silu_mul_backward)
 
 
-def dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None, is_added: bool = False) -> Tensor:
+def _dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None, is_added: bool = False) -> Tensor:
     """Write x with the dropped elements set to zero into `out` (or x itself), or add that to it; see device/kernels.py.
 
     Each element is dropped on its own; which ones follows from the seed and the shape alone.
@@ -144,6 +164,24 @@ def dropout(x: Tensor, p: float, seed: int, *, out: Tensor | None = None, is_add
     blocks = triton.cdiv(x.numel(), 4 * QUADS)
     _drop[(blocks,)](x, out, x.numel(), p, seed, IS_ADDED=is_added, QUADS=QUADS, ROUNDS=ROUNDS)
     return out
+
+
+def _row_dropout(
+    x_TI: Tensor, p: float, rows: Rows, *, out: Tensor | None = None, is_added: bool = False
+) -> Tensor:
+    """Do the same with a mask of each row that follows from its number and the layer's alone."""
+    out = x_TI if out is None else out
+    assert x_TI.is_contiguous() and out.is_contiguous() and x_TI.shape == out.shape
+    num_rows, width = x_TI.shape
+    quads = min(QUADS, triton.next_power_of_2(triton.cdiv(width, 4)))
+    grid = (num_rows, triton.cdiv(width, 4 * quads))
+    _drop_rows[grid](
+        x_TI, out, rows.keys_T, width, p, rows.layer, IS_ADDED=is_added, QUADS=quads, ROUNDS=ROUNDS
+    )
+    return out
+
+
+dropout = RowDropout(_dropout, _row_dropout)
 
 
 def _rotated(x_BNSD: Tensor, cos_BSD: Tensor, sin_BSD: Tensor, sign: int) -> Tensor:

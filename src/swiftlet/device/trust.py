@@ -7,8 +7,6 @@ with one line of the log. What was found is remembered for the same device, vers
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swiftlet.device.kernels import PLAIN, REFERENCE, Kernel
-from swiftlet.log import info, warning
+from swiftlet.device.kernels import PLAIN, REFERENCE, Kernel, RowDropout, Rows
+from swiftlet.device.trials import Memory
+from swiftlet.log import info
 
 if TYPE_CHECKING:
     from swiftlet.device.spec import Device
@@ -174,11 +173,28 @@ def try_kernel(kernel: Kernel, case: Case, dtype: torch.dtype, device: torch.dev
 def try_dropout(kernel: Kernel, x: Tensor, p: float) -> Verdict:
     """Return whether an operator drops a share p, the same for the same seed, and keeps the other elements.
 
-    The share may be off by six standard deviations of a binomial count.
+    One that draws by rows is tried that way too: a row has its mask wherever it stands. The share may be off by six
+    standard deviations of a binomial count.
     """
     x = torch.where(x == 0, torch.ones_like(x), x)
-    kept, again, other = (kernel(x, p, seed, out=torch.empty_like(x)) for seed in (SEED, SEED, SEED + 1))
-    added = kernel(x, p, SEED, out=torch.ones_like(x), is_added=True)
+    verdict = _try_masks(kernel, x, p, (SEED, SEED + 1))
+    if not isinstance(kernel, RowDropout) or not verdict.is_good:
+        return verdict
+    generator = torch.Generator().manual_seed(SEED)
+    keys_T = torch.randint(-(2**63), 2**63 - 1, (len(x),), generator=generator).to(x.device)
+    verdict = _try_masks(kernel.by_rows, x, p, (Rows(keys_T, 0), Rows(keys_T, 1)))
+    kept = kernel.by_rows(x, p, Rows(keys_T, 0), out=torch.empty_like(x))
+    later = kernel.by_rows(x[1:].clone(), p, Rows(keys_T[1:], 0))
+    if verdict.is_good and not torch.equal(later, kept[1:]):
+        return verdict._replace(failure="a row in another place drops different elements")
+    return verdict
+
+
+def _try_masks(kernel: Kernel, x: Tensor, p: float, sources: tuple[Any, Any]) -> Verdict:
+    """Return whether masks are as they should be; the two sources (seeds, numbers of rows) differ."""
+    one, two = sources
+    kept, again, other = (kernel(x, p, source, out=torch.empty_like(x)) for source in (one, one, two))
+    added = kernel(x, p, one, out=torch.ones_like(x), is_added=True)
     is_dropped = kept == 0
     share = float(is_dropped.float().mean())
     slack = 6 * (p * (1 - p) / x.numel()) ** 0.5
@@ -187,7 +203,7 @@ def try_dropout(kernel: Kernel, x: Tensor, p: float) -> Verdict:
         "one seed drops different elements": torch.equal(kept, again),
         "two seeds drop the same elements": not torch.equal(kept, other),
         "adding gives another sum": torch.equal(added, torch.ones_like(x).add_(kept)),
-        "in place it drops different elements": torch.equal(kernel(x.clone(), p, SEED), kept),
+        "in place it drops different elements": torch.equal(kernel(x.clone(), p, one), kept),
     }
     failure = next((text for text, is_good in checks.items() if not is_good), "")
     return Verdict(abs(share - p), slack, failure)
@@ -195,44 +211,6 @@ def try_dropout(kernel: Kernel, x: Tensor, p: float) -> Verdict:
 
 def _largest(found: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     return max(largest_error(one, other) for one, other in zip(found, right, strict=True))
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(one, int | float) for one in value)
-
-
-class Memory:
-    """What earlier trials found, in one file; a file that cannot be read or written costs a trial, not the run."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.known: dict[str, tuple[float, float]] = {}
-        if path is not None and path.is_file():
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                content = {}
-            if isinstance(content, dict):
-                self.known = {key: (value[0], value[1]) for key, value in content.items() if _is_pair(value)}
-
-    def save(self) -> None:
-        """Write what is known, in one step."""
-        if self.path is None:
-            return
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
-            draft.replace(self.path)
-        except OSError as error:
-            warning(
-                f"{self.path} cannot be written: {error.strerror}; fused operators are tried anew each time"
-            )
-
-
-def default_memory() -> Path:
-    """Return where the results of trials are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "swiftlet" / "operators.json"
 
 
 def _key(device: Device, kernel: Kernel, case: Case, dtype: torch.dtype) -> str:

@@ -15,15 +15,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from swiftlet.device.kernels import RowDropout
 from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
+from swiftlet.models.adapter_copies import AdapterCopies
 from swiftlet.models.attention import PackedAttention, no_mask, segment_attention
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
 from swiftlet.models.decoder import Backbone
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
 from swiftlet.models.head import backbone, decoder_layers, find_head, head_device, inner_model, is_its_head
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
-from swiftlet.models.lora_linear import Parts
+from swiftlet.models.lora_linear import PLAIN_PARTS, Parts
 from swiftlet.models.neftune import apply_neftune
 from swiftlet.models.packing import let_pack
 from swiftlet.models.recompute import Recompute
@@ -69,7 +71,7 @@ class CausalLM(nn.Module):
         shares_prefixes: compute equal beginnings of samples once, where a micro-batch says which they are;
             `num_spared` of the `num_tokens` of training had no row of their own.
         is_recomputed: the backward pass computes layers again.
-        keys: what decides over masks of dropout, where the layers ask for it.
+        parts: of the LoRA layers, whose masks and copies of adapters are made for a pass.
     """
 
     def __init__(
@@ -82,7 +84,7 @@ class CausalLM(nn.Module):
         again: Recompute | None = None,
         shares_prefixes: bool = True,
         is_recomputed: bool = False,
-        keys: RowKeys | None = None,
+        parts: Parts = PLAIN_PARTS,
     ) -> None:
         super().__init__()
         self.model = model
@@ -92,7 +94,8 @@ class CausalLM(nn.Module):
         self.again = again or Recompute()
         self.shares_prefixes = shares_prefixes and is_packed
         self.is_recomputed = is_recomputed
-        self.keys = keys or RowKeys()
+        self.keys = parts.keys or RowKeys()
+        self.copies = parts.copies or AdapterCopies()
         self.lengths: list[int] = []
         self.num_tokens = self.num_spared = 0
 
@@ -111,21 +114,24 @@ class CausalLM(nn.Module):
 
         Args:
             prefixes: which tokens are computed once, see data/prefixes.py; none of them predicts a trained one.
-            mask_seed: of the step: masks follow from it and from the tokens, however the step is cut; on a processor.
+            mask_seed: of the step: masks follow from it and from the tokens, however the step is cut, where the device
+                can draw by rows.
         """
         positions_N = (targets_T != IGNORE_INDEX).nonzero().squeeze(1)
         targets_N = send(targets_T[positions_N], input_ids_T.device)
         positions_N = send(positions_N, input_ids_T.device)
         samples = PackedInputs(input_ids_T, position_ids_T, cu_seqlens, self.attention)
         self.num_tokens += len(targets_T) if self.training else 0
+        first_U = None
         if prefixes is not None and self.shares_prefixes:
             self.num_spared += len(prefixes.source_T) - len(prefixes.first_U) if self.training else 0
             sharing = Sharing.of(prefixes, input_ids_T.device)
             samples = _rows_of(samples, sharing, is_held=not self.is_recomputed)
             positions_N = sharing.source_T.index_select(0, positions_N)
-        rows = prefixes.first_U if prefixes is not None and self.shares_prefixes else None
+            first_U = sharing.first_U
         mask_seed = mask_seed if self.is_packed else None
-        self.keys.begin(input_ids_T, position_ids_T, mask_seed, rows, positions_N)
+        self.keys.begin(input_ids_T, position_ids_T, mask_seed, first_U, positions_N)
+        self.copies.begin()
         if self.head is None:
             return self._own_logits(samples, positions_N, targets_N)
         hidden_NH = self._wanted(samples, positions_N)
@@ -211,12 +217,14 @@ def build_causal(
     """
     inner = inner_model(model)
     attention = attention or kernel(kernels, "attention", None)
-    is_packed, again, keys = let_pack(model), Recompute(), RowKeys()
+    is_packed, again, parts = let_pack(model), Recompute(), lora_parts(kernels)
+    keys = RowKeys(of_device=isinstance(parts.dropout, RowDropout))
+    parts = parts._replace(keys=keys, copies=AdapterCopies())
     if not is_packed:
         log(f"{type(inner).__name__} cannot tell packed samples apart: one forward pass a sample (slower)")
     if use_fused:
         if hasattr(model, "peft_config"):
-            _apply_lora(model, lora_parts(kernels)._replace(keys=keys), log)
+            _apply_lora(model, parts, log)
         apply_fused(inner, kernels, again)
     head = find_head(model)
     if head is not None and head_device(head).type != "meta" and not is_its_head(model, head):
@@ -233,7 +241,7 @@ def build_causal(
         again=again,
         shares_prefixes=share_prefixes and not neftune_alpha,
         is_recomputed=gradient_checkpointing,
-        keys=keys,
+        parts=parts,
     )
     if gradient_checkpointing:
         apply_checkpointing(inner)

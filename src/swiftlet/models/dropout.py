@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from swiftlet.device.kernels import Kernel
+from swiftlet.device.kernels import Kernel, RowDropout, Rows
 from swiftlet.device.kernels import dropout as plain_dropout
 from swiftlet.models.arena import empty_like
+from swiftlet.models.row_keys import layer_keys
 
 DRAWN_AT_ONCE = 2**15  # numbers of whole rows; more do not stay in a core's cache, and fewer are mostly calls
 MOST_KEPT = 2**14  # dropped elements; to draw so few takes most of the time for calls, whatever their number
@@ -115,7 +117,7 @@ class Dropout:
 
     Args:
         short: what `short_list` of the same mask has returned, where that was kept.
-        keys_T: a number for each row, in the place of the seed.
+        rows: what decides row by row, in the place of the seed. An operator must be able to.
     """
 
     def __init__(
@@ -124,12 +126,12 @@ class Dropout:
         seed: int,
         operator: Kernel = plain_dropout,
         short: Tensor | None = None,
-        keys_T: np.ndarray | None = None,
+        rows: Rows | None = None,
     ) -> None:
         self.p = p
         self.seed = seed
         self.operator = operator
-        self.keys_T = keys_T
+        self.rows = rows
         self._positions = None if short is None else short.long()
 
     def short_list(self) -> Tensor | None:
@@ -144,12 +146,12 @@ class Dropout:
     def zero_(self, x: Tensor) -> Tensor:
         """Set the dropped elements of a contiguous tensor to zero, in place; nothing is scaled."""
         if not self._has_list(x):
-            return self.operator(x, self.p, self.seed)
+            return self._operate(x)
         if self._positions is None:
-            if self.keys_T is None:
+            if self.rows is None:
                 self._positions = dropped_positions(x.numel(), self.p, self.seed)
             else:
-                self._positions = dropped_by_rows(self.keys_T, x.shape[-1], self.p)
+                self._positions = dropped_by_rows(layer_keys(self.rows), x.shape[-1], self.p)
         x.view(-1).index_fill_(0, self._positions, 0)
         return x
 
@@ -158,10 +160,16 @@ class Dropout:
         x = x.contiguous()
         if self._has_list(x):
             return self.zero_(empty_like(x).copy_(x))
-        return self.operator(x, self.p, self.seed, out=torch.empty_like(x))
+        return self._operate(x, out=torch.empty_like(x))
 
     def add_zeroed_(self, target: Tensor, x: Tensor) -> Tensor:
         """Add x without its dropped elements to a contiguous tensor; x may be overwritten."""
         if self._has_list(x):
             return target.add_(self.zero_(x))
-        return self.operator(x, self.p, self.seed, out=target, is_added=True)
+        return self._operate(x, out=target, is_added=True)
+
+    def _operate(self, x: Tensor, **options: Any) -> Tensor:
+        if self.rows is None:
+            return self.operator(x, self.p, self.seed, **options)
+        assert isinstance(self.operator, RowDropout)
+        return self.operator.by_rows(x, self.p, self.rows, **options)

@@ -80,6 +80,9 @@ def apply_fast_lora(model: nn.Module, parts: Parts = PLAIN_PARTS) -> int:
         parent, _, child = name.rpartition(".")
         group = next((group[0] for group in TOGETHER if child in group), child)
         module.parts, module.number = parts, numbers.setdefault((parent, group), len(numbers))
+        adapter = plain_adapter(module)
+        if parts.copies is not None and adapter is not None:
+            parts.copies.add(module, adapter)
         count += 1
     return count
 

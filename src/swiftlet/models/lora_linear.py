@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swiftlet.device.kernels import Kernel
+from swiftlet.device.kernels import Kernel, product
 from swiftlet.device.kernels import dropout as plain_dropout
+from swiftlet.models.adapter_copies import AdapterCopies, Copies
 from swiftlet.models.arena import empty, empty_like
 from swiftlet.models.dropout import Dropout, draw_seed
 from swiftlet.models.recompute import Make, Recompute
@@ -48,13 +49,14 @@ class Layer(NamedTuple):
 class Parts(NamedTuple):
     """The elementwise steps of the layer; a device may have its own, see device/kernels.py.
 
-    `keys` decide over masks, where rows have some.
+    `keys` decide over masks, where rows have some; `copies` are adapters in the base's type, made at once.
     """
 
     silu_mul: Callable[[Tensor, Tensor], Tensor] = silu_mul
     silu_mul_backward: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = silu_mul_backward
     dropout: Kernel = plain_dropout
     keys: RowKeys | None = None
+    copies: AdapterCopies | None = None
 
 
 PLAIN_PARTS = Parts()
@@ -67,14 +69,25 @@ def _thin(x_TI: Tensor, matrix_RI: Tensor) -> Tensor:
     return torch.mm(x_TI, (matrix_RI.contiguous() if is_cpu else matrix_RI).t())
 
 
-def _sum_of_products(thin_TR: Tensor, x_TI: Tensor) -> Tensor:
+def _sum_of_products(thin_TR: Tensor, x_TI: Tensor, dtype: torch.dtype) -> Tensor:
     """Return thin^T [R, T] times x [T, I]: on a CPU in parts of I, as BLAS shares so few rows badly among threads."""
     num_parts = 2 * torch.get_num_threads()
     if x_TI.device.type != "cpu" or x_TI.shape[1] % num_parts or x_TI.shape[1] < num_parts * SMALLEST_PART:
-        return torch.mm(thin_TR.t(), x_TI)
+        return product(thin_TR.t(), x_TI, dtype)
     parts_PTi = x_TI.view(x_TI.shape[0], num_parts, -1).transpose(0, 1)
     sums_PRi = torch.bmm(thin_TR.t().expand(num_parts, -1, -1), parts_PTi)
     return sums_PRi.transpose(0, 1).flatten(1)
+
+
+def _grad_b(thin_TR: Tensor, grad_TO: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return grad^T [O, T] times thin [T, R]; autograd copies what is not [O, R] in memory."""
+    if grad_TO.device.type == "cpu":
+        return _sum_of_products(thin_TR, grad_TO, dtype).t().to(dtype)
+    return product(grad_TO.t(), thin_TR, dtype)
+
+
+def _times(x: Tensor, factor: float) -> Tensor:
+    return x if factor == 1 else x.mul_(factor)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -111,26 +124,32 @@ class _LoraLinears(torch.autograd.Function):
         weights, biases, all_a, all_b = _quarters(tensors)
         x_TI, up_TI = _flat(x), None if up is None else _flat(up)
         input_TI = x_TI if up_TI is None else parts.silu_mul(x_TI, up_TI)
-        a_SI, all_b_OR = _joined([a.to(x_TI.dtype) for a in all_a], 0), [b.to(x_TI.dtype) for b in all_b]
-        keys_T = parts.keys.of(len(x_TI), number) if parts.keys is not None and p > 0 else None
-        seed, short = draw_seed() if p > 0 and keys_T is None else 0, None
+        copies = None if parts.copies is None else parts.copies.of(all_a, all_b, scales, x_TI.dtype)
+        if copies is None:
+            a_SI, all_b_OR = _joined([a.to(x_TI.dtype) for a in all_a], 0), [b.to(x_TI.dtype) for b in all_b]
+            copies = Copies(a_SI, a_SI, all_b_OR, all_b_OR)
+        else:  # which have the scale in them
+            scales = (1.0,) * len(scales)
+        all_b_OR = copies.all_b_OR
+        rows = parts.keys.of(len(x_TI), number) if parts.keys is not None and p > 0 else None
+        seed, short = draw_seed() if p > 0 and rows is None else 0, None
         # whole and no views of another, so that what is added to one in place needs no copy in the backward pass
         outputs = tuple(empty((*x.shape[:-1], weight.shape[0]), x) for weight in weights)
         for y, weight, bias in zip(outputs, weights, biases, strict=True):
             _linear(input_TI, weight, bias, _flat(y))
         if p > 0:
-            dropout = Dropout(p, seed, parts.dropout, keys_T=keys_T)
+            dropout = Dropout(p, seed, parts.dropout, rows=rows)
             input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
             short = dropout.short_list()
-        reduced_TS = _thin(input_TI, a_SI)
+        reduced_TS = _thin(input_TI, copies.scaled_a_SI)
         all_reduced_TR = reduced_TS.split([a.shape[0] for a in all_a], dim=1)
         for y, reduced_TR, b_OR, scale in zip(outputs, all_reduced_TR, all_b_OR, scales, strict=True):
             _flat(y).addmm_(reduced_TR, b_OR.t(), alpha=scale)
         if again is not None:
             last = weights[-1], biases[-1], all_reduced_TR[-1], all_b_OR[-1], scales[-1]
             again.offer(outputs[-1], _output(again.kept(x_TI), *last))
-        ctx.save_for_backward(x_TI, up_TI, a_SI, reduced_TS, *weights, *all_b_OR)
-        ctx.p, ctx.seed, ctx.short, ctx.keys_T, ctx.parts, ctx.shape = p, seed, short, keys_T, parts, x.shape
+        ctx.save_for_backward(x_TI, up_TI, copies.a_SI, reduced_TS, *weights, *copies.all_scaled_b_OR)
+        ctx.p, ctx.seed, ctx.short, ctx.rows, ctx.parts, ctx.shape = p, seed, short, rows, parts, x.shape
         ctx.scales, ctx.dtypes = scales, [(a.dtype, b.dtype) for a, b in zip(all_a, all_b, strict=True)]
         return outputs
 
@@ -143,9 +162,9 @@ class _LoraLinears(torch.autograd.Function):
         needs_x, needs_up = ctx.needs_input_grad[:2]
         needs_weight, needs_bias, needs_a, needs_b = _quarters(ctx.needs_input_grad[7:])
         grad_reduced_TS = _joined(
-            [_thin(all_grad_TO[i], all_b_OR[i].t()).mul_(scales[i]) for i in numbers], 1
+            [_times(_thin(all_grad_TO[i], all_b_OR[i].t()), scales[i]) for i in numbers], 1
         )
-        dropout = Dropout(ctx.p, ctx.seed, parts.dropout, ctx.short, ctx.keys_T) if ctx.p > 0 else None
+        dropout = Dropout(ctx.p, ctx.seed, parts.dropout, ctx.short, ctx.rows) if ctx.p > 0 else None
         grad_input = grad_up = None
         if needs_x or needs_up:
             grad_input = torch.mm(all_grad_TO[0], weights[0], out=_flat(empty(ctx.shape, grads[0])))
@@ -166,14 +185,14 @@ class _LoraLinears(torch.autograd.Function):
         if any(needs_a):
             if dropout is not None:
                 input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
-            all_grad_RI = _sum_of_products(grad_reduced_TS, input_TI).split(ranks)
+            all_grad_RI = _sum_of_products(grad_reduced_TS, input_TI, ctx.dtypes[0][0]).split(ranks)
             all_grad_a = [all_grad_RI[i].to(ctx.dtypes[i][0]) for i in numbers]
         del input_TI
         all_grad_b: list[Tensor | None] = [None] * len(grads)
         for i, reduced_TR in enumerate(reduced_TS.split(ranks, dim=1)):
             if needs_b[i]:
-                grad_RO = _sum_of_products(reduced_TR, all_grad_TO[i])
-                all_grad_b[i] = grad_RO.t().to(ctx.dtypes[i][1]).mul_(scales[i])
+                grad_OR = _grad_b(reduced_TR, all_grad_TO[i], ctx.dtypes[i][1])
+                all_grad_b[i] = _times(grad_OR, scales[i])
         if grad_input is not None and up_TI is not None:
             grad_input, grad_up = parts.silu_mul_backward(grad_input, x_TI, up_TI)
         grad_x, grad_up = (None if grad is None else grad.view(ctx.shape) for grad in (grad_input, grad_up))

@@ -1,7 +1,10 @@
 """Numbers that decide over the dropout masks of a pass: one a row, from what stands before it in its sample.
 
-A mask then follows from the step, the layer and the tokens up to a row, and not from which samples go together, nor on
-which device, nor from whether equal beginnings are computed once: however a step is cut, its gradient is the same.
+A mask then follows from the step, the layer and the tokens up to a row, and not from which samples go together, nor
+from whether equal beginnings are computed once: however a step is cut, its gradient is the same.
+
+The arithmetic is that of unsigned numbers of 64 bits, on whatever device the tokens are; torch's are signed, whose
+products and sums have the same bits.
 
 Shapes: T tokens of a micro-batch, U rows that are computed, N rows that the last layer is asked for.
 """
@@ -9,44 +12,65 @@ Shapes: T tokens of a micro-batch, U rows that are computed, N rows that the las
 from __future__ import annotations
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from swiftlet.device.kernels import Rows
+
+
+def _signed(number: int) -> int:
+    return (number + 2**63) % 2**64 - 2**63
+
+
 GOLDEN = 0x9E3779B97F4A7C15
+FACTORS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 
-def mixed(numbers: np.ndarray) -> np.ndarray:
-    """Return uint64 whose bits depend on all bits of `numbers`; Steele et al. 2014, SplitMix, variant 13."""
-    result = numbers ^ (numbers >> np.uint64(30))
-    result *= np.uint64(0xBF58476D1CE4E5B9)
-    result ^= result >> np.uint64(27)
-    result *= np.uint64(0x94D049BB133111EB)
-    return result ^ (result >> np.uint64(31))
+def _shifted(numbers: Tensor, bits: int) -> Tensor:
+    return (numbers >> bits) & (2 ** (64 - bits) - 1)
 
 
-def keys_of(input_ids_T: Tensor, position_ids_T: Tensor, seed: int) -> np.ndarray:
+def mixed(numbers: Tensor) -> Tensor:
+    """Return numbers whose bits depend on all bits of `numbers`; Steele et al. 2014, SplitMix, variant 13."""
+    result = (numbers ^ _shifted(numbers, 30)) * FACTORS[0]
+    result = (result ^ _shifted(result, 27)) * FACTORS[1]
+    return result ^ _shifted(result, 31)
+
+
+def keys_of(input_ids_T: Tensor, position_ids_T: Tensor, seed: int) -> Tensor:
     """Return a number for each token from those of its sample up to it: equal beginnings have equal ones."""
-    ids, positions = (tensor.numpy().astype(np.uint64) for tensor in (input_ids_T, position_ids_T))
-    sums = np.cumsum(mixed(mixed(ids + np.uint64(1)) + positions * np.uint64(GOLDEN)))
-    starts = np.maximum.accumulate(np.where(positions == 0, np.arange(len(ids)), 0))
-    before = np.concatenate([np.zeros(1, np.uint64), sums])[starts]
-    return mixed((sums - before) ^ np.uint64(seed))
+    sums_T = torch.cumsum(mixed(mixed(input_ids_T + 1) + position_ids_T * _signed(GOLDEN)), 0)
+    starts_T = torch.arange(len(sums_T), device=sums_T.device) - position_ids_T
+    before_T = torch.cat([sums_T.new_zeros(1), sums_T]).index_select(0, starts_T)
+    return mixed((sums_T - before_T) ^ _signed(seed))
+
+
+def layer_keys(rows: Rows) -> np.ndarray:
+    """Return a 32-bit number for each row of a layer's input, from those of the rows of a pass on a processor."""
+    keys_T = mixed(rows.keys_T + _signed((rows.layer + 1) * GOLDEN % 2**64))
+    return _shifted(keys_T, 32).numpy().astype(np.uint32)
 
 
 class RowKeys:
-    """The numbers of the pass that runs, for the layers that have dropout; set by whoever runs it."""
+    """The numbers of the pass that runs, for the layers that have dropout; set by whoever runs it.
 
-    def __init__(self) -> None:
-        self._known: dict[int, np.ndarray] = {}
+    Args:
+        of_device: whether the device's own operator can draw by rows; on a processor ours can.
+    """
+
+    def __init__(self, *, of_device: bool = False) -> None:
+        self.of_device = of_device
+        self._known: dict[int, Tensor] = {}
 
     def begin(
         self,
         input_ids_T: Tensor,
         position_ids_T: Tensor,
         seed: int | None,
-        first_U: np.ndarray | None,
+        first_U: Tensor | None,
         positions_N: Tensor,
     ) -> None:
-        """Know the rows of a pass by how many there are; without a seed, or on another device, none.
+        """Know the rows of a pass by how many there are; without a seed, or where none can draw by rows, none.
 
         Args:
             first_U: the first token of each row, None where each token is a row.
@@ -54,14 +78,12 @@ class RowKeys:
                 are the same.
         """
         self._known = {}
-        if seed is not None and input_ids_T.device.type == "cpu":
+        if seed is not None and (self.of_device or input_ids_T.device.type == "cpu"):
             keys_T = keys_of(input_ids_T, position_ids_T, seed)
-            keys_U = keys_T if first_U is None else keys_T[first_U]
-            self._known = {len(positions_N): keys_U[positions_N.numpy()], len(keys_U): keys_U}
+            keys_U = keys_T if first_U is None else keys_T.index_select(0, first_U)
+            self._known = {len(positions_N): keys_U.index_select(0, positions_N), len(keys_U): keys_U}
 
-    def of(self, num_rows: int, layer: int) -> np.ndarray | None:
-        """Return a 32-bit number for each row of a layer's input; None where it is not known which rows they are."""
+    def of(self, num_rows: int, layer: int) -> Rows | None:
+        """Return what decides over each row of a layer's input; None where it is not known which rows they are."""
         keys = self._known.get(num_rows)
-        if keys is None:
-            return None
-        return (mixed(keys + np.uint64((layer + 1) * GOLDEN % 2**64)) >> np.uint64(32)).astype(np.uint32)
+        return None if keys is None else Rows(keys, layer)
