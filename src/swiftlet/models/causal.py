@@ -19,7 +19,7 @@ from swiftlet.device.kernels import RowDropout
 from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
 from swiftlet.models.adapter_copies import AdapterCopies
-from swiftlet.models.attention import PackedAttention, no_mask, segment_attention
+from swiftlet.models.attention import PackedAttention, no_mask
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
 from swiftlet.models.decoder import Backbone
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
@@ -29,8 +29,9 @@ from swiftlet.models.lora_linear import PLAIN_PARTS, Parts
 from swiftlet.models.neftune import apply_neftune
 from swiftlet.models.packing import let_pack
 from swiftlet.models.recompute import Recompute
+from swiftlet.models.rounding import Tokens, rounded, rounded_rows, row_multiple
 from swiftlet.models.row_keys import RowKeys
-from swiftlet.models.sharing import TOKEN_COST, TOKEN_COST_RECOMPUTED, Sharing, Spread, shared_attention
+from swiftlet.models.sharing import TOKEN_COST, TOKEN_COST_RECOMPUTED, PackedInputs, Sharing, Spread, rows_of
 
 IGNORE_INDEX = -100  # data/rows.py names the same number; the rooms are siblings
 Log = Callable[[str], object]
@@ -44,22 +45,6 @@ class TokenLosses(NamedTuple):
     num_tokens: Tensor | int
 
 
-class PackedInputs(NamedTuple):
-    """What a pass reads: tokens (or the rows that stand for them), boundaries of the samples, and their attention."""
-
-    input_ids_T: Tensor
-    position_ids_T: Tensor
-    cu_seqlens: list[int]
-    attention: PackedAttention | None
-
-
-def _rows_of(samples: PackedInputs, sharing: Sharing, *, is_held: bool) -> PackedInputs:
-    """Return the rows that stand for the tokens of samples."""
-    ids_U, positions_U = (tensor_T.index_select(0, sharing.first_U) for tensor_T in samples[:2])
-    attention = shared_attention(samples.attention or segment_attention, sharing, is_held=is_held)
-    return PackedInputs(ids_U, positions_U, samples.cu_seqlens, attention)
-
-
 class CausalLM(nn.Module):
     """A causal model of transformers, with or without adapters around it.
 
@@ -71,6 +56,7 @@ class CausalLM(nn.Module):
         shares_prefixes: compute equal beginnings of samples once, where a micro-batch says which they are;
             `num_spared` of the `num_tokens` of training had no row of their own.
         is_recomputed: the backward pass computes layers again.
+        row_multiple: see rounding.py.
         parts: of the LoRA layers, whose masks and copies of adapters are made for a pass.
     """
 
@@ -85,6 +71,7 @@ class CausalLM(nn.Module):
         shares_prefixes: bool = True,
         is_recomputed: bool = False,
         parts: Parts = PLAIN_PARTS,
+        row_multiple: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
@@ -96,6 +83,7 @@ class CausalLM(nn.Module):
         self.is_recomputed = is_recomputed
         self.keys = parts.keys or RowKeys()
         self.copies = parts.copies or AdapterCopies()
+        self.row_multiple = row_multiple
         self.lengths: list[int] = []
         self.num_tokens = self.num_spared = 0
 
@@ -117,24 +105,30 @@ class CausalLM(nn.Module):
             mask_seed: of the step: masks follow from it and from the tokens, however the step is cut, where the device
                 can draw by rows.
         """
+        self.num_tokens += len(targets_T) if self.training else 0
+        prefixes = prefixes if self.shares_prefixes else None
+        tokens = Tokens(input_ids_T, position_ids_T, cu_seqlens, targets_T, prefixes)
+        tokens = rounded(tokens, self.row_multiple, IGNORE_INDEX)
+        input_ids_T, position_ids_T, cu_seqlens, targets_T, prefixes = tokens
         positions_N = (targets_T != IGNORE_INDEX).nonzero().squeeze(1)
         targets_N = send(targets_T[positions_N], input_ids_T.device)
         positions_N = send(positions_N, input_ids_T.device)
         samples = PackedInputs(input_ids_T, position_ids_T, cu_seqlens, self.attention)
-        self.num_tokens += len(targets_T) if self.training else 0
         first_U = None
-        if prefixes is not None and self.shares_prefixes:
+        if prefixes is not None:
             self.num_spared += len(prefixes.source_T) - len(prefixes.first_U) if self.training else 0
             sharing = Sharing.of(prefixes, input_ids_T.device)
-            samples = _rows_of(samples, sharing, is_held=not self.is_recomputed)
+            samples = rows_of(samples, sharing, is_held=not self.is_recomputed)
             positions_N = sharing.source_T.index_select(0, positions_N)
             first_U = sharing.first_U
+        wanted_W, places_N = rounded_rows(positions_N, len(samples.input_ids_T), self.row_multiple)
         mask_seed = mask_seed if self.is_packed else None
-        self.keys.begin(input_ids_T, position_ids_T, mask_seed, first_U, positions_N)
+        self.keys.begin(input_ids_T, position_ids_T, mask_seed, first_U, wanted_W)
         self.copies.begin()
         if self.head is None:
             return self._own_logits(samples, positions_N, targets_N)
-        hidden_NH = self._wanted(samples, positions_N)
+        hidden_NH = self._wanted(samples, wanted_W)
+        hidden_NH = hidden_NH if places_N is None else hidden_NH.index_select(0, places_N)
         loss_sum, num_correct = linear_cross_entropy(hidden_NH, targets_N, self.head)
         return TokenLosses(loss_sum, num_correct, targets_N.shape[0])
 
@@ -242,6 +236,7 @@ def build_causal(
         shares_prefixes=share_prefixes and not neftune_alpha,
         is_recomputed=gradient_checkpointing,
         parts=parts,
+        row_multiple=row_multiple(model) if is_packed and head is not None else 1,
     )
     if gradient_checkpointing:
         apply_checkpointing(inner)

@@ -20,7 +20,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from swiftlet.device.transfer import send
 from swiftlet.models.arena import empty
-from swiftlet.models.attention import PackedAttention
+from swiftlet.models.attention import PackedAttention, segment_attention
 
 # The memory of a token beside that of a row: while attention works, about ten vectors of one layer. A row has fourteen
 # in each of two dozen layers, or one in each where layers are computed again.
@@ -33,6 +33,15 @@ class Spread(Protocol):
     source_T: np.ndarray
     first_U: np.ndarray
     copies: tuple[np.ndarray, ...]
+
+
+class PackedInputs(NamedTuple):
+    """What a pass reads: tokens (or the rows that stand for them), boundaries of the samples, and their attention."""
+
+    input_ids_T: Tensor
+    position_ids_T: Tensor
+    cu_seqlens: list[int]
+    attention: PackedAttention | None
 
 
 class Sum(NamedTuple):
@@ -191,3 +200,14 @@ def shared_attention(attend: PackedAttention, sharing: Sharing, *, is_held: bool
         return output_UF.unflatten(1, output_TQD.shape[1:])
 
     return attention
+
+
+def rows_of(samples: PackedInputs, sharing: Sharing, *, is_held: bool) -> PackedInputs:
+    """Return the rows that stand for the tokens of samples.
+
+    Args:
+        is_held: see `shared_attention`.
+    """
+    ids_U, positions_U = (tensor_T.index_select(0, sharing.first_U) for tensor_T in samples[:2])
+    attention = shared_attention(samples.attention or segment_attention, sharing, is_held=is_held)
+    return PackedInputs(ids_U, positions_U, samples.cu_seqlens, attention)
