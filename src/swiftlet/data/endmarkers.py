@@ -38,6 +38,14 @@ class Closing(NamedTuple):
     last: str
 
 
+class Around(NamedTuple):
+    """The text up to the end of a content, that behind it up to the next one, and whether there is no next one."""
+
+    upto: str
+    after: str
+    is_last: bool
+
+
 @dataclass(frozen=True)
 class EndMarkers:
     """Finds the end markers of one template."""
@@ -50,18 +58,16 @@ class EndMarkers:
         messages: Messages,
         number: int,
         tools: list[Any] | None,
-        after: str | None = None,
-        is_last: bool = False,
+        around: Around | None = None,
     ) -> Closing:
         """Return the end markers of answer `number`.
 
         Args:
-            after: the text behind its content, where it is known; otherwise it is rendered.
-            is_last: `after` is the end of the conversation.
+            around: the text around the end of its content, where it is known; otherwise it is rendered.
         """
         upto = list(messages[: number + 1])
-        ended = after if is_last and after is not None else self._after(upto, tools)
-        going_on = after if not is_last else None
+        ended = around.after if around is not None and around.is_last else self._ended(upto, tools, around)
+        going_on = around.after if around is not None and not around.is_last else None
         for following in (_results(messages[number]), [QUESTION]):
             if going_on is None and following:
                 going_on = self._after([*upto, *following], tools, number)
@@ -78,6 +84,17 @@ class EndMarkers:
             return Closing(shared, shared)
         last = self._without_dangling(ended, upto, tools)
         return Closing(self._middle(going_on, upto, tools), last)
+
+    def _ended(self, upto: Messages, tools: list[Any] | None, around: Around | None) -> str | None:
+        """Return the text behind the last content; one rendering does where all before it is printed as is known."""
+        if around is not None:
+            try:
+                text = self.locator.render(upto, tools, prompt=False)
+            except TemplateError:
+                return None
+            if text.startswith(around.upto):
+                return text[len(around.upto) :]
+        return self._after(upto, tools)
 
     def _middle(self, going_on: str, upto: Messages, tools: list[Any] | None) -> str:
         """Return the marker of a turn that has one only where the conversation goes on, such as a separator.

@@ -19,7 +19,9 @@ import jinja2
 import jinja2.ext
 import jinja2.nodes
 import jinja2.parser
+import jinja2.runtime
 import jinja2.sandbox
+import jinja2.utils
 
 from swiftlet.errors import DataError, describe
 
@@ -27,6 +29,10 @@ _RENDERING_FAULTS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
 )  # fmt: skip
 _TAG = re.compile(r"</?[\w:|▁｜.-]+>|\[/?[A-Z_]+\]")
+_OF_DICT = frozenset(dir(dict))
+# Their public attributes are all allowed, but for the methods of texts that look into what they are given.
+_PLAIN_KINDS = (jinja2.runtime.LoopContext, jinja2.utils.Namespace)
+_OF_STR = frozenset(dir(str)) - {"format", "format_map"}
 # What a template may see of a message; our own marks, such as `loss`, are not for it.
 _MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name")
 
@@ -58,9 +64,25 @@ def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which answers at once for what it allows anyway; most of a rendering are such questions."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        kind = type(obj)
+        if kind is dict and attribute not in _OF_DICT:
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        is_public = attribute[:1] != "_"
+        if is_public and (kind in _PLAIN_KINDS or (kind is str and attribute in _OF_STR)):
+            try:
+                return getattr(obj, attribute)
+            except AttributeError:
+                return self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
+
+
 @lru_cache(maxsize=64)
 def _compile(source: str) -> jinja2.Template:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_IgnoreGeneration, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson

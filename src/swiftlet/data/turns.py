@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from swiftlet.data.endmarkers import ANSWER, Closing, EndMarkers, tail
+from swiftlet.data.endmarkers import ANSWER, Around, Closing, EndMarkers, tail
 from swiftlet.data.rendering import TemplateError
 from swiftlet.data.skeleton import Conversation, Skeleton, Turn, fill, learn, shape_of
 from swiftlet.data.spans import Located, Locator, Messages, Region
@@ -74,7 +74,8 @@ class TurnFinder:
             )
             is_last = number == len(messages) - 1 and not prompt
             after = located.text[content_end:following]
-            marker, append = self._marker(messages, number, tools, after, is_last)
+            upto = located.text[:content_end]
+            marker, append = self._marker(messages, number, tools, Around(upto, after, is_last))
             turns.append(Turn(number, begin, start, content_end, content_end + len(marker)))
         _check_order(turns)
         return Conversation(located.text, located, turns, append)
@@ -106,10 +107,6 @@ class TurnFinder:
         the answer begins: its content, or else what a content would have the place of.
         """
         number = len(before)
-        try:
-            prompt = self.locator.locate(before, tools, prompt=True)
-        except TemplateError:
-            prompt = None
         if inside:
             limit = inside[0].start
             floor = max((region.end for region in occupied if region.end <= limit), default=0)
@@ -119,8 +116,8 @@ class TurnFinder:
                 (region.start for region in occupied if region.start >= floor), default=len(located.text)
             )
         before_text = located.text[floor:limit]
-        header = "" if prompt is None else tail(prompt)
-        begin = floor + len(header) if prompt is not None and before_text.startswith(header) else None
+        header = self._header(before, tools, located.text[:floor])
+        begin = floor + len(header) if header is not None and before_text.startswith(header) else None
         if inside:
             return limit if begin is None else begin, limit
         opening = self._opening(before, tools)
@@ -129,7 +126,7 @@ class TurnFinder:
             return start if begin is None else min(begin, start), start
         if begin is None:
             # the prompt goes on with what is not printed here, such as a tag that opens thoughts
-            shared = len(self.end_markers.common(header, before_text))
+            shared = len(self.end_markers.common(header or "", before_text))
             begin = floor + shared if shared else None
         if begin is not None:
             return begin, begin
@@ -137,6 +134,21 @@ class TurnFinder:
             f"cannot tell where an answer without text begins in chat template {self.locator.renderer.name!r}",
             _LEAVE_OUT,
         )
+
+    def _header(self, before: Messages, tools: list[Any] | None, printed: str) -> str | None:
+        """Return the generation prompt after the messages `before`, None where the template asks for no answer there.
+
+        Args:
+            printed: what is known to be printed of these messages; where the prompt stands behind it, one rendering
+                does.
+        """
+        try:
+            text = self.locator.render(before, tools, prompt=True)
+            if printed and text.startswith(printed):
+                return text[len(printed) :]
+            return tail(self.locator.locate(before, tools, prompt=True))
+        except TemplateError:
+            return None
 
     def _opening(self, before: Messages, tools: list[Any] | None) -> str | None:
         """Return what stands before the content of an answer that ends the conversation, None if it cannot be told."""
@@ -149,15 +161,16 @@ class TurnFinder:
         return located.text[max(ends, default=0) : inside[0].start] if inside else None
 
     def _marker(
-        self, messages: Messages, number: int, tools: list[Any] | None, after: str, is_last: bool
+        self, messages: Messages, number: int, tools: list[Any] | None, around: Around
     ) -> tuple[str, str | None]:
-        """Return the end marker in `after`, the text behind a content, and what to append where it is missing."""
+        """Return the end marker behind a content, and what to append where it is missing."""
+        _, after, is_last = around
         roles = tuple((m["role"], bool(m.get("tool_calls"))) for m in messages[: number + 2])
         key = (roles, is_last, bool(tools))
         has_calls = bool(messages[number].get("tool_calls"))
         closing = None if has_calls else self.closings.get(key)
         if closing is None or not after.startswith(closing.last if is_last else closing.middle):
-            closing = self.end_markers.of(messages, number, tools, after, is_last)
+            closing = self.end_markers.of(messages, number, tools, around)
             if not has_calls:
                 self.closings[key] = closing
         marker = closing.last if is_last else closing.middle

@@ -1,0 +1,75 @@
+"""The sandbox answers as Jinja's own does, and no more renderings are made than an answer needs."""
+
+from __future__ import annotations
+
+import jinja2
+import jinja2.sandbox
+import pytest
+from bpe import tokenizer_of
+from test_template import sample
+from test_tool_calls import NATIVE, RESULT, TOOLS, call
+
+from swiftlet.data import rendering
+from swiftlet.data.rendering import Renderer
+from swiftlet.data.template import build_template
+
+OBJECTS = {
+    "d": {"items": 1, "x": 2, "_y": 3, "__class__": 4, "format": 5},
+    "s": "a{0.__class__}b",
+    "l": [1, 2],
+    "n": 3,
+    "f": len,
+}
+NAMES = "x _y y items keys pop update __class__ __init__ __dict__ format format_map startswith append real".split()
+ASKED = [
+    *(f"{name}.{attribute}" for name in OBJECTS for attribute in NAMES),
+    "s.format(n)",
+    "s.format_map({'0': n})",
+    "s.startswith('a')",
+    "d.pop('x')",
+    "l.append(3)",
+    "ns.x",
+    "ns.y",
+    "ns._z",
+    "ns.__init__",
+    "ns.__class__",
+    "loop.index",
+    "loop.last",
+    "loop.previtem",
+    "loop.nothing",
+    "loop._iterator",
+    "loop.__class__",
+    "loop.__init__.__globals__",
+]
+
+
+def said(environment, asked):
+    source = f"{{% set ns = namespace(x=1, _z=2) %}}{{% for i in [1, 2] %}}{{{{ {asked} }}}}|{{% endfor %}}"
+    try:
+        return environment.from_string(source).render(**OBJECTS)
+    except (jinja2.TemplateError, TypeError, KeyError, IndexError, AttributeError) as error:
+        return type(error), str(error)
+
+
+@pytest.mark.parametrize("undefined", [jinja2.Undefined, jinja2.StrictUndefined])
+@pytest.mark.parametrize("asked", ASKED)
+def test_the_sandbox_answers_as_jinjas_own(asked, undefined):
+    own, right = (
+        kind(undefined=undefined)
+        for kind in (rendering._Sandbox, jinja2.sandbox.ImmutableSandboxedEnvironment)
+    )
+    found, expected = (str(said(one, asked)).split(" at 0x")[0] for one in (own, right))
+    assert found == expected
+
+
+def test_the_renderings_of_a_conversation_grow_with_its_answers(tmp_path, monkeypatch):
+    """Each answer needs the conversation up to it twice, asked for it and ended with it; a bare call once more."""
+    counts, template = [], build_template(tokenizer_of(tmp_path, "byte_level", NATIVE))
+    real = Renderer.render
+    monkeypatch.setattr(Renderer, "render", lambda *given, **more: counts.append(1) or real(*given, **more))
+    template.encode(sample([{"role": "user", "content": "q"}, call("add"), RESULT], TOOLS))
+    for answers in (4, 12):
+        turns = [one for _ in range(answers) for one in (call("add", content="I add."), RESULT)]
+        counts.clear()
+        template.encode(sample([{"role": "user", "content": "q"}, *turns], TOOLS))
+        assert len(counts) <= 2 * answers + 4
