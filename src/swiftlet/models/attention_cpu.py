@@ -9,6 +9,7 @@ Shapes: T tokens, Q heads, K key-value heads, G = Q / K heads of a group, D head
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from swiftlet.models.arena import empty, empty_like
 
 BLOCK = 256
+MOST_KEPT = 2**13  # keys before a block, for which a bias is kept: 4 MB in bf16
 
 
 class Rules(NamedTuple):
@@ -45,10 +47,18 @@ def blocks_of(begin: int, end: int, window: int | None) -> list[Block]:
 
 def bias_of(block: Block, window: int | None, like: Tensor) -> Tensor:
     """Return [M, N] of 0 where a query sees a key and -inf where not."""
-    queries = torch.arange(block.start, block.end)[:, None]
-    distance = queries - torch.arange(block.first, block.end)
+    before = block.start - block.first
+    reach = 1 << (before - 1).bit_length() if before else 0  # few different ones
+    whole = (_band if reach <= MOST_KEPT else _band.__wrapped__)(reach, window, like.dtype)
+    return whole[: block.end - block.start, reach - before : reach + block.end - block.start]
+
+
+@lru_cache(maxsize=16)
+def _band(reach: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return the bias of `BLOCK` queries for as many keys and `reach` before them; all layers and samples share it."""
+    distance = torch.arange(reach, reach + BLOCK)[:, None] - torch.arange(reach + BLOCK)
     hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)
-    return torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf"))
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf"))
 
 
 class _BlockAttention(torch.autograd.Function):
