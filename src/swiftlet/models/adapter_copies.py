@@ -92,7 +92,8 @@ class AdapterCopies:
         Args:
             scales: what the layers multiply by, the dropout's factor included.
         """
-        if self._plain.dtype != dtype or any(scale != self._scale for scale in scales):
+        is_none = not self._places or self._plain.dtype != dtype
+        if is_none or any(scale != self._scale for scale in scales):
             return None
         places = [self._places.get(id(matrix)) for matrix in (*all_a, *all_b)]
         known = [
