@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import Qwen2Config
 
+from swiftlet.models import adapter_copies
 from swiftlet.models.adapter_copies import AdapterCopies, scale_of
 from swiftlet.models.decoder import Decoder, frequencies
 from swiftlet.models.decoder_config import config_of
@@ -69,7 +70,9 @@ def test_a_pass_with_copies_has_the_gradient_of_one_without(dtype):
         torch.testing.assert_close(one, right[name], rtol=0.05, atol=bound, msg=name)
 
 
-def test_they_are_used_and_lie_side_by_side(monkeypatch):
+@pytest.mark.parametrize("most", [3, adapter_copies.MOST_JOINED])
+def test_they_are_used_and_lie_side_by_side(monkeypatch, most):
+    monkeypatch.setattr(adapter_copies, "MOST_JOINED", most)
     model, copies = tuned()
     copies.begin()
     q, k, v, down = (

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+MOST_JOINED = 128
+
 
 class Copies(NamedTuple):
     """The matrices of layers over one input in the base's type, and the same times the layers' scale."""
@@ -76,7 +78,7 @@ class AdapterCopies:
         ):
             return
         self._scale = scale_of(layer, name)
-        whole = torch.cat([one.view(-1) for one in matrices])
+        whole = _joined([one.reshape(-1) for one in matrices])
         self._plain = whole.to(dtype)
         self._scaled = whole.mul_(self._scale).to(dtype)
         start = 0
@@ -111,6 +113,13 @@ class AdapterCopies:
             scaled_a_SI,
             *([_taken(whole, one) for one in known_b] for whole in (self._plain, self._scaled)),
         )
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Return parts behind each other; not all at once, as operators of some devices take no list of any length."""
+    if len(parts) <= MOST_JOINED:
+        return torch.cat(parts)
+    return torch.cat([torch.cat(parts[at : at + MOST_JOINED]) for at in range(0, len(parts), MOST_JOINED)])
 
 
 def _taken(whole: Tensor, place: _Place) -> Tensor:
