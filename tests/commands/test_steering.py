@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from swiftlet.commands import model_setup
 from swiftlet.commands.steering import steer
 from swiftlet.device.cpu import open_this
 from swiftlet.errors import OutOfMemoryError
@@ -155,3 +156,21 @@ def test_what_the_plan_says_is_said_by_one_process(fine_tune, with_memory, monke
     )
     fine_tune(force=True, max_steps=1)
     assert capfd.readouterr().err.count("warning: memory is tight") == (1 if rank == 0 else 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "pays", "shared"), [("AUTO", True, True), ("AUTO", False, False), ("true", False, True)]
+)
+def test_beginnings_are_computed_for_each_sample_where_launches_take_the_time(
+    fine_tune, monkeypatch, capfd, asked, pays, shared
+):
+    built = []
+    real = model_setup.build_causal
+    monkeypatch.setattr(
+        model_setup, "build_causal", lambda *given, **more: built.append(real(*given, **more)) or built[0]
+    )
+    monkeypatch.setattr("swiftlet.commands.steering.pays_to_share", lambda job, way: pays)
+    fine_tune("run", share_prefixes=asked, max_steps=1)
+    assert built[0].shares_prefixes is shared
+    told = "a step waits for its launches" in "".join(capfd.readouterr())
+    assert told is (not shared)

@@ -60,7 +60,7 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
         use_fused=args.model.fused_operators != "false",
         gradient_checkpointing=args.train.gradient_checkpointing == "true",
         neftune_alpha=settings.neftune_noise_alpha,
-        share_prefixes=args.data.share_prefixes,
+        share_prefixes=args.data.share_prefixes != "false",
         kernels=kernels,
         log=log.info,
     )

@@ -25,6 +25,7 @@ from swiftlet.models.safety import read_config
 from swiftlet.parallel.world import World
 from swiftlet.plan.cards import Card, find_card, host_card, read_cards, with_measured
 from swiftlet.plan.memory import FULL, GIB, NONE, PARTIAL
+from swiftlet.plan.sharing import pays_to_share
 from swiftlet.plan.strategies import (
     FITS,
     NO,
@@ -86,7 +87,9 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
     check_fits(args, advice, device, world, hint)
     if world.is_main:
         _tell(job, way, asked)
-    args = with_values(args, gradient_checkpointing=way.recompute)
+    args = with_values(
+        args, gradient_checkpointing=way.recompute, share_prefixes=_sharing(args, job, way, world)
+    )
     figures = way.figures
     forecast = Forecast(
         figures.memory.needed / GIB, figures.reserved / GIB, figures.visible / GIB, way.seconds_a_step
@@ -97,6 +100,19 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
     else:
         memory = _memory(args, ready, world, way.budget, breakdown(way), hint)
     return Steered(args, way.budget, memory, forecast)
+
+
+def _sharing(args: Any, job: Job, way: Way, world: World) -> str:
+    """Return whether equal beginnings are computed once; where the user left it open, by the plan."""
+    asked: str = args.data.share_prefixes
+    if asked != "AUTO" or pays_to_share(job, way):
+        return asked
+    if world.is_main:
+        log.info(
+            "what samples begin with alike is computed for each: a step waits for its launches, not for its tokens "
+            "(--share_prefixes true computes it once)"
+        )
+    return "false"
 
 
 def has_room(way: Way, device: Device, world: World, local_world_size: int) -> bool:

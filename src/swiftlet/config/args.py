@@ -137,8 +137,11 @@ class DataArgs:
     packing: bool = arg(
         True, "Pack the samples of a step without padding; the gradient is the same either way"
     )
-    share_prefixes: bool = arg(
-        True, "Compute once what packed samples begin with alike: system prompts, tools, questions"
+    share_prefixes: str = arg(
+        AUTO,
+        "Compute once what packed samples begin with alike: system prompts, tools, questions; AUTO: unless a step "
+        "waits for its launches",
+        choices=SWITCH,
     )
 
 

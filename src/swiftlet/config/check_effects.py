@@ -153,10 +153,14 @@ INFER: tuple[Useless, ...] = (
 )
 
 
+def _is_off(value: Any) -> bool:
+    return value is None or value is False or value == "false"
+
+
 def without_effect(rows: Iterable[Useless], args: Any, given: frozenset[str]) -> Iterator[UsageError]:
     """Yield a mistake a row of the table whose flags were given in vain; no flag is named twice."""
     values = to_flat(args)
-    asked = [name for name in values if name in given and not (values[name] is False or values[name] is None)]
+    asked = [name for name, value in values.items() if name in given and not _is_off(value)]
     for row in rows:
         found = [name for name in asked if name in row.flags.split() and row.holds(args)]
         if found:

@@ -17,6 +17,9 @@ from swiftlet.plan.sizes import Sizes
 
 # Kernels a layer: forward and backward, and the forward again where it is recomputed; the rest of a micro-batch.
 KERNELS_A_LAYER, KERNELS_REST = 133, 45
+KERNELS_SHARING = (
+    34  # more where equal beginnings are computed once; benchmarks/npu_operators.py, 8 and 4 layers
+)
 KERNELS_AGAIN = {NONE: 0, PARTIAL: 17, FULL: 50}
 # Elements that other operators than products read and write, a layer and token: of H, I and all heads' D; a label and
 # entry of the vocabulary.
@@ -102,6 +105,11 @@ def num_kernels(g: Sizes, s: Setting) -> float:
     """Return how many kernels one micro-batch launches."""
     a_layer = KERNELS_A_LAYER + KERNELS_AGAIN[s.recompute]
     return g.layers * a_layer + KERNELS_REST
+
+
+def sharing_launch(g: Sizes, card: Card) -> float:
+    """Return the seconds of launching what brings equal beginnings of a micro-batch together and apart again."""
+    return g.layers * KERNELS_SHARING * card.launch_us * 1e-6
 
 
 def matrix_rate(card: Card, rows: float) -> float:
