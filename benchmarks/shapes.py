@@ -35,14 +35,11 @@ def micro_batch(tokens: int, labels: int, vocabulary: int, random: np.random.Gen
     return ids_T, positions_T, [0, *ends], targets_T
 
 
-def drawn(number: int, multiple: int, random: np.random.Generator) -> list[tuple[int, int]]:
-    """Return numbers of tokens and labels, rounded down to a multiple."""
+def drawn(number: int, random: np.random.Generator) -> list[tuple[int, int]]:
+    """Return numbers of tokens and labels."""
     tokens = random.integers(TOKENS - SPREAD, TOKENS + SPREAD, number)
     labels = random.integers(LABELS - SPREAD // 2, LABELS + SPREAD // 2, number)
-    return [
-        (int(one) // multiple * multiple, int(other) // multiple * multiple)
-        for one, other in zip(tokens, labels, strict=True)
-    ]
+    return list(zip(tokens.tolist(), labels.tolist(), strict=True))
 
 
 def measure(setting: Setting, number: int) -> dict[str, float]:
@@ -50,9 +47,9 @@ def measure(setting: Setting, number: int) -> dict[str, float]:
     from swiftlet.models.causal import build_causal
 
     causal, random = build_causal(build_decoder(setting)).train(), np.random.default_rng(0)
-    ways = {"one shape": ([(TOKENS, LABELS)] * number, 1), "new shapes": (drawn(number, 1, random), 1)}
-    ways["rounded, first"] = (drawn(number, 1, random), causal.row_multiple)
-    ways["rounded, later"] = (drawn(number, 1, random), causal.row_multiple)
+    ways = {"one shape": ([(TOKENS, LABELS)] * number, 1), "new shapes": (drawn(number, random), 1)}
+    ways["rounded, first"] = (drawn(number, random), causal.row_multiple)
+    ways["rounded, later"] = (drawn(number, random), causal.row_multiple)
     found = {}
     for name, (shapes, multiple) in ways.items():
         causal.row_multiple, times = multiple, []

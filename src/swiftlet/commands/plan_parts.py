@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from swiftlet.plan.cards import Card
+from swiftlet.plan.chosen import setting_of_way
 from swiftlet.plan.memory import (
     FULL,
     GIB,
@@ -27,11 +26,6 @@ AGAIN = {
     FULL: ": inputs kept, one layer made again",
 }
 MATRICES_OF_FSDP = "layers, embedding and head, whole while they are used"
-
-
-def setting_of_way(job: Job, way: Way) -> Setting:
-    """Return what of a way shapes its memory."""
-    return replace(job.setting, engine=way.engine, recompute=way.recompute, tokens=way.largest, labels=None)
 
 
 def sources_of(job: Job, way: Way) -> dict[str, str]:

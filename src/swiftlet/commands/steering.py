@@ -24,8 +24,8 @@ from swiftlet.models.geometry import geometry_of_config
 from swiftlet.models.safety import read_config
 from swiftlet.parallel.world import World
 from swiftlet.plan.cards import Card, find_card, host_card, read_cards, with_measured
+from swiftlet.plan.chosen import pays_to_share
 from swiftlet.plan.memory import FULL, GIB, NONE, PARTIAL
-from swiftlet.plan.sharing import pays_to_share
 from swiftlet.plan.strategies import (
     FITS,
     NO,

@@ -43,6 +43,16 @@ def _silu_mul_backward(grad_at, gate_at, up_at, grad_gate_at, grad_up_at, count,
     tl.store(grad_up_at + at, (grad * gate * sigmoid).to(grad_up_at.dtype.element_ty), mask=inside)
 
 
+@triton.jit
+def _write_kept(x_at, out_at, at, inside, is_kept, IS_ADDED: tl.constexpr):  # type: ignore[no-untyped-def]
+    value = tl.load(x_at + at, mask=inside)
+    kept = tl.where(is_kept, value, tl.zeros_like(value))
+    if IS_ADDED:
+        target = tl.load(out_at + at, mask=inside)
+        kept = (target.to(tl.float32) + kept.to(tl.float32)).to(out_at.dtype.element_ty)
+    tl.store(out_at + at, kept, mask=inside)
+
+
 @triton.jit(do_not_specialize=["seed"])
 def _drop(x_at, out_at, count, p, seed, IS_ADDED: tl.constexpr, QUADS: tl.constexpr, ROUNDS: tl.constexpr):  # type: ignore[no-untyped-def]
     block = tl.program_id(0).to(tl.int64)
@@ -51,12 +61,7 @@ def _drop(x_at, out_at, count, p, seed, IS_ADDED: tl.constexpr, QUADS: tl.conste
     for part in tl.static_range(4):
         at = (block * 4 + part) * QUADS + tl.arange(0, QUADS)
         inside = at < count
-        value = tl.load(x_at + at, mask=inside)
-        kept = tl.where(draws[part] >= p, value, tl.zeros_like(value))
-        if IS_ADDED:
-            target = tl.load(out_at + at, mask=inside)
-            kept = (target.to(tl.float32) + kept.to(tl.float32)).to(out_at.dtype.element_ty)
-        tl.store(out_at + at, kept, mask=inside)
+        _write_kept(x_at, out_at, at, inside, draws[part] >= p, IS_ADDED)
 
 
 @triton.jit(do_not_specialize=["layer"])
@@ -71,12 +76,7 @@ def _drop_rows(  # type: ignore[no-untyped-def]
     for part in tl.static_range(4):
         column = (block * 4 + part) * QUADS + tl.arange(0, QUADS)
         at, inside = row * width + column, column < width
-        value = tl.load(x_at + at, mask=inside)
-        kept = tl.where(draws[part] >= p, value, tl.zeros_like(value))
-        if IS_ADDED:
-            target = tl.load(out_at + at, mask=inside)
-            kept = (target.to(tl.float32) + kept.to(tl.float32)).to(out_at.dtype.element_ty)
-        tl.store(out_at + at, kept, mask=inside)
+        _write_kept(x_at, out_at, at, inside, draws[part] >= p, IS_ADDED)
 
 
 @triton.jit

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from swiftlet.models.dropout import active_p
+
 MOST_JOINED = 128
 
 
@@ -128,6 +130,4 @@ def _taken(whole: Tensor, place: _Place) -> Tensor:
 
 def scale_of(layer: Any, name: str) -> float:
     """Return what a LoRA layer multiplies its adapter by, dropout's factor included."""
-    dropout = layer.lora_dropout[name]
-    p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
-    return float(layer.scaling[name]) / (1 - p)
+    return float(layer.scaling[name]) / (1 - active_p(layer.lora_dropout[name]))

@@ -49,7 +49,8 @@ def bias_of(block: Block, window: int | None, like: Tensor) -> Tensor:
     """Return [M, N] of 0 where a query sees a key and -inf where not."""
     before = block.start - block.first
     reach = 1 << (before - 1).bit_length() if before else 0  # few different ones
-    whole = (_band if reach <= MOST_KEPT else _band.__wrapped__)(reach, window, like.dtype)
+    is_kept = reach <= MOST_KEPT and type(like) is Tensor  # what a trace makes has no numbers
+    whole = (_band if is_kept else _band.__wrapped__)(reach, window, like.dtype)
     return whole[: block.end - block.start, reach - before : reach + block.end - block.start]
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.models.decoder import Decoder, DecoderConfig
+from swiftlet.models.dropout import active_p
 from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Layer, lora_linear
 
 NAME = "default"
@@ -79,8 +80,7 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T + b + scale B(A(drop(x)))."""
-        dropout, base = self.lora_dropout[NAME], self.base_layer
-        p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        base, p = self.base_layer, active_p(self.lora_dropout[NAME])
         a, b = self.lora_A[NAME].weight, self.lora_B[NAME].weight
         adapter = Adapter(a, b, self.scaling[NAME], p)  # type: ignore[arg-type]
         return lora_linear(x, Layer(base.weight, base.bias, adapter, self.number), parts=self.parts)  # type: ignore[arg-type]

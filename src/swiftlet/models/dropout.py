@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swiftlet.device.kernels import Kernel, RowDropout, Rows
 from swiftlet.device.kernels import dropout as plain_dropout
@@ -25,6 +25,11 @@ from swiftlet.models.row_keys import layer_keys
 
 DRAWN_AT_ONCE = 2**15  # numbers of whole rows; more do not stay in a core's cache, and fewer are mostly calls
 MOST_KEPT = 2**14  # dropped elements; to draw so few takes most of the time for calls, whatever their number
+
+
+def active_p(module: nn.Module) -> float:
+    """Return the probability with which a LoRA layer's module of dropout drops elements now."""
+    return module.p if isinstance(module, nn.Dropout) and module.training else 0.0
 
 
 def draw_seed() -> int:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from swiftlet.models.decoder import Attention
 from swiftlet.models.decoder_lora import AdaptedDecoder, LoraLinear
+from swiftlet.models.dropout import active_p
 from swiftlet.models.lora_linear import PLAIN_PARTS, Adapter, Layer, Parts, lora_linear, lora_linears
 from swiftlet.models.recompute import Recompute
 
@@ -41,8 +42,7 @@ def active_layer(layer: Any, x: Tensor) -> Layer | None:
     base = layer.get_base_layer()
     if name is None or x.dtype != base.weight.dtype or torch.is_autocast_enabled(x.device.type):
         return None
-    dropout = layer.lora_dropout[name]
-    p = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+    p = active_p(layer.lora_dropout[name])
     adapter = Adapter(layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], p)
     return Layer(base.weight, base.bias, adapter, getattr(layer, "number", 0))
 

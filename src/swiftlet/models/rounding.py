@@ -10,7 +10,6 @@ Shapes: T tokens of a micro-batch, U rows that are computed, N rows that the hea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -35,15 +34,6 @@ class Tokens(NamedTuple):
     prefixes: Spread | None
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Which tokens are one row, with those of the added sample; see data/prefixes.py."""
-
-    source_T: np.ndarray
-    first_U: np.ndarray
-    copies: tuple[np.ndarray, ...]
-
-
 def row_multiple(model: nn.Module) -> int:
     """Return what the rows of a model's micro-batches are to be a multiple of; 1 where nothing is compiled."""
     base = max(model.parameters(), key=Tensor.numel)
@@ -63,7 +53,8 @@ def rounded(tokens: Tokens, multiple: int, no_target: int) -> Tokens:
     more = np.arange(added)
     if prefixes is not None:
         source_T = np.concatenate([prefixes.source_T, num_rows + more])
-        prefixes = Rows(source_T, np.concatenate([prefixes.first_U, num_tokens + more]), prefixes.copies)
+        first_U = np.concatenate([prefixes.first_U, num_tokens + more])
+        prefixes = prefixes._replace(source_T=source_T, first_U=first_U)
     return Tokens(
         torch.cat([ids_T, ids_T.new_zeros(added)]),
         torch.cat([positions_T, torch.from_numpy(more)]),

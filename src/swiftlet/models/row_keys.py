@@ -11,6 +11,7 @@ Shapes: T tokens of a micro-batch, U rows that are computed, N rows that the las
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -51,9 +52,8 @@ def keys_of(input_ids_T: Tensor, position_ids_T: Tensor, seed: int) -> Tensor:
 
 def layer_keys(rows: Rows) -> np.ndarray:
     """Return a 32-bit number for each row of a layer's input, from those of the rows of a pass on a processor."""
-    keys_T = mixed(
-        rows.keys_T.numpy() + _signed((rows.layer + 1) * GOLDEN % 2**64)
-    )  # a third of torch's time
+    # by numpy, which takes a third of torch's time
+    keys_T = mixed(rows.keys_T.numpy() + _signed((rows.layer + 1) * GOLDEN % 2**64))
     return _shifted(keys_T, 32).astype(np.uint32)
 
 
@@ -67,6 +67,7 @@ class RowKeys:
     def __init__(self, *, of_device: bool = False) -> None:
         self.of_device = of_device
         self._known: dict[int, Tensor] = {}
+        self._make: Callable[[], dict[int, Tensor]] | None = None
 
     def begin(
         self,
@@ -83,13 +84,20 @@ class RowKeys:
             positions_N: the rows that the last layer is asked for. They are all rows if they are as many, as no two
                 are the same.
         """
-        self._known = {}
-        if seed is not None and (self.of_device or input_ids_T.device.type == "cpu"):
+        self._known, self._make = {}, None
+        if seed is None or not (self.of_device or input_ids_T.device.type == "cpu"):
+            return
+
+        def make() -> dict[int, Tensor]:
             keys_T = keys_of(input_ids_T, position_ids_T, seed)
             keys_U = keys_T if first_U is None else keys_T.index_select(0, first_U)
-            self._known = {len(positions_N): keys_U.index_select(0, positions_N), len(keys_U): keys_U}
+            return {len(positions_N): keys_U.index_select(0, positions_N), len(keys_U): keys_U}
+
+        self._make = make
 
     def of(self, num_rows: int, layer: int) -> Rows | None:
         """Return what decides over each row of a layer's input; None where it is not known which rows they are."""
+        if self._make is not None:  # a pass without dropout asks for none
+            self._known, self._make = self._make(), None
         keys = self._known.get(num_rows)
         return None if keys is None else Rows(keys, layer)

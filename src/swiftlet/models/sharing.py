@@ -34,6 +34,8 @@ class Spread(Protocol):
     first_U: np.ndarray
     copies: tuple[np.ndarray, ...]
 
+    def _replace(self, *, source_T: np.ndarray, first_U: np.ndarray) -> Spread: ...
+
 
 class PackedInputs(NamedTuple):
     """What a pass reads: tokens (or the rows that stand for them), boundaries of the samples, and their attention."""

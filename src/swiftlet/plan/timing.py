@@ -17,9 +17,8 @@ from swiftlet.plan.sizes import Sizes
 
 # Kernels a layer: forward and backward, and the forward again where it is recomputed; the rest of a micro-batch.
 KERNELS_A_LAYER, KERNELS_REST = 133, 45
-KERNELS_SHARING = (
-    34  # more where equal beginnings are computed once; benchmarks/npu_operators.py, 8 and 4 layers
-)
+# Those a layer has more where equal beginnings are computed once; benchmarks/npu_operators.py, 8 and 4 layers.
+KERNELS_SHARING = 34
 KERNELS_AGAIN = {NONE: 0, PARTIAL: 17, FULL: 50}
 # Elements that other operators than products read and write, a layer and token: of H, I and all heads' D; a label and
 # entry of the vocabulary.
