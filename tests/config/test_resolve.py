@@ -4,7 +4,7 @@ import pytest
 
 from swiftlet.config.args import SftArgs
 from swiftlet.config.parse import parse
-from swiftlet.config.resolve import inherited, resolve_sft
+from swiftlet.config.resolve import inherited, not_needed, resolve_sft
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,14 @@ def test_what_was_given_is_kept_and_not_called_inherited():
     assert inherited(args, 1) == {"gradient_accumulation_steps": 8, "eval_batch_size": 2, "save_steps": 7}
     resolved = resolve_sft(args, 1)
     assert (resolved.train.learning_rate, resolved.output.save_steps) == (3e-4, 7)
+
+
+def test_a_flag_that_nothing_reads_says_what_is_done_in_its_place():
+    args = parse(SftArgs, "--lazy_tokenize true --eval_batch_size 4".split()).args
+
+    assert not_needed(args) == [
+        "--lazy_tokenize is not needed: rows are tokenised once, before the run, into a file that is mapped",
+        "--eval_batch_size is not needed: evaluation takes as many samples at once as fit into a micro-batch of "
+        "training",
+    ]
+    assert not_needed(SftArgs()) == []

@@ -38,7 +38,7 @@ from swiftlet.commands.step_size import fit_step
 from swiftlet.config.args import SftArgs
 from swiftlet.config.check import check_sft
 from swiftlet.config.parse import Parsed, parse_mapping
-from swiftlet.config.resolve import inherited, resolve_sft
+from swiftlet.config.resolve import inherited, not_needed, resolve_sft
 from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, raise_all
 from swiftlet.models.identity import base_hash
@@ -180,6 +180,8 @@ def fine_tune(parsed: Parsed) -> Outcome:
         args = resolve_sft(parsed.args, world_size)
         for name, value in inherited(parsed.args, world_size).items():
             log.info(f"{name} is {value:g} (not given)")
+        for line in not_needed(parsed.args):
+            log.info(line)
         is_alone = VARIABLE not in os.environ
         if is_alone:
             warn_of_devices(args.parallel.device, os.environ)

@@ -133,7 +133,9 @@ class DataArgs:
     preprocess_num_proc: int | None = arg(
         None, "Processes that tokenise; all cores when not given", at_least=1
     )
-    lazy_tokenize: bool = arg(False, "Tokenise while training, not before it")
+    lazy_tokenize: bool = arg(
+        False, "Taken from older commands and not needed: rows are tokenised once, into a file that is mapped"
+    )
     packing: bool = arg(
         True, "Pack the samples of a step without padding; the gradient is the same either way"
     )
@@ -151,7 +153,9 @@ class TrainArgs:
 
     batch_size: int = arg(1, "Samples a device and accumulation step", at_least=1)
     eval_batch_size: int | None = arg(
-        None, "Samples of an evaluation batch; --batch_size when not given", at_least=1
+        None,
+        "Taken from older commands and not needed: evaluation takes as many samples at once as training",
+        at_least=1,
     )
     gradient_accumulation_steps: int | None = arg(
         None, "Batches a step; ceil(16 / batch_size / processes) when not given", at_least=1

@@ -9,6 +9,11 @@ from swiftlet.config.fields import with_values
 
 SAMPLES_PER_STEP = 16
 LEARNING_RATES = {"lora": 1e-4, "full": 1e-5}
+# Flags of older commands that nothing reads, with what is done in their place.
+NOT_NEEDED = {
+    "lazy_tokenize": "rows are tokenised once, before the run, into a file that is mapped",
+    "eval_batch_size": "evaluation takes as many samples at once as fit into a micro-batch of training",
+}
 
 
 def inherited(args: Any, world_size: int) -> dict[str, Any]:
@@ -22,6 +27,12 @@ def inherited(args: Any, world_size: int) -> dict[str, Any]:
         "save_steps": (output.save_steps, output.eval_steps),
     }
     return {name: value for name, (given, value) in rules.items() if given is None}
+
+
+def not_needed(args: Any) -> list[str]:
+    """Return a line of the log for each flag that was given and changes nothing."""
+    given = {"lazy_tokenize": args.data.lazy_tokenize, "eval_batch_size": args.train.eval_batch_size}
+    return [f"--{name} is not needed: {NOT_NEEDED[name]}" for name, value in given.items() if value]
 
 
 def resolve_sft(args: Any, world_size: int) -> Any:
