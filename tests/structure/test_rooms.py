@@ -17,6 +17,7 @@ LEVEL = {
     "errors": 0,
     "log": 0,
     "faults": 1,
+    "startup": 0,
     "hub": 3,
     "heartbeat": 1,
     "config": 2,
@@ -63,7 +64,14 @@ def imported_rooms(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     ours = {name.split(".")[1] for name in names if name.startswith("swiftlet.") and name.count(".")}
-    return {name for name in ours if name in LEVEL}
+    return {name for name in ours if name in ROOMS}
+
+
+ROOMS = {room(path) for path in FILES}
+
+
+def test_every_room_has_its_level():
+    assert set(LEVEL) == ROOMS
 
 
 @pytest.mark.parametrize("path", FILES, ids=place)
