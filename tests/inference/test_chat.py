@@ -93,3 +93,12 @@ def test_a_full_context_is_said_and_the_chat_goes_on():
     chat, _, shown = talk("a", "exit", answer=answer)
     assert "too long\nhint: type clear" in shown
     assert chat.history == []
+
+
+def test_an_answer_that_is_stopped_before_its_first_word_is_no_turn():
+    def answer(messages, on_text):
+        raise KeyboardInterrupt
+
+    chat, _, shown = talk("a", answer=answer)
+    assert chat.history == []
+    assert "[stopped]" in shown

@@ -12,7 +12,8 @@ NEAR = 0.99  # a search ends at this share of what is possible
 MOST_STEPS = 256  # that a search cuts
 LEAST_LENGTH = 2
 SAMPLED_STEPS = 128
-MOST_ROWS = 2**23  # of all epochs, that a search looks at: beyond, epochs hold nothing new
+# What a search looks at, of all epochs: beyond, epochs hold nothing new.
+MOST_ROWS, MOST_EPOCHS = 2**23, 256
 
 
 class Largest(NamedTuple):
@@ -88,15 +89,14 @@ def largest_micro_batch(lengths: np.ndarray, schedule: Schedule) -> Largest:
     bounds: list[np.ndarray] = []
     longests: list[np.ndarray] = []
     sizes = np.asarray(lengths, np.int64)
-    num_epochs = -(-schedule.num_steps // schedule.steps_per_epoch)
+    num_epochs = min(-(-schedule.num_steps // schedule.steps_per_epoch), MOST_EPOCHS)
     for epoch in range(min(num_epochs, max(1, MOST_ROWS // max(1, len(sizes))))):
         order = sizes[epoch_order(len(sizes), schedule.seed, epoch)]
         starts = np.minimum(np.arange(schedule.steps_per_epoch) * schedule.step_size, len(order) - 1)
         totals = np.add.reduceat(order, starts)
         longest = np.maximum.reduceat(order, starts)
-        ranks = (
-            schedule.world_size
-        )  # the longest first, each to the rank with the fewest: nobody is far above the mean
+        # The longest first, each to the rank with the fewest: nobody is far above the mean.
+        ranks = schedule.world_size
         fair = totals / ranks + longest * (1 - 1 / ranks)
         bounds.append(np.minimum(fair, np.maximum(longest, schedule.token_budget)))
         longests.append(longest)

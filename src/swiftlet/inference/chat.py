@@ -124,6 +124,9 @@ class Chat:
         except KeyboardInterrupt:
             self.write(" [stopped]")
             answer = "".join(pieces)
+            if not answer:  # a turn that says nothing would be in every prompt from here on
+                self.write("\n")
+                return
         except DataError as error:
             self.write(f"{error}\n")
             return
