@@ -1,7 +1,9 @@
 """The loop on the toy: trajectories, resume, stops, what it writes and what it says."""
 
 import json
+import os
 import signal
+import time
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from swiftlet.errors import CheckpointError, DataError, NonFiniteError, OutOfMem
 from swiftlet.train.loop import train
 from swiftlet.train.manifest import sha256
 from swiftlet.train.resume import find_checkpoint, open_checkpoint
-from swiftlet.train.signals import Interrupted, StopRequest
+from swiftlet.train.signals import Interrupted, StopRequest, listening
 from swiftlet.train.spikes import find_policy
 from swiftlet.train.state import parse_state
 
@@ -286,3 +288,19 @@ def test_other_optimizers_resume_too(tmp_path, build_job, optim, plan_fault):
         build_job(tmp_path / "b", optim=optim, checkpoint=open_checkpoint(tmp_path / "b" / "checkpoint-3"))
     )
     assert hashes(tmp_path / "a" / "checkpoint-6") == hashes(tmp_path / "b" / "checkpoint-6")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_step_ends_the_run_at_once(number):
+    with pytest.raises(Interrupted, match="before a step was made") as caught, listening():
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+        raise AssertionError("the signal was put off")
+    assert caught.value.exit_code == 128 + number
+
+
+def test_a_signal_between_steps_says_what_happens_next(capfd):
+    request = StopRequest(is_stepping=True)
+    request.handle(signal.SIGINT, None)
+    assert request
+    assert "stopping after this step" in capfd.readouterr().err

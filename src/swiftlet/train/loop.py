@@ -109,6 +109,7 @@ def train(run: Run, state: TrainState) -> TrainState:
     steps = run.load_steps(state.epoch, state.step_in_epoch)
     try:
         catch_up(run, state)
+        run.stop.is_stepping = True
         while not (state.is_done or run.goal.is_over(state)):
             is_stop_requested = make_step(run, next(steps), state)
             if run.evaluate_when(state) and (state.is_done or not is_stop_requested):
@@ -117,8 +118,7 @@ def train(run: Run, state: TrainState) -> TrainState:
             if is_stop_requested and not state.is_done:
                 leave(run, state)
             is_over = run.goal.is_over(state)
-            is_retry_due = run.saver is not None and run.saver.is_retry_due(state)
-            if is_over or run.save_when(state) or is_retry_due:
+            if is_over or run.save_when(state) or (run.saver is not None and run.saver.is_retry_due(state)):
                 save(run, state, is_final=is_over or state.is_done)
             if is_over:
                 log.info(

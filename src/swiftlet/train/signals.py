@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM ask for a stop at the next step boundary; a second one stops at once.
 
-A handler only sets a flag: no collective and no file is touched inside it.
+Before the first step there is nothing to save, and the first one stops at once. A handler only sets a flag or raises: no
+collective and no file is touched inside it.
 """
 
 from __future__ import annotations
@@ -8,10 +9,11 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
+from swiftlet import log
 from swiftlet.errors import SwiftletError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -25,21 +27,38 @@ class Interrupted(SwiftletError):
         self.exit_code = 128 + number
 
 
+WAIT = b"\nstopping after this step, which is saved; a second signal stops at once\n"
+
+
 @dataclass
 class StopRequest:
-    """The signal that asked for a stop, 0 while there is none."""
+    """The signal that asked for a stop, 0 while there is none; `is_stepping` once a step boundary will come."""
 
     number: int = 0
+    is_stepping: bool = False
 
     def __bool__(self) -> bool:
         return self.number != 0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; the second one ends the process as if there were no handler."""
+        """Note the signal; the second one ends the process as if there were no handler.
+
+        Raises:
+            Interrupted: no step was made yet.
+        """
         if self.number:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.number = number
+        if not self.is_stepping:
+            raise Interrupted(
+                number, f"stopped by signal {number} before a step was made", "type the same command again"
+            )
+        if log.rank() == 0:
+            with suppress(OSError):  # standard error is closed
+                os.write(
+                    2, WAIT
+                )  # not by the logger: one, or a progress bar, may be at work below this handler
 
 
 @contextmanager
