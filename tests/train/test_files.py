@@ -159,6 +159,19 @@ def test_a_picture_a_scalar(tmp_path, build_job):
     assert last["train_runtime"] > 0
 
 
+def test_the_best_checkpoint_that_was_not_kept_is_named(tmp_path, build_job):
+    job = build_job(tmp_path, limit=1)
+    train(job.run, job.state)
+    job.state.best_step = 3
+
+    found = summarise(job.run.report, job.state, job.run.saver)
+
+    assert (
+        "best_model_checkpoint: None (checkpoint-3 was the best and is not kept: --save_total_limit 2 keeps both)"
+        in found
+    )
+
+
 def test_pictures_that_cannot_be_written_are_said(tmp_path):
     (tmp_path / "logging.jsonl").write_text('{"loss": 1.0, "global_step": 1}\nnot json\n[1]\n')
     (tmp_path / "images").write_text("a file in the way")

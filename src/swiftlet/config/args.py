@@ -211,7 +211,7 @@ class OutputArgs:
     save_strategy: str = arg("steps", "When to save", choices=("steps", "epoch", "no"))
     save_steps: int | None = arg(None, "Steps between checkpoints; --eval_steps when not given", at_least=1)
     save_total_limit: int = arg(
-        2, "Checkpoints kept: the best and the last ones; -1 for all", minus_one="all"
+        2, "Checkpoints kept: the best and the last ones; with 1 the last alone, -1 for all", minus_one="all"
     )
     save_only_model: bool = arg(False, "Leave out what a resumed run needs")
     on_save_error: str = arg("continue", "When a checkpoint cannot be written", choices=("continue", "stop"))

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM ask for a stop at the next step boundary; a second one stops at once.
 
-Before the first step there is nothing to save, and the first one stops at once. A handler only sets a flag or raises: no
-collective and no file is touched inside it.
+Before the first step there is nothing to save, and the first one stops at once. A handler only sets a flag or raises:
+no collective and no file is touched inside it.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swiftlet import log
@@ -27,6 +27,13 @@ def _against_the_plan(line: Mapping[str, Any]) -> list[str]:
     return ["against the plan: " + ", ".join([*parts, pace])]
 
 
+def _of_the_best(state: TrainState, best: str | None, saved: Sequence[int]) -> str:
+    """Return why the best checkpoint is not there, where one was saved."""
+    if best or not saved or not state.best_step:
+        return ""
+    return f" (checkpoint-{state.best_step} was the best and is not kept: --save_total_limit 2 keeps both)"
+
+
 def summarise(report: Report, state: TrainState, saver: Saver | None, next_command: str = "") -> list[str]:
     """Write the summary into the log files and return its lines; they are logged too.
 
@@ -44,7 +51,7 @@ def summarise(report: Report, state: TrainState, saver: Saver | None, next_comma
         f"({state.num_label_tokens} trained on) in {short_time(line['train_runtime'])}; "
         f"{line['train_tokens_per_second']:.0f} tokens/s, {line['memory_gib']} GiB",
         *_against_the_plan(line),
-        f"best_model_checkpoint: {best}",
+        f"best_model_checkpoint: {best}{_of_the_best(state, best, saved)}",
         f"last_model_checkpoint: {last}",
         f"images_dir: {report.folder / IMAGES}",
     ]
