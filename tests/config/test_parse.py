@@ -114,6 +114,26 @@ def test_a_file_gives_defaults_and_flags_win(tmp_path):
     assert parsed.args.data.columns == {"q": "query"}
 
 
+def test_yaml_values_are_what_was_written(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        "model_revision: 1.10\nsystem: no\noutput_dir: 0123456\nval_dataset: 1:30\nuse_dora: yes\nmax_steps: ~\n"
+        "deepspeed: {zero_optimization: {stage: 2}, bf16: {enabled: true}}\n"
+    )
+
+    parsed = parse(SftArgs, [str(file)])
+
+    (mistake,) = parsed.mistakes
+    assert mistake.message == "--max_steps has no value in " + str(file)
+    args = parsed.args
+    assert (args.model.model_revision, args.model.system, args.output.output_dir) == ("1.10", "no", "0123456")
+    assert (args.data.val_dataset, args.tuner.use_dora) == (("1:30",), True)
+    assert json.loads(args.parallel.deepspeed) == {
+        "zero_optimization": {"stage": 2},
+        "bf16": {"enabled": True},
+    }
+
+
 def test_a_json_file_through_config(tmp_path):
     file = tmp_path / "run.json"
     file.write_text(json.dumps({"deepspeed": {"zero_optimization": {"stage": 2}}, "lora_rank": 4}))
@@ -127,7 +147,10 @@ def test_a_json_file_through_config(tmp_path):
     [
         ("a.yaml", b"lora_rnk: 4", "unknown flag --lora_rnk in "),
         ("a.yaml", b"- a\n- b", "holds no arguments"),
-        ("a.yaml", b"a: !!python/object/apply:os.system ['touch canary']", "is not plain YAML"),
+        ("a.yaml", b"a: !!python/object/apply:os.system ['touch canary']", "uses the YAML tag"),
+        ("a.yaml", b"a: [1", "is not plain YAML"),
+        ("a.yaml", b"max_steps: 5\nmax_steps: 6", "has max_steps twice"),
+        ("a.json", b'{"max_steps": 1, "max_steps": 2}', "has max_steps twice"),
         ("a.yaml", b"a: &x [1]\nb: *x", "uses YAML anchors"),
         ("a.yaml", b"\xff\xfe", "is not UTF-8"),
         ("a.json", b"{", "is not JSON"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ def read_config(path: str) -> dict[str, Any]:
     """Return the mapping in a YAML or JSON file.
 
     Raises:
-        UsageError: the file is missing, too large, not UTF-8, not a mapping, or uses YAML tags or anchors.
+        UsageError: the file is missing, too large, not UTF-8, not a mapping, has a key twice, or uses YAML tags or anchors.
     """
     file = Path(path)
     if not file.is_file():
@@ -45,10 +47,20 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def _json(path: str, text: str) -> Any:
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _check_once(path, [key for key, _ in pairs])
+        return dict(pairs)
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=mapping)
     except (json.JSONDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON: {error}", "mend the file, or use YAML") from None
+
+
+def _check_once(path: str, keys: Sequence[str]) -> None:
+    twice = [key for key, number in Counter(keys).items() if number > 1]
+    if twice:
+        raise UsageError(f"{path} has {', '.join(twice)} twice", "keep one of them")
 
 
 def _yaml(path: str, text: str) -> Any:
@@ -58,9 +70,30 @@ def _yaml(path: str, text: str) -> Any:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
                 raise UsageError(f"{path} uses YAML anchors", "write the values out")
-        return yaml.safe_load(text)
+            if tag := getattr(event, "tag", None):
+                raise UsageError(f"{path} uses the YAML tag {tag}", "write plain values")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if not isinstance(root, yaml.MappingNode):
+            return None
+        _check_once(path, [str(key.value) for key, _ in root.value])
+        return {str(key.value): _written(value) for key, value in root.value}
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
             f"{path} is not plain YAML: {reason}", "write one argument a line: name: value"
         ) from None
+
+
+def _written(node: Any) -> Any:
+    """Return a value as it was written: of `no`, `1.10`, `0123` and `1:30` YAML would make something else.
+
+    Mappings, such as DeepSpeed's settings, have the values of YAML.
+    """
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode):
+        return [_written(item) for item in node.value]
+    if isinstance(node, yaml.ScalarNode) and not node.tag.endswith(":null"):
+        return node.value
+    builder = yaml.SafeLoader("")
+    return builder.construct_document(node)
