@@ -66,9 +66,9 @@ def test_switches_of_three_states():
         ("--lora_rank 1.5", "--lora_rank is a whole number, found '1.5'\nhint: type --lora_rank 8"),
         ("--lora_rank 0", "--lora_rank must be at least 1, found 0\nhint: type --lora_rank 8"),
         ("--lora_dropout_p 1", "--lora_dropout_p must be below 1, found 1\nhint: type --lora_dropout_p 0.05"),
-        ("--learning_rate 0", "--learning_rate must be above 0, found 0\nhint: type --learning_rate 0.1"),
+        ("--learning_rate 0", "--learning_rate must be above 0, found 0\nhint: type --learning_rate 1e-4"),
         ("--warmup_ratio 2", "--warmup_ratio must be at most 1, found 2\nhint: type --warmup_ratio 0.05"),
-        ("--learning_rate nan", "--learning_rate is a number, found 'nan'\nhint: type --learning_rate 0.1"),
+        ("--learning_rate nan", "--learning_rate is a number, found 'nan'\nhint: type --learning_rate 1e-4"),
         ("--sft_type lor", "--sft_type 'lor' is not known\nhint: did you mean lora?"),
         ("--report_to wandb", "--report_to 'wandb' is not known\nhint: choose one of none, tensorboard"),
         (
@@ -96,7 +96,40 @@ def test_columns_that_are_not_json():
 
 def test_a_list_without_a_value():
     assert parse_mapping(SftArgs, {"dataset": None}).args.data.dataset == ()
-    assert errors("--dataset=,") == []
+    assert errors("--dataset", "") == []
+    assert errors("--dataset=,") == ["--dataset has no value\nhint: type --dataset DATASET"]
+    for words in (["--lora_target_modules"], ["--lora_target_modules", ""], ["--lora_target_modules", " "]):
+        assert errors(*words) == ["--lora_target_modules has no value\nhint: type --lora_target_modules ALL"]
+
+
+def test_texts_are_taken_as_typed():
+    args = parse(InferArgs, ["--stop_words", "\n", " ", "a, b", "\nUser:", "--system", ""]).args
+    assert args.generation.stop_words == ("\n", " ", "a, b", "\nUser:")
+    assert args.model.system == ""
+
+
+@pytest.mark.parametrize("flag", ["output_dir", "resume_from_checkpoint", "deepspeed", "model_type"])
+def test_an_empty_value_such_as_of_an_unset_variable_is_none(flag):
+    (message,) = errors(f"--{flag}", "")
+    assert message.startswith(f"--{flag} has no value\nhint: type --{flag} ")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            "--seed 99999999999999999999999",
+            "--seed must be at most 9223372036854775807, found 9999999999999999",
+        ),
+        ("--max_steps 1e300", "--max_steps must be at most 2147483647, found 1000"),
+        ("--num_train_epochs 1e300", "--num_train_epochs must be at most 1e+06, found 1e+300"),
+        ("--lora_alpha 1e300", "--lora_alpha must be at most 3.4e+38, found 1e+300"),
+        ("--learning_rate 1e300", "--learning_rate must be at most 3.4e+38, found 1e+300"),
+    ],
+)
+def test_no_number_is_beyond_what_can_be_computed(words, expected):
+    (message,) = errors(*words.split())
+    assert message.startswith(expected)
 
 
 def test_all_mistakes_at_once():

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from swiftlet.config.fields import arg
 
 AUTO = "AUTO"
+LARGEST_SEED = 2**63 - 1
 SWITCH = (AUTO, "true", "false")
 DEVICES = (AUTO, "npu", "cuda", "cpu")
 DTYPES = (AUTO, "bf16", "fp16", "fp32")
@@ -50,7 +51,7 @@ class ModelArgs:
         None, "Branch, tag or commit on the hub; the hub's default when not given"
     )
     template_type: str | None = arg(None, "A named chat template; the tokenizer's own when not given")
-    system: str | None = arg(None, "System prompt; the model's own when not given, '' for none")
+    system: str | None = arg(None, "System prompt; the model's own when not given, '' for none", is_text=True)
     dtype: str = arg(
         AUTO, "Type of weights and activations; AUTO: bf16 where the device has it", choices=DTYPES
     )
@@ -78,13 +79,16 @@ class TunerArgs:
     lora_target_modules: tuple[str, ...] = arg(
         ("DEFAULT",),
         "Modules with adapters: DEFAULT (q, k, v projections), ALL (every linear layer), EMBEDDING, or names",
+        example="ALL",
     )
     lora_modules_to_save: tuple[str, ...] = arg(
         (), "Modules trained and saved whole beside the adapters: EMBEDDING, LN, lm_head, or names"
     )
     use_dora: bool = arg(False, "Weight-decomposed adapters (DoRA)")
     use_rslora: bool = arg(False, "Scale adapters by alpha / sqrt(rank) (rsLoRA)")
-    lora_lr_ratio: float | None = arg(None, "Learning rate of B over that of A (LoRA+), such as 16", above=0)
+    lora_lr_ratio: float | None = arg(
+        None, "Learning rate of B over that of A (LoRA+), such as 16", above=0, example="16"
+    )
     init_lora_weights: str = arg(
         "true", "Start of the adapters: true, gaussian, pissa, pissa_niter_[n], olora, orthogonal"
     )
@@ -93,7 +97,7 @@ class TunerArgs:
         0.0, "With full: share of the parameters, from the bottom, not to train", at_least=0, below=1
     )
     neftune_noise_alpha: float | None = arg(
-        None, "Noise on the embeddings while training (NEFTune), such as 5", above=0
+        None, "Noise on the embeddings while training (NEFTune), such as 5", above=0, example="5"
     )
 
 
@@ -109,7 +113,7 @@ class DataArgs:
         (), "Validation data in the same forms; nothing is split off when given"
     )
     dataset_test_ratio: float = arg(0.01, "Share of the rows held out for validation", at_least=0, below=1)
-    dataset_seed: int = arg(42, "Seed of the split and of #N samples", at_least=0)
+    dataset_seed: int = arg(42, "Seed of the split and of #N samples", at_least=0, at_most=LARGEST_SEED)
     columns: dict[str, str] = arg(
         {}, "Other column names, theirs=ours, such as question=query; repeatable, or JSON"
     )
@@ -161,7 +165,7 @@ class TrainArgs:
         None, "Batches a step; ceil(16 / batch_size / processes) when not given", at_least=1
     )
     learning_rate: float | None = arg(
-        None, "Peak learning rate; 1e-4 for lora and 1e-5 for full when not given", above=0
+        None, "Peak learning rate; 1e-4 for lora and 1e-5 for full when not given", above=0, example="1e-4"
     )
     optim: str = arg("adamw_torch", "Optimiser", choices=OPTIMIZERS)
     adam_beta1: float = arg(0.9, "Decay of the first moment", at_least=0, below=1)
@@ -173,16 +177,22 @@ class TrainArgs:
     warmup_ratio: float = arg(
         0.05, "Share of the steps in which the learning rate rises", at_least=0, at_most=1
     )
-    warmup_steps: int | None = arg(None, "The same as a number of steps", at_least=0)
-    num_train_epochs: float = arg(1.0, "Passes over the training data", above=0)
+    warmup_steps: int | None = arg(None, "The same as a number of steps", at_least=0, example="100")
+    num_train_epochs: float = arg(1.0, "Passes over the training data", above=0, at_most=1e6)
     max_steps: int = arg(
-        -1, "Stop after this many steps, whatever the epochs; -1 for no limit", minus_one="no limit"
+        -1,
+        "Stop after this many steps, whatever the epochs; -1 for no limit",
+        minus_one="no limit",
+        example="1000",
     )
-    seed: int = arg(42, "Seed of the order of samples, dropout and new weights", at_least=0)
+    seed: int = arg(
+        42, "Seed of the order of samples, dropout and new weights", at_least=0, at_most=LARGEST_SEED
+    )
     micro_batch_tokens: int | None = arg(
         None,
         "Most tokens in one forward pass; decided from memory when not given. Never changes the gradient",
         at_least=1,
+        example="4096",
     )
     gradient_checkpointing: str = arg(
         AUTO,
@@ -191,7 +201,7 @@ class TrainArgs:
     )
     deterministic: bool = arg(False, "Only operators that give the same bits in every run")
     early_stopping_patience: int | None = arg(
-        None, "Stop after so many evaluations without a better loss", at_least=1
+        None, "Stop after so many evaluations without a better loss", at_least=1, example="3"
     )
     predict_with_generate: bool = arg(False, "Evaluate by generating: exact match and ROUGE-L")
     dataloader_num_workers: int = arg(1, "Threads that prepare the next steps; 0 for none", at_least=0)
@@ -209,7 +219,9 @@ class OutputArgs:
     evaluation_strategy: str = arg("steps", "When to evaluate", choices=("steps", "epoch", "no"))
     eval_steps: int = arg(50, "Steps between evaluations", at_least=1)
     save_strategy: str = arg("steps", "When to save", choices=("steps", "epoch", "no"))
-    save_steps: int | None = arg(None, "Steps between checkpoints; --eval_steps when not given", at_least=1)
+    save_steps: int | None = arg(
+        None, "Steps between checkpoints; --eval_steps when not given", at_least=1, example="50"
+    )
     save_total_limit: int = arg(
         2, "Checkpoints kept: the best and the last ones; with 1 the last alone, -1 for all", minus_one="all"
     )
@@ -220,7 +232,7 @@ class OutputArgs:
         ("tensorboard",), "Where to log besides logging.jsonl", choices=("tensorboard", "none")
     )
     resume_from_checkpoint: str | None = arg(
-        None, "A checkpoint folder, or auto: the newest valid one of output_dir"
+        None, "A checkpoint folder, or auto: the newest valid one of output_dir", example="auto"
     )
     resume_override: bool = arg(False, "Resume although data or settings differ from the checkpoint's")
 
@@ -233,6 +245,7 @@ class ParallelArgs:
     deepspeed: str | None = arg(
         None,
         "ZeRO by DeepSpeed: default-zero2, default-zero3, zero3-offload, or a file or text of JSON settings",
+        example="default-zero2",
     )
     fsdp: str | None = arg(
         None,
@@ -245,7 +258,10 @@ class ParallelArgs:
     ddp_timeout: int = arg(1800, "Longest wait in a collective [s]", above=0)
     bind_cpu: bool = arg(True, "Bind each process to the processors next to its device")
     hang_timeout: float | None = arg(
-        None, "Longest step without a sign of life [s]; from the run's own pace when not given", above=0
+        None,
+        "Longest step without a sign of life [s]; from the run's own pace when not given",
+        above=0,
+        example="600",
     )
     max_restarts: int = arg(0, "Restarts from the last valid checkpoint after a failed process", at_least=0)
     force: bool = arg(False, "Start although the plan says that memory is too small")
@@ -261,7 +277,7 @@ class GenerationArgs:
     top_k: int = arg(20, "Sample among the k likeliest tokens; 0 for all", at_least=0)
     top_p: float = arg(0.7, "Sample among the likeliest tokens of this total probability", above=0, at_most=1)
     repetition_penalty: float = arg(1.0, "Above 1: tokens already written become unlikely", above=0)
-    stop_words: tuple[str, ...] = arg((), "Texts that end an answer")
+    stop_words: tuple[str, ...] = arg((), "Texts that end an answer", is_text=True)
 
 
 @dataclass(frozen=True)
@@ -290,6 +306,7 @@ class MergeArgs:
         None,
         "Largest difference of log-probabilities between merged and adapter; by dtype when not given",
         above=0,
+        example="0.01",
     )
     export_dir: str | None = arg(None, "Folder to write; {checkpoint}-merged when not given")
     overwrite: bool = arg(False, "Replace the folder when it exists")

@@ -23,7 +23,7 @@ def read_config(path: str) -> dict[str, Any]:
     """Return the mapping in a YAML or JSON file.
 
     Raises:
-        UsageError: the file is missing, too large, not UTF-8, not a mapping, has a key twice, or uses YAML tags or anchors.
+        UsageError: the file is missing, too large, not UTF-8 or no mapping, has a key twice, or YAML tags or anchors.
     """
     file = Path(path)
     if not file.is_file():

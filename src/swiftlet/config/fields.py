@@ -22,14 +22,19 @@ def arg(
     at_most: float | None = None,
     below: float | None = None,
     minus_one: str = "",
+    example: str = "",
+    is_text: bool = False,
 ) -> Any:
     """Declare a field: its default, the text of its `--help`, and the values it takes.
 
     Args:
         minus_one: what -1 stands for; every other value is above 0.
+        example: a value for the hint of a mistake, where the default is none.
+        is_text: taken as it was typed: white space and commas belong to it, and one value may be empty.
     """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
     metadata = {"help": help_text, "choices": tuple(choices), "minus_one": minus_one, **bounds}
+    metadata |= {"example": example, "is_text": is_text}
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -47,6 +52,8 @@ class Flag(NamedTuple):
     choices: tuple[str, ...]
     bounds: Mapping[str, float | None]
     minus_one: str
+    example: str
+    is_text: bool
 
     @property
     def is_list(self) -> bool:
@@ -95,7 +102,7 @@ def flags_of(command_args: Any) -> dict[str, Flag]:
                 field.metadata["help"],
                 field.metadata["choices"],
                 bounds,
-                field.metadata["minus_one"],
+                *(field.metadata[key] for key in ("minus_one", "example", "is_text")),
             )
     return flags
 

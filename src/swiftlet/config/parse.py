@@ -17,6 +17,8 @@ from swiftlet.config.configfile import is_config_file, read_config
 from swiftlet.config.fields import Flag, build, flags_of
 from swiftlet.errors import SwiftletError, UsageError, describe, suggest
 
+LARGEST = {int: 2**31 - 1, float: 3.4e38}  # counts, and what a number of 32 bits holds
+
 
 class Parsed(NamedTuple):
     """The arguments, which flags were given (not inherited), and what was wrong."""
@@ -174,6 +176,8 @@ def _scalar(flag: Flag, raw: Any) -> Any:
         if isinstance(raw, (dict, list)) and flag.name == "deepspeed":
             return json.dumps(raw)
         word = str(raw)
+        if not word and not flag.is_text:
+            raise UsageError(f"--{flag.name} has no value", f"type --{flag.name} {_example(flag)}")
         if "true" in flag.choices and word.lower() in YES | NO:
             word = "true" if word.lower() in YES else "false"
         return _chosen(flag, VALUE_ALIASES.get(flag.name, {}).get(word, word))
@@ -195,6 +199,10 @@ def _bounded(flag: Flag, value: Any) -> Any:
     hint = f"type --{flag.name} {_example(flag)}"
     if flag.minus_one and value != -1 and value < 1:
         raise UsageError(f"--{flag.name} must be above 0, or -1 for {flag.minus_one}, found {value:g}", hint)
+    if abs(value) > LARGEST[flag.kind] and flag.bounds["at_most"] is None:
+        raise UsageError(
+            f"--{flag.name} must be at most {_plain(LARGEST[flag.kind])}, found {_plain(value)}", hint
+        )
     b = flag.bounds
     tests = (
         ("at_least", "at least", lambda bound: value >= bound),
@@ -205,8 +213,12 @@ def _bounded(flag: Flag, value: Any) -> Any:
     for key, words, holds in tests:
         bound = b[key]
         if bound is not None and not holds(bound):
-            raise UsageError(f"--{flag.name} must be {words} {bound:g}, found {value:g}", hint)
+            raise UsageError(f"--{flag.name} must be {words} {_plain(bound)}, found {_plain(value)}", hint)
     return value
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
 
 
 def _several(flag: Flag, raw: Any) -> tuple[str, ...]:
@@ -217,10 +229,13 @@ def _several(flag: Flag, raw: Any) -> tuple[str, ...]:
     words = [raw] if isinstance(raw, str) else list(raw or ())
     values: list[str] = []
     for word in words:
+        if flag.is_text and word:
+            values.append(str(word))
+            continue
         parts = [str(word)] if os.path.exists(str(word)) else str(word).split(",")
         values += [part.strip() for part in parts if part.strip()]
-    is_empty = words == [""] or isinstance(raw, (list, tuple))
-    if not values and (flag.choices or not is_empty):
+    is_empty = bool(words) or isinstance(raw, (list, tuple))
+    if not values and (flag.choices or flag.default or not is_empty or any(words)):
         raise UsageError(f"--{flag.name} has no value", f"type --{flag.name} {_example(flag)}")
     same = VALUE_ALIASES.get(flag.name, {})
     return tuple(_chosen(flag, same.get(value, value)) for value in values)
@@ -260,6 +275,8 @@ def _mapping(flag: Flag, raw: Any) -> dict[str, str]:
 
 
 def _example(flag: Flag) -> str:
+    if flag.example:
+        return flag.example
     if flag.choices:
         return flag.choices[0]
     if flag.kind in (int, float) and flag.default is not None:
