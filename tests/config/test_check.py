@@ -32,6 +32,7 @@ def sft(words):
         ("--resume_from_checkpoint nowhere", "no such checkpoint folder: nowhere"),
         ("--model_id_or_path ./nowhere", "no such folder: ./nowhere"),
         ("--val_dataset missing.jsonl", "no such data file or folder: missing.jsonl"),
+        ("--val_dataset missing.ndjson.gz#5", "no such data file or folder: missing.ndjson.gz"),
         ("--max_length 0", "--max_length must be above 0"),
         ("--max_steps 0", "--max_steps must be above 0, or -1 for no limit, found 0"),
         ("--save_total_limit 0", "--save_total_limit must be above 0, or -1 for all, found 0"),

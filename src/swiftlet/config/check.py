@@ -14,11 +14,11 @@ from typing import Any
 from swiftlet.config.args import DEEPSPEED_NAMES
 from swiftlet.config.check_effects import INFER, SFT, without_effect
 from swiftlet.config.check_engines import ENGINE_RULES
+from swiftlet.config.filenames import SUFFIXES, unpacked_name
 from swiftlet.config.parse import Parsed
 from swiftlet.errors import SwiftletError, UsageError, describe
 
 Rule = Callable[[Any, frozenset[str]], "UsageError | None"]
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def check_sft(parsed: Parsed) -> list[SwiftletError]:
@@ -90,7 +90,7 @@ def _missing_files(data: Any) -> Iterator[UsageError]:
     for flag, specs in (("dataset", data.dataset), ("val_dataset", data.val_dataset)):
         for spec in specs:
             path = spec.partition("#")[0]
-            looks_local = path.startswith((".", "/", "~")) or path.lower().endswith(DATA_SUFFIXES)
+            looks_local = path.startswith((".", "/", "~")) or unpacked_name(path).endswith(SUFFIXES)
             if looks_local and not os.path.exists(spec) and not os.path.exists(os.path.expanduser(path)):
                 yield UsageError(f"no such data file or folder: {path}", f"check the path given to --{flag}")
 
