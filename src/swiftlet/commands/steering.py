@@ -145,7 +145,7 @@ def _subject(args: Any, ready: Ready, sized: Sized, card: Card, world: World) ->
     data = ready.data
     labels = float(np.asarray(data.train.num_labels).sum()) / max(1, int(data.train.lengths.sum()))
     val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)
-    rows = Rows(data.train.lengths, val, labels, "the tokenised rows", True)
+    rows = Rows(data.train.lengths, val, labels, "the tokenised rows")
     schedule = schedule_of(args, len(data.train), world.world_size)
     return Subject(args, sized, rows, card, world.world_size, schedule, args.model.dtype)
 
