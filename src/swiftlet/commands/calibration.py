@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftlet import log
-from swiftlet.commands.model_source import cache_folder
+from swiftlet.config.places import cache_folder
 from swiftlet.models.geometry import Geometry
 from swiftlet.plan.memory import Setting
 

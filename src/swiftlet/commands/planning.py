@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swiftlet.commands.model_source import cache_folder, longest_sample, open_template
+from swiftlet.commands.model_source import longest_sample, open_template
+from swiftlet.config.places import cache_folder
 from swiftlet.data.batching import num_steps, num_steps_per_epoch
 from swiftlet.data.prepare import prepare as prepare_data
 from swiftlet.data.sources import is_here, named_dataset
@@ -241,7 +242,7 @@ def job_of(subject: Subject) -> Job:
         cut = schedule._replace(token_budget=budget)
         steps = [
             [Load(tokens, tokens * rows.label_share, squares) for tokens, squares in step]
-            for step in sampled_cuts(rows.train, cut).steps
+            for step in sampled_cuts(rows.train, cut)
         ]
         return Fed(largest_micro_batch(rows.train, cut).num_tokens, steps)
 
