@@ -164,6 +164,12 @@ def test_the_command_to_paste_keeps_the_variables_of_devices_and_machines(plan, 
     )
 
 
+def test_the_command_to_paste_keeps_every_digit(plan):
+    command = plan(*REFERENCE, "--device", "1x910B3", "--learning_rate", "1.23456789e-4")["best"]["command"]
+    assert "--num_train_epochs 5 " in command
+    assert " --learning_rate 0.000123456789" in command
+
+
 def test_processes_of_all_machines_are_counted_as_the_launcher_does(
     plan, monkeypatch, model_folder, rows_file
 ):

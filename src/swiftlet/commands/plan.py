@@ -227,7 +227,8 @@ def _as_words(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return [f"{key}={text}" for key, text in value.items()]
     if isinstance(value, float):
-        return [f"{value:g}"]
+        short = f"{value:g}"
+        return [short if float(short) == value else repr(value)]
     return [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
 
 

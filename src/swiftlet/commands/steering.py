@@ -25,7 +25,7 @@ from swiftlet.models.safety import read_config
 from swiftlet.parallel.world import World
 from swiftlet.plan.cards import Card, find_card, host_card, read_cards, with_measured
 from swiftlet.plan.chosen import pays_to_share
-from swiftlet.plan.memory import FULL, GIB, NONE, PARTIAL
+from swiftlet.plan.memory import CUT, FULL, GIB, NONE, PARTIAL
 from swiftlet.plan.strategies import (
     FITS,
     NO,
@@ -50,7 +50,6 @@ CHOSEN = {
     PARTIAL: "partial: memory asks for it",
     FULL: "on: memory asks for it",
 }
-SHARDED = ("zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
 
 
 class Steered(NamedTuple):
@@ -209,7 +208,7 @@ def _tell(job: Job, way: Way, asked: str) -> None:
         log.info(f"gradient_checkpointing is {CHOSEN[way.recompute]}")
     if figures.verdict != FITS:
         log.warning(f"memory is tight: {figures.share:.0%} of the device by the plan")
-    if way.engine in SHARDED and job.setting.world_size > 1:
+    if way.engine in CUT and job.setting.world_size > 1:
         plain = way_of(job, "none", way.budget, way.recompute)
         if plain.figures.verdict == FITS and plain.seconds < way.seconds:
             log.warning(

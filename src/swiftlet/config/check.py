@@ -5,18 +5,19 @@ Only facts of the command line and of files it names are read here; no model, no
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from swiftlet.config.args import DEEPSPEED_NAMES
+from swiftlet.config.args import AUTO
 from swiftlet.config.check_effects import INFER, SFT, without_effect
 from swiftlet.config.check_engines import ENGINE_RULES
+from swiftlet.config.deepspeed import NAMES, read_settings, settings_mistake
 from swiftlet.config.filenames import SUFFIXES, unpacked_name
+from swiftlet.config.lora import start_mistake
 from swiftlet.config.parse import Parsed
-from swiftlet.errors import SwiftletError, UsageError, describe
+from swiftlet.errors import SwiftletError, UsageError
 
 Rule = Callable[[Any, frozenset[str]], "UsageError | None"]
 
@@ -108,30 +109,23 @@ def _pairs_that_exclude(args: Any, given: frozenset[str]) -> UsageError | None:
 
 
 def _init_weights(args: Any, given: frozenset[str]) -> UsageError | None:
-    name = args.tuner.init_lora_weights
-    known = {"true", "false", "gaussian", "pissa", "olora", "orthogonal"}
-    if name in known or (name.startswith("pissa_niter_") and name[12:].isdigit()):
+    tuner = args.tuner
+    if tuner.sft_type == "full":
         return None
-    return UsageError(
-        f"--init_lora_weights {describe(name)} is not known", "choose one of " + ", ".join(sorted(known))
-    )
+    return start_mistake(tuner.init_lora_weights, rank=tuner.lora_rank, use_dora=tuner.use_dora)
 
 
 def _deepspeed_settings(args: Any, given: frozenset[str]) -> UsageError | None:
-    settings = args.parallel.deepspeed
-    if settings is None or settings in DEEPSPEED_NAMES:
+    asked, train, dtype = args.parallel.deepspeed, args.train, args.model.dtype
+    if asked is None or asked in NAMES:
         return None
-    hint = "choose one of " + ", ".join(DEEPSPEED_NAMES) + ", or give a JSON file"
-    text = settings
-    if not settings.lstrip().startswith("{"):
-        if not Path(settings).is_file():
-            return UsageError(f"--deepspeed {describe(settings)} is neither a name nor a file", hint)
-        text = Path(settings).read_text(encoding="utf-8", errors="replace")
+    known = {"train_micro_batch_size_per_gpu": train.batch_size, "gradient_clipping": train.max_grad_norm}
+    if train.gradient_accumulation_steps is not None:
+        known["gradient_accumulation_steps"] = train.gradient_accumulation_steps
     try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return UsageError(f"--deepspeed is not JSON: {error}", hint)
-    return None if isinstance(content, dict) else UsageError("--deepspeed holds no JSON object", hint)
+        return settings_mistake(read_settings(asked), known, None if dtype == AUTO else dtype)
+    except UsageError as mistake:
+        return mistake
 
 
 def _writable(args: Any, given: frozenset[str]) -> UsageError | None:
