@@ -119,7 +119,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write all counts here")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ |= {"SWIFTLET_CACHE": scratch, "XDG_CACHE_HOME": scratch}
+        os.environ["SWIFTLET_CACHE"] = scratch
         model = Path(scratch) / "model"
         make_model(model, options.layers)
         ours, usual = count_ours(model, Path(scratch) / "run"), count_usual(model)

@@ -23,6 +23,7 @@ from swiftlet.commands.run_folder import VARIABLE as FOLDER
 from swiftlet.config.fields import to_flat
 from swiftlet.config.parse import Parsed, parse, without_flag
 from swiftlet.device.interfaces import check_interfaces, interface_variables
+from swiftlet.device.visible import read_whole
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.faults import RESTARTS
 from swiftlet.log import redact, warning
@@ -52,19 +53,6 @@ class Shape(NamedTuple):
         return self.processes_per_node * self.num_nodes
 
 
-def _whole(
-    environ: Mapping[str, str], name: str, default: int, least: int, mistakes: list[SwiftletError]
-) -> int:
-    text = environ.get(name, "").strip()
-    if not text:
-        return default
-    if text.isdigit() and int(text) >= least:
-        return int(text)
-    message = f"{name} is a whole number of at least {least}, found {text!r}"
-    mistakes.append(UsageError(message, f"type {name}={max(default, least)} before the command"))
-    return default
-
-
 def read_shape(environ: Mapping[str, str]) -> tuple[Shape, list[SwiftletError]]:
     """Return how many processes the environment asks for, and every mistake in it.
 
@@ -72,10 +60,10 @@ def read_shape(environ: Mapping[str, str]) -> tuple[Shape, list[SwiftletError]]:
     """
     mistakes: list[SwiftletError] = []
     is_worker = "LOCAL_RANK" in environ
-    processes = _whole(environ, "NPROC_PER_NODE", 0, 1, mistakes)
-    num_nodes = _whole(environ, "NNODES", 1, 1, mistakes)
-    node_rank = _whole(environ, "NODE_RANK", 0, 0, mistakes)
-    port = _whole(environ, "MASTER_PORT", 29500, 1, mistakes)
+    processes = read_whole(environ, "NPROC_PER_NODE", 0, 1, mistakes)
+    num_nodes = read_whole(environ, "NNODES", 1, 1, mistakes)
+    node_rank = read_whole(environ, "NODE_RANK", 0, 0, mistakes)
+    port = read_whole(environ, "MASTER_PORT", 29500, 1, mistakes)
     if node_rank >= num_nodes:
         hint = f"type NNODES={node_rank + 1}, or a NODE_RANK below {num_nodes}"
         mistakes.append(UsageError(f"NODE_RANK={node_rank}, but NNODES={num_nodes}", hint))

@@ -174,7 +174,8 @@ def test_completion_knows_commands_and_flags(shell, capsys):
     assert cli.main(["completion", "--shell", shell]) == 0
     script = capsys.readouterr().out
     assert "sft" in script
-    assert "learning_rate" in script
+    for flag in ("learning_rate", "calibrate", "shell", "log"):
+        assert flag in script
 
 
 def test_the_bash_script_completes(tmp_path, capsys):

@@ -287,7 +287,7 @@ def test_mistakes_are_named(fine_tune, tmp_path):
 
 
 def test_an_empty_cache_variable_is_as_if_it_were_not_set():
-    from swiftlet.commands.model_source import cache_folder
+    from swiftlet.config.places import cache_folder
 
     assert cache_folder({"XDG_CACHE_HOME": ""}) == cache_folder({}) == Path("~/.cache/swiftlet").expanduser()
     assert cache_folder({"XDG_CACHE_HOME": "/x", "SWIFTLET_CACHE": ""}) == Path("/x/swiftlet")
@@ -300,3 +300,11 @@ def test_arguments_that_cannot_be_written_leave_no_draft(tmp_path):
     with pytest.raises(UsageError, match="cannot be written: Is a directory"):
         write_args(tmp_path, "{}")
     assert [path.name for path in tmp_path.iterdir()] == ["sft_args.json"]
+
+
+def test_a_missing_deepspeed_is_told_before_anything_is_made(fine_tune, monkeypatch, tmp_path):
+    monkeypatch.setattr("swiftlet.commands.sft.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="--deepspeed needs DeepSpeed, which is not installed") as caught:
+        fine_tune(deepspeed="default-zero2")
+    assert caught.value.hint == "pip install deepspeed"
+    assert not (tmp_path / "run").exists()

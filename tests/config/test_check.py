@@ -27,11 +27,35 @@ def sft(words):
         ("--evaluation_strategy no --predict_with_generate", "--predict_with_generate has no effect"),
         ("--do_sample false --temperature 0.5", "--temperature has no effect with --do_sample false"),
         ("--init_lora_weights pisa", "--init_lora_weights 'pisa' is not known"),
+        ("--init_lora_weights false", "--init_lora_weights 'false' is not known"),
+        ("--init_lora_weights PiSSA --use_dora", "--use_dora does not go with --init_lora_weights PiSSA"),
+        ("--init_lora_weights orthogonal --lora_rank 3", "orthogonal needs an even rank, found 3"),
+        ("--optim sgd --adam_beta1 0.8", "--adam_beta1 has no effect with --optim sgd,"),
+        ("--optim rmsprop --adam_beta2 0.8", "--adam_beta2 has no effect with --optim sgd,"),
+        ("--optim adagrad --adam_epsilon 1", "--adam_epsilon has no effect with --optim sgd,"),
+        (
+            "--lr_scheduler_type constant --warmup_steps 5",
+            "--warmup_steps has no effect with --lr_scheduler_type constant",
+        ),
+        (
+            '--deepspeed {"zero_optimization":{"stage":1}}',
+            "zero_optimization.stage is 1 in the settings of --deepspeed",
+        ),
+        ('--deepspeed {"optimizer":{}}', "the settings of --deepspeed have a section 'optimizer'"),
+        (
+            '--batch_size 2 --deepspeed {"train_micro_batch_size_per_gpu":4}',
+            "train_micro_batch_size_per_gpu is 4 in the settings of --deepspeed, 2 by --batch_size",
+        ),
+        (
+            '--dtype bf16 --deepspeed {"zero_optimization":{"stage":2},"bf16":{"enabled":false}}',
+            "bf16.enabled is False in the settings of --deepspeed, the run is in bf16",
+        ),
         ("--deepspeed zero5", "--deepspeed 'zero5' is neither a name nor a file"),
         ("--deepspeed {", "--deepspeed is not JSON"),
         ("--resume_from_checkpoint nowhere", "no such checkpoint folder: nowhere"),
         ("--model_id_or_path ./nowhere", "no such folder: ./nowhere"),
         ("--val_dataset missing.jsonl", "no such data file or folder: missing.jsonl"),
+        ("--val_dataset missing.ndjson.gz#5", "no such data file or folder: missing.ndjson.gz"),
         ("--max_length 0", "--max_length must be above 0"),
         ("--max_steps 0", "--max_steps must be above 0, or -1 for no limit, found 0"),
         ("--save_total_limit 0", "--save_total_limit must be above 0, or -1 for all, found 0"),
@@ -83,6 +107,15 @@ def test_each_rule_says_what_is_wrong_and_what_to_type(words, expected):
         "--packing false --share_prefixes false",
         "--bad_rows skip --max_bad_fraction 0.1",
         "--resume_from_checkpoint auto --resume_override",
+        "--init_lora_weights PISSA",
+        "--init_lora_weights pissa_niter_4",
+        "--optim rmsprop --adam_epsilon 1e-6",
+        "--optim sgd --adam_beta1 0.9 --adam_beta2 0.999 --adam_epsilon 1e-8",  # defaults, typed out
+        "--lr_scheduler_type constant --warmup_ratio 0.05",
+        "--lr_scheduler_type constant --warmup_ratio 0",
+        "--lr_scheduler_type constant_with_warmup --warmup_steps 5",
+        "--sft_type full --lora_rank 8 --lora_target_modules DEFAULT --init_lora_weights true",
+        '--deepspeed {"gradient_accumulation_steps":4,"zero_optimization":{"stage":2},"bf16":{"enabled":true}}',
         "--max_steps -1 --save_total_limit -1 --max_length -1",
     ],
 )
@@ -147,7 +180,7 @@ def test_infer_needs_a_checkpoint_or_a_model(tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    ["--show_dataset_sample 5", "--lazy_tokenize", "--packing true", "--dataset_seed 1", "--max_length 9"],
+    ["--show_dataset_sample 5", "--lazy_tokenize", "--bad_rows skip", "--dataset_seed 1", "--max_length 9"],
 )
 def test_what_concerns_rows_has_no_effect_in_a_chat(words):
     (message,) = infer(f"--model_type tiny-math-chat {words}")
@@ -157,8 +190,16 @@ def test_what_concerns_rows_has_no_effect_in_a_chat(words):
 
 def test_what_has_no_effect_on_answers_to_rows(tmp_path):
     rows = "--model_type tiny-math-chat --val_dataset demo-math-zh"
-    assert infer(f"{rows} --show_dataset_sample 5 --max_length 64 --lazy_tokenize false") == []
-    assert infer(f"{rows} --packing")[0].startswith("--packing has no effect here: it is for training")
+    defaults = "--max_length 2048 --truncation_strategy delete --packing true --stream true"
+    assert infer(f"{rows} --show_dataset_sample 5 --lazy_tokenize false {defaults}") == []
+    for words in (
+        "--max_length 64",
+        "--truncation_strategy truncation_left",
+        "--preprocess_num_proc 4",
+        "--fused_operators true",
+    ):
+        (message,) = infer(f"{rows} {words}")
+        assert message.startswith(f"{words.split()[0]} has no effect here: it is for training")
     assert infer(f"{rows} --show_dataset_sample 0")[0].startswith("--show_dataset_sample must be above 0")
     assert infer(f"{rows} --max_bad_fraction 0.1")[0].startswith("--max_bad_fraction has no effect without")
     (tmp_path / "adapter_config.json").touch()

@@ -222,3 +222,24 @@ def test_every_flag_has_help_and_a_default_it_accepts():
             if flag.choices and flag.default is not None:
                 defaults = flag.default if flag.is_list else (flag.default,)
                 assert set(defaults) <= set(flag.choices), flag.name
+
+
+def test_a_file_of_defaults_may_stand_behind_an_equals_sign(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("lora_rank: 4")
+    parsed = parse(SftArgs, [f"--config={file}", "--lora_alpha", "8"])
+    assert (parsed.mistakes, parsed.args.tuner.lora_rank, parsed.args.tuner.lora_alpha) == ((), 4, 8)
+    for words in (["--config="], ["--config"]):
+        (mistake,) = parse(SftArgs, words).mistakes
+        assert mistake.message == "--config has no value"
+
+
+@pytest.mark.parametrize("text", ["9007199254740993", "9007199254740993.0", "9.007199254740993e15"])
+def test_a_large_whole_number_keeps_its_last_digit(text):
+    assert parse(SftArgs, ["--seed", text]).args.train.seed == 9007199254740993
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "adamw_apex_fused"])
+def test_an_optimizer_of_other_tools_says_what_to_take(name):
+    (mistake,) = parse(SftArgs, ["--optim", name]).mistakes
+    assert "use --optim ada" in mistake.hint

@@ -9,10 +9,12 @@ import pytest
 from bpe import KINDS, tokenizer_of
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tiny_template import CHAT, make_template
 
 from swiftlet.data.named_templates import NAMED
 from swiftlet.data.rows import IGNORE_INDEX, Origin, Sample
 from swiftlet.data.template import TemplateError, build_template
+from swiftlet.data.tokenizer import load_tokenizer
 from swiftlet.errors import UsageError
 
 EACH = "{% for m in messages %}"
@@ -362,6 +364,16 @@ def test_named_templates_train_answers_and_an_end(tmp_path, name):
     assert [text.strip()[:3].strip(" <|") for text in found] == ["yes", "no"]
     ends = {template.tokenizer.decode([token]) for token in template.stop_token_ids}
     assert any(found[-1].rstrip().endswith(end) for end in ends)
+
+
+@pytest.mark.parametrize("place", ["chat_templates", "additional_chat_templates"])
+def test_a_template_for_tools_may_lie_in_a_folder_of_its_own(place, tmp_path):
+    make_template(tmp_path)
+    (tmp_path / place).mkdir()
+    (tmp_path / place / "tool_use.jinja").write_text("{{ tools | length }} tools", encoding="utf-8")
+    template = build_template(load_tokenizer(tmp_path), name=None, system=None)
+    assert template.tool_use.source == "{{ tools | length }} tools"
+    assert template.chat.source == CHAT
 
 
 def test_a_model_without_a_chat_template_continues_plainly(tmp_path, capsys):

@@ -7,6 +7,7 @@ from npu_smi_texts import HEAD, card_lines, info_text, mapping_text, topology_te
 
 from swiftlet.device.affinity import as_text
 from swiftlet.device.cards import Chip, check_cards, chips_of, is_busy, look_at_cards
+from swiftlet.device.inventory import find_device
 from swiftlet.device.npu_smi import Card
 
 
@@ -145,3 +146,12 @@ def test_a_card_without_hbm_holds_its_own_system(used, total, is_held):
 
 def test_memory_of_a_card_without_figures_is_unknown():
     assert Card().used_mb is None and Card().total_mb is None
+
+
+def test_a_plan_is_for_the_card_that_a_run_would_take(npu_smi):
+    seen = npu_smi(
+        info_text([card_lines(0, total=65536), card_lines(1, total=32768)]), mapping_text(range(2))
+    )
+    assert find_device("npu", seen).total_gib == 64
+    assert find_device("npu", {**seen, "ASCEND_RT_VISIBLE_DEVICES": "1"}).total_gib == 32
+    assert find_device("npu", {**seen, "ASCEND_RT_VISIBLE_DEVICES": "7"}).total_gib == 64

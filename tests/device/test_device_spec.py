@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from swiftlet.device.cpu import cpu_flags, cpu_has_native_bf16, cpu_memory
+from swiftlet.device.inventory import GIB, host_memory_gib
 from swiftlet.device.machine import Machine
 from swiftlet.device.settings import apply_settings, environment, guess_kind
 from swiftlet.device.spec import DTYPE_NAMES, DeviceError, choose, open_device, resolve_dtype, see
@@ -51,9 +52,11 @@ def test_a_smaller_container_is_the_total(monkeypatch, tmp_path):
     limit, use = tmp_path / "memory.max", tmp_path / "memory.current"
     limit.write_text("1000000\n")
     use.write_text("400000\n")
-    monkeypatch.setattr("swiftlet.device.cpu.CGROUP_LIMITS", (tmp_path / "none", limit))
+    for room in ("cpu", "inventory"):
+        monkeypatch.setattr(f"swiftlet.device.{room}.CGROUP_LIMITS", (tmp_path / "none", limit))
     monkeypatch.setattr("swiftlet.device.cpu.CGROUP_USE", (use,))
     assert cpu_memory() == (600_000, 1_000_000)
+    assert host_memory_gib() * GIB == 1_000_000
     limit.write_text("max\n")
     assert cpu_memory()[1] > 1_000_000
 
@@ -176,20 +179,21 @@ def test_variables_of_other_devices_do_not_mix():
     assert "GOMP_SPINCOUNT" not in environment("cpu", {"OMP_WAIT_POLICY": "ACTIVE"})
 
 
-def test_the_guess_before_torch():
+def test_the_guess_before_torch(monkeypatch):
     assert guess_kind({}, Machine(npus=1)) == "npu"
-    assert has_torch_npu or guess_kind({}, Machine(gpus=1)) == "cuda"
-    assert has_torch_npu or guess_kind({}, Machine()) == "cpu"
+    for spec, kind in ((None, "cpu"), (object(), "npu")):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, spec=spec: spec)
+        assert guess_kind({}, Machine(gpus=1)) == "cuda"
+        assert guess_kind({}, Machine()) == kind
 
 
 def test_settings_are_logged_and_applied(cpu):
     was, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     try:
-        lines = apply_settings(cpu, deterministic=True, threads=1)
+        lines = apply_settings(cpu, deterministic=True)
         assert lines == [
             f"device: {cpu.name} (cpu 0), collectives by gloo",
             "only deterministic operators are used",
-            "1 processor threads",
         ]
         assert torch.are_deterministic_algorithms_enabled() and torch.get_num_threads() == 1
     finally:

@@ -11,6 +11,7 @@ import torch
 from swiftlet import log
 from swiftlet.device.kernels import PLAIN, RowDropout, plain_attention, rms_norm, rotary, swiglu
 from swiftlet.device.spec import open_device
+from swiftlet.device.trials import default_memory
 from swiftlet.device.trust import (
     LONGEST_TRY,
     attention_case,
@@ -245,3 +246,8 @@ def test_the_user_switches_operators_off():
     kernels = {"attention": plain_attention, "rms_norm": rms_norm}
     assert set(without(kernels, attention=False, others=True)) == {"rms_norm"}
     assert set(without(kernels, attention=True, others=False)) == {"attention"}
+
+
+def test_results_are_kept_where_everything_else_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path))
+    assert default_memory() == tmp_path / "operators.json"

@@ -411,6 +411,12 @@ def setting_of_another_device(server):
     env(server, PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True")
 
 
+@pytest.mark.parametrize("value", ["^docker0", "^=eth", "=eth0", "eth0:1,bond"])
+def test_a_variable_that_leaves_a_network_card_is_no_finding(server, value):
+    env(server, HCCL_SOCKET_IFNAME=value)
+    assert examine(server.scene()) == []
+
+
 def test_a_healthy_server_has_no_findings(server):
     assert examine(server.scene()) == []
 

@@ -175,6 +175,28 @@ def test_datasets_are_found_in_both_caches(tmp_path, monkeypatch):
     assert "hf download Azure99/blossom-math-v2 --repo-type dataset" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl.gz", "train.ndjson", "data-00000-of-00001.arrow"])
+def test_every_file_that_a_reader_knows_is_fetched_and_makes_a_dataset(name, tmp_path):
+    from fnmatch import fnmatch
+
+    from swiftlet.hub.folders import DATA_FILES
+
+    ours = tmp_path / "ms" / "datasets" / "a--b" / "snapshots" / "master"
+    ours.mkdir(parents=True)
+    (ours / name).write_text("{}")
+    assert hub.dataset_folder("a/b", None) == ours
+    assert any(fnmatch(name, pattern) for pattern in DATA_FILES)
+
+
+def test_what_is_at_hand_is_what_a_run_would_take(tmp_path, monkeypatch):
+    snapshot = make_hf(tmp_path / "hf")
+    assert hub.cached_folder("model", MS_ID, HF_ID) is None
+    assert hub.cached_folder("model", None, HF_ID) == snapshot
+    monkeypatch.setenv("USE_HF", "1")
+    assert hub.cached_folder("model", MS_ID, HF_ID) == snapshot
+    assert hub.cached_folder("model", MS_ID, None) is None
+
+
 def test_cache_folders_follow_the_clients_variables(tmp_path, monkeypatch):
     assert hf_cache() == tmp_path / "hf" / "hub"
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "direct"))

@@ -157,12 +157,13 @@ def test_the_interface_of_an_address_and_the_variables_that_keep_to_it():
     }
 
 
-@pytest.mark.parametrize("value", ["eth", "=eth0", "^lo", "", "ib0,eth0"])
+@pytest.mark.parametrize("value", ["eth", "=eth0", "^lo", "^docker0", "^=eth", "", "ib0,eth0:1"])
 def test_an_interface_that_is_there_is_no_mistake(value):
     assert check_interfaces({"HCCL_SOCKET_IFNAME": value}, ["lo", "eth0"]) == []
 
 
 def test_an_interface_that_is_not_there_is_named():
-    (mistake,) = check_interfaces({"GLOO_SOCKET_IFNAME": "ib0"}, ["lo", "eth0"])
-    assert mistake.message == "GLOO_SOCKET_IFNAME=ib0, but this node has only lo, eth0"
+    for value in ("=eth", "^lo,eth", "ib0"):
+        (mistake,) = check_interfaces({"GLOO_SOCKET_IFNAME": value}, ["lo", "eth0"])
+        assert mistake.message == f"GLOO_SOCKET_IFNAME={value}, but this node has only lo, eth0"
     assert mistake.hint == "unset GLOO_SOCKET_IFNAME"

@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 
+from swiftlet.commands.model_source import unknown_names
+from swiftlet.config.args import DataArgs, ModelArgs
 from swiftlet.errors import SwiftletError, UsageError
 from swiftlet.models import families
 from swiftlet.models.families import FAMILIES, find_model
@@ -194,3 +196,31 @@ def test_the_table_needs_no_torch():
     code = "import swiftlet.models.families, sys; assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "hint"),
+    [
+        (
+            {"model_type": "internlm2_5-7b-chat"},
+            "comes with Python code of its own",
+            "--trust_remote_code true",
+        ),
+        (
+            {"model_id_or_path": "internlm/internlm2_5-7b-chat"},
+            "comes with Python code",
+            "--trust_remote_code",
+        ),
+        ({"model_type": "baichuan2-7b-chat", "trust_remote_code": True}, "published as .bin", "safetensors"),
+    ],
+)
+def test_a_model_that_cannot_be_used_is_refused_before_it_is_fetched(options, said, hint):
+    (mistake,) = unknown_names(ModelArgs(**options), DataArgs())
+    assert said in mistake.message and hint in mistake.hint
+
+
+def test_a_copy_of_such_a_model_at_hand_is_taken_as_it_is(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    local = ModelArgs(model_type="baichuan2-7b-chat", model_id_or_path=str(tmp_path))
+    asked = ModelArgs(model_type="internlm2_5-7b-chat", trust_remote_code=True)
+    assert [*unknown_names(local, DataArgs()), *unknown_names(asked, DataArgs())] == []

@@ -99,9 +99,9 @@ def test_embedding_names_and_mixtures():
             "embed_tokens cannot",
             "one flag",
         ),
-        ({"init_weights": "pisa"}, "unknown --init_lora_weights 'pisa'", "did you mean pissa?"),
+        ({"init_weights": "pisa"}, "--init_lora_weights 'pisa' is not known", "choose one of true"),
         ({"init_weights": "pissa", "use_dora": True}, "--use_dora does not go with", "leave one"),
-        ({"init_weights": "orthogonal", "rank": 3}, "needs an even rank, not 3", "--lora_rank"),
+        ({"init_weights": "orthogonal", "rank": 3}, "needs an even rank, found 3", "--lora_rank"),
     ],
 )
 def test_mistakes_name_what_exists(settings, message, hint):

@@ -63,7 +63,6 @@ class Machine:
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "NPUSIM_STATE": str(folder / "state"),
             "SWIFTLET_CACHE": str(folder / "cache"),
-            "XDG_CACHE_HOME": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
         }

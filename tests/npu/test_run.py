@@ -16,7 +16,6 @@ WITHOUT = {"use_flash_attn": "false", "fused_operators": "false"}
 def fine_tune(tmp_path, monkeypatch):
     """Run sft on the embedded model; returns the lines of its log."""
     monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(folder: str, **options):
         from swiftlet import sft

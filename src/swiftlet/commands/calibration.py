@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftlet import log
-from swiftlet.commands.model_source import cache_folder
+from swiftlet.config.places import cache_folder
 from swiftlet.models.geometry import Geometry
 from swiftlet.plan.memory import Setting
 
@@ -43,7 +43,7 @@ def calibrate(kind: str) -> dict[str, Any]:
     from swiftlet.device.spec import open_device
     from swiftlet.plan.cards import find_card
 
-    device = open_device("AUTO" if kind in ("AUTO", "auto") else kind, environ=os.environ)
+    device = open_device(kind, environ=os.environ)
     card = find_card(device.name) if device.kind != "cpu" else None
     name = card.name if card else device.kind
     measured = measure(device) | {"date": date.today().isoformat(), "device": device.name}

@@ -1,18 +1,17 @@
-"""`swift completion SHELL`: a completion script made from the command table and the arguments."""
+"""`swift completion --shell SHELL`: a completion script made from the command table and the arguments."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
 from swiftlet.config.commands import COMMANDS
 from swiftlet.config.fields import arg, flags_of
 from swiftlet.config.parse import Parsed
 from swiftlet.errors import SwiftletError
 
 SHELLS = ("bash", "zsh", "fish")
-WITH_FLAGS = {"sft": SftArgs, "plan": SftArgs, "infer": InferArgs, "export": ExportArgs}
 EXAMPLE = "swift completion --shell bash > ~/.local/share/bash-completion/completions/swift"
 
 
@@ -38,21 +37,28 @@ def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     return list(parsed.mistakes)
 
 
-def _flag_words(name: str) -> str:
-    return " ".join(f"--{flag}" for flag in flags_of(WITH_FLAGS[name]))
+def flags_by_command() -> dict[str, list[str]]:
+    """Return the flags of every command."""
+    modules = {
+        name: importlib.import_module(f"swiftlet.commands.{row.module}") for name, row in COMMANDS.items()
+    }
+    return {name: list(flags_of(module.ARGS)) for name, module in modules.items()}
 
 
-def script(shell: str, commands: list[str]) -> str:
+def script(shell: str) -> str:
     """Return the completion script of a shell."""
+    commands = flags_by_command()
     if shell == "fish":
         lines = [f"complete -c swift -n __fish_use_subcommand -f -a '{' '.join(commands)}'"]
-        for name in WITH_FLAGS:
+        for name, flags in commands.items():
             lines += [
-                f"complete -c swift -n '__fish_seen_subcommand_from {name}' -l {flag}"
-                for flag in flags_of(WITH_FLAGS[name])
+                f"complete -c swift -n '__fish_seen_subcommand_from {name}' -l {flag}" for flag in flags
             ]
         return "\n".join(lines)
-    cases = "\n".join(f'    {name}) words="{_flag_words(name)}" ;;' for name in WITH_FLAGS)
+    cases = "\n".join(
+        f'    {name}) words="{" ".join(f"--{flag}" for flag in flags)}" ;;'
+        for name, flags in commands.items()
+    )
     head = "autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else ""
     return f"""{head}_swift() {{
   local words="{" ".join(commands)}"
@@ -70,5 +76,5 @@ complete -F _swift swift"""
 
 def run(parsed: Parsed) -> int:
     """Print the script."""
-    print(script(parsed.args.shell.shell, list(COMMANDS)))
+    print(script(parsed.args.shell.shell))
     return 0

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from swiftlet import log
-from swiftlet.commands.model_setup import is_sharded, weights_folder
+from swiftlet.commands.model_setup import weights_folder
 from swiftlet.commands.sft import Ready
+from swiftlet.config.check_engines import is_sharded
 from swiftlet.config.deepspeed import Facts, deepspeed_settings, zero_stage
 from swiftlet.device.spec import Device, dtype_name, resolve_dtype
-from swiftlet.errors import UsageError
 from swiftlet.models import tuner
 from swiftlet.models.causal import CausalLM
 from swiftlet.models.head import decoder_layers, let_inputs_need_gradients, own_embedding
@@ -80,12 +80,8 @@ def _deepspeed(
     replicas: list[str],
     sources: Any,
 ) -> Trainer:
-    try:
-        from swiftlet.parallel import deepspeed
-    except ImportError as error:
-        raise UsageError(
-            "--deepspeed needs DeepSpeed, which is not installed", "pip install deepspeed"
-        ) from error
+    from swiftlet.parallel import deepspeed
+
     num_nodes = world.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
     facts = Facts(
         batch_size=args.train.batch_size,

@@ -9,6 +9,7 @@ from pathlib import Path
 from swiftlet import log
 from swiftlet.commands.model_source import open_template
 from swiftlet.commands.side_files import Chat
+from swiftlet.config.filenames import TEMPLATE_FOLDERS
 from swiftlet.data.rendering import source_of
 from swiftlet.data.system_message import system_first
 from swiftlet.data.template import Template
@@ -16,7 +17,7 @@ from swiftlet.errors import CheckpointError, describe
 from swiftlet.models.safety import read_json
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
-OTHERS = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+OTHERS = ("chat_template.jinja", "chat_template.json", *TEMPLATE_FOLDERS)
 
 
 def write_template(template: Template, folder: Path) -> None:

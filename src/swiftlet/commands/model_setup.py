@@ -10,7 +10,7 @@ import torch
 from swiftlet import log
 from swiftlet.commands.operators import choose_kernels
 from swiftlet.commands.sft import Ready
-from swiftlet.config.deepspeed import zero_stage
+from swiftlet.config.check_engines import is_sharded
 from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.models import tuner
 from swiftlet.models.adapter import plain_fields
@@ -78,12 +78,6 @@ def is_plain(args: Any, ready: Ready) -> bool:
     if ready.checkpoint is not None:
         return plain_fields(ready.checkpoint.path) is not None
     return tuner.is_plain(lora_settings(args.tuner))
-
-
-def is_sharded(args: Any) -> bool:
-    """Return whether no process holds the whole model."""
-    asked = args.parallel.deepspeed
-    return bool(args.parallel.fsdp) or (asked is not None and zero_stage(asked) == 3)
 
 
 def weights_folder(args: Any, ready: Ready) -> Path:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from swiftlet.data.template import Template
     from swiftlet.data.tokenizer import Tokenizer
 
-CACHE_VARIABLE = "SWIFTLET_CACHE"
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "seq_length", "model_max_length")
 
 
@@ -33,14 +32,6 @@ class Source(NamedTuple):
 
     name: str
     folder: Path
-
-
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Return where tokenised data is kept between runs."""
-    told = environ.get(CACHE_VARIABLE)
-    if told:
-        return Path(told).expanduser()
-    return Path(environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "swiftlet"
 
 
 def unknown_names(model: Any, data: Any, *, is_trained: bool = False) -> Iterator[SwiftletError]:
@@ -76,7 +67,18 @@ def _model_mistakes(model: Any, is_trained: bool) -> Iterator[UsageError]:
         yield UsageError(
             f"--model_revision has no effect: {choice.folder} is a folder of this machine", "remove it"
         )
-    method = choice.family.quantised if choice.family else None
+    family = choice.family
+    if family and choice.folder is None and family.is_bin_only:
+        yield UsageError(
+            f"{choice.name} is published as .bin files, which can hold code and are never read",
+            "convert them to safetensors, and type --model_id_or_path FOLDER",
+        )
+    elif family and choice.folder is None and family.needs_code and not model.trust_remote_code:
+        yield UsageError(
+            f"{choice.name} comes with Python code of its own, which is not run unasked",
+            "type --trust_remote_code true if you trust whoever wrote it",
+        )
+    method = family.quantised if family else None
     if is_trained and method:
         yield UsageError(
             f"{choice.name} is quantised with {method}: such a model is for swift infer, not for training",

@@ -15,6 +15,7 @@ from swiftlet.commands.calibration import measured_here
 from swiftlet.commands.plan_report import Answer, draw, show, to_json
 from swiftlet.commands.planning import Subject, build_subject, job_of
 from swiftlet.config.args import (
+    DEVICES,
     DataArgs,
     GenerationArgs,
     ModelArgs,
@@ -28,8 +29,8 @@ from swiftlet.config.fields import arg
 from swiftlet.config.parse import Parsed
 from swiftlet.config.resolve import resolve_sft
 from swiftlet.device.inventory import cpu_has_native_bf16, find_device
-from swiftlet.device.visible import PROCESSES, VISIBLE, processes_per_node
-from swiftlet.errors import SwiftletError, UsageError
+from swiftlet.device.visible import PROCESSES, VISIBLE, processes_per_node, read_whole
+from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.plan.cards import Card, find_card, host_card, parse_devices, with_measured
 from swiftlet.plan.strategies import (
     advise,
@@ -40,10 +41,10 @@ from swiftlet.plan.strategies import (
     ways,
 )
 
+NODES = "NNODES"
 WIDTH = 110  # of what goes into a file or a pipe
-KEPT = (*VISIBLE, "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # of the environment, in commands
+KEPT = (*VISIBLE, NODES, "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")  # of the environment, in commands
 CHARTS = (".png", ".svg", ".html")
-KINDS = ("AUTO", "auto", "npu", "cuda", "cpu")
 EXAMPLE = (
     "NPROC_PER_NODE=4 swift plan --device 4x910B3 --model_type qwen1half-7b-chat --dataset blossom-math-zh "
     "--num_train_epochs 5 --sft_type lora"
@@ -150,12 +151,12 @@ def choose_card(asked: str, environ: Mapping[str, str]) -> tuple[Card, int | Non
     Raises:
         UsageError: the table has no such device.
     """
-    if asked not in KINDS:
+    if asked not in DEVICES:
         number, card = parse_devices(asked)
         return card, number, "named by --device"
-    found = find_device(asked if asked != "auto" else "AUTO", environ)
+    found = find_device(asked, environ)
     if not found.name:
-        share = max(1, number_of_processes(environ, None))
+        share = processes_here(number_of_processes(environ, None), environ)
         return host_card((found.total_gib or 0.0) / share, measured_here("cpu", environ)), None, found.note
     known = find_card(found.name)
     if known is None:
@@ -168,25 +169,28 @@ def choose_card(asked: str, environ: Mapping[str, str]) -> tuple[Card, int | Non
 
 
 def number_of_processes(environ: Mapping[str, str], named: int | None) -> int:
-    """Return the processes of the run: NPROC_PER_NODE x NNODES, else the devices of --device, else the visible ones.
+    """Return the processes of the run: NPROC_PER_NODE x NNODES, else the devices of --device, else those of a launch.
 
     Raises:
         UsageError: a variable is no number, or asks for more than --device names.
     """
-    values = {}
-    for name in (PROCESSES, "NNODES"):
-        text = environ.get(name, "")
-        if text and not (text.isdigit() and int(text)):
-            raise UsageError(f"{name} is a whole number of at least 1, found {text!r}", f"type {name}=1")
-        values[name] = int(text) if text else 0
-    if values[PROCESSES]:
-        total = values[PROCESSES] * max(1, values["NNODES"])
-        if named is not None and total > named:
-            raise UsageError(
-                f"{total} processes do not have a device each of {named}", f"type --device {total}x..."
-            )
-        return total
-    return named or processes_per_node(environ)
+    mistakes: list[SwiftletError] = []
+    processes = read_whole(environ, PROCESSES, 0, 1, mistakes)
+    num_nodes = read_whole(environ, NODES, 1, 1, mistakes)
+    raise_all(mistakes)
+    if named is None:
+        return (processes or processes_per_node(environ)) * num_nodes
+    total = processes * num_nodes
+    if total > named:
+        raise UsageError(
+            f"{total} processes do not have a device each of {named}", f"type --device {total}x..."
+        )
+    return total or named
+
+
+def processes_here(world_size: int, environ: Mapping[str, str]) -> int:
+    """Return how many of the run's processes share this machine."""
+    return world_size // read_whole(environ, NODES, 1, 1, [])
 
 
 def dtype_of(asked: str, card: Card) -> str:
@@ -200,7 +204,7 @@ def dtype_of(asked: str, card: Card) -> str:
 def command_start(world_size: int, environ: Mapping[str, str]) -> list[str]:
     """Return the variables of a pasted command: those of the devices and machines as given, and the processes."""
     found = [f"{name}={environ[name]}" for name in KEPT if environ.get(name)]
-    here = world_size // int(environ.get("NNODES") or 1)
+    here = processes_here(world_size, environ)
     return [f"{PROCESSES}={here}", *found] if here > 1 else found
 
 
@@ -211,7 +215,7 @@ def command_words(parsed: Parsed) -> list[str]:
     words: list[str] = []
     for group in vars(parsed.args).values():
         for name, value in vars(group).items():
-            is_kind = name == "device" and value in KINDS
+            is_kind = name == "device" and value in DEVICES
             if name in parsed.given and (name not in chosen or is_kind):
                 words += [f"--{name}", *_as_words(value)]
     return words
@@ -223,7 +227,8 @@ def _as_words(value: Any) -> list[str]:
     if isinstance(value, Mapping):
         return [f"{key}={text}" for key, text in value.items()]
     if isinstance(value, float):
-        return [f"{value:g}"]
+        short = f"{value:g}"
+        return [short if float(short) == value else repr(value)]
     return [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from swiftlet.plan.cards import Card
 from swiftlet.plan.chosen import setting_of_way
 from swiftlet.plan.memory import (
+    CUT,
     FULL,
     GIB,
     NONE,
@@ -31,7 +32,7 @@ MATRICES_OF_FSDP = "layers, embedding and head, whole while they are used"
 def sources_of(job: Job, way: Way) -> dict[str, str]:
     """Return where the bytes of each part are from, by the names of `Memory`."""
     g, s = job.sizes, setting_of_way(job, way)
-    is_off, is_cut = s.engine.endswith("offload"), s.engine in SHARDED[1:]
+    is_off, is_cut = s.engine.endswith("offload"), s.engine in CUT
     whole = "in the host's memory" if is_off else f"/ {s.world_size} devices" if is_cut else "on each device"
     share = f"/ {s.world_size} devices" if s.engine in SHARDED else "on each device"
     trained = f"{num_trained(g, s):,} trained numbers"

@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swiftlet.commands.model_source import cache_folder, longest_sample, open_template
+from swiftlet.commands.model_source import longest_sample, open_template
+from swiftlet.config.places import cache_folder
 from swiftlet.data.batching import num_steps, num_steps_per_epoch
-from swiftlet.data.datasets import DATASETS, NamedDataset, by_id
 from swiftlet.data.prepare import prepare as prepare_data
+from swiftlet.data.sources import is_here, named_dataset
 from swiftlet.data.spec import DatasetSpec, parse_specs
 from swiftlet.data.split import num_held_out
 from swiftlet.data.survey import Schedule, largest_micro_batch, sampled_cuts, spread
 from swiftlet.errors import DataError, UsageError
-from swiftlet.hub.cache import hf_snapshot, ms_snapshot
+from swiftlet.hub import cached_folder
 from swiftlet.models.families import Choice, find_model
 from swiftlet.models.geometry import Geometry, geometry_of_config, is_exact
 from swiftlet.models.safety import read_config
@@ -55,7 +56,6 @@ class Rows(NamedTuple):
     val: np.ndarray
     label_share: float
     source: str
-    is_read: bool
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,10 @@ class Subject:
 
 
 def local_copy(choice: Choice, revision: str | None) -> Path | None:
-    """Return the folder of a model on this machine, without looking anywhere else."""
+    """Return the folder that a run here would use, without fetching anything; None where it would have to."""
     if choice.folder is not None:
         return choice.folder
-    found = ms_snapshot("model", choice.ms_id, revision) if choice.ms_id else None
-    return found or (hf_snapshot("model", choice.hf_id, revision) if choice.hf_id else None)
+    return cached_folder("model", choice.ms_id, choice.hf_id, revision=revision)
 
 
 def find_sizes(model: Any) -> Sized:
@@ -126,7 +125,7 @@ def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Row
     specs = parse_specs(args.data.dataset)
     val_specs = parse_specs(args.data.val_dataset)
     max_length = longest_sample(args.data.max_length, folder) if folder else args.data.max_length
-    if folder is not None and all(_is_here(spec) for spec in (*specs, *val_specs)):
+    if folder is not None and all(is_here(spec) for spec in (*specs, *val_specs)):
         _, template = open_template(folder, template_type=args.model.template_type, system=args.model.system)
         data = prepare_data(
             args.data, template, max_length=max_length, cache_dir=cache_folder(environ), output_dir=None
@@ -134,10 +133,12 @@ def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Row
         tokens = max(int(data.train.lengths.sum()), 1)
         val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)
         source = "the tokenised rows"
-        return Rows(data.train.lengths, val, float(data.train.num_labels.sum()) / tokens, source, True)
+        return Rows(data.train.lengths, val, float(data.train.num_labels.sum()) / tokens, source)
     lengths = np.concatenate([_statistics(spec, max_length, args) for spec in specs])
     if not len(lengths):
-        shortest = min(int(named.lengths[2]) for spec in specs if (named := _named(spec)) and named.lengths)
+        shortest = min(
+            int(named.lengths[2]) for spec in specs if (named := named_dataset(spec)) and named.lengths
+        )
         raise DataError(
             f"no row of {', '.join(spec.text for spec in specs)} is as short as --max_length {max_length}: the "
             f"shortest has {shortest} tokens",
@@ -145,27 +146,14 @@ def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Row
         )
     if args.data.val_dataset:
         return Rows(lengths, np.concatenate([_statistics(s, max_length, args) for s in val_specs]),
-                    LABEL_SHARE, _statistics_source(specs), False)  # fmt: skip
+                    LABEL_SHARE, _statistics_source(specs))  # fmt: skip
     held = num_held_out(len(lengths), args.data.dataset_test_ratio)
     picks = np.linspace(1, max(len(lengths) - 2, 1), held).astype(int) if held else np.zeros(0, int)
-    return Rows(np.delete(lengths, picks), lengths[picks], LABEL_SHARE, _statistics_source(specs), False)
-
-
-def _is_here(spec: DatasetSpec) -> bool:
-    named = DATASETS.get(spec.location) if spec.kind == "named" else by_id(spec.location)
-    if spec.kind == "path" or (named is not None and named.generator):
-        return True
-    ms_id, hf_id = (named.ms_id, named.hf_id) if named else (spec.location, spec.location)
-    found = ms_snapshot("dataset", ms_id, None) if ms_id else None
-    return bool(found or (hf_snapshot("dataset", hf_id, None) if hf_id else None))
-
-
-def _named(spec: DatasetSpec) -> NamedDataset | None:
-    return DATASETS.get(spec.location) if spec.kind == "named" else by_id(spec.location)
+    return Rows(np.delete(lengths, picks), lengths[picks], LABEL_SHARE, _statistics_source(specs))
 
 
 def _statistics(spec: DatasetSpec, max_length: int, args: Any) -> np.ndarray:
-    named = _named(spec)
+    named = named_dataset(spec)
     if named is None or named.num_rows is None or named.lengths is None:
         raise DataError(
             f"--dataset {spec.text}: its rows, or the model's tokenizer, are not on this machine, and nothing is "
@@ -180,7 +168,7 @@ def _statistics(spec: DatasetSpec, max_length: int, args: Any) -> np.ndarray:
 
 
 def _statistics_source(specs: Sequence[DatasetSpec]) -> str:
-    sources = dict.fromkeys(named.source for spec in specs if (named := _named(spec)) is not None)
+    sources = dict.fromkeys(named.source for spec in specs if (named := named_dataset(spec)) is not None)
     return f"published statistics ({'; '.join(sources)}); the rows themselves were not read"
 
 
@@ -254,7 +242,7 @@ def job_of(subject: Subject) -> Job:
         cut = schedule._replace(token_budget=budget)
         steps = [
             [Load(tokens, tokens * rows.label_share, squares) for tokens, squares in step]
-            for step in sampled_cuts(rows.train, cut).steps
+            for step in sampled_cuts(rows.train, cut)
         ]
         return Fed(largest_micro_batch(rows.train, cut).num_tokens, steps)
 

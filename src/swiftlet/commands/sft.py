@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,6 @@ from swiftlet import heartbeat, log
 from swiftlet.commands.model_source import (
     Source,
     apply_environment,
-    cache_folder,
     check_trainable,
     find_source,
     longest_sample,
@@ -38,9 +38,10 @@ from swiftlet.commands.step_size import fit_step
 from swiftlet.config.args import SftArgs
 from swiftlet.config.check import check_sft
 from swiftlet.config.parse import Parsed, parse_mapping
+from swiftlet.config.places import cache_folder
 from swiftlet.config.resolve import inherited, not_needed, resolve_sft
 from swiftlet.device.possible import impossible
-from swiftlet.errors import SwiftletError, raise_all
+from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.models.identity import base_hash
 from swiftlet.startup import without_collector
 from swiftlet.train.manifest import Identity
@@ -82,7 +83,12 @@ def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     args = parsed.args
     devices = args.parallel
     wrong = impossible(devices.device, environ, backend=devices.ddp_backend, optim=args.train.optim)
-    return [*check_sft(parsed), *unknown_names(args.model, args.data, is_trained=True), *wrong]
+    mistakes = [*check_sft(parsed), *unknown_names(args.model, args.data, is_trained=True), *wrong]
+    if devices.deepspeed and find_spec("deepspeed") is None:
+        mistakes.append(
+            UsageError("--deepspeed needs DeepSpeed, which is not installed", "pip install deepspeed")
+        )
+    return mistakes
 
 
 def prepare(parsed: Parsed) -> dict[str, str]:

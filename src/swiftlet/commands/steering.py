@@ -25,7 +25,7 @@ from swiftlet.models.safety import read_config
 from swiftlet.parallel.world import World
 from swiftlet.plan.cards import Card, find_card, host_card, read_cards, with_measured
 from swiftlet.plan.chosen import pays_to_share
-from swiftlet.plan.memory import FULL, GIB, NONE, PARTIAL
+from swiftlet.plan.memory import CUT, FULL, GIB, NONE, PARTIAL
 from swiftlet.plan.strategies import (
     FITS,
     NO,
@@ -50,7 +50,6 @@ CHOSEN = {
     PARTIAL: "partial: memory asks for it",
     FULL: "on: memory asks for it",
 }
-SHARDED = ("zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
 
 
 class Steered(NamedTuple):
@@ -145,7 +144,7 @@ def _subject(args: Any, ready: Ready, sized: Sized, card: Card, world: World) ->
     data = ready.data
     labels = float(np.asarray(data.train.num_labels).sum()) / max(1, int(data.train.lengths.sum()))
     val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)
-    rows = Rows(data.train.lengths, val, labels, "the tokenised rows", True)
+    rows = Rows(data.train.lengths, val, labels, "the tokenised rows")
     schedule = schedule_of(args, len(data.train), world.world_size)
     return Subject(args, sized, rows, card, world.world_size, schedule, args.model.dtype)
 
@@ -209,7 +208,7 @@ def _tell(job: Job, way: Way, asked: str) -> None:
         log.info(f"gradient_checkpointing is {CHOSEN[way.recompute]}")
     if figures.verdict != FITS:
         log.warning(f"memory is tight: {figures.share:.0%} of the device by the plan")
-    if way.engine in SHARDED and job.setting.world_size > 1:
+    if way.engine in CUT and job.setting.world_size > 1:
         plain = way_of(job, "none", way.budget, way.recompute)
         if plain.figures.verdict == FITS and plain.seconds < way.seconds:
             log.warning(

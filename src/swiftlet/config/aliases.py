@@ -57,6 +57,15 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     "truncation_strategy": {"left": "truncation_left"},
 }
 
+# Values that other tools have and this one does not: flag -> {value: what to type}.
+QUANTISED = "quantised states are not built in; use --optim adafactor to save memory"
+VALUES_ELSEWHERE: dict[str, dict[str, str]] = {
+    "optim": {
+        **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_bnb_8bit"), QUANTISED),
+        "adamw_apex_fused": "torch has the same kernels: use --optim adamw_torch_fused",
+    },
+}
+
 # A switch of three states also takes every spelling of yes and no.
 YES = frozenset({"true", "1", "yes", "on"})
 NO = frozenset({"false", "0", "no", "off"})

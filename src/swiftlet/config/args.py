@@ -38,7 +38,6 @@ SCHEDULES = (
     "inverse_sqrt",
     "warmup_stable_decay",
 )
-DEEPSPEED_NAMES = ("default-zero2", "default-zero3", "zero3-offload")
 
 
 @dataclass(frozen=True)

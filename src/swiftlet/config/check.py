@@ -5,20 +5,21 @@ Only facts of the command line and of files it names are read here; no model, no
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from swiftlet.config.args import DEEPSPEED_NAMES
+from swiftlet.config.args import AUTO
 from swiftlet.config.check_effects import INFER, SFT, without_effect
 from swiftlet.config.check_engines import ENGINE_RULES
+from swiftlet.config.deepspeed import NAMES, read_settings, settings_mistake
+from swiftlet.config.filenames import SUFFIXES, unpacked_name
+from swiftlet.config.lora import start_mistake
 from swiftlet.config.parse import Parsed
-from swiftlet.errors import SwiftletError, UsageError, describe
+from swiftlet.errors import SwiftletError, UsageError
 
 Rule = Callable[[Any, frozenset[str]], "UsageError | None"]
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def check_sft(parsed: Parsed) -> list[SwiftletError]:
@@ -90,7 +91,7 @@ def _missing_files(data: Any) -> Iterator[UsageError]:
     for flag, specs in (("dataset", data.dataset), ("val_dataset", data.val_dataset)):
         for spec in specs:
             path = spec.partition("#")[0]
-            looks_local = path.startswith((".", "/", "~")) or path.lower().endswith(DATA_SUFFIXES)
+            looks_local = path.startswith((".", "/", "~")) or unpacked_name(path).endswith(SUFFIXES)
             if looks_local and not os.path.exists(spec) and not os.path.exists(os.path.expanduser(path)):
                 yield UsageError(f"no such data file or folder: {path}", f"check the path given to --{flag}")
 
@@ -108,30 +109,23 @@ def _pairs_that_exclude(args: Any, given: frozenset[str]) -> UsageError | None:
 
 
 def _init_weights(args: Any, given: frozenset[str]) -> UsageError | None:
-    name = args.tuner.init_lora_weights
-    known = {"true", "false", "gaussian", "pissa", "olora", "orthogonal"}
-    if name in known or (name.startswith("pissa_niter_") and name[12:].isdigit()):
+    tuner = args.tuner
+    if tuner.sft_type == "full":
         return None
-    return UsageError(
-        f"--init_lora_weights {describe(name)} is not known", "choose one of " + ", ".join(sorted(known))
-    )
+    return start_mistake(tuner.init_lora_weights, rank=tuner.lora_rank, use_dora=tuner.use_dora)
 
 
 def _deepspeed_settings(args: Any, given: frozenset[str]) -> UsageError | None:
-    settings = args.parallel.deepspeed
-    if settings is None or settings in DEEPSPEED_NAMES:
+    asked, train, dtype = args.parallel.deepspeed, args.train, args.model.dtype
+    if asked is None or asked in NAMES:
         return None
-    hint = "choose one of " + ", ".join(DEEPSPEED_NAMES) + ", or give a JSON file"
-    text = settings
-    if not settings.lstrip().startswith("{"):
-        if not Path(settings).is_file():
-            return UsageError(f"--deepspeed {describe(settings)} is neither a name nor a file", hint)
-        text = Path(settings).read_text(encoding="utf-8", errors="replace")
+    known = {"train_micro_batch_size_per_gpu": train.batch_size, "gradient_clipping": train.max_grad_norm}
+    if train.gradient_accumulation_steps is not None:
+        known["gradient_accumulation_steps"] = train.gradient_accumulation_steps
     try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        return UsageError(f"--deepspeed is not JSON: {error}", hint)
-    return None if isinstance(content, dict) else UsageError("--deepspeed holds no JSON object", hint)
+        return settings_mistake(read_settings(asked), known, None if dtype == AUTO else dtype)
+    except UsageError as mistake:
+        return mistake
 
 
 def _writable(args: Any, given: frozenset[str]) -> UsageError | None:

@@ -1,6 +1,6 @@
 """Flags that would have no effect, each a mistake: a table of flags and of what takes their effect away.
 
-A switch that is off and a value of None ask for nothing, so they are not useless.
+A switch that is off, a value of None or 0 and a default that is typed out ask for nothing, so they are not useless.
 """
 
 from __future__ import annotations
@@ -75,6 +75,24 @@ SFT: tuple[Useless, ...] = (
         "remove it, or add --val_dataset FILE",
     ),
     Useless(
+        "adam_beta1 adam_beta2",
+        lambda args: not args.train.optim.startswith("adam"),
+        "with --optim sgd, adafactor, rmsprop or adagrad",
+        "remove it, or type --optim adamw_torch",
+    ),
+    Useless(
+        "adam_epsilon",
+        lambda args: args.train.optim in ("sgd", "adafactor", "adagrad"),
+        "with --optim sgd, adafactor or adagrad",
+        "remove it, or type --optim adamw_torch",
+    ),
+    Useless(
+        "warmup_ratio warmup_steps",
+        lambda args: args.train.lr_scheduler_type == "constant",
+        "with --lr_scheduler_type constant",
+        "remove it, or type --lr_scheduler_type constant_with_warmup",
+    ),
+    Useless(
         "eval_steps",
         lambda args: args.output.evaluation_strategy != "steps" and not _eval_steps_are_save_steps(args),
         "without --evaluation_strategy steps",
@@ -138,7 +156,7 @@ INFER: tuple[Useless, ...] = (
         "remove it, or add --dataset NAME_OR_FILE, or --load_dataset_config true beside --ckpt_dir",
     ),
     Useless(
-        "lazy_tokenize packing share_prefixes",
+        "lazy_tokenize share_prefixes max_length truncation_strategy preprocess_num_proc fused_operators",
         lambda args: True,
         "here: it is for training",
         "remove it; --infer_batch_tokens says how much is answered at once",
@@ -154,13 +172,18 @@ INFER: tuple[Useless, ...] = (
 
 
 def _is_off(value: Any) -> bool:
-    return value is None or value is False or value == "false"
+    return not value or value == "false"
 
 
 def without_effect(rows: Iterable[Useless], args: Any, given: frozenset[str]) -> Iterator[UsageError]:
     """Yield a mistake a row of the table whose flags were given in vain; no flag is named twice."""
     values = to_flat(args)
-    asked = [name for name, value in values.items() if name in given and not _is_off(value)]
+    defaults = to_flat(type(args)())
+    asked = [
+        name
+        for name, value in values.items()
+        if name in given and not _is_off(value) and value != defaults[name]
+    ]
     for row in rows:
         found = [name for name in asked if name in row.flags.split() and row.holds(args)]
         if found:

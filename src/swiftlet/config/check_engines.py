@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from swiftlet.config.deepspeed import zero_stage
+from swiftlet.config.lora import is_taken_from_base
 from swiftlet.errors import UsageError
 
 
@@ -12,7 +13,8 @@ def _engine(args: Any) -> str:
     return "--deepspeed" if args.parallel.deepspeed else "--fsdp"
 
 
-def _is_sharded(args: Any) -> bool:
+def is_sharded(args: Any) -> bool:
+    """Return whether no process holds the whole model."""
     asked = args.parallel.deepspeed
     return bool(args.parallel.fsdp) or (bool(asked) and zero_stage(asked) == 3)
 
@@ -29,8 +31,8 @@ def no_matrix_statistics(args: Any, given: frozenset[str]) -> UsageError | None:
 
 def no_start_from_base(args: Any, given: frozenset[str]) -> UsageError | None:
     """Refuse adapters that are computed from the base's weights where no process has them whole."""
-    is_taken = args.tuner.init_lora_weights.startswith(("pissa", "olora"))
-    if not _is_sharded(args) or not (is_taken or args.tuner.use_dora):
+    is_taken = is_taken_from_base(args.tuner.init_lora_weights.lower())
+    if not is_sharded(args) or not (is_taken or args.tuner.use_dora):
         return None
     flag = "--use_dora" if args.tuner.use_dora else f"--init_lora_weights {args.tuner.init_lora_weights}"
     return UsageError(
@@ -41,7 +43,7 @@ def no_start_from_base(args: Any, given: frozenset[str]) -> UsageError | None:
 
 def no_generation(args: Any, given: frozenset[str]) -> UsageError | None:
     """Refuse to generate while training where each step of an answer would gather the whole model."""
-    if not args.train.predict_with_generate or not _is_sharded(args):
+    if not args.train.predict_with_generate or not is_sharded(args):
         return None
     return UsageError(
         f"--predict_with_generate does not go with {_engine(args)}: no process has the whole model",

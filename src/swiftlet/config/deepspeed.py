@@ -7,6 +7,7 @@ else about them is refused, "auto" is filled in.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from swiftlet.errors import UsageError, describe
 BUCKET = 200_000_000
 LIVE = 1_000_000_000
 NAMES = {"default-zero2": 2, "default-zero3": 3, "zero3-offload": 3}
+HINT = f"choose one of {', '.join(NAMES)}, or give a JSON file"
 RULED = {
     "train_micro_batch_size_per_gpu": "--batch_size",
     "gradient_accumulation_steps": "--gradient_accumulation_steps",
@@ -43,7 +45,7 @@ def zero_stage(asked: str) -> int:
         return NAMES[asked]
     try:
         zero = read_settings(asked).get("zero_optimization")
-    except (UsageError, OSError):  # another rule names what is wrong
+    except UsageError:  # another rule names what is wrong
         return 0
     stage = zero.get("stage") if isinstance(zero, dict) else None
     return stage if isinstance(stage, int) else 0
@@ -53,18 +55,60 @@ def read_settings(asked: str) -> dict[str, Any]:
     """Return the settings in a file or text of JSON.
 
     Raises:
-        UsageError: there is no JSON object.
+        UsageError: there is no such file, or no JSON object.
     """
-    text = asked if asked.lstrip().startswith("{") else Path(asked).read_text(encoding="utf-8")
+    text = asked
+    if not asked.lstrip().startswith("{"):
+        try:
+            text = Path(asked).read_text(encoding="utf-8", errors="replace")
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--deepspeed {describe(asked)} is neither a name nor a file that can be read: {error}", HINT
+            ) from error
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"--deepspeed is not JSON: {error}", "give a file or text of JSON settings"
-        ) from error
+        raise UsageError(f"--deepspeed is not JSON: {error}", HINT) from error
     if not isinstance(content, dict):
-        raise UsageError("--deepspeed holds no JSON object", "give a file or text of JSON settings")
+        raise UsageError("--deepspeed holds no JSON object", HINT)
     return content
+
+
+def settings_mistake(given: dict[str, Any], known: Mapping[str, Any], dtype: str | None) -> UsageError | None:
+    """Return what of a user's settings contradicts the run's arguments, or asks for a stage that is not ZeRO-2 or 3.
+
+    Args:
+        known: what the arguments say of the names in `RULED`, as far as it is known yet.
+        dtype: type of the run; None where it is not known yet.
+    """
+    for name, flags in REPLACED.items():
+        if name in given:
+            return UsageError(
+                f"the settings of --deepspeed have a section {name!r}, and {flags} say the same",
+                f"remove {name!r} from the settings; {flags} rule",
+            )
+    for name, flag in RULED.items():
+        if name in known and given.get(name, AUTO) not in (AUTO, known[name]):
+            return UsageError(
+                f"{name} is {describe(given[name])} in the settings of --deepspeed, {known[name]} by {flag}",
+                f'type "auto" for {name} there, or change {flag}',
+            )
+    zero = given.get("zero_optimization")
+    stage = zero.get("stage") if isinstance(zero, dict) else None
+    if stage not in (2, 3):
+        return UsageError(
+            f"zero_optimization.stage is {describe(stage)} in the settings of --deepspeed",
+            "2 or 3; leave --deepspeed out for replicas",
+        )
+    for kind in ("fp16", "bf16") if dtype else ():
+        section = given.get(kind, {})
+        enabled = section.get("enabled", AUTO) if isinstance(section, dict) else section
+        if enabled not in (AUTO, dtype == kind):
+            return UsageError(
+                f"{kind}.enabled is {describe(enabled)} in the settings of --deepspeed, the run is in {dtype}",
+                f'type "auto" there, or --dtype {kind if enabled else "fp32"}',
+            )
+    return None
 
 
 def deepspeed_settings(asked: str, facts: Facts) -> dict[str, Any]:
@@ -133,34 +177,11 @@ def _zero3(facts: Facts) -> dict[str, Any]:
 
 def _user_settings(given: dict[str, Any], facts: Facts) -> dict[str, Any]:
     ours = _common(facts)
-    for name, flags in REPLACED.items():
-        if name in given:
-            raise UsageError(
-                f"the settings of --deepspeed have a section {name!r}, and {flags} say the same",
-                f"remove {name!r} from the settings; {flags} rule",
-            )
-    for name, flag in RULED.items():
-        if given.get(name, AUTO) not in (AUTO, ours[name]):
-            raise UsageError(
-                f"{name} is {describe(given[name])} in the settings of --deepspeed, {ours[name]} by {flag}",
-                f'type "auto" for {name} there, or change {flag}',
-            )
-    zero = given.get("zero_optimization")
-    stage = zero.get("stage") if isinstance(zero, dict) else None
-    if not isinstance(zero, dict) or stage not in (2, 3):
-        raise UsageError(
-            f"zero_optimization.stage is {describe(stage)} in the settings of --deepspeed",
-            "2 or 3; leave --deepspeed out for replicas",
-        )
-    for kind in ("fp16", "bf16"):
-        section = given.get(kind, {})
-        enabled = section.get("enabled", AUTO) if isinstance(section, dict) else section
-        if enabled not in (AUTO, facts.dtype == kind):
-            raise UsageError(
-                f"{kind}.enabled is {describe(enabled)} in the settings of --deepspeed, the run is in {facts.dtype}",
-                f'type "auto" there, or --dtype {kind if enabled else "fp32"}',
-            )
-    automatic = _zero2(facts) if stage == 2 else _zero3(facts)
+    mistake = settings_mistake(given, ours, facts.dtype)
+    if mistake is not None:
+        raise mistake
+    zero = given["zero_optimization"]
+    automatic = _zero2(facts) if zero["stage"] == 2 else _zero3(facts)
     settled = {name: automatic.get(name) if value == AUTO else value for name, value in zero.items()}
     kept = {name: value for name, value in given.items() if name not in ("fp16", "bf16") and value != AUTO}
     return {**ours, **kept, "zero_optimization": {k: v for k, v in settled.items() if v is not None}}

@@ -10,9 +10,10 @@ import json
 import math
 import os
 from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from typing import Any, NamedTuple
 
-from swiftlet.config.aliases import ELSEWHERE, NO, VALUE_ALIASES, YES, canonical
+from swiftlet.config.aliases import ELSEWHERE, NO, VALUE_ALIASES, VALUES_ELSEWHERE, YES, canonical
 from swiftlet.config.configfile import is_config_file, read_config
 from swiftlet.config.fields import Flag, build, flags_of
 from swiftlet.errors import SwiftletError, UsageError, describe, suggest
@@ -53,13 +54,16 @@ def _config_paths(words: list[str], mistakes: list[SwiftletError]) -> list[str]:
     paths = []
     if words and is_config_file(words[0]):
         paths.append(words.pop(0))
-    while "--config" in words:
-        at = words.index("--config")
-        if at + 1 == len(words):
-            mistakes.append(UsageError("--config has no value", "type --config FILE.yaml"))
+    while (
+        at := next((at for at, word in enumerate(words) if word.partition("=")[0] == "--config"), -1)
+    ) >= 0:
+        _, equals, path = words.pop(at).partition("=")
+        if not equals and at < len(words):
+            path = words.pop(at)
+        if path:
+            paths.append(path)
         else:
-            paths.append(words[at + 1])
-        del words[at : at + 2]
+            mistakes.append(UsageError("--config has no value", "type --config FILE.yaml"))
     return paths
 
 
@@ -190,7 +194,7 @@ def _scalar(flag: Flag, raw: Any) -> Any:
         raise UsageError(
             f"--{flag.name} is {kind}, found {describe(raw)}", f"type --{flag.name} {_example(flag)}"
         )
-    return int(number) if flag.kind is int else number
+    return int(Decimal(str(raw))) if flag.kind is int else number  # a float has 53 bits
 
 
 def _bounded(flag: Flag, value: Any) -> Any:
@@ -243,7 +247,8 @@ def _several(flag: Flag, raw: Any) -> tuple[str, ...]:
 
 def _chosen(flag: Flag, word: str) -> str:
     if flag.choices and word not in flag.choices:
-        raise UsageError(f"--{flag.name} {describe(word)} is not known", suggest(word, flag.choices))
+        hint = VALUES_ELSEWHERE.get(flag.name, {}).get(word) or suggest(word, flag.choices)
+        raise UsageError(f"--{flag.name} {describe(word)} is not known", hint)
     return word
 
 

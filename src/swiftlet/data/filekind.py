@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from swiftlet.config.filenames import SUFFIXES, unpacked_name
 from swiftlet.data.columns import ROW_KEYS
-from swiftlet.data.spec import COMPRESSED, SUFFIXES
 from swiftlet.errors import DataError
 
 HEAD = 4096
@@ -68,9 +68,7 @@ FAULTS = (
 
 def suffix_of(path: Path) -> str:
     """Return the suffix that chooses the reader, lower case, without that of a compression."""
-    name = path.name.lower()
-    for packed in COMPRESSED:
-        name = name.removesuffix(packed)
+    name = unpacked_name(path.name)
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), Path(name).suffix)
 
 

@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 
 from swiftlet import log
+from swiftlet.config.filenames import COMPRESSED, SUFFIXES
 from swiftlet.data.filekind import suffix_of
-from swiftlet.data.spec import COMPRESSED, SUFFIXES
 from swiftlet.errors import DataError
 
 DESCRIPTIONS = {

@@ -209,14 +209,11 @@ def _tell(report: DataReport, folder: Path, output_dir: Path | None) -> None:
         target.unlink(missing_ok=True)
 
 
-def read_split(args: DataArgs, *, whole: bool = False) -> tuple[int, list[Sample]]:
+def read_split(args: DataArgs) -> tuple[int, list[Sample]]:
     """Return how many rows `prepare` trains on, and the held-out samples themselves, found from the text alone.
 
     Both count rows before they are made into tokens: some of them may be too long to train on. With --val_dataset all
     of its rows are returned, the others are not read, and the number is 0.
-
-    Args:
-        whole: where nothing is held out (no --val_dataset and a ratio of 0), return the rows of --dataset instead.
 
     Raises:
         DataError: rows are bad and may not be skipped.
@@ -225,7 +222,7 @@ def read_split(args: DataArgs, *, whole: bool = False) -> tuple[int, list[Sample
         return 0, [sample for _, sample in _accepted(args, parse_specs(args.val_dataset))]
     specs = parse_specs(args.dataset)
     if args.dataset_test_ratio == 0:
-        return (0, [sample for _, sample in _accepted(args, specs)]) if whole else (_count(args, specs), [])
+        return _count(args, specs), []
     num_rows = _count(args, specs)
     places = {
         int(number): place

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swiftlet import log
+from swiftlet import hub, log
+from swiftlet.config.filenames import COMPRESSED, SUFFIXES
 from swiftlet.data.csvfile import count_csv, read_csv
 from swiftlet.data.datasets import DATASETS, NamedDataset, by_id
 from swiftlet.data.filekind import read_head, suffix_of
@@ -21,7 +22,7 @@ from swiftlet.data.jsonfile import count_json, read_json
 from swiftlet.data.jsonlines import Keep, count_lines, read_text_lines
 from swiftlet.data.parquetfile import count_arrow, count_parquet, read_arrow, read_parquet
 from swiftlet.data.rows import BadRow, Origin, Record
-from swiftlet.data.spec import SUFFIXES, DatasetSpec
+from swiftlet.data.spec import DatasetSpec
 from swiftlet.errors import DataError
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -67,7 +68,7 @@ def files_of(spec: DatasetSpec) -> list[Path]:
             return [_known(path)]
         return choose_files(path, spec.subsets, spec.split)
     subsets = spec.subsets or (named.subsets if named else ())
-    return choose_files(_hub_folder(spec, named), subsets, spec.split)
+    return choose_files(hub.dataset_folder(*_hub_ids(spec)), subsets, spec.split)
 
 
 def count_records(spec: DatasetSpec) -> int:
@@ -182,19 +183,25 @@ def _known(path: Path) -> Path:
     if suffix_of(path) not in READERS:
         raise DataError(
             f"{path}: unknown suffix {path.suffix!r}",
-            f"rename it after what it holds: {', '.join(SUFFIXES)}; text also with .gz, .bz2 or .xz behind it",
+            f"rename it after what it holds: {', '.join(SUFFIXES)}; text also with {' or '.join(COMPRESSED)} behind it",
         )
     return path
 
 
-def _hub_folder(spec: DatasetSpec, named: NamedDataset | None) -> Path:
-    from swiftlet.hub import dataset_folder
+def is_here(spec: DatasetSpec) -> bool:
+    """Return whether the rows of a source can be read without fetching anything."""
+    named = named_dataset(spec)
+    if spec.kind == "path" or (named is not None and named.generator is not None):
+        return True
+    return hub.cached_folder("dataset", *_hub_ids(spec)) is not None
 
-    if spec.kind == "named" and named is not None:
-        return dataset_folder(named.ms_id, named.hf_id, revision=None)
+
+def _hub_ids(spec: DatasetSpec) -> tuple[str | None, str | None]:
+    """Return the ids of a source on ModelScope and on Hugging Face."""
+    if spec.kind == "named":
+        return DATASETS[spec.location].ms_id, DATASETS[spec.location].hf_id
     ms_id = spec.location if spec.kind in ("ms", "hub") else None
-    hf_id = spec.location if spec.kind in ("hf", "hub") else None
-    return dataset_folder(ms_id, hf_id, revision=None)
+    return ms_id, spec.location if spec.kind in ("hf", "hub") else None
 
 
 def _generated(spec: DatasetSpec) -> Iterator[Record] | None:

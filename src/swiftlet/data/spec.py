@@ -9,11 +9,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from swiftlet.config.filenames import SUFFIXES, unpacked_name
 from swiftlet.data.datasets import DATASETS
 from swiftlet.errors import UsageError, describe, suggest
 
-SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".txt", ".arrow")
-COMPRESSED = (".gz", ".bz2", ".xz")
 HUBS = {"ms": "ms", "hf": "hf", "modelscope": "ms", "huggingface": "hf"}
 _COUNT = re.compile(r"#([0-9]+)$")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*")
@@ -142,7 +141,4 @@ def looks_like_a_path(text: str) -> bool:
     """Return whether a text that names nothing that exists was meant as a path."""
     if text.startswith((".", "/", "~", "\\")):
         return True
-    lowered = text.lower()
-    for suffix in COMPRESSED:
-        lowered = lowered.removesuffix(suffix)
-    return lowered.endswith(SUFFIXES) or text.count("/") > 1
+    return unpacked_name(text).endswith(SUFFIXES) or text.count("/") > 1

@@ -24,13 +24,6 @@ class Largest(NamedTuple):
     step: int
 
 
-class Cuts(NamedTuple):
-    """Some steps as they will be cut: (tokens, squared lengths) of each micro-batch of the busiest rank, by step."""
-
-    steps: list[list[tuple[int, int]]]
-    num_micro_batches: int
-
-
 class Schedule(NamedTuple):
     """What decides which samples meet in a micro-batch."""
 
@@ -114,18 +107,19 @@ def largest_micro_batch(lengths: np.ndarray, schedule: Schedule) -> Largest:
     return best
 
 
-def sampled_cuts(lengths: np.ndarray, schedule: Schedule) -> Cuts:
-    """Return how some steps, evenly spread over the first epoch, are cut, and micro-batches a rank of the whole run."""
+def sampled_cuts(lengths: np.ndarray, schedule: Schedule) -> list[list[tuple[int, int]]]:
+    """Return how some steps, evenly spread over the first epoch, are cut: (tokens, squared lengths) of each micro-batch
+    of the busiest rank, by step.
+    """
     sizes = np.asarray(lengths, np.int64)
     known = min(schedule.steps_per_epoch, schedule.num_steps)
-    steps, number = [], 0
+    steps = []
     chosen = np.unique(np.linspace(0, known - 1, min(known, SAMPLED_STEPS)).astype(int))
     for step in chosen:
         ranks = schedule.cuts(lengths, schedule.rows(len(sizes), int(step)))
         busiest = max(ranks, key=lambda parts: sum(int(sizes[samples].sum()) for samples in parts if samples))
         steps.append([_load(sizes[samples]) for samples in busiest if samples])
-        number += len(busiest)
-    return Cuts(steps, round(number / len(chosen) * schedule.num_steps))
+    return steps
 
 
 def _load(sizes: np.ndarray) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swiftlet.config.filenames import TEMPLATE_FOLDERS
 from swiftlet.errors import UsageError, describe
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -166,6 +167,7 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
         named = {"default": declared}
     if (folder / "chat_template.jinja").is_file():
         named["default"] = _read_text(folder / "chat_template.jinja")
-    for path in sorted((folder / "chat_templates").glob("*.jinja")):
-        named[path.stem] = _read_text(path)
+    for name in TEMPLATE_FOLDERS:
+        for path in sorted((folder / name).glob("*.jinja")):
+            named[path.stem] = _read_text(path)
     return named["default"] if set(named) == {"default"} else named or None

@@ -9,16 +9,12 @@ from pathlib import Path
 
 import torch
 
-from swiftlet.device.inventory import cpu_flags, cpu_has_native_bf16
+from swiftlet.device.inventory import CGROUP_LIMITS, cpu_flags, cpu_has_native_bf16, first_number
 from swiftlet.device.machine import Machine
 from swiftlet.device.spec import Calls, Device, Sight
 
 __all__ = ["ResidentSet", "cpu_flags", "cpu_has_native_bf16", "cpu_memory", "cpu_name", "open_this", "see"]
 PROC = Path("/proc")
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 CGROUP_USE = (
     Path("/sys/fs/cgroup/memory.current"),
     Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -64,16 +60,11 @@ class ResidentSet:
         return max(0, _status_bytes("VmHWM") - self.start)
 
 
-def _first_number(paths: tuple[Path, ...]) -> int | None:
-    texts = (_read(path).strip() for path in paths)
-    return next((int(text) for text in texts if text.isdigit()), None)
-
-
 def cpu_memory() -> tuple[int, int]:
     """Return (free, total) bytes of memory: the machine's, or the container's where that is less."""
     sizes = dict(re.findall(r"^(\w+):\s*(\d+) kB", _read(PROC / "meminfo"), re.MULTILINE))
     total, free = int(sizes.get("MemTotal", 0)) * 1024, int(sizes.get("MemAvailable", 0)) * 1024
-    limit, used = _first_number(CGROUP_LIMITS), _first_number(CGROUP_USE)
+    limit, used = first_number(CGROUP_LIMITS), first_number(CGROUP_USE)
     if limit is not None and 0 < limit < total:
         total, free = limit, min(free, max(0, limit - (used or 0)))
     return free, total

@@ -27,18 +27,27 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def check_interfaces(environ: Mapping[str, str], names: Sequence[str]) -> list[UsageError]:
-    """Return a mistake for each variable that names an interface which is not among `names`.
+def chosen_interfaces(value: str, names: Sequence[str]) -> list[str]:
+    """Return the interfaces that the value of a variable chooses among `names`.
 
-    A value is a list of prefixes; `=` before it asks for the very name, `^` excludes. Source: the libraries' documents.
+    It is a list of prefixes, each possibly with a port behind a colon; `=` before the list asks for the very names, `^`
+    for all but these, `^=` for all but the very names. Source: the libraries' documents.
     """
+    is_exact, is_excluding = value.lstrip("^").startswith("="), value.startswith("^")
+    wanted = [part.partition(":")[0] for part in value.lstrip("^=").split(",") if part]
+
+    def is_named(name: str) -> bool:
+        return name in wanted if is_exact else name.startswith(tuple(wanted))
+
+    return [name for name in names if is_named(name) != is_excluding]
+
+
+def check_interfaces(environ: Mapping[str, str], names: Sequence[str]) -> list[UsageError]:
+    """Return a mistake for each variable that chooses no interface of `names`."""
     mistakes = []
     for variable in VARIABLES:
         value = environ.get(variable, "")
-        if not value or value.startswith("^"):
-            continue
-        wanted = [part for part in value.removeprefix("=").split(",") if part]
-        if not any(name.startswith(part) for part in wanted for name in names):
+        if value and not chosen_interfaces(value, names):
             mistakes.append(
                 UsageError(
                     f"{variable}={value}, but this node has only {', '.join(names)}", f"unset {variable}"

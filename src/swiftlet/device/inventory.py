@@ -6,15 +6,20 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from swiftlet.device.cards import look_at_cards
+from swiftlet.device.cards import chips_of, look_at_cards
 from swiftlet.device.nvidia_smi import look_at_gpus
 from swiftlet.device.settings import AUTO, guess_kind
-from swiftlet.device.visible import ASCEND
+from swiftlet.device.visible import ASCEND, CUDA, visible_ids
 
 GIB = 2**30
-LIMIT = Path("/sys/fs/cgroup/memory.max")
+T = TypeVar("T")
+# Of a container, by the second version of cgroups and by the first.
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 CPUINFO = Path("/proc/cpuinfo")
 # x86: the two sets with bf16 products; ARM: the bf16 extension, also as SVE's.
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
@@ -22,14 +27,13 @@ ASSUMED = "910B3"
 
 
 class Found(NamedTuple):
-    """A device: its name as its driver writes it (empty for the processor), its memory and what is in use [GiB].
+    """A device: its name as its driver writes it (empty for the processor), and its memory [GiB].
 
     `note` says how it was found.
     """
 
     name: str
     total_gib: float | None
-    used_gib: float | None
     note: str
 
 
@@ -46,11 +50,16 @@ def cpu_has_native_bf16(text: str | None = None) -> bool:
     return bool(cpu_flags(text) & BF16_FLAGS)
 
 
+def first_number(paths: tuple[Path, ...]) -> int | None:
+    """Return the number in the first of these files that holds one."""
+    texts = (path.read_text(encoding="ascii").strip() for path in paths if path.is_file())
+    return next((int(text) for text in texts if text.isdigit()), None)
+
+
 def host_memory_gib() -> float:
     """Return the memory of this machine, or of the container where that is less [GiB]."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    text = LIMIT.read_text(encoding="ascii").strip() if LIMIT.is_file() else ""
-    return (min(total, int(text)) if text.isdigit() else total) / GIB
+    return min(total, first_number(CGROUP_LIMITS) or total) / GIB
 
 
 def find_device(kind: str, environ: Mapping[str, str]) -> Found:
@@ -61,20 +70,24 @@ def find_device(kind: str, environ: Mapping[str, str]) -> Found:
     kind = guess_kind(environ) if kind == AUTO and ASCEND not in environ else kind
     if kind in (AUTO, "npu"):
         seen = look_at_cards(environ, with_topology=False)
-        if seen is not None and seen.info is not None and seen.info.cards:
-            card = seen.info.cards[0]
-            return Found(card.name or ASSUMED, _gib(card.total_mb), _gib(card.used_mb), "npu-smi")
-        return Found(
-            ASSUMED, None, None, f"no NPU is seen here: {ASSUMED} is assumed, --device says otherwise"
-        )
+        chips = chips_of(seen) if seen is not None else []
+        if chips:
+            card = _first(ASCEND, environ, {chip.logical: chip.card for chip in chips})
+            return Found(card.name or ASSUMED, _gib(card.total_mb), "npu-smi")
+        return Found(ASSUMED, None, f"no NPU is seen here: {ASSUMED} is assumed, --device says otherwise")
     if kind == "cuda":
         gpus, _ = look_at_gpus(environ)
         if gpus:
-            return Found(gpus[0].name, _gib(gpus[0].total_mb), _gib(gpus[0].used_mb), "nvidia-smi")
-        return Found(
-            "A100-80G", None, None, "no GPU is seen here: A100-80G is assumed, --device says otherwise"
-        )
-    return Found("", host_memory_gib(), None, "this machine's processor")
+            gpu = _first(CUDA, environ, {gpu.number: gpu for gpu in gpus})
+            return Found(gpu.name, _gib(gpu.total_mb), "nvidia-smi")
+        return Found("A100-80G", None, "no GPU is seen here: A100-80G is assumed, --device says otherwise")
+    return Found("", host_memory_gib(), "this machine's processor")
+
+
+def _first(name: str, environ: Mapping[str, str], devices: Mapping[int, T]) -> T:
+    """Return the first device that a variable names, the first of all where it names none of them."""
+    named = [int(text) for text in visible_ids(name, environ) or () if text.isdigit()]
+    return devices[next((number for number in named if number in devices), min(devices))]
 
 
 def _gib(megabytes: int | None) -> float | None:

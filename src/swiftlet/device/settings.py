@@ -22,9 +22,13 @@ CONNECT_S = (120, 7200)  # the range of HCCL_CONNECT_TIMEOUT. Source: the same
 def guess_kind(environ: Mapping[str, str], machine: Machine | None = None) -> str:
     """Return the kind of device that AUTO will most likely become, without importing torch."""
     machine = machine or look_at_machine(environ)
-    if machine.has_npus or importlib.util.find_spec("torch_npu") is not None:
+    if machine.has_npus:
         return "npu"
-    return "cuda" if machine.has_gpus else "cpu"
+    if machine.has_gpus:
+        return "cuda"
+    return (
+        "npu" if importlib.util.find_spec("torch_npu") is not None else "cpu"
+    )  # simulated NPUs have no nodes
 
 
 def _npu_environment(timeout_s: int, deterministic: bool) -> dict[str, str]:
@@ -84,12 +88,11 @@ def environment(
     }
 
 
-def apply_settings(device: Device, *, deterministic: bool = False, threads: int | None = None) -> list[str]:
+def apply_settings(device: Device, *, deterministic: bool = False) -> list[str]:
     """Set what is set by calls, on purpose and once, and return a line of the log for each.
 
     Args:
         deterministic: only operators that give the same bits in every run.
-        threads: processor threads of torch; its own choice when not given.
     """
     import torch
 
@@ -100,9 +103,6 @@ def apply_settings(device: Device, *, deterministic: bool = False, threads: int 
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
         lines.append("only deterministic operators are used")
-    if threads is not None:
-        torch.set_num_threads(threads)
-        lines.append(f"{threads} processor threads")
     return lines
 
 

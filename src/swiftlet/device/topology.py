@@ -37,14 +37,6 @@ class Topology(NamedTuple):
     ids: list[str]
     matrix: list[list[str]]
     cpu_affinity: dict[str, list[list[int]]]
-    affinity_column: bool
-
-    def cpus_of(self, number: int) -> list[int]:
-        """Return the processors next to device `number`, empty when they are not known."""
-        for name, ranges in self.cpu_affinity.items():
-            if int(re.sub(r"\D", "", name)) == number:
-                return [cpu for first, last in ranges for cpu in range(first, last + 1)]
-        return []
 
 
 def parse_ranges(text: str) -> list[list[int]]:
@@ -119,4 +111,4 @@ def _checked(
         matrix.append([by_name[other] for other in npus])
         if has_affinity:
             affinity[name] = parse_ranges(rest)
-    return Topology(npus, matrix, affinity, has_affinity)
+    return Topology(npus, matrix, affinity)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from swiftlet.config.places import cache_folder
 from swiftlet.log import warning
 
 
@@ -45,4 +46,4 @@ class Memory:
 
 def default_memory() -> Path:
     """Return where the results of trials are kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "swiftlet" / "operators.json"
+    return cache_folder(os.environ) / "operators.json"

@@ -169,6 +169,20 @@ def count_visible(kind: str, environ: Mapping[str, str], machine: Machine) -> in
     return len(ids) if ids is not None else there or 1
 
 
+def read_whole(
+    environ: Mapping[str, str], name: str, default: int, least: int, mistakes: list[SwiftletError]
+) -> int:
+    """Return the whole number of a variable, the default where it is not set; a mistake in it is added to the list."""
+    text = environ.get(name, "").strip()
+    if not text:
+        return default
+    if text.isdigit() and int(text) >= least:
+        return int(text)
+    message = f"{name} is a whole number of at least {least}, found {text!r}"
+    mistakes.append(UsageError(message, f"type {name}={max(default, least)} before the command"))
+    return default
+
+
 def processes_per_node(environ: Mapping[str, str]) -> int:
     """Return how many processes run when NPROC_PER_NODE is not set: one a device that a variable names, else one."""
     for name in (ASCEND, CUDA):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from swiftlet.device.interfaces import chosen_interfaces
 from swiftlet.doctor.finding import Finding, found, gigabytes
 from swiftlet.doctor.scene import NO_LIMIT, Scene, table
 from swiftlet.doctor.versions import needs_plugin
@@ -82,9 +83,8 @@ def check_network(scene: Scene) -> Iterator[Finding]:
     folder = scene.path("sys/class/net")
     cards = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
     for name in table("settings")["interfaces"]:
-        value = scene.environ.get(name, "").lstrip("=^")
-        wanted = [one.split(":")[0] for one in value.split(",") if one]
-        if cards and wanted and not any(card.startswith(one) for one in wanted for card in cards):
+        value = scene.environ.get(name, "")
+        if cards and value and not chosen_interfaces(value, cards):
             real = next((card for card in cards if card != "lo"), cards[0])
             yield found("system.interface", name=name, value=value, found=", ".join(cards), first=real)
 

@@ -14,10 +14,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from swiftlet.config.filenames import SUFFIXES, unpacked_name
+
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.ckpt")
-DATA_SUFFIXES = {".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt"}
 
 
 def hf_cache() -> Path:
@@ -97,7 +98,9 @@ def is_complete(kind: str, folder: Path) -> bool:
     if not folder.is_dir():
         return False
     if kind == "dataset":
-        return any(path.suffix in DATA_SUFFIXES for path in folder.rglob("*") if path.is_file())
+        return any(
+            unpacked_name(path.name).endswith(SUFFIXES) for path in folder.rglob("*") if path.is_file()
+        )
     if not (folder / "config.json").is_file():
         return False
     index = _text(folder / INDEX)

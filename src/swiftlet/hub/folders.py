@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from swiftlet import log
+from swiftlet.config.filenames import COMPRESSED, SUFFIXES
 from swiftlet.errors import SwiftletError
 from swiftlet.hub.cache import hf_cache, hf_snapshot, ms_cache, ms_snapshot
 
@@ -22,7 +23,7 @@ CONNECT_TIMEOUT_S = 5.0
 TRUE = {"1", "true", "yes", "on"}
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
 CODE_FILES = ["*.py"]
-DATA_FILES = ["*.json", "*.jsonl", "*.csv", "*.tsv", "*.parquet", "*.txt", "README.md"]
+DATA_FILES = [*(f"*{suffix}{packed}" for suffix in SUFFIXES for packed in ("", *COMPRESSED)), "README.md"]
 LEFT_OUT = ["original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "consolidated*.safetensors"]
 
 
@@ -79,6 +80,21 @@ def dataset_folder(ms_id: str | None, hf_id: str | None, *, revision: str | None
     return _folder("dataset", ms_id, hf_id, revision, DATA_FILES)
 
 
+def cached_folder(
+    kind: str, ms_id: str | None, hf_id: str | None, *, revision: str | None = None
+) -> Path | None:
+    """Return the complete copy that a run would use without a connection, None where it would have to fetch one.
+
+    Args:
+        kind: "model" or "dataset".
+
+    Raises:
+        SwiftletError: no id is given.
+    """
+    hub, repo = _choose(kind, ms_id, hf_id)
+    return hub.find(kind, repo, revision)
+
+
 def _folder(
     kind: str, ms_id: str | None, hf_id: str | None, revision: str | None, patterns: list[str]
 ) -> Path:
@@ -86,6 +102,8 @@ def _folder(
     for name in (repo, revision or "main"):
         if ".." in name or "\0" in name or name.startswith("/"):
             raise SwiftletError(f"{name!r} is no id of a hub", "write owner/name, or the path of a folder")
+    if hub is not _hubs()[0]:
+        log.info(f"{repo} is known on {hub.name} only, so it is taken from there")
     found = hub.find(kind, repo, revision)
     if found is not None:
         log.info(f"{kind} {repo}: {found}")
@@ -104,19 +122,19 @@ def _folder(
     )
 
 
+def _hubs() -> tuple[Hub, Hub]:
+    """Return both hubs, the one that is asked first in front."""
+    return (HUGGING_FACE, MODELSCOPE) if is_on("USE_HF") else (MODELSCOPE, HUGGING_FACE)
+
+
 def _choose(kind: str, ms_id: str | None, hf_id: str | None) -> tuple[Hub, str]:
-    ids = [(MODELSCOPE, ms_id), (HUGGING_FACE, hf_id)]
-    if is_on("USE_HF"):
-        ids.reverse()
-    known = [(hub, repo) for hub, repo in ids if repo]
+    ids = {MODELSCOPE: ms_id, HUGGING_FACE: hf_id}
+    known = [(hub, repo) for hub in _hubs() if (repo := ids[hub])]
     if not known:
         raise SwiftletError(
             f"this {kind} has no id on either hub", "give an id, or the path of a local folder"
         )
-    hub, repo = known[0]
-    if hub is not ids[0][0]:
-        log.info(f"{repo} is known on {hub.name} only, so it is taken from there")
-    return hub, repo
+    return known[0]
 
 
 def _unreachable(hub: Hub) -> str | None:

@@ -192,7 +192,6 @@ def build_causal(
     gradient_checkpointing: bool = False,
     neftune_alpha: float | None = None,
     share_prefixes: bool = True,
-    attention: PackedAttention | None = None,
     kernels: Kernels | None = None,
     log: Log = lambda message: None,
 ) -> CausalLM:
@@ -202,7 +201,6 @@ def build_causal(
         model: a causal model of transformers, or a PeftModel around one.
         use_fused: compute LoRA with less memory and fewer passes. Not with weights that a module's own hooks gather.
         share_prefixes: compute equal beginnings of samples once; never with NEFTune, whose noise differs by sample.
-        attention: the packed attention of the device, where it is not that of `kernels`.
         kernels: the operators of the device, see device/kernels.py; its plain ones are replaced by ours.
         log: gets one line for each choice that changes speed.
 
@@ -210,7 +208,6 @@ def build_causal(
         UsageError: the model cannot recompute its layers.
     """
     inner = inner_model(model)
-    attention = attention or kernel(kernels, "attention", None)
     is_packed, again, parts = let_pack(model), Recompute(), lora_parts(kernels)
     keys = RowKeys(of_device=isinstance(parts.dropout, RowDropout))
     parts = parts._replace(keys=keys, copies=AdapterCopies())
@@ -231,7 +228,7 @@ def build_causal(
         model,
         head,
         is_packed=is_packed,
-        attention=attention,
+        attention=kernel(kernels, "attention", None),
         again=again,
         shares_prefixes=share_prefixes and not neftune_alpha,
         is_recomputed=gradient_checkpointing,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swiftlet.models.geometry import is_size
 from swiftlet.models.safety import read_config, read_header, weight_files
 
 ARCHITECTURES = {
@@ -93,12 +94,12 @@ def config_of(raw: Mapping[str, Any]) -> DecoderConfig | None:
     sizes = {name: raw.get(name) for name in SIZES}
     if kind == "llama" and sizes["num_key_value_heads"] is None:
         sizes["num_key_value_heads"] = sizes["num_attention_heads"]
-    if kind not in ARCHITECTURES or rope is None or window == 0 or not all(map(_is_size, sizes.values())):
+    if kind not in ARCHITECTURES or rope is None or window == 0 or not all(map(is_size, sizes.values())):
         return None
     hidden, heads, kv_heads = (sizes[name] for name in (SIZES[1], SIZES[4], SIZES[5]))
     default = QWEN3_HEAD if kind == "qwen3" else hidden // heads
     head_dim, epsilon = raw.get("head_dim") or default, raw.get("rms_norm_eps", EPSILON)
-    is_odd = hidden % heads or heads % kv_heads or not _is_size(head_dim) or head_dim % 2
+    is_odd = hidden % heads or heads % kv_heads or not is_size(head_dim) or head_dim % 2
     if is_odd or (kind == "qwen2" and "head_dim" in raw) or not isinstance(epsilon, float):
         return None
     if (
@@ -183,8 +184,4 @@ def _window(raw: Mapping[str, Any]) -> int | None:
     if raw.get("model_type") != "mistral":
         return None
     window = raw.get("sliding_window", 0)
-    return window if window is None or _is_size(window) else 0
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return window if window is None or is_size(window) else 0

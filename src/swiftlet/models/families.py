@@ -24,21 +24,20 @@ class Family(NamedTuple):
     """A named model.
 
     Args:
-        template: a named chat template; None for the tokenizer's own.
         geometry: its sizes; None where only its config.json has them.
         quantised: "gptq" or "awq"; such a model is for `swift infer`.
         needs_code: its Python code comes with it: --trust_remote_code true.
+        is_bin_only: its weights are published in no format that is read here.
         folder: where its files lie inside this package.
     """
 
     model_type: str
     ms_id: str | None = None
     hf_id: str | None = None
-    template: str | None = None
     geometry: Geometry | None = None
     quantised: str | None = None
     needs_code: bool = False
-    note: str = ""
+    is_bin_only: bool = False
     folder: Path | None = None
 
     @property
@@ -65,7 +64,7 @@ def _family(row: Row) -> Family:
         geometry=row.geometry,
         quantised=row.quantised,
         needs_code=row.needs_code,
-        note=row.note,
+        is_bin_only=row.is_bin_only,
     )
 
 
@@ -75,7 +74,7 @@ def _rows() -> Iterator[Row]:
 
 
 FAMILIES: dict[str, Family] = {row.model_type: _family(row) for row in _rows()} | {
-    name: Family(name, folder=folder, note="comes with this package") for name, folder in EMBEDDED.items()
+    name: Family(name, folder=folder) for name, folder in EMBEDDED.items()
 }
 
 

@@ -20,7 +20,7 @@ class Row(NamedTuple):
     geometry: Geometry | None = None
     quantised: str | None = None
     needs_code: bool = False
-    note: str = ""
+    is_bin_only: bool = False
 
 
 G = Geometry

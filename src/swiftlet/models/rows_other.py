@@ -109,8 +109,7 @@ def _gemma() -> Iterator[Row]:
     for size, text_only in GEMMA3.items():
         for suffix, end in (("", "" if size == "270m" else "-pt"), ("-instruct", "-it")):
             repo = f"gemma-3-{size}{end}"
-            note = "" if text_only else "also takes pictures; trained on text only"
-            yield Row(f"gemma3-{size}{suffix}", f"{LR}/{repo}", f"google/{repo}", text_only, note=note)
+            yield Row(f"gemma3-{size}{suffix}", f"{LR}/{repo}", f"google/{repo}", text_only)
 
 
 def _phi() -> Iterator[Row]:
@@ -155,9 +154,7 @@ def _chinese_labs() -> Iterator[Row]:
         for suffix, end in (("", "-Base"), ("-chat", "-Chat")):
             repo = f"Baichuan2-{size.upper()}{end}"
             ids = (f"baichuan-inc/{repo}", f"baichuan-inc/{repo}")
-            yield Row(
-                f"baichuan2-{size}{suffix}", *ids, baichuan, needs_code=True, note="published as .bin only"
-            )
+            yield Row(f"baichuan2-{size}{suffix}", *ids, baichuan, needs_code=True, is_bin_only=True)
 
 
 def _deepseek_and_smollm() -> Iterator[Row]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from swiftlet.config.filenames import TEMPLATE_FOLDERS
 from swiftlet.models.adapter import BASE_NOTE, adapter_tensors
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.identity import base_hash
@@ -47,7 +48,7 @@ COPIED = (
     "*.tiktoken",
     "chat_template.jinja",
     "chat_template.json",
-    "additional_chat_templates/*.jinja",
+    *(f"{folder}/*.jinja" for folder in TEMPLATE_FOLDERS),
     GENERATION_CONFIG,
 )
 CODE = ("*.py",)

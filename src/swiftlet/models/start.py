@@ -19,11 +19,6 @@ START_A, START_B = "start_A", "start_B"
 LORA_A, LORA_B = ".lora_A.weight", ".lora_B.weight"
 
 
-def is_taken_from_base(init: str) -> bool:
-    """Return whether a start moves directions out of the base weights."""
-    return init.startswith(("pissa", "olora"))
-
-
 def lora_modules(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield name and module of each linear layer with an adapter."""
     for name, module in model.named_modules():

@@ -7,19 +7,19 @@ program can use it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from swiftlet.config.lora import is_taken_from_base, start_mistake
 from swiftlet.errors import UsageError, suggest
 from swiftlet.models.adapter import load_adapter, quiet_peft
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt, are_plain_targets
 from swiftlet.models.identity import base_hash, check_base
-from swiftlet.models.start import is_taken_from_base, keep_start
+from swiftlet.models.start import keep_start
 from swiftlet.models.targets import is_linear, resolve_saved, resolve_targets
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ __all__ = [
     "parameter_groups_lora_plus",
     "resolve_targets",
 ]
-INITS = {"true", "gaussian", "pissa", "olora", "orthogonal"}
-PISSA_NITER = re.compile(r"pissa_niter_\d+")
 
 
 @dataclass(frozen=True)
@@ -74,14 +72,9 @@ def apply_lora(model: PreTrainedModel | Decoder, settings: LoraSettings) -> Peft
         UsageError: a module, a start or a combination that does not exist.
     """
     init = settings.init_weights.lower()
-    if init not in INITS and not PISSA_NITER.fullmatch(init):
-        raise UsageError(f"unknown --init_lora_weights {init!r}", suggest(init, INITS | {"pissa_niter_16"}))
-    if settings.use_dora and is_taken_from_base(init):
-        raise UsageError(f"--use_dora does not go with --init_lora_weights {init}", "leave one of them out")
-    if init == "orthogonal" and settings.rank % 2:
-        raise UsageError(
-            f"--init_lora_weights orthogonal needs an even rank, not {settings.rank}", "--lora_rank 8"
-        )
+    mistake = start_mistake(init, rank=settings.rank, use_dora=settings.use_dora)
+    if mistake is not None:
+        raise mistake
     if isinstance(model, Decoder):
         targets = resolve_targets(model, settings.target_modules)
         return adapt(

@@ -22,7 +22,8 @@ FP32 = 4
 HOST_CHUNK, HOST_ROWS, HOST_WORDS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 4096, 384 * 2**20, 32
 ROUNDED_ELEMENTS, ROUNDED_COPIES = 2**24, 7  # train/adamw_bf16.py: a chunk, and its fp32 copies
 ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
-SHARDED = ("zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
+CUT = ("zero3", "zero3-offload", "fsdp2", "fsdp2-offload")  # the weights themselves
+SHARDED = ("zero2", *CUT)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 # --gradient_checkpointing: made again is nothing, normalised values with up and the MLP's product, or each whole layer.
@@ -229,21 +230,22 @@ def _mlp_backward(g: Sizes, s: Setting) -> float:
     return stream + again + (4 if "down_proj" in s.targets else 3) * wide
 
 
+def trained_itemsize(s: Setting) -> int:
+    """Return the bytes of a trained number: of the weights' type where a full run is not sharded, else of fp32."""
+    return s.itemsize if s.is_full and s.engine == "none" else FP32
+
+
 def estimate(g: Sizes, s: Setting) -> Memory:
     """Return the memory of a step on each device, by component."""
     trained = num_trained(g, s)
-    kept = s.itemsize * s.extra_trained if not s.is_full else 0
-    # One engine or replicas keep what a full run trains in the type of the weights; sharded ones keep it in fp32.
-    width = s.itemsize if s.is_full and s.engine == "none" else FP32
     share = s.world_size if s.engine in SHARDED else 1
-    whole = share if s.engine not in ("none", "zero2") else 1
-    adapters = FP32 * num_adapter_parameters(g, s) / whole + kept
-    optimizer = width * s.states * trained / share
+    whole = s.world_size if s.engine in CUT else 1
+    adapters = FP32 * num_adapter_parameters(g, s) / whole
+    adapters += 0 if s.is_full else s.itemsize * s.extra_trained
+    gradients = 0.0 if s.engine == "fsdp2-offload" else trained_itemsize(s) * trained / share
+    optimizer = gradients * s.states
     if s.engine.startswith("zero"):
         optimizer += FP32 * trained / share  # a copy of what it trains, even of fp32
-    gradients = width * trained / share
-    if s.engine == "fsdp2-offload":
-        gradients = optimizer = 0.0
     if s.engine == "zero3-offload":
         optimizer = 0.0
     activations, logits = peak_of_step(g, s)

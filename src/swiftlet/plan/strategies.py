@@ -278,12 +278,6 @@ def advise(job: Job, budgets: Sequence[int], levels: Sequence[str]) -> Advice:
     return Advice(None, nearest)
 
 
-def cheapest_change(job: Job, budgets: Sequence[int]) -> Way | None:
-    """Return the fastest way that fits, whatever was asked for; None where none of them does."""
-    found = ways(job, budgets)
-    return found[0] if found[0].figures.verdict != NO else None
-
-
 def devices_needed(job: Job, budgets: Sequence[int], most: int = 1024) -> int | None:
     """Return the smallest number of devices (a power of two above the job's) on which a sharded run fits."""
     number = job.setting.world_size * 2

@@ -12,7 +12,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import FP32, FULL, NONE, PARTIAL, Setting, num_trained, rounding_bytes
+from swiftlet.plan.memory import (
+    FP32,
+    FULL,
+    NONE,
+    PARTIAL,
+    Setting,
+    num_trained,
+    rounding_bytes,
+    trained_itemsize,
+)
 from swiftlet.plan.sizes import Sizes
 
 # Kernels a layer: forward and backward, and the forward again where it is recomputed; the rest of a micro-batch.
@@ -54,7 +63,6 @@ class Seconds(NamedTuple):
     launch: float
     products: float
     moving: float
-    communication: float
     total: float
 
 
@@ -139,7 +147,7 @@ def micro_batch(g: Sizes, s: Setting, card: Card, load: Load, *, has_dropout: bo
     moving = (moved_bytes(g, s, load, has_dropout=has_dropout) + added_bytes(g, s)) / bandwidth
     work = launch + products + moving if card.is_host else max(launch, products + moving)
     communication = _gathers(g, s, card) + _hooks(g, s, card)
-    return Seconds(launch, products, moving, communication, work + communication)
+    return Seconds(launch, products, moving, work + communication)
 
 
 def _gathers(g: Sizes, s: Setting, card: Card) -> float:
@@ -163,7 +171,7 @@ def _hooks(g: Sizes, s: Setting, card: Card) -> float:
 def update(g: Sizes, s: Setting, card: Card) -> Seconds:
     """Return the time of reducing the gradient, clipping and the optimizer's step, once a step."""
     trained = num_trained(g, s)
-    width = s.itemsize if s.is_full else FP32
+    width = trained_itemsize(s)
     share = s.world_size if s.engine != "none" else 1
     moving = (4 + 2 * s.states + 3) * width * trained / share / (card.bandwidth_gb_s * 1e9)
     ranks = s.world_size
@@ -171,7 +179,7 @@ def update(g: Sizes, s: Setting, card: Card) -> Seconds:
         moving += ROUNDED_TRAFFIC * trained / (card.bandwidth_gb_s * 1e9)
     reduced = 2 * (ranks - 1) / ranks * width * trained / (card.link_gb_s * 1e9) if ranks > 1 else 0.0
     launch = 60 * card.launch_us * 1e-6
-    return Seconds(launch, 0.0, moving, reduced, launch + moving + reduced)
+    return Seconds(launch, 0.0, moving, launch + moving + reduced)
 
 
 def evaluation(g: Sizes, s: Setting, card: Card, load: Load) -> float:

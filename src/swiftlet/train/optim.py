@@ -101,13 +101,7 @@ LIGHT: dict[str, Build] = {
     "adamw_hf": _light(_adamw),
     "adamw_torch_fused": _light(_adamw_fused),
 }
-ELSEWHERE = {
-    "adamw_torch_npu_fused": "it belongs to a device that this machine does not have; use --optim adamw_torch",
-    "adamw_8bit": "quantised states are not built in; use --optim adafactor to save memory",
-    "paged_adamw_8bit": "quantised states are not built in; use --optim adafactor to save memory",
-    "adamw_bnb_8bit": "quantised states are not built in; use --optim adafactor to save memory",
-    "adamw_apex_fused": "torch has the same kernels: use --optim adamw_torch_fused",
-}
+NPU_FUSED = "adamw_torch_npu_fused"
 
 
 def no_decay_names(model: nn.Module) -> set[str]:
@@ -150,8 +144,11 @@ def build_optimizer(
         UsageError: no optimizer has this name, or it cannot run here.
     """
     table = {**OPTIMIZERS, **(extra or {})}
-    if name not in table and name in ELSEWHERE:
-        raise UsageError(f"--optim {name} is not available", ELSEWHERE[name])
+    if name == NPU_FUSED and name not in table:
+        raise UsageError(
+            f"--optim {name} is not available",
+            "it belongs to a device that this machine does not have; use --optim adamw_torch",
+        )
     build = pick(table, name, "--optim")
     optimizer = build(list(groups), settings)
     for group in optimizer.param_groups:
