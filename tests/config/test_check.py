@@ -1,5 +1,7 @@
 """Rules between arguments: every message, and all of them at once."""
 
+import os
+
 import pytest
 
 from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
@@ -172,9 +174,14 @@ def test_infer_needs_a_checkpoint_or_a_model(tmp_path):
     assert infer("--model_type tiny-math-chat") == []
     assert infer("--model_type tiny-math-chat --merge_lora")[0].startswith("--merge_lora needs a checkpoint")
     assert infer("--ckpt_dir nowhere")[0].startswith("no such checkpoint folder: nowhere")
-    (tmp_path / "v0" / "checkpoint-50").mkdir(parents=True)
+    older, newer = tmp_path / "model" / "v0" / "checkpoint-50", tmp_path / "model" / "v1" / "checkpoint-4"
+    for second, folder in enumerate((older, newer)):
+        folder.mkdir(parents=True)
+        os.utime(folder, (second, second))
+    too_deep = tmp_path / "model" / "v1" / "more" / "checkpoint-9"
+    too_deep.mkdir(parents=True)
     assert infer(f"--ckpt_dir {tmp_path}")[0].endswith(
-        "hint: give one of the checkpoints inside: checkpoint-50"
+        f"hint: give one of the checkpoints inside: {newer}, {older}"
     )
 
 

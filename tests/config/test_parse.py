@@ -122,7 +122,7 @@ def test_an_empty_value_such_as_of_an_unset_variable_is_none(flag):
             "--seed must be at most 9223372036854775807, found 9999999999999999",
         ),
         ("--max_steps 1e300", "--max_steps must be at most 2147483647, found 1000"),
-        ("--num_train_epochs 1e300", "--num_train_epochs must be at most 1e+06, found 1e+300"),
+        ("--num_train_epochs 1e300", "--num_train_epochs must be at most 1e+09, found 1e+300"),
         ("--lora_alpha 1e300", "--lora_alpha must be at most 3.4e+38, found 1e+300"),
         ("--learning_rate 1e300", "--learning_rate must be at most 3.4e+38, found 1e+300"),
     ],

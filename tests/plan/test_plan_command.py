@@ -319,3 +319,9 @@ def test_no_largest_micro_batch_is_below_the_longest_row(plan, model):
         >= answer["longest_row_tokens"]
         == 563
     )
+
+
+def test_a_wrong_device_is_told_with_the_other_mistakes(capsys):
+    assert main(["plan", *REFERENCE, "--device", "8x910B9", "--sft_type", "lorra"]) == 2
+    said = capsys.readouterr().err
+    assert "no such device in the table" in said and "'lorra' is not known" in said

@@ -94,13 +94,18 @@ def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     """Return the mistakes of the command line."""
     if parsed.args.plan.calibrate:
         return list(parsed.mistakes)
-    chart = parsed.args.plan.chart
-    if chart is None or chart.endswith(CHARTS):
-        return check_sft(parsed)
-    return [
-        UsageError(f"--chart {chart}: a chart is {', '.join(CHARTS)}", "type --chart memory.png"),
-        *check_sft(parsed),
-    ]
+    mistakes = check_sft(parsed)
+    chart, device = parsed.args.plan.chart, parsed.args.parallel.device
+    if chart is not None and not chart.endswith(CHARTS):
+        mistakes.append(
+            UsageError(f"--chart {chart}: a chart is {', '.join(CHARTS)}", "type --chart memory.png")
+        )
+    if device not in DEVICES:
+        try:
+            parse_devices(device)
+        except UsageError as mistake:
+            mistakes.append(mistake)
+    return mistakes
 
 
 def run(parsed: Parsed) -> int:

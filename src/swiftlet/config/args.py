@@ -177,7 +177,7 @@ class TrainArgs:
         0.05, "Share of the steps in which the learning rate rises", at_least=0, at_most=1
     )
     warmup_steps: int | None = arg(None, "The same as a number of steps", at_least=0, example="100")
-    num_train_epochs: float = arg(1.0, "Passes over the training data", above=0, at_most=1e6)
+    num_train_epochs: float = arg(1.0, "Passes over the training data", above=0, at_most=1e9)
     max_steps: int = arg(
         -1,
         "Stop after this many steps, whatever the epochs; -1 for no limit",

@@ -193,13 +193,24 @@ def _checkpoint_mistake(path: str | None, *, is_merged: bool) -> UsageError | No
             f"--merge_lora true: {path} is a whole model, not an adapter",
             "give the folder of a LoRA checkpoint; swift infer answers with a whole model as it is, without the flag",
         )
-    inside = sorted(entry.name for entry in folder.glob("**/checkpoint-*") if entry.is_dir())
+    found = _checkpoints_below(folder)
     hint = (
-        f"give one of the checkpoints inside: {', '.join(inside[:4])}"
-        if inside
+        f"give one of the checkpoints inside: {', '.join(found[:3])}"
+        if found
         else "give a checkpoint-N folder"
     )
     return UsageError(f"{path} has neither adapter_config.json nor config.json", hint)
+
+
+def _checkpoints_below(folder: Path) -> list[str]:
+    """Return the checkpoints of the runs in an --output_dir, the newest first; no further down than runs lie."""
+    found = [
+        entry
+        for pattern in ("checkpoint-*", "*/checkpoint-*", "*/*/checkpoint-*")
+        for entry in folder.glob(pattern)
+        if entry.is_dir()
+    ]
+    return [str(entry) for entry in sorted(found, key=os.path.getmtime, reverse=True)]
 
 
 def _needs_checkpoint(args: Any, given: frozenset[str]) -> UsageError | None:
