@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from swiftlet.doctor.levels import ERROR, PLAIN, QUIET, STEP, WARNING, level_of
+from swiftlet.doctor.levels import ERROR, PLAIN, QUIET, STEP, WARNING, error_head, level_of
 
 LONGEST_LINE = 4096
 COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[-T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{3})(?:\.(\d{3}))?)?")
+# What those who carry a line put before it: `>` of a quoted text, the clock of a container with its stream.
+QUOTED = re.compile(r"(?:> ?)+")
+CARRIED = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) (?:(?:stdout|stderr) [FP] )?")
+BREAK = re.compile(r"\n|\r(?!$)")
 TROUBLE = re.compile(
     r"err|fail|exception|exit|abort|kill|time|cannot|refus|denied|warn|invalid", re.IGNORECASE
 )
@@ -89,7 +93,8 @@ def lines_from(rows: Iterable[tuple[int, str]], source: str) -> list[Line]:
     seen: Counter[str] = Counter()
     found = []
     for number, row in rows:
-        for part in _parts(row):
+        clock, parts = _parts(row)
+        for part in parts:
             heading = HEADING.search(part)
             if heading:
                 _head(state, heading)
@@ -98,7 +103,7 @@ def lines_from(rows: Iterable[tuple[int, str]], source: str) -> list[Line]:
                 state.steps[state.source, _rank(part) or state.rank] = number
             if not _repeats(part, seen):
                 level = level_of(part)
-                found += [_line(part.rstrip("\r"), number, state, level)] if level != QUIET else []
+                found += [_line(part.rstrip("\r"), number, state, level, clock)] if level != QUIET else []
     earliest: dict[str, float | None] = {}
     for line in reversed(found):
         line.rank = line.rank if line.rank is not None else state.ranks.get(line.process or "")
@@ -109,10 +114,18 @@ def lines_from(rows: Iterable[tuple[int, str]], source: str) -> list[Line]:
     return found
 
 
-def _parts(row: str) -> list[str]:
-    """Return the lines that stand in one line of a file; a very long one is cut, as no pattern is so long."""
-    parts = COLOUR.sub("", row).replace("\\n", "\n").split("\n")
-    return [
+def _parts(row: str) -> tuple[str, list[str]]:
+    """Return the clock of what carried a row, and its lines; a very long one is cut, as no pattern is so long."""
+    row = COLOUR.sub("", row)
+    quoted = QUOTED.match(row)
+    row = row[quoted.end() :] if quoted else row
+    carried = CARRIED.match(row)
+    clock, row = (carried[1], row[carried.end() :]) if carried else ("", row)
+    parts = []
+    for part in BREAK.split(row.replace("\\n", "\n")):
+        head = error_head(part)  # of a record that lost the line break before it
+        parts += [part[:head], part[head:]] if head else [part]
+    return clock, [
         part[at : at + LONGEST_LINE] for part in parts for at in range(0, max(len(part), 1), LONGEST_LINE)
     ]
 
@@ -146,7 +159,7 @@ def _rank(text: str) -> str | None:
     return _first(RANK.search(text)) if "ank" in text or "TP" in text else None
 
 
-def _line(text: str, number: int, state: _State, level: int) -> Line:
+def _line(text: str, number: int, state: _State, level: int, clock: str) -> Line:
     process = _first(PROCESS.search(text))
     summary = SUMMARY.search(text) if " : " in text else None
     goes_on = state.child is not None and SUMMARY_GOES_ON.search(text)
@@ -154,7 +167,7 @@ def _line(text: str, number: int, state: _State, level: int) -> Line:
     rank = state.child or _rank(text)
     if rank is not None and process is not None:
         state.ranks.setdefault(process, rank)
-    stamp = TIME.search(text)
+    stamp = TIME.search(clock or text)
     if stamp:
         state.time_s = _seconds(stamp) or state.time_s
     return Line(
