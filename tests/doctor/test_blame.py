@@ -133,3 +133,37 @@ def test_a_file_is_not_called_a_rank():
 def test_what_is_quoted_below_a_line_is_of_the_same_file():
     text = "==> rank-5.log <==\nToo many open files\n==> rank-6.log <==\nfine\n"
     assert [line.source for line in explained(text).excerpt] == ["rank-5.log"]
+
+
+def came(*ranks):
+    return "[ERROR] connected rankinfo[LINE 0]: " + ",".join(f"[{rank:016}]" for rank in ranks) + ";\n"
+
+
+def test_ranks_that_never_came_follow_from_those_that_did():
+    head = "topo exchange server get socket timeout!\n[ERROR] need connect rankNum is [4]\n"
+    found = explained(head + came(0, 2))
+    assert "(missing: 1,3)" in in_words(found, "en")
+    assert look_at(found, "en") == "ranks 1,3, which the log itself names"
+    assert "missing" not in in_words(explained(head), "en")
+    assert "missing" not in in_words(explained(head.replace("[4]", "[400]") + came(0, 2)), "en")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "EI0013: An error CQE occurred. Peer information: server 10.0.0.2, device ID 1, device IP 10.1.0.2.",
+        "cqe error status[12],localInfo{server[10.0.0.1]}, remoteIP{server[10.0.0.2],deviceId[1],deviceIp[10.1.0.2]}",
+    ],
+)
+def test_the_other_end_of_a_failed_transfer_is_named(text):
+    assert look_at(explained(text), "en") == "device 1 of server 10.0.0.2, the other end"
+    assert "10.0.0.2" in look_at(explained(text), "zh")
+
+
+def test_one_logical_super_pod_of_two_physical_ones():
+    def ranks(*pods):
+        return "\n".join(f"rank: logicSuperPodId[{one}], phySuperPodId[{other}]." for one, other in pods)
+
+    found = explained(ranks(("a", 0), ("a", 0), ("a", 1)))
+    assert found.first.cause.id == "collective.super_pods" and found.first.fields["what"] == "0, 1"
+    assert explained(ranks(("a", 0), ("b", 1), ("a", 0))).first is None

@@ -25,7 +25,8 @@ WARNED = r"(?:[A-Z]\w*)?Warning(?=:)|W[A-Z1-9]\d{4}(?=[:\s(])"  # of Python, and
 LEVEL = re.compile(f"(?:{HEAD}|{NAMED})(?:{WORD}|{LETTER}|{WARNED})")
 # Records of fields: level=warning, and the same as JSON.
 FIELD = re.compile(
-    r"^\s*(?:(?:(?:time|ts)=\S+ +)?level=|\{(?:\"\w+\": ?(?:\"[^\"]*\"|[\d.]+), ?){0,6}\"level(?:name)?\": ?\")(?P<word>[A-Za-z]+)"
+    r"^\s*(?:(?:(?:time|ts)=\S+ +)?level=|"
+    r"\{(?:\"\w+\": ?(?:\"[^\"]*\"|[\d.]+), ?){0,6}\"level(?:name)?\": ?\")(?P<word>[A-Za-z]+)"
 )
 WORD_ALONE = re.compile(WORD)
 # The head of an error further on in a line that only informs: the line break between the two was lost.
