@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swiftlet.doctor.explain import explain
+from swiftlet.doctor.log_files import read_logs
 from swiftlet.doctor.logs import lines_of
 from swiftlet.doctor.tables import load
 from swiftlet.doctor.wording import in_words, look_at
@@ -133,6 +134,32 @@ def test_a_file_is_not_called_a_rank():
 def test_what_is_quoted_below_a_line_is_of_the_same_file():
     text = "==> rank-5.log <==\nToo many open files\n==> rank-6.log <==\nfine\n"
     assert [line.source for line in explained(text).excerpt] == ["rank-5.log"]
+
+
+def plogs(folder, *, errors_in, entries):
+    info = "".join(
+        f"[INFO] HCCL(77,python):2026-01-01-10:00:00 [a.cc:1] [77]Entry-HcclCommInitRootInfoInner:ranks[{size}], "
+        f"rank[{rank}], rootinfo: x\n"
+        for size, rank in entries
+    )
+    error = "[ERROR] RUNTIME(77,python):2026-01-01-10:00:09 [a.cc:1]77 f:EL0004: no memory\n"
+    for place, text in (("a/run/plog", info), (f"{errors_in}/debug/plog", error)):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "plog-77_1.log").write_text(text)
+    return look_at(explain(read_logs([str(folder)]).lines, TABLES), "en")
+
+
+@pytest.mark.parametrize(
+    ("errors_in", "entries", "rank"),
+    [
+        ("a", [(4, 3)], "rank 3, which shows the cause"),
+        ("a", [(2, 0), (4, 3), (2, 1)], "rank 3, which shows the cause"),
+        ("a", [(4, 3), (4, 1)], ""),  # a number that two processes had, one after the other
+        ("b", [(4, 3)], ""),  # another machine may have a process of the same number
+    ],
+)
+def test_a_rank_that_only_an_informing_plog_says(tmp_path, errors_in, entries, rank):
+    assert plogs(tmp_path, errors_in=errors_in, entries=entries) == rank
 
 
 def came(*ranks):

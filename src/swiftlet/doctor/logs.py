@@ -35,6 +35,8 @@ RANK = re.compile(
 SUMMARY = re.compile(r"\brank\s*: (\d+) \(local_rank: \d+\)")  # of a launcher: it holds for the lines below
 SUMMARY_GOES_ON = re.compile(r"\b(?:exitcode|error_file|traceback)\s*: ")
 
+# Where a process enters a group it says its rank there, in lines that only inform.
+ENTRY = re.compile(r"\bHcclCommInit\w*: ?ranks\[(\d+)\], ?rank\[(\d+)\]")
 PROCESS = re.compile(r"\bPID: ?(\d+)|\b[A-Z]{2,12}\((\d+),|\bpid[= ](\d+)")
 FILE_RANK = re.compile(r"(?<![A-Za-z])(?<!lora[-_])(?<!low[-_])(?<!node[-_])rank[-_ ]?(\d+)", re.IGNORECASE)
 
@@ -87,8 +89,16 @@ def lines_of(text: str, source: str = "log") -> list[Line]:
     return lines_from(enumerate(text.split("\n"), start=1), source)
 
 
-def lines_from(rows: Iterable[tuple[int, str]], source: str) -> list[Line]:
-    """Return the lines of numbered rows: without those that only inform, and those that many others are like."""
+def lines_from(
+    rows: Iterable[tuple[int, str]], source: str, entries: dict[str, set[tuple[int, str]]] | None = None
+) -> list[Line]:
+    """Return the lines of numbered rows: without those that only inform, and those that many others are like.
+
+    Args:
+        rows: with their numbers.
+        source: what they are of.
+        entries: filled with the groups (their size, and the rank in it) that each process says it enters.
+    """
     state = _State(source, rank=_file_rank(source))
     seen: Counter[str] = Counter()
     found = []
@@ -101,6 +111,8 @@ def lines_from(rows: Iterable[tuple[int, str]], source: str) -> list[Line]:
                 continue
             if "loss" in part and STEP.search(part):
                 state.steps[state.source, _rank(part) or state.rank] = number
+            if entries is not None and "HcclCommInit" in part:
+                _enter(part, entries)
             if not _repeats(part, seen):
                 level = level_of(part)
                 found += [_line(part.rstrip("\r"), number, state, level, clock)] if level != QUIET else []
@@ -112,6 +124,19 @@ def lines_from(rows: Iterable[tuple[int, str]], source: str) -> list[Line]:
         earliest[line.source] = line.time_s
         line.is_survived = line.number < state.steps.get((line.source, line.rank), 0)
     return found
+
+
+def _enter(text: str, entries: dict[str, set[tuple[int, str]]]) -> None:
+    found, process = ENTRY.search(text), _first(PROCESS.search(text))
+    if found and process:
+        entries.setdefault(process, set()).add((int(found[1]), found[2]))
+
+
+def rank_of(entries: set[tuple[int, str]]) -> str | None:
+    """Return the rank of a process in the largest group that it entered, which is that of all; None in doubt."""
+    size = max(size for size, _ in entries)
+    ranks = {rank for of, rank in entries if of == size}
+    return ranks.pop() if len(ranks) == 1 else None
 
 
 def _parts(row: str) -> tuple[str, list[str]]:
