@@ -46,7 +46,7 @@ def level_of(text: str) -> int:
     """Return ERROR, WARNING, QUIET, or PLAIN where a line does not say."""
     head = text[:LONGEST_HEAD]
     record = FIELD.search(head) if "level" in head else None
-    found = WORD_ALONE.match(record["word"].upper()) if record else LEVEL.search(head)
+    found = WORD_ALONE.match(record["word"].upper()) if record else LEVEL.match(head)
     if found is None:
         return QUIET if ZERO.search(text) else ERROR if FAILED.search(text) else PLAIN
     if not record and found["letter"]:

@@ -141,13 +141,14 @@ def rank_of(entries: set[tuple[int, str]]) -> str | None:
 
 def _parts(row: str) -> tuple[str, list[str]]:
     """Return the clock of what carried a row, and its lines; a very long one is cut, as no pattern is so long."""
-    row = COLOUR.sub("", row)
+    row = COLOUR.sub("", row) if "\x1b" in row else row
     quoted = QUOTED.match(row)
     row = row[quoted.end() :] if quoted else row
     carried = CARRIED.match(row)
     clock, row = (carried[1], row[carried.end() :]) if carried else ("", row)
     parts = []
-    for part in BREAK.split(row.replace("\\n", "\n")):
+    row = row.replace("\\n", "\n")
+    for part in BREAK.split(row) if "\r" in row or "\n" in row else [row]:
         head = error_head(part)  # of a record that lost the line break before it
         parts += [part[:head], part[head:]] if head else [part]
     return clock, [
