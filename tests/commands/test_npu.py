@@ -84,6 +84,62 @@ def test_an_error_of_npu_smi_is_told_with_what_it_may_mean(tmp_path):
     )
 
 
+HELD = card_lines(2, used=41110)
+
+
+@pytest.fixture
+def container(tmp_path):
+    """Two cards of a host, 2 and 7, the first of which another container holds."""
+    cards = [HELD, card_lines(7, health="Critical")]
+    return install(tmp_path, info_text(cards, [(2, 1333928, "", 37000)]), mapping_text([2, 7]))
+
+
+@pytest.mark.parametrize(
+    ("value", "said", "typed"),
+    [
+        ("1,0", "is not in ascending order", "0,1"),
+        ("0,0", "names device 0 twice", "0"),
+        ("0,1,2", "names device 2, but this machine shows 2 NPUs: 0 to 1", "0,1"),
+        ("7", "(NPU 7 of npu-smi is device 1 here)", "1"),
+        ("2,7", "(NPU 2 of npu-smi is device 0 here)", "0,1"),
+        ("0,7", "(NPU 7 of npu-smi is device 1 here)", "0,1"),
+        ("npu:0", "found 'npu:0'", "0"),
+        ("-1", "found '-1'", "0"),
+    ],
+)
+def test_wrong_ids_are_an_error_and_no_run(container, value, said, typed):
+    done = swift({**container, "ASCEND_RT_VISIBLE_DEVICES": value})
+    assert "error: ASCEND_RT_VISIBLE_DEVICES" in done.stdout and said in done.stdout
+    assert f"hint: type ASCEND_RT_VISIBLE_DEVICES={typed}\n" in done.stdout
+    assert "a run" not in done.stdout
+
+
+def test_ids_that_hide_every_device_are_an_error(container):
+    done = swift({**container, "ASCEND_RT_VISIBLE_DEVICES": ""})
+    assert "ASCEND_RT_VISIBLE_DEVICES is set but empty" in done.stdout
+    assert "hint: type unset ASCEND_RT_VISIBLE_DEVICES" in done.stdout
+
+
+def test_more_processes_than_devices_are_an_error(container):
+    report = look({**container, "ASCEND_RT_VISIBLE_DEVICES": "1", "NPROC_PER_NODE": "2"}, ALL)
+    assert not report.seats and "names 1 device" in report.findings[0].message
+
+
+def test_what_another_container_holds_is_looked_at_on_the_host(container):
+    done = swift(container)
+    assert "in use by process 1333928, with no work" in done.stdout
+    assert "outside of this container, on the host: ps -fp 1333928" in done.stdout
+
+
+@pytest.mark.parametrize("columns", ["80", "100", None])
+def test_no_fact_of_a_card_is_cut(container, columns):
+    environ = {**container, "COLUMNS": columns} if columns else container
+    command = [sys.executable, "-m", "swiftlet.cli", "npu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PATH": "", **environ})
+    assert "41110 / 65536" in done.stdout and "Critical" in done.stdout and "1333928" in done.stdout
+    assert ("0000:81:00.0" in done.stdout) == (columns is None)
+
+
 def test_a_plain_machine_says_what_was_looked_for():
     done = swift({})
     text = " ".join(done.stdout.split())
@@ -101,6 +157,16 @@ def test_a_machine_with_gpus(tmp_path):
     done = swift({"PATH": str(tmp_path)})
     assert done.returncode == 0
     assert "GPUs, driver 570.86" in done.stdout and "NVIDIA H100" in done.stdout
+
+
+def test_wrong_ids_of_gpus_are_an_error_and_no_run(tmp_path):
+    program = tmp_path / "nvidia-smi"
+    row = "0, NVIDIA H100, 512, 81559, 3, 31, 00000000:1A:00.0, 570.86"
+    program.write_text(f"#!{sys.executable}\nprint({row!r})\n")
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    report = look({"PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": "3"}, {0})
+    assert not report.seats and "this machine shows one GPU: 0" in report.findings[0].message
+    assert look({"PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": "0"}, {0}).seats
 
 
 def test_a_driver_of_gpus_that_fails_is_quoted(tmp_path):

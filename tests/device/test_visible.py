@@ -6,7 +6,7 @@ import pytest
 from npu_smi_texts import mapping_text
 
 from swiftlet.device.machine import Machine, look_at_machine
-from swiftlet.device.visible import check_visible, processes_per_node
+from swiftlet.device.visible import CardNumbers, check_visible, processes_per_node
 
 EIGHT = Machine(npus=8)
 NOTHING = Machine()
@@ -60,6 +60,17 @@ def test_a_container_counts_its_own_devices_from_zero():
     assert "2 NPUs: 0 to 1 (inside a container the numbers begin at 0" in mistake.message
     assert mistake.hint == "type ASCEND_RT_VISIBLE_DEVICES=0"
     assert "one NPU: 0" in only({"ASCEND_RT_VISIBLE_DEVICES": "1"}, Machine(npus=1)).message
+
+
+def test_numbers_of_the_host_are_told_from_those_here():
+    def hint(text, **numbers):
+        (found,) = check_visible({"ASCEND_RT_VISIBLE_DEVICES": text}, Machine(npus=4), CardNumbers(**numbers))
+        return found.hint
+
+    here = {4: [0, 1], 6: [2, 3]}  # cards of two chips
+    assert hint("4,6", here=here) == "type ASCEND_RT_VISIBLE_DEVICES=0,1,2,3"
+    assert hint("9", here=here, free=[2, 3]) == "type ASCEND_RT_VISIBLE_DEVICES=2"
+    assert hint("9", here=here) == "type ASCEND_RT_VISIBLE_DEVICES=0"
 
 
 def test_ids_that_no_machine_has_are_not_suggested():

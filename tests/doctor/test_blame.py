@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swiftlet.doctor.explain import explain
+from swiftlet.doctor.log_files import read_logs
 from swiftlet.doctor.logs import lines_of
 from swiftlet.doctor.tables import load
 from swiftlet.doctor.wording import in_words, look_at
@@ -133,3 +134,63 @@ def test_a_file_is_not_called_a_rank():
 def test_what_is_quoted_below_a_line_is_of_the_same_file():
     text = "==> rank-5.log <==\nToo many open files\n==> rank-6.log <==\nfine\n"
     assert [line.source for line in explained(text).excerpt] == ["rank-5.log"]
+
+
+def plogs(folder, *, errors_in, entries):
+    info = "".join(
+        f"[INFO] HCCL(77,python):2026-01-01-10:00:00 [a.cc:1] [77]Entry-HcclCommInitRootInfoInner:ranks[{size}], "
+        f"rank[{rank}], rootinfo: x\n"
+        for size, rank in entries
+    )
+    error = "[ERROR] RUNTIME(77,python):2026-01-01-10:00:09 [a.cc:1]77 f:EL0004: no memory\n"
+    for place, text in (("a/run/plog", info), (f"{errors_in}/debug/plog", error)):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "plog-77_1.log").write_text(text)
+    return look_at(explain(read_logs([str(folder)]).lines, TABLES), "en")
+
+
+@pytest.mark.parametrize(
+    ("errors_in", "entries", "rank"),
+    [
+        ("a", [(4, 3)], "rank 3, which shows the cause"),
+        ("a", [(2, 0), (4, 3), (2, 1)], "rank 3, which shows the cause"),
+        ("a", [(4, 3), (4, 1)], ""),  # a number that two processes had, one after the other
+        ("b", [(4, 3)], ""),  # another machine may have a process of the same number
+    ],
+)
+def test_a_rank_that_only_an_informing_plog_says(tmp_path, errors_in, entries, rank):
+    assert plogs(tmp_path, errors_in=errors_in, entries=entries) == rank
+
+
+def came(*ranks):
+    return "[ERROR] connected rankinfo[LINE 0]: " + ",".join(f"[{rank:016}]" for rank in ranks) + ";\n"
+
+
+def test_ranks_that_never_came_follow_from_those_that_did():
+    head = "topo exchange server get socket timeout!\n[ERROR] need connect rankNum is [4]\n"
+    found = explained(head + came(0, 2))
+    assert "(missing: 1,3)" in in_words(found, "en")
+    assert look_at(found, "en") == "ranks 1,3, which the log itself names"
+    assert "missing" not in in_words(explained(head), "en")
+    assert "missing" not in in_words(explained(head.replace("[4]", "[400]") + came(0, 2)), "en")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "EI0013: An error CQE occurred. Peer information: server 10.0.0.2, device ID 1, device IP 10.1.0.2.",
+        "cqe error status[12],localInfo{server[10.0.0.1]}, remoteIP{server[10.0.0.2],deviceId[1],deviceIp[10.1.0.2]}",
+    ],
+)
+def test_the_other_end_of_a_failed_transfer_is_named(text):
+    assert look_at(explained(text), "en") == "device 1 of server 10.0.0.2, the other end"
+    assert "10.0.0.2" in look_at(explained(text), "zh")
+
+
+def test_one_logical_super_pod_of_two_physical_ones():
+    def ranks(*pods):
+        return "\n".join(f"rank: logicSuperPodId[{one}], phySuperPodId[{other}]." for one, other in pods)
+
+    found = explained(ranks(("a", 0), ("a", 0), ("a", 1)))
+    assert found.first.cause.id == "collective.super_pods" and found.first.fields["what"] == "0, 1"
+    assert explained(ranks(("a", 0), ("b", 1), ("a", 0))).first is None

@@ -54,12 +54,25 @@ def test_a_cut_table_is_a_warning_and_no_card_has_gone(server, cut):
 
 @pytest.mark.parametrize(
     ("processes", "command"),
-    [([], "npu-smi info"), ([(0, 77, "python", 50000), (0, 78, "python", 9000)], "ps -fp 77,78")],
+    [
+        ([], "npu-smi info"),
+        ([(0, 77, "", 50000)], "npu-smi info"),
+        ([(0, 77, "python", 50000), (0, 78, "python", 9000)], "ps -fp 77,78"),
+    ],
 )
 def test_where_all_cards_are_full_no_card_is_advised(server, processes, command):
     server.cards([card_lines(0, used=64000), card_lines(1, used=64000)], processes)
     found = [one for one in examine(server.scene()) if one.id == "device.full"]
     assert [one.command("en") for one in found] == [command, "npu-smi info"]
+
+
+def test_the_number_of_a_card_on_the_host_is_told_from_the_one_here(server):
+    cards = info_text([card_lines(2, used=41110), card_lines(7)])
+    server.environ.update(install(server.root, cards, mapping_text([2, 7])))
+    server.environ["ASCEND_RT_VISIBLE_DEVICES"] = "7"
+    (finding,) = [one for one in examine(server.scene()) if one.id == "visible.value"]
+    assert "NPU 7 of npu-smi is device 1 here" in finding.cause("en")
+    assert finding.command("en") == "ASCEND_RT_VISIBLE_DEVICES=1"
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,14 @@ CAUSES = [
     ("ModuleNotFoundError: No module named 'decorator'", "env.tbe_package"),
     ("EC0010: Failed to import Python module [ImportError: cannot import name x]", "env.tbe_python"),
     ("ModuleNotFoundError: No module named 'einops'", "env.python_module"),
+    ("ModuleNotFoundError: No module named 'transformers.models.new'", "env.python_part"),
+    ("ModuleNotFoundError: No module named 'torch_npu._C'", "env.source_folder"),
+    ("ImportError: /x/lib/libgomp.so.1: cannot allocate memory in static TLS block", "env.static_tls"),
+    ("/x/nnal/atb/lib/libtbe.so: undefined symbol: _ZN3Mki2Dl", "env.symbol_atb"),
+    (
+        "AttributeError: module 'torch_npu.dynamo.torchair' has no attribute 'get_it'",
+        "env.torch_npu_part",
+    ),
     ("EH9999  [Init][Env]init env failed!", "env.compiler_start"),
     ("torch-npu: torch_npu 2.1.0 requires torch==2.1.0, but you have torch 2.3.1", "env.torch_pair"),
     ("ASCEND_OPP_PATH is not set", "env.opp_path"),
@@ -72,6 +80,8 @@ CAUSES = [
     ("[drv api] halDeviceOpen failed. device_id=3, drvRetCode=7.", "driver.open"),
     ("GetDeviceCount:Call drvGetDevNum, drvRetCode=87.", "driver.count"),
     ("E30005: Failed to connect the device.", "driver.lost"),
+    ("rtX execution failed, reason=lost heartbeat[FUNC:f]\nEL0001: Device not found.", "driver.lost"),
+    ("ret = 107001\n[ERROR] RUNTIME: no logic dev id, driver may not be loaded", "driver.not_loaded"),
     ("error code is 507054", "driver.ecc"),
     ("error code is 507056", "hardware.link"),
     ("Set visible device failed, invalid device=0, input visible devices:6", "visible.not_here"),
@@ -92,11 +102,14 @@ CAUSES = [
     (OOM_GPU.format("", "72.0", "50.0", "21.0"), "memory.fragments_gpu"),
     (OOM_GPU.format("", "72.0", "70.0", "1.0"), "memory.own"),
     ("exitcode  : -9 (pid: 77)", "memory.host_killed"),
+    ("run.sh: line 3: 77 Killed                  python train.py", "memory.host_killed"),
+    ("      Reason:       OOMKilled\n      Exit Code:    137", "memory.host_killed"),
     ("ERROR: Unexpected bus error ... insufficient shared memory (shm)", "memory.shm"),
     ("OSError: [Errno 12] Cannot allocate memory", "memory.hostfull"),
     ("OSError: [Errno 28] No space left on device: '/data/x'", "system.disk"),
     ("OSError: [Errno 24] Too many open files", "system.files"),
     ("RuntimeError: can't start new thread", "system.processes"),
+    ("what(): thread: Resource temporarily unavailable [system:11]", "system.processes"),
     ("SafetensorError: Error while deserializing header: HeaderTooLarge", "system.weights"),
     ("socket type[2], listen on ip[10.0.0.1%eth0] and specific port[60000] fail.", "system.port"),
     ("EI0019: The IP address 10.0.0.1 and port 50001 have already been bound.", "system.port"),
@@ -108,6 +121,24 @@ CAUSES = [
     ("RuntimeError: The NVIDIA driver on your system is too old (found version 11040).", "driver.nvidia_old"),
     ("RuntimeError: CUDA error: device-side assert triggered", "program.cuda_kernel"),
     ("ValueError: bad shape", "program.exception"),
+    ("Segmentation fault (core dumped)", "program.crash"),
+    (
+        "  rank      : 5 (local_rank: 5)\n  exitcode  : -11 (pid: 7)\n",
+        "system.crashed_child",
+    ),
+    ("EE1001: [PID: 7] The argument is invalid.Reason: coreDim=9 is too much.", "program.runtime_argument"),
+    (
+        "call aclnnX failed, detail:EZ1001: [PID: 4] Get path and read binary_info_config.json failed",
+        "program.cann_missing_op",
+    ),
+    ("RuntimeError: Tensors must be contiguous", "operator.contiguous"),
+    ("Do not support TASK_QUEUE_ENABLE = 2 during NPU graph capture", "operator.task_queue"),
+    ("RuntimeError: Cannot run aclop operators during NPU graph capture.", "operator.aclop_captured"),
+    ("RuntimeError: Initialize: Unsupported soc version: Ascend910_1", "operator.soc"),
+    ("E40021: Failed to compile Op [Add_1,].\nfatal error: 'a.h' file not found", "operator.compile"),
+    ("ub overflow, requires 8 bits while 4 bits available!", "operator.ub_overflow"),
+    ("E80012: In op, the number of dimensions is 10.", "operator.tbe"),
+    ("AclNN_Parameter_Error(EZ1001): the D of cos must be 64 but got 80.", "operator.shape"),
     (
         'File "/x/bitsandbytes/autograd/_functions.py", line 5\nFile "/x/torch/cuda/__init__.py"',
         "program.bitsandbytes",
@@ -152,6 +183,12 @@ CAUSES = [
     ("the IP address(1) in the ranktable is inconsistent with the IP(2)", "collective.ranktable"),
     ("EI0008: The HCCL versions are inconsistent", "collective.version"),
     ("EJ0001: Failed to initialize the HCCP process.", "collective.left_over"),
+    ('Env config "HCCL_ENTRY_LOG" value "-1" is invalid. Should be 0 or 1', "collective.env"),
+    ("CMD information count check fail. local[16], remote[8]", "collective.unequal"),
+    ("fault kernel_name=aiv_all_reduce_910b_float, fault kernel info", "collective.kernel"),
+    ("Aicore kernel execute failed, fault kernel_name=aiv_all_reduce_910b, x", "collective.kernel"),
+    ("[gloo/device.cc:84] ifa != nullptr. Unable to find address for: eth0", "collective.gloo_address"),
+    ("[gloo/buffer.cc:81] Timed out waiting 1800000ms for recv operation", "collective.torch_timeout"),
     ("EI0005: parameter count, local end 16, remote end 8", "collective.unequal"),
     (
         "Cluster Exception Location[IP/ID]:[10.0.0.1/3], Discoverer:[10.0.0.2/1], ExceptionType:[Stuck Occurred]",
@@ -186,7 +223,7 @@ def test_a_line_shows_its_cause(text, cause):
 def test_words_need_no_more_than_any_pattern_gives(name):
     cause = TABLES.causes[name]
     for pattern in cause.match:
-        fields = dict.fromkeys(pattern.groupindex, "x")
+        fields = dict.fromkeys([*pattern.groupindex, "package"], "x")
         for words in (cause.words, cause.remedy):
             assert all("?" not in fill(words[tongue], fields) for tongue in LANGUAGES), pattern.pattern
 
@@ -199,6 +236,28 @@ def test_advice_is_not_taken_for_the_cause():
     assert cause_of(text) == "collective.socket"
 
 
+def test_causes_say_what_the_log_says():
+    def said(text):
+        return in_words(explained(text), "en")
+
+    assert "pip install scikit-learn" in said("ModuleNotFoundError: No module named 'sklearn'")
+    assert "pip install einops" in said("ModuleNotFoundError: No module named 'einops'")
+    assert "pip install torch" not in said("ModuleNotFoundError: No module named 'torch_npu._C'")
+    lines = (
+        "[rank0]: E40021: Failed to compile Op [Add_1,].\n[EB0500] Compile failed: bisheng: command not found"
+    )
+    assert "operator [Add_1] could not be compiled (bisheng: command not found)" in said(lines)
+    assert "(coreDim=9 is too much.)" in said(
+        "EE1001: The argument is invalid.Reason: coreDim=9 is too much."
+    )
+    assert "(tag: AllGather here, AllReduce there)" in said(
+        "CMD information tag check fail. local[AllGather_10.0.0.1_7], remote[AllReduce_10.0.0.1_7]"
+    )
+    shapes = "({'errCode': 'E80012', 'x': 1}, 'In op[a], the parameter is [2].')"
+    assert "inputs: In op[a], the parameter is [2].\n" in said(shapes)
+    assert "the D of cos must be 64" in said("AclNN_Parameter_Error(EZ1001): the D of cos must be 64.")
+
+
 def test_every_cause_has_a_log():
     tried = {cause for _, cause in CAUSES} | {
         "collective.unequal_operation",
@@ -206,6 +265,7 @@ def test_every_cause_has_a_log():
         "collective.waits_cycle",
         "memory.torch",
         "memory.torch_gpu",
+        "collective.super_pods",
     }
     assert set(TABLES.causes) <= tried
 

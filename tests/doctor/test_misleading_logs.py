@@ -44,6 +44,14 @@ def cause_of(text):
         ("[rank0]:[W1117 11:40:21.5 compiler.ts:5] Warning: a", WARNING),
         ("/x/a.py:82: UserWarning: b", WARNING),
         ("W40010: [PID: 1] a", WARNING),
+        ("[2026-01-01 10:00:00,1] torch.distributed.run: [WARNING] a", WARNING),
+        ("[rank0]:[2026-01-01 10:00:00,1] torch.x: [WARNING] RuntimeError: a", WARNING),
+        ("[2026-01-01 10:00:00,000][WARNING][module] a", WARNING),
+        ("2026-01-01 10:00:00,000 my.module WARNING a", WARNING),
+        ("[1,3]<stderr>:[WARNING] a", WARNING),
+        ('time="2026-01-01T10:00:00Z" level=warning msg="a error"', WARNING),
+        ('{"ts": 1.5, "level":"warn","msg":"RuntimeError: a"}', WARNING),
+        ('{"level":"info","msg":"RuntimeError: a"}', QUIET),
         ("[ERROR] HCCL(1,python): a [INFO]", ERROR),
         ("Jan 11 15:09:34 node1 python[1]: ERROR a", ERROR),
         ("RuntimeError: set TORCH_DEBUG to INFO or DETAIL", ERROR),
@@ -81,7 +89,7 @@ def test_loose_words_are_no_cause(line):
 
 
 def test_a_module_of_a_package_is_not_the_package():
-    assert cause_of("ModuleNotFoundError: No module named 'google.cloud'") == "env.python_module"
+    assert cause_of("ModuleNotFoundError: No module named 'google.cloud'") == "env.python_part"
     assert cause_of("ModuleNotFoundError: No module named 'google.protobuf'") == "env.tbe_package"
     assert cause_of("ModuleNotFoundError: No module named 'acl_tools'") == "env.python_module"
 
@@ -215,6 +223,47 @@ def test_out_of_memory_of_a_device_is_not_that_of_the_host():
 def test_a_gpu_is_told_what_can_be_done_with_a_gpu():
     said = in_words(explained("torch.OutOfMemoryError: CUDA out of memory."), "en")
     assert "nvidia-smi" in said and "npu-smi" not in said
+
+
+CARRIERS = {
+    "quoted": "> ",
+    "quoted twice": "> > ",
+    "container": "2026-01-01T10:00:00.123456789Z stderr F ",
+    "kubectl": "2026-01-01T10:00:00.123456789Z ",
+}
+
+
+@pytest.mark.parametrize("carrier", CARRIERS.values(), ids=CARRIERS)
+def test_what_carries_a_line_hides_nothing_of_it(carrier):
+    text = f"[rank0]:[W1126 10:00:00.1 a.ts:6] Warning: 0Failed to find function aclrtA\n{STEP}\n{TRACEBACK}"
+    found = explained("\n".join(carrier + line for line in text.splitlines()))
+    assert found.first.fields == {"what": "KeyError: 'labels'", "where": "train.py:8"}
+    if "T10" in carrier:
+        assert found.first.line.time_s is not None
+
+
+def test_the_clock_of_a_container_goes_before_those_of_its_lines():
+    first, second = lines_of("2026-01-01T02:00:00Z 2026-01-01 10:00:00 a\n2026-01-01T02:00:01Z b")
+    assert second.time_s - first.time_s == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        f'Traceback (most recent call last): File "a.py", line 8, in b {OOM}',
+        f"ERROR 02-26 02:05:15 [a.py:1] {OOM}",
+        "[ERROR] RUNTIME(7,python):2026-01-01-10:00:00 EL0004: a",
+    ],
+)
+def test_an_error_behind_a_lost_line_break_is_read(error):
+    quiet = "INFO 02-26 02:05:13 [a.py:1] all is well"
+    assert cause_of(f"{quiet} {error}") != "unknown"
+    assert cause_of(f"{quiet} {error}") == cause_of(error)
+    assert cause_of(f"{quiet} after an ERROR or a Traceback") == "unknown"
+
+
+def test_bars_of_progress_hide_no_line():
+    assert cause_of("10%\r20%\rKeyError: 'a'") == "program.exception"
 
 
 TRACEBACK = """Traceback (most recent call last):

@@ -13,12 +13,18 @@ from rich.table import Table
 from swiftlet.config.fields import arg
 from swiftlet.config.parse import Parsed
 from swiftlet.device.affinity import as_text
+from swiftlet.device.cards import Chip
 from swiftlet.device.nvidia_smi import Gpu
 from swiftlet.device.overview import Report, look
 from swiftlet.device.topology import LINKS, Topology
 from swiftlet.errors import SwiftletError
 
 EXAMPLE = "ASCEND_RT_VISIBLE_DEVICES=0,1,2,3 swift npu"
+PIPED_WIDTH = 160  # where no terminal says its own: there nothing needs to be cut
+NARROW = 110  # below it the columns that say least are left out
+LEAST = ("bus", "power", "temp.")
+WHOLE = ("id", "NPU", "chip", "name", "health", "memory [MB]")  # columns that are not cut
+LONGEST_PID = 7
 STYLES = {"OK": "green", "Warning": "yellow"}
 
 
@@ -50,14 +56,17 @@ def run(parsed: Parsed) -> int:
     if parsed.args.report.json:
         print(json.dumps(report.to_json(), ensure_ascii=False, indent=2))
     else:
-        show(report, Console())
+        console = Console()
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console = Console(width=PIPED_WIDTH)
+        show(report, console)
     return 0
 
 
 def show(report: Report, console: Console) -> None:
     """Print the report as tables."""
     if report.chips:
-        console.print(status_table(report))
+        console.print(status_table(report, is_narrow=console.width < NARROW))
     if report.gpus:
         console.print(gpu_table(report.gpus))
     if report.topology is not None:
@@ -84,40 +93,37 @@ def _memory(used: int | None, total: int | None) -> str:
     return "-" if used is None or total is None else f"{used} / {total}"
 
 
-def status_table(report: Report) -> Table:
+def status_table(report: Report, *, is_narrow: bool = False) -> Table:
     """Return one line an NPU."""
     version = report.versions.get("driver") or "unknown"
-    names = (
-        "id",
-        "NPU",
-        "chip",
-        "name",
-        "health",
-        "power",
-        "temp.",
-        "AICore",
-        "memory [MB]",
-        "bus",
-        "processes",
-    )
-    table = Table(*names, title=f"NPUs, driver {version}; id: as in ASCEND_RT_VISIBLE_DEVICES")
-    for chip in report.chips:
-        card = chip.card
-        health = card.health or "-"
-        table.add_row(
-            str(chip.logical),
-            _number(card.npu),
-            _number(card.chip),
-            card.name or "-",
-            f"[{STYLES.get(health, 'red')}]{health}[/]",
-            _number(card.power_w, " W"),
-            _number(card.temp_c, " °C"),
-            _number(card.aicore_pct, " %"),
-            _memory(card.used_mb, card.total_mb),
-            card.bus_id or "-",
-            " ".join(str(process.pid) for process in chip.processes) or "-",
-        )
+    table = Table(title=f"NPUs, driver {version}; id: as in ASCEND_RT_VISIBLE_DEVICES")
+    rows = [_status(chip) for chip in report.chips]
+    for name in rows[0]:
+        if not is_narrow or name not in LEAST:
+            table.add_column(
+                name, no_wrap=name in WHOLE, min_width=LONGEST_PID if name == "processes" else None
+            )
+    for row in rows:
+        table.add_row(*(row[str(column.header)] for column in table.columns))
     return table
+
+
+def _status(chip: Chip) -> dict[str, str]:
+    card = chip.card
+    health = card.health or "-"
+    return {
+        "id": str(chip.logical),
+        "NPU": _number(card.npu),
+        "chip": _number(card.chip),
+        "name": card.name or "-",
+        "health": f"[{STYLES.get(health, 'red')}]{health}[/]",
+        "power": _number(card.power_w, " W"),
+        "temp.": _number(card.temp_c, " °C"),
+        "AICore": _number(card.aicore_pct, " %"),
+        "memory [MB]": _memory(card.used_mb, card.total_mb),
+        "bus": card.bus_id or "-",
+        "processes": " ".join(str(process.pid) for process in chip.processes) or "-",
+    }
 
 
 def gpu_table(gpus: Sequence[Gpu]) -> Table:

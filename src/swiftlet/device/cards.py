@@ -12,7 +12,7 @@ from swiftlet.device.machine import TIMEOUT_S, ask, find_npu_smi
 from swiftlet.device.npu_smi import Card, Info, Process, is_info, parse_info
 from swiftlet.device.npu_smi_lists import Row, explain_error, find_error, is_mapping, parse_mapping
 from swiftlet.device.topology import Topology, TopologyError, is_topology, parse_ranges, parse_topology
-from swiftlet.device.visible import ASCEND
+from swiftlet.device.visible import ASCEND, CardNumbers
 
 PCI = Path("/sys/bus/pci/devices")
 
@@ -172,8 +172,22 @@ def free_ids(chips: Sequence[Chip]) -> list[int]:
     return [chip.logical for chip in chips if not is_busy(chip) and chip.card.health in ("OK", None)]
 
 
+def numbers_of(chips: Sequence[Chip]) -> CardNumbers:
+    """Return the numbers of the cards here by their own, which another one of them may have here."""
+    here: dict[int, list[int]] = {}
+    for chip in chips:
+        if chip.card.npu is not None:
+            here.setdefault(chip.card.npu, []).append(chip.logical)
+    return CardNumbers(here, free_ids(chips))
+
+
 def _choose(free: Sequence[int]) -> str:
     return f"{ASCEND}={','.join(map(str, free))}"
+
+
+def _is_elsewhere(chip: Chip) -> bool:
+    """Return whether a process of another container holds it, which has no name here and whose number is not ours."""
+    return any(not one.name for one in chip.processes)
 
 
 def _list_holders(chip: Chip) -> str:
@@ -184,7 +198,7 @@ def busy_command(chip: Chip, free: Sequence[int]) -> str:
     """Return what to type where this card is busy: other cards, else who holds it."""
     if free:
         return _choose(free)
-    return _list_holders(chip) if chip.processes else "npu-smi info"
+    return _list_holders(chip) if chip.processes and not _is_elsewhere(chip) else "npu-smi info"
 
 
 def _holders(chip: Chip, named: int = 4) -> str:
@@ -205,7 +219,12 @@ def _busy_finding(chip: Chip, free: Sequence[int]) -> Finding | None:
     by = f" by {_holders(chip)}" if chip.processes else ""
     message = f"NPU {chip.logical} ({chip.name}) is busy: {used} of {total} MB are in use{by}{work}"
     other = f"choose free ones: {_choose(free)}" if free else ""
-    stop = f"end what holds it: {_list_holders(chip)}" if chip.processes else ""
+    where = (
+        "end what holds it outside of this container, on the host"
+        if _is_elsewhere(chip)
+        else "end what holds it"
+    )
+    stop = f"{where}: {_list_holders(chip)}" if chip.processes else ""
     hint = ", or ".join(part for part in (other, stop) if part)
     return Finding(used > FULL_SHARE * total, message, hint or "type npu-smi info to see who uses the cards")
 

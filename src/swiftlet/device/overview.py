@@ -7,12 +7,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swiftlet.device.affinity import as_text
-from swiftlet.device.cards import INCOMPLETE, Cards, Chip, Finding, chips_of, findings, look_at_cards
-from swiftlet.device.machine import NPU_SMI_PLACES, find_npu_smi
+from swiftlet.device.cards import (
+    INCOMPLETE,
+    Cards,
+    Chip,
+    Finding,
+    chips_of,
+    findings,
+    look_at_cards,
+    numbers_of,
+)
+from swiftlet.device.machine import NPU_SMI_PLACES, Machine, find_npu_smi, look_at_machine
 from swiftlet.device.nvidia_smi import Gpu, look_at_gpus
 from swiftlet.device.placement import Seat, chosen, near_gpus, near_of, seats
 from swiftlet.device.topology import Topology
-from swiftlet.device.visible import ASCEND, CUDA, PROCESSES
+from swiftlet.device.visible import ASCEND, CUDA, PROCESSES, UNKNOWN, CardNumbers, check_visible, hiding
 
 
 @dataclass
@@ -68,7 +77,9 @@ def look(environ: Mapping[str, str], allowed: set[int]) -> Report:
     if gpus:
         near = near_gpus(gpus)
         devices, title = _run_here(CUDA, environ, len(gpus))
-        return Report(gpus=gpus, seats=seats(devices, near, allowed), seats_title=title)
+        wrong = _mistakes(environ, look_at_machine(environ)._replace(gpus=len(gpus)))
+        sitting = [] if wrong else seats(devices, near, allowed)
+        return Report(gpus=gpus, seats=sitting, seats_title=title, findings=wrong)
     places = ", ".join(("the search path", *NPU_SMI_PLACES))
     notes = [f"no npu-smi was found (looked in {places}): no Ascend driver, or a container without it"]
     notes.append(f"nvidia-smi says: {failure}" if failure else "no nvidia-smi was found on the search path")
@@ -87,6 +98,15 @@ def _run_here(variable: str, environ: Mapping[str, str], total: int) -> tuple[li
     return devices, f"a run started here: {len(devices)} process{'es' * (len(devices) != 1)}"
 
 
+def _mistakes(environ: Mapping[str, str], machine: Machine, cards: CardNumbers = UNKNOWN) -> list[Finding]:
+    """Return why no run starts with this environment: the variables that choose devices are wrong."""
+    found = [Finding(True, one.message, one.hint or "") for one in check_visible(environ, machine, cards)]
+    return found + [
+        Finding(True, f"{name} is set but empty, which hides every device", f"type unset {name}")
+        for name in hiding(environ, machine)
+    ]
+
+
 def _npu_report(found: Cards, environ: Mapping[str, str], allowed: set[int]) -> Report:
     chips = chips_of(found)
     devices, title = _run_here(ASCEND, environ, len(chips))
@@ -96,7 +116,11 @@ def _npu_report(found: Cards, environ: Mapping[str, str], allowed: set[int]) -> 
         report.versions = {"npu_smi": info.npu_smi_version, "driver": info.driver_version}
     if found.is_partial:
         report.notes.append(INCOMPLETE)
-    report.findings = findings(chips, devices)
-    report.seats, report.seats_title = seats(devices, near_of(chips), allowed), title
+    machine = look_at_machine(environ)
+    if machine.npus is None and not found.is_partial:
+        machine = machine._replace(npus=len(chips) or None)
+    wrong = _mistakes(environ, machine, numbers_of(chips))
+    report.findings = wrong + findings(chips, devices)
+    report.seats, report.seats_title = [] if wrong else seats(devices, near_of(chips), allowed), title
     report.notes += [f"asked {find_npu_smi(environ)}"]
     return report

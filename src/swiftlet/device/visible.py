@@ -7,7 +7,8 @@ and the run then goes on somewhere else.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from swiftlet.device.machine import Machine, look_at_machine
 from swiftlet.errors import SwiftletError, UsageError, describe
@@ -27,6 +28,16 @@ NEGATIVE = re.compile(r"(?:^|[^\w\s])\s*-\s*[0-9.]+")
 WHOLE_DECIMAL = re.compile(r"(?<![0-9.])([0-9]+)\.0+(?![0-9.])")  # 1.0, as a YAML file or a sheet writes 1
 RANGE = re.compile(r"(?<![0-9])([0-9]{1,9})(?:\s*-\s*([0-9]{1,9}))?(?![0-9])")
 UUID = re.compile(r"(?:GPU|MIG)-[0-9A-Za-z/-]+")
+
+
+class CardNumbers(NamedTuple):
+    """What is known of cards: their numbers here by the number that npu-smi calls them, and which ones are free."""
+
+    here: Mapping[int, Sequence[int]] = {}
+    free: Sequence[int] = ()
+
+
+UNKNOWN = CardNumbers()
 
 
 def _items(text: str) -> list[str]:
@@ -90,7 +101,17 @@ def visible_ids(name: str, environ: Mapping[str, str]) -> list[str] | None:
     return [] if is_hidden(name, environ[name]) else _items(environ[name])
 
 
-def _range_mistake(name: str, text: str, known: int | None) -> UsageError | None:
+def _numbers_here(numbers: Sequence[int], wrong: Sequence[int], cards: CardNumbers) -> list[int]:
+    """Return the numbers here of cards that were named by their own; empty where they were not."""
+    if not all(number in cards.here for number in wrong):
+        return []
+    # Numbers that may be either are the cards' own only where all are.
+    own = numbers if all(number in cards.here for number in numbers) else wrong
+    found = {here for number in numbers for here in (cards.here[number] if number in own else [number])}
+    return sorted(found) if len(found) >= len(numbers) else []
+
+
+def _range_mistake(name: str, text: str, known: int | None, cards: CardNumbers) -> UsageError | None:
     numbers = [int(item) for item in _items(text) if item.isdigit()]
     wrong = [number for number in numbers if known and number >= known]
     if not wrong or not known:
@@ -98,9 +119,15 @@ def _range_mistake(name: str, text: str, known: int | None) -> UsageError | None
     kind = "NPU" if name == ASCEND else "GPU"
     shown = f"{known} {kind}s: 0 to {known - 1}" if known > 1 else f"one {kind}: 0"
     reason = f"{name}={text} names device {wrong[0]}, but this machine shows {shown}"
+    logical = _numbers_here(numbers, wrong, cards) if name == ASCEND else []
+    if logical:
+        first = " and ".join(map(str, cards.here[wrong[0]]))
+        note = f" (NPU {wrong[0]} of npu-smi is device {first} here)"
+        return UsageError(reason + note, _hint(name, logical))
     rest = [number for number in numbers if number < known]
     note = "" if rest else " (inside a container the numbers begin at 0, whatever the host calls them)"
-    return UsageError(reason + note, _hint(name, rest or list(range(min(known, len(numbers))))))
+    other = (cards.free if name == ASCEND else ()) or range(known)
+    return UsageError(reason + note, _hint(name, rest or [*other][: len(numbers)]))
 
 
 def _count_mistake(name: str, ids: list[str], environ: Mapping[str, str]) -> UsageError | None:
@@ -135,7 +162,9 @@ def _wrong_names(environ: Mapping[str, str], machine: Machine) -> list[SwiftletE
     return found
 
 
-def check_visible(environ: Mapping[str, str], machine: Machine | None = None) -> list[SwiftletError]:
+def check_visible(
+    environ: Mapping[str, str], machine: Machine | None = None, cards: CardNumbers = UNKNOWN
+) -> list[SwiftletError]:
     """Return every mistake in the variables that choose devices, and in their number of processes."""
     machine = machine or look_at_machine(environ)
     mistakes = _wrong_names(environ, machine)
@@ -143,7 +172,7 @@ def check_visible(environ: Mapping[str, str], machine: Machine | None = None) ->
         text = environ.get(name, "")
         if is_hidden(name, text) or (name == CUDA and not _cuda_counts(environ, machine)):
             continue
-        wrong = _format_mistakes(name, text, known) or _range_mistake(name, text, known)
+        wrong = _format_mistakes(name, text, known) or _range_mistake(name, text, known, cards)
         wrong = wrong or _count_mistake(name, _items(text), environ)
         mistakes += [wrong] if wrong else []
     return mistakes

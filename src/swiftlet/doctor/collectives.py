@@ -13,6 +13,12 @@ GROUP = re.compile(r"\bgroup:\[([^\]]+)\]")
 RANK = re.compile(r"\brankId\[(\d+)")
 DATA = re.compile(r"\bindex\[(\d+)\], ?count\[(\d+)\].*\bdataType\[(\w+)\]")
 
+# What the first rank says of those that came: how many it needs, and their numbers, in lines of several.
+NEEDED = re.compile(r"need connect rankNum is \[(\d+)\]")
+CAME = re.compile(r"connected rankinfo\[LINE \d+\]: ?((?:\[\d+\][,;]? ?)+)")
+MOST_MISSING = 16  # more are no names to look at
+SUPER_POD = re.compile(r"logicSuperPodId\[(\w+)\], ?phySuperPodId\[(\w+)\]")
+
 
 @dataclass
 class Call:
@@ -64,3 +70,28 @@ def describe_unequal(one: Call, other: Call) -> str:
         f"rank {call.rank}: {call.operation}, {call.count} x {call.type}"
         for call in sorted((one, other), key=lambda call: int(call.rank))
     )
+
+
+def find_missing(lines: Sequence[Line]) -> str:
+    """Return the ranks that never came to the first one, as it tells who came; empty where it does not."""
+    needed, came = 0, set()
+    for line in lines:
+        if "rank" not in line.text:
+            continue
+        count, ranks = NEEDED.search(line.text), CAME.search(line.text)
+        needed = int(count[1]) if count else needed
+        came |= {int(rank) for rank in re.findall(r"\d+", ranks[1])} if ranks else set()
+    missing = [str(rank) for rank in range(needed) if rank not in came] if came else []
+    return ",".join(missing) if len(missing) <= MOST_MISSING else ""
+
+
+def find_super_pods(lines: Sequence[Line]) -> tuple[Line, str] | None:
+    """Return the line that shows it, and the physical super pods that were given one logical one."""
+    physical: dict[str, list[str]] = {}
+    for line in lines:
+        found = SUPER_POD.search(line.text) if "SuperPod" in line.text else None
+        if found and found[2] not in physical.setdefault(found[1], []):
+            physical[found[1]].append(found[2])
+            if len(physical[found[1]]) > 1:
+                return line, ", ".join(physical[found[1]])
+    return None

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from swiftlet.device.cards import FULL_SHARE, MOST_LISTED, Chip, busy_command, free_ids, is_busy
+from swiftlet.device.cards import FULL_SHARE, MOST_LISTED, Chip, busy_command, free_ids, is_busy, numbers_of
 from swiftlet.device.nvidia_smi import look_at_gpus
 from swiftlet.device.placement import chosen
 from swiftlet.device.visible import ASCEND, check_visible, hiding
@@ -77,7 +77,7 @@ def _card(scene: Scene, chip: Chip, free: Sequence[int]) -> Iterator[Finding]:
 
 def check_visible_ids(scene: Scene) -> Iterator[Finding]:
     """Look at the variables that choose devices."""
-    for mistake in check_visible(scene.environ, scene.machine):
+    for mistake in check_visible(scene.environ, scene.machine, numbers_of(scene.chips)):
         yield found("visible.value", message=mistake.message, hint=mistake.hint.removeprefix("type "))
     for name in hiding(scene.environ, scene.machine):
         yield found("visible.hidden", name=name)

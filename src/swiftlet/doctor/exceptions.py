@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from swiftlet.doctor.levels import ERROR
+from swiftlet.doctor.levels import ERROR, PLAIN
 from swiftlet.doctor.logs import Line
 
 ENDINGS = ("Error", "Exception", "Exit")  # of names of exceptions; seen faster without a pattern
+HEAD = r"(?:^|[\])|:>-] ?|ERROR:? +)"
 RAISED = re.compile(
-    r"(?:^|[\])|:>-] ?|ERROR:? +)(?P<text>(?:[A-Za-z_]\w*\.)*(?P<name>[A-Z]\w*(?:Error|Exception|Exit))\b(?:: .*)?)$"
+    HEAD + r"(?P<text>(?:[A-Za-z_]\w*\.)*(?P<name>[A-Z]\w*(?:Error|Exception|Exit))\b(?:: .*)?)$"
 )
+# Some are called otherwise: then it is known by the traceback that it ends.
+ENDED = re.compile(HEAD + r"(?P<text>(?:[A-Za-z_]\w*\.)*(?P<name>[A-Z]\w*)(?:: .*)?)$")
+CODE = re.compile(HEAD + r"(?:  File \"| {4,}\S)")
+BEGINS = "Traceback (most recent call last)"
+# While objects are deleted, or after the end: it stops nothing.
+IGNORED = re.compile(r"Exception ignored in|Error in atexit|Error in sys\.excepthook")
+# What kills a process outside of Python, as the process, its shell or a debugger prints it.
+CRASHED = re.compile(
+    r"Fatal Python error: .+|(?:Segmentation fault|Bus error)(?=\s*(?:\(core dumped\)|$))"
+    r"|terminate called after throwing an instance of .+"
+    r"|(?:free|malloc|realloc|munmap_chunk)\(\): \w.+|double free or corruption.*|\*\*\* stack smashing detected.*"
+    r"|Aborted(?= +\(core dumped\))|(?<=\d )Killed(?= {2,}\S)"
+)
+CRASH_WORDS = (
+    "Fatal",
+    "fault",
+    "error",
+    "terminate",
+    "free",
+    "alloc",
+    "munmap",
+    "stack",
+    "Aborted",
+    "Killed",
+)
+WHAT = re.compile(r"^\s*(what\(\): .+)$")
 # What the language itself raises for what a program does; others stand for what happened elsewhere.
 OWN = frozenset(
     "ArithmeticError AssertionError AttributeError EOFError FileExistsError FileNotFoundError FloatingPointError "
@@ -21,42 +48,123 @@ OWN = frozenset(
     "UnboundLocalError UnicodeDecodeError UnicodeEncodeError ValueError ZeroDivisionError".split()
 )
 FOLLOWS = {"ChildFailedError", "SystemExit"}  # another process failed, and says so itself
+RUNTIME = (
+    "RuntimeError"  # torch raises it for a wrong call, and as often to tell that something elsewhere failed
+)
+LONGEST_MESSAGE = 12  # lines of one exception
 FRAME = re.compile(r"File \"(?P<file>[^\"]+)\", line (?P<line>\d+)")
 LIBRARY = re.compile(r"(?:site|dist)-packages/|/lib/python\d|^<frozen")
 LONGEST_TRACEBACK = 400
 
 
 class Raised(NamedTuple):
-    """One exception; `where` is the last frame above it that is no library's."""
+    """One exception or crash; `where` is the last frame above it that is no library's."""
 
     text: str
     where: str | None
     line: Line
     at: int
+    name: str
     is_own: bool
+    is_open: bool = False  # own by its words only: a RuntimeError may refer to what is told elsewhere
+
+    @property
+    def is_crash(self) -> bool:
+        """Return whether the process was ended outside of Python."""
+        return not self.name
 
 
-def find_raised(lines: Sequence[Line]) -> list[Raised]:
-    """Return the exceptions of a log in its order; those that the run survived only where there are no others."""
+def find_raised(lines: Sequence[Line], words: Mapping[str, re.Pattern[str]]) -> list[Raised]:
+    """Return the exceptions of a log in its order; those that the run survived only where there are no others.
+
+    Args:
+        lines: of the log.
+        words: of a RuntimeError: those by which it tells of something `elsewhere`, a `code` that stands below one, and
+            a code of a `class` of wrong calls, of which the exception itself tells more.
+    """
     found = []
     for at, line in enumerate(lines):
-        if line.level != ERROR or not any(word in line.text for word in ENDINGS):
+        crash = CRASHED.search(line.text) if any(word in line.text for word in CRASH_WORDS) else None
+        if crash and line.level in (ERROR, PLAIN):
+            found.append(
+                Raised(
+                    _crash(lines, at, crash[0]),
+                    _below(lines, at) if "Python" in crash[0] else None,
+                    line,
+                    at,
+                    "",
+                    True,
+                )
+            )
             continue
-        hit = RAISED.search(line.text.rstrip())
-        if hit and hit["name"] not in FOLLOWS:
-            found.append(Raised(hit["text"], _frame(lines, at), line, at, hit["name"] in OWN))
+        hit = _ending(lines, at)
+        if not hit or hit["name"] in FOLLOWS:
+            continue
+        where, begin = _above(lines, at)
+        if begin and IGNORED.search(lines[begin - 1].text):
+            continue
+        is_own, is_open = hit["name"] in OWN, False
+        if hit["name"] == RUNTIME:
+            code = _code(lines, at, words["code"])
+            is_open = not (code and words["class"].search(code))
+            is_own = not is_open or not (code or where is None or words["elsewhere"].search(hit["text"]))
+        found.append(Raised(hit["text"], where, line, at, hit["name"], is_own, is_open))
     return [one for one in found if not one.line.is_survived] or found
 
 
-def _frame(lines: Sequence[Line], at: int) -> str | None:
-    frames = []
-    for line in reversed(lines[max(0, at - LONGEST_TRACEBACK) : at]):
-        if line.who != lines[at].who:
+def _ending(lines: Sequence[Line], at: int) -> re.Match[str] | None:
+    """Return the exception of a line: known by its name, or by the traceback that it ends."""
+    line = lines[at]
+    if line.level == ERROR and any(word in line.text for word in ENDINGS):
+        hit = RAISED.search(line.text.rstrip())
+        if hit:
+            return hit
+    if line.level not in (ERROR, PLAIN) or not at or "  " not in lines[at - 1].text or CODE.search(line.text):
+        return None
+    above = at - 1
+    while above > max(0, at - LONGEST_TRACEBACK) and CODE.search(lines[above].text):
+        above -= 1
+    return ENDED.search(line.text.rstrip()) if above < at - 1 and BEGINS in lines[above].text else None
+
+
+def _crash(lines: Sequence[Line], at: int, text: str) -> str:
+    """Return how a process was ended, with what C++ says of it in the next line."""
+    what = WHAT.match(lines[at + 1].text) if at + 1 < len(lines) else None
+    return f"{text}, {what[1]}" if what else text
+
+
+def _code(lines: Sequence[Line], at: int, pattern: re.Pattern[str]) -> str:
+    """Return the code that stands below an exception as a part of its message."""
+    for line in lines[at + 1 : at + LONGEST_MESSAGE]:
+        found = pattern.search(line.text) if line.who == lines[at].who else None
+        if found:
+            return found[0]
+        if line.who == lines[at].who and (BEGINS in line.text or RAISED.search(line.text)):
+            break
+    return ""
+
+
+def _above(lines: Sequence[Line], at: int) -> tuple[str | None, int | None]:
+    """Return the frame of an exception, and where its traceback begins."""
+    frames, begin = [], None
+    for above in range(at - 1, max(0, at - LONGEST_TRACEBACK) - 1, -1):
+        if lines[above].who != lines[at].who:
             continue
-        found = FRAME.search(line.text)
+        found = FRAME.search(lines[above].text)
         if found:
             frames.append(found)
-        if "Traceback (most recent call last)" in line.text:
+        if BEGINS in lines[above].text:
+            begin = above
             break
+    return _where(frames), begin
+
+
+def _below(lines: Sequence[Line], at: int) -> str | None:
+    """Return the frame at which Python says that it crashed: the innermost stands first."""
+    frames = (FRAME.search(line.text) for line in lines[at + 1 : at + LONGEST_MESSAGE])
+    return _where([found for found in frames if found])
+
+
+def _where(frames: Sequence[re.Match[str]]) -> str | None:
     own = [found for found in frames if not LIBRARY.search(found["file"])]
     return f"{(own or frames)[0]['file']}:{(own or frames)[0]['line']}" if frames else None

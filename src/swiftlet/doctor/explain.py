@@ -13,17 +13,24 @@ from datetime import datetime
 from typing import NamedTuple
 
 from swiftlet.doctor.blame import Blame, Wait, blame, find_waits
-from swiftlet.doctor.collectives import describe_unequal, find_calls, find_unequal
-from swiftlet.doctor.exceptions import Raised, find_raised
+from swiftlet.doctor.collectives import (
+    describe_unequal,
+    find_calls,
+    find_missing,
+    find_super_pods,
+    find_unequal,
+)
+from swiftlet.doctor.exceptions import LONGEST_MESSAGE, Raised, find_raised
 from swiftlet.doctor.levels import ERROR
 from swiftlet.doctor.logs import Line
 from swiftlet.doctor.memory import who_has_memory
-from swiftlet.doctor.tables import WAITING_DEPTH, Cause, Code, Tables
+from swiftlet.doctor.tables import WAIT_DEPTH, WAITING_DEPTH, Cause, Code, Tables
 from swiftlet.doctor.text import Text
 
 # When the ranks heard of a failure, which one line tells of several.
 ARRIVAL = re.compile(r"Arrival Time: ?\[\w{3} (\w{3} +\d+ [\d:]+ \d{4})\]")
 
+ENDS = {"Killed": "memory.host_killed"}  # crashes of which more is known
 LONGEST_BEFORE = 60  # characters before a code that tell that it is one
 
 
@@ -81,8 +88,11 @@ def explain(lines: Sequence[Line], tables: Tables) -> Explanation:
     waits = find_waits(text.lines)
     who = blame(waits)
     found += _across_ranks(text.lines, tables, who, waits)
-    raised = find_raised(text.lines)
+    raised = find_raised(text.lines, tables.runtime_errors)
     found += _own_exceptions(raised, found, symptoms, tables)
+    missing = find_missing(text.lines)
+    if missing:
+        found = [_with_missing(match, missing) for match in found]
     found.sort(key=lambda match: match.order)
     ranked = _distinct(found)
     first = _first(ranked, raised)
@@ -119,18 +129,31 @@ def _own_exceptions(
     raised: Sequence[Raised], found: Sequence[Match], symptoms: Sequence[Symptom], tables: Tables
 ) -> list[Match]:
     """Return the exceptions of the program itself that do not follow from another error of the same process."""
-    cause = tables.causes["program.exception"]
-    before = [
+    hidden = [(one.line.who, one.at) for one in symptoms if one.known.hides]
+    told = [(one.line.who, one.at) for one in found]
+    before = hidden + [
         (one.line.who, one.at)
         for one in found
         if one.cause.depth < WAITING_DEPTH and one.grade == 0 and one.line.level == ERROR
     ]
-    before += [(one.line.who, one.at) for one in symptoms if one.known.hides]
-    return [
-        _match(cause, one.line, one.at, {"what": one.text, "where": one.where})
-        for one in raised
-        if one.is_own and not any(who == one.line.who and at <= one.at for who, at in before)
-    ]
+    elsewhere = {one.line.who for one in symptoms if one.known.hides}
+    elsewhere |= {one.line.who for one in found if one.grade == 0 and one.cause.depth <= WAIT_DEPTH}
+    own = []
+    for one in raised:
+        who = one.line.who
+        if one.is_crash:
+            follows = (who in (other.line.who for other in raised if other.at < one.at)) or any(
+                other == who and at <= one.at + 1 for other, at in hidden + told
+            )
+        else:
+            follows = any(other == who and at <= one.at for other, at in before)
+            follows |= one.is_open and (who in elsewhere or (who, one.at) in told)
+        if one.is_own and not follows:
+            cause = tables.causes[
+                ENDS.get(one.text, "program.crash") if one.is_crash else "program.exception"
+            ]
+            own.append(_match(cause, one.line, one.at, {"what": one.text, "where": one.where}))
+    return own
 
 
 def _match(cause: Cause, line: Line, at: int, fields: Mapping[str, str | None]) -> Match:
@@ -166,8 +189,10 @@ def _find_causes(text: Text, tables: Tables, symptoms: Sequence[Symptom]) -> lis
         # One failure is told in several lines, and not all of them say everything.
         said: dict[str, str | None] = {}
         for hit in hits:
-            if hit.line.who == hits[0].line.who:
+            if hit.line.who == hits[0].line.who or _continues(hit, hits[0]):
                 said |= {name: value for name, value in hit.fields.items() if value and name not in said}
+        if said.get("module"):
+            said["package"] = tables.packages.get(said["module"] or "", said["module"])
         match = hits[0]._replace(fields=said)
         if "allocated" in match.fields:
             which, fields = who_has_memory(match.fields)
@@ -177,6 +202,12 @@ def _find_causes(text: Text, tables: Tables, symptoms: Sequence[Symptom]) -> lis
             match = match._replace(cause=tables.causes.get(of_device, tables.causes[which]), fields=fields)
         found.append(match)
     return found
+
+
+def _continues(hit: Match, first: Match) -> bool:
+    """Return whether a line is of the message of another one that alone tells its rank."""
+    is_near = 0 < hit.at - first.at < LONGEST_MESSAGE
+    return is_near and hit.line.rank is None and hit.line.source == first.line.source
 
 
 def _hits(text: Text, cause: Cause) -> list[Match]:
@@ -230,12 +261,23 @@ def _across_ranks(lines: Sequence[Line], tables: Tables, who: Blame, waits: Sequ
         }
         cause = tables.causes["collective.unequal_operation"]
         found.append(_match(cause, one.line, _index(lines, one.line), fields))
+    pods = find_super_pods(lines)
+    if pods:
+        line, what = pods
+        found.append(
+            _match(tables.causes["collective.super_pods"], line, _index(lines, line), {"what": what})
+        )
     if who.circle:
         wait = next(wait for wait in waits if wait.rank in who.circle and wait.group == who.group)
         circle = " -> ".join([*who.circle, who.circle[0]])
         cause = tables.causes["collective.waits_cycle" if wait.is_connected else "collective.links_cycle"]
         found.append(_match(cause, wait.line, _index(lines, wait.line), {"what": circle}))
     return found
+
+
+def _with_missing(match: Match, missing: str) -> Match:
+    is_open = match.cause.id == "collective.rootinfo" and not match.fields.get("ranks")
+    return match._replace(fields={**match.fields, "ranks": missing}) if is_open else match
 
 
 def _index(lines: Sequence[Line], wanted: Line) -> int:

@@ -11,16 +11,29 @@ ERROR, PLAIN, WARNING, QUIET = range(4)
 
 # Time stamps, processes and names of loggers before the level; a token has one way to match, so this stays linear.
 HEAD = (
-    r"^\s*(?:[A-Z][a-z]{2} )?(?:\[rank ?\d+\]:? ?)?"
-    r"(?:[^\s\d\[\]()|]*[\d\[\]()|]\S*\s+|-\s+|[A-Za-z_.-]+\s+(?=[|-]\s)){0,8}?\W{0,3}"
+    r"^\s*(?:[A-Z][a-z]{2} )?(?:\[[\d,]+\]<std(?:err|out)>:)?(?:\[rank ?\d+\]:? ?)?"
+    r"(?:[^\s\d\[\]()|]*[\d\[\]()|]\S*\s+|-\s+|[A-Za-z_.-]+\s+(?=[|-]\s)|[A-Za-z_.]+:\s+(?=\[)){0,8}?"
+    r"(?:[\d:.,]+\](?=\[))?\W{0,3}"
 )
+NAMED = r"^\W?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\S*\s+[A-Za-z_][\w.]*\s+(?=[A-Z]+\s)"  # time, logger, level
 WORD = (
     r"(?:(?P<quiet>TRACE|DEBUG|INFO|EVENT|NOTICE)|(?P<warning>WARN(?:ING)?)|(?P<error>ERROR|CRITICAL|FATAL))"
     r"\b(?![=/])"
 )
 LETTER = r"(?P<letter>[DIWEF])(?:\d{4} \d\d:\d\d| ?\w+\.\w{1,4}:\d+)"
 WARNED = r"(?:[A-Z]\w*)?Warning(?=:)|W[A-Z1-9]\d{4}(?=[:\s(])"  # of Python, and a message code
-LEVEL = re.compile(f"{HEAD}(?:{WORD}|{LETTER}|{WARNED})")
+LEVEL = re.compile(f"(?:{HEAD}|{NAMED})(?:{WORD}|{LETTER}|{WARNED})")
+# Records of fields: level=warning, and the same as JSON.
+FIELD = re.compile(
+    r"^\s*(?:(?:(?:time|ts)=\S+ +)?level=|"
+    r"\{(?:\"\w+\": ?(?:\"[^\"]*\"|[\d.]+), ?){0,6}\"level(?:name)?\": ?\")(?P<word>[A-Za-z]+)"
+)
+WORD_ALONE = re.compile(WORD)
+# The head of an error further on in a line that only informs: the line break between the two was lost.
+BEGINS_ERROR = re.compile(
+    r"\bTraceback \(most recent call last\)"
+    r"|(?<!\S)(?:ERROR \d\d-\d\d \d\d:|\[ERROR\] (?:\d{4}-\d\d-\d\d|[A-Z_]+\(\d+,))"
+)
 LETTERS = {"D": QUIET, "I": QUIET, "W": WARNING, "E": ERROR, "F": ERROR}
 LONGEST_HEAD = 160
 FAILED = re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b|^\s*Traceback \(most|\bE[A-Z1-9]\d{4}\b")
@@ -31,9 +44,19 @@ STEP = re.compile(r"\bloss['\"]?\s*[:=]\s*['\"]?-?\d")  # what a run prints as i
 
 def level_of(text: str) -> int:
     """Return ERROR, WARNING, QUIET, or PLAIN where a line does not say."""
-    found = LEVEL.search(text[:LONGEST_HEAD])
+    head = text[:LONGEST_HEAD]
+    record = FIELD.search(head) if "level" in head else None
+    found = WORD_ALONE.match(record["word"].upper()) if record else LEVEL.match(head)
     if found is None:
         return QUIET if ZERO.search(text) else ERROR if FAILED.search(text) else PLAIN
-    if found["letter"]:
+    if not record and found["letter"]:
         return LETTERS[found["letter"]]
     return QUIET if found["quiet"] else ERROR if found["error"] else WARNING
+
+
+def error_head(text: str) -> int:
+    """Return where an error begins within a line that only informs, else 0."""
+    if "ERROR" not in text and "Traceback" not in text:
+        return 0
+    found = BEGINS_ERROR.search(text, 1)
+    return found.start() if found and level_of(text) == QUIET else 0

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from swiftlet.doctor.logs import Line, lines_from
+from swiftlet.doctor.logs import Line, lines_from, rank_of
 from swiftlet.errors import UsageError
 
 LARGEST_BYTES = 16 << 20  # of a file: the first and the last half of it; the first error and the last words
@@ -40,13 +40,27 @@ def read_logs(paths: Sequence[str]) -> Log:
         UsageError: there is no such file, or it cannot be read.
     """
     log = Log([], [])
+    entries: dict[Path, dict[str, set[tuple[int, str]]]] = {}
     for path in _files(paths):
         try:
             rows = _rows(path, log.notes)
         except OSError as error:
             raise UsageError(f"--log {path} cannot be read: {error.strerror or error}", HINT) from None
-        log.lines.extend(lines_from(rows, str(path)))
+        log.lines.extend(lines_from(rows, str(path), entries.setdefault(_home(path), {})))
+    for line in log.lines:
+        groups = entries.get(_home(Path(line.source)), {}).get(line.process or "")
+        if line.rank is None and groups:
+            line.rank = rank_of(groups)
     return log
+
+
+def _home(path: Path) -> Path:
+    """Return the folder of one machine's plogs: what informs lies beside the errors, of another one's processes not."""
+    parts = path.parts
+    pairs = zip(parts, parts[1:], strict=False)
+    named = (at for at, pair in enumerate(pairs) if pair in (("debug", "plog"), ("run", "plog")))
+    at = next(named, None)
+    return path if at is None else Path(*parts[:at])
 
 
 def process_logs(environ: Mapping[str, str], pid: int) -> list[Path]:

@@ -12,11 +12,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from swiftlet.doctor.levels import ERROR, PLAIN, QUIET, STEP, WARNING, level_of
+from swiftlet.doctor.levels import ERROR, PLAIN, QUIET, STEP, WARNING, error_head, level_of
 
 LONGEST_LINE = 4096
 COLOUR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[-T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{3})(?:\.(\d{3}))?)?")
+# What those who carry a line put before it: `>` of a quoted text, the clock of a container with its stream.
+QUOTED = re.compile(r"(?:> ?)+")
+CARRIED = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) (?:(?:stdout|stderr) [FP] )?")
+BREAK = re.compile(r"\n|\r(?!$)")
 TROUBLE = re.compile(
     r"err|fail|exception|exit|abort|kill|time|cannot|refus|denied|warn|invalid", re.IGNORECASE
 )
@@ -31,6 +35,8 @@ RANK = re.compile(
 SUMMARY = re.compile(r"\brank\s*: (\d+) \(local_rank: \d+\)")  # of a launcher: it holds for the lines below
 SUMMARY_GOES_ON = re.compile(r"\b(?:exitcode|error_file|traceback)\s*: ")
 
+# Where a process enters a group it says its rank there, in lines that only inform.
+ENTRY = re.compile(r"\bHcclCommInit\w*: ?ranks\[(\d+)\], ?rank\[(\d+)\]")
 PROCESS = re.compile(r"\bPID: ?(\d+)|\b[A-Z]{2,12}\((\d+),|\bpid[= ](\d+)")
 FILE_RANK = re.compile(r"(?<![A-Za-z])(?<!lora[-_])(?<!low[-_])(?<!node[-_])rank[-_ ]?(\d+)", re.IGNORECASE)
 
@@ -83,22 +89,33 @@ def lines_of(text: str, source: str = "log") -> list[Line]:
     return lines_from(enumerate(text.split("\n"), start=1), source)
 
 
-def lines_from(rows: Iterable[tuple[int, str]], source: str) -> list[Line]:
-    """Return the lines of numbered rows: without those that only inform, and those that many others are like."""
+def lines_from(
+    rows: Iterable[tuple[int, str]], source: str, entries: dict[str, set[tuple[int, str]]] | None = None
+) -> list[Line]:
+    """Return the lines of numbered rows: without those that only inform, and those that many others are like.
+
+    Args:
+        rows: with their numbers.
+        source: what they are of.
+        entries: filled with the groups (their size, and the rank in it) that each process says it enters.
+    """
     state = _State(source, rank=_file_rank(source))
     seen: Counter[str] = Counter()
     found = []
     for number, row in rows:
-        for part in _parts(row):
+        clock, parts = _parts(row)
+        for part in parts:
             heading = HEADING.search(part)
             if heading:
                 _head(state, heading)
                 continue
             if "loss" in part and STEP.search(part):
                 state.steps[state.source, _rank(part) or state.rank] = number
+            if entries is not None and "HcclCommInit" in part:
+                _enter(part, entries)
             if not _repeats(part, seen):
                 level = level_of(part)
-                found += [_line(part.rstrip("\r"), number, state, level)] if level != QUIET else []
+                found += [_line(part.rstrip("\r"), number, state, level, clock)] if level != QUIET else []
     earliest: dict[str, float | None] = {}
     for line in reversed(found):
         line.rank = line.rank if line.rank is not None else state.ranks.get(line.process or "")
@@ -109,10 +126,32 @@ def lines_from(rows: Iterable[tuple[int, str]], source: str) -> list[Line]:
     return found
 
 
-def _parts(row: str) -> list[str]:
-    """Return the lines that stand in one line of a file; a very long one is cut, as no pattern is so long."""
-    parts = COLOUR.sub("", row).replace("\\n", "\n").split("\n")
-    return [
+def _enter(text: str, entries: dict[str, set[tuple[int, str]]]) -> None:
+    found, process = ENTRY.search(text), _first(PROCESS.search(text))
+    if found and process:
+        entries.setdefault(process, set()).add((int(found[1]), found[2]))
+
+
+def rank_of(entries: set[tuple[int, str]]) -> str | None:
+    """Return the rank of a process in the largest group that it entered, which is that of all; None in doubt."""
+    size = max(size for size, _ in entries)
+    ranks = {rank for of, rank in entries if of == size}
+    return ranks.pop() if len(ranks) == 1 else None
+
+
+def _parts(row: str) -> tuple[str, list[str]]:
+    """Return the clock of what carried a row, and its lines; a very long one is cut, as no pattern is so long."""
+    row = COLOUR.sub("", row) if "\x1b" in row else row
+    quoted = QUOTED.match(row)
+    row = row[quoted.end() :] if quoted else row
+    carried = CARRIED.match(row)
+    clock, row = (carried[1], row[carried.end() :]) if carried else ("", row)
+    parts = []
+    row = row.replace("\\n", "\n")
+    for part in BREAK.split(row) if "\r" in row or "\n" in row else [row]:
+        head = error_head(part)  # of a record that lost the line break before it
+        parts += [part[:head], part[head:]] if head else [part]
+    return clock, [
         part[at : at + LONGEST_LINE] for part in parts for at in range(0, max(len(part), 1), LONGEST_LINE)
     ]
 
@@ -146,7 +185,7 @@ def _rank(text: str) -> str | None:
     return _first(RANK.search(text)) if "ank" in text or "TP" in text else None
 
 
-def _line(text: str, number: int, state: _State, level: int) -> Line:
+def _line(text: str, number: int, state: _State, level: int, clock: str) -> Line:
     process = _first(PROCESS.search(text))
     summary = SUMMARY.search(text) if " : " in text else None
     goes_on = state.child is not None and SUMMARY_GOES_ON.search(text)
@@ -154,7 +193,7 @@ def _line(text: str, number: int, state: _State, level: int) -> Line:
     rank = state.child or _rank(text)
     if rank is not None and process is not None:
         state.ranks.setdefault(process, rank)
-    stamp = TIME.search(text)
+    stamp = TIME.search(clock or text)
     if stamp:
         state.time_s = _seconds(stamp) or state.time_s
     return Line(

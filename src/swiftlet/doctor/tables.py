@@ -75,6 +75,12 @@ class Tables:
     codes: dict[str, dict[str, Code]] = field(default_factory=dict)
     remedies: dict[str, Words] = field(default_factory=dict)
     find: list[Spelling] = field(default_factory=list)
+    runtime_errors: dict[str, re.Pattern[str]] = field(
+        default_factory=dict
+    )  # what is said in one, and below it
+    packages: dict[str, str] = field(
+        default_factory=dict
+    )  # a module's package, where that is called otherwise
 
     def code(self, kind: str, code: str) -> Code | None:
         """Return what is known of a code: of itself, else of the family that it begins like."""
@@ -136,6 +142,9 @@ def _patterns(row: Mapping[str, Any], name: str) -> tuple[re.Pattern[str], ...]:
 def _add(tables: Tables, content: Mapping[str, Any]) -> None:
     for name, row in content.get("remedies", {}).items():
         tables.remedies[name] = _words(row)
+    for name, pattern in content.get("runtime_errors", {}).items():
+        tables.runtime_errors[name] = re.compile(pattern)
+    tables.packages.update(content.get("packages", {}))
     for entry in content.get("find", ()):
         pattern = re.compile(entry["pattern"], re.MULTILINE)
         before = re.compile(entry["before"], re.MULTILINE) if "before" in entry else None

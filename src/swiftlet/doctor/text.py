@@ -29,6 +29,8 @@ ADVICE_WORDS = (
     "解决方法",
     "处理建议",
 )  # one is in all of these
+# The runtime failed to fetch the words of an error, which is not the error.
+NO_WORDS = re.compile(r"rtGetDevMsg|GetDevErrMsg")
 ITEM = re.compile(r"^(?:[^\n]{0,200}?[\])]:?)?\s*\(?\d{1,2}[.)、](?!\d)")
 ITEMS = re.compile(r"\s\(?1[.)、](?!\d).*")
 # Parts of a pattern that are no text of their own: escapes, classes, groups, what may be absent or come many times.
@@ -79,7 +81,7 @@ def _without_advice(lines: Sequence[Line]) -> list[str]:
     said = []
     is_list = False
     for line in lines:
-        if is_list and ITEM.match(line.text):
+        if (is_list and ITEM.match(line.text)) or ("GetDev" in line.text and NO_WORDS.search(line.text)):
             said.append("")
             continue
         if not any(word in line.text for word in ADVICE_WORDS):

@@ -29,6 +29,7 @@ LABELS = {
         "place": "device {place}, which the log itself names",
         "ranks": "ranks {ranks}, which the log itself names",
         "culprit": "rank {culprit}, which the log itself names",
+        "peer": "device {peer} of server {server}, the other end",
         "first": "rank {rank}, which shows the cause",
         "reports": "rank {rank} reports; the log does not show whose fault it is",
         "nothing": "no known error is in it",
@@ -53,6 +54,7 @@ LABELS = {
         "place": "设备 {place}，日志自己点名的",
         "ranks": "rank {ranks}，日志自己点名的",
         "culprit": "rank {culprit}，日志自己点名的",
+        "peer": "服务器 {server} 的设备 {peer}（对端）",
         "first": "rank {rank}，原因出现在它的日志里",
         "reports": "rank {rank} 报错，但日志没有显示是谁的问题",
         "nothing": "里面没有已知的错误",
@@ -69,7 +71,7 @@ def look_at(found: Explanation, language: str) -> str:
     """Return which rank or device to look at first, empty where the log does not tell or has one process only."""
     words, first, who = LABELS[language], found.first, found.blame
     depth = first.cause.depth if first else WAITING_DEPTH
-    for name in ("place", "ranks", "culprit"):
+    for name in ("place", "ranks", "culprit", "peer"):
         if first and first.fields.get(name):
             return fill(words[name], first.fields)
     if depth >= WAITING_DEPTH and who.circle:
