@@ -101,7 +101,9 @@ LIGHT: dict[str, Build] = {
     "adamw_hf": _light(_adamw),
     "adamw_torch_fused": _light(_adamw_fused),
 }
-NPU_FUSED = "adamw_torch_npu_fused"
+ELSEWHERE = {
+    "adamw_torch_npu_fused": "it belongs to a device that this machine does not have; use --optim adamw_torch",
+}
 
 
 def no_decay_names(model: nn.Module) -> set[str]:
@@ -144,11 +146,8 @@ def build_optimizer(
         UsageError: no optimizer has this name, or it cannot run here.
     """
     table = {**OPTIMIZERS, **(extra or {})}
-    if name == NPU_FUSED and name not in table:
-        raise UsageError(
-            f"--optim {name} is not available",
-            "it belongs to a device that this machine does not have; use --optim adamw_torch",
-        )
+    if name not in table and name in ELSEWHERE:
+        raise UsageError(f"--optim {name} is not available", ELSEWHERE[name])
     build = pick(table, name, "--optim")
     optimizer = build(list(groups), settings)
     for group in optimizer.param_groups:
