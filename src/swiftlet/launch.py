@@ -32,8 +32,10 @@ from swiftlet.watchdog import watch
 RESUME = "--resume_from_checkpoint"
 PACKAGES = ("swiftlet", "torch", "torch-npu", "transformers", "peft", "deepspeed")
 
-# Exit codes that a new start cannot mend: done, a wrong command line, no checkpoint, bad data, a signal.
-FINAL_CODES = frozenset({0, 2, 3, 4, 130, 143})
+# Exit codes that a new start cannot mend: done, a wrong command line, no checkpoint, bad data, a number that is not
+# finite (a run that goes on comes to the same one), a signal.
+FINAL_CODES = frozenset({0, 2, 3, 4, 6, 130, 143})
+LAST_PORT = 65535
 
 
 class Shape(NamedTuple):
@@ -53,14 +55,20 @@ class Shape(NamedTuple):
 
 
 def _whole(
-    environ: Mapping[str, str], name: str, default: int, least: int, mistakes: list[SwiftletError]
+    environ: Mapping[str, str],
+    name: str,
+    default: int,
+    least: int,
+    mistakes: list[SwiftletError],
+    most: int | None = None,
 ) -> int:
     text = environ.get(name, "").strip()
     if not text:
         return default
-    if text.isdigit() and int(text) >= least:
+    if text.isdigit() and int(text) >= least and (most is None or int(text) <= most):
         return int(text)
-    message = f"{name} is a whole number of at least {least}, found {text!r}"
+    limit = "" if most is None else f" and at most {most}"
+    message = f"{name} is a whole number of at least {least}{limit}, found {text!r}"
     mistakes.append(UsageError(message, f"type {name}={max(default, least)} before the command"))
     return default
 
@@ -75,7 +83,7 @@ def read_shape(environ: Mapping[str, str]) -> tuple[Shape, list[SwiftletError]]:
     processes = _whole(environ, "NPROC_PER_NODE", 0, 1, mistakes)
     num_nodes = _whole(environ, "NNODES", 1, 1, mistakes)
     node_rank = _whole(environ, "NODE_RANK", 0, 0, mistakes)
-    port = _whole(environ, "MASTER_PORT", 29500, 1, mistakes)
+    port = _whole(environ, "MASTER_PORT", 29500, 1, mistakes, LAST_PORT)
     if node_rank >= num_nodes:
         hint = f"type NNODES={node_rank + 1}, or a NODE_RANK below {num_nodes}"
         mistakes.append(UsageError(f"NODE_RANK={node_rank}, but NNODES={num_nodes}", hint))
