@@ -112,9 +112,9 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
     run = _run(steered, ready, device, world, model, trainer, saver, stop, state)
     try:
         train(run, state)
-    except BaseException:
-        run.report.close()  # the terminal is as it was before anything is said about the end
-        raise
+    finally:
+        if isinstance(run.report, Report):
+            run.report.close()  # the terminal is as it was before anything is said about the end
     trim()  # before matplotlib is imported
     if model.num_spared:
         share = model.num_spared / model.num_tokens

@@ -42,9 +42,6 @@ class Reporting(Protocol):
     def resume_clock(self) -> None:
         """Do not count the time since the last step as training time."""
 
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-
 
 @dataclass(frozen=True)
 class Every:

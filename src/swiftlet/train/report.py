@@ -208,9 +208,6 @@ class Silence:
     def resume_clock(self) -> None:
         """Count nothing."""
 
-    def close(self) -> None:
-        """Nothing to leave."""
-
 
 def forget_after(logging_file: Path, step: int) -> None:
     """Drop the lines of later steps and a summary, which a resumed run writes again; one rename."""
