@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -116,6 +117,13 @@ def _explained(error: Exception) -> str:
     return f"{redact(text)}\n" if text else ""
 
 
+def _has_no_reader() -> bool:
+    """Return whether who read this program's output has left, as `head` does; sockets break the same way."""
+    output = select.poll()
+    output.register(sys.stdout, 0)  # no event but an end or an error of the other side
+    return bool(output.poll(0))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; every mistake becomes a message and an exit code."""
     from swiftlet.log import print_traceback
@@ -133,12 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (RuntimeError, ImportError, OSError) as error:
         from swiftlet import heartbeat
 
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         if heartbeat.is_watched():
             raise  # its last words are the watchdog's to explain
         print_traceback(type(error), error, error.__traceback__)

@@ -74,8 +74,8 @@ class Pace:
 def find_hang(beats: Sequence[Beat], pace: Pace, now_s: float) -> Hang | None:
     """Return the rank that keeps the others waiting, once one of them is silent beyond its limit.
 
-    All ranks of a step wait for the slowest, so the one to blame is the one that is furthest behind: the lowest
-    step, and at the same step the one that has been silent longest, unless `blame` finds out more.
+    All ranks of a step wait for the slowest, so the one to blame is, of those that are silent, the one furthest
+    behind: the lowest step, and at the same step the one that has been silent longest, unless `blame` finds out more.
     """
     silent = [beat for beat in beats if beat.phase != "end" and now_s - beat.time_s > pace.limit_s(beat)]
     if not silent:

@@ -48,6 +48,9 @@ class End(NamedTuple):
     time_s: float
 
 
+_last: Beat | None = None  # of this process
+
+
 def _folder() -> Path | None:
     text = os.environ.get(VARIABLE)
     return Path(text) if text else None
@@ -68,18 +71,15 @@ def beat(phase: str, step: int = 0) -> None:
     folder = _folder()
     if folder is None:
         return
-    here = Beat(_rank(), os.getpid(), phase, step, time.monotonic())
-    _write(folder / f"rank-{here.rank}.json", here._asdict())
+    global _last
+    _last = Beat(_rank(), os.getpid(), phase, step, time.monotonic())
+    _write(folder / f"rank-{_last.rank}.json", _last._asdict())
 
 
 def tick() -> None:
     """Say that this rank still works where it was, in a phase of many small parts; at most once in five seconds."""
-    folder = _folder()
-    if folder is None:
-        return
-    for here in read_beats(folder):
-        if here.rank == _rank() and time.monotonic() - here.time_s > TICK_S:
-            beat(here.phase, here.step)
+    if _last is not None and time.monotonic() - _last.time_s > TICK_S:
+        beat(_last.phase, _last.step)
 
 
 def end(exit_code: int, message: str = "") -> None:

@@ -33,8 +33,10 @@ from swiftlet.watchdog import watch
 RESUME = "--resume_from_checkpoint"
 PACKAGES = ("swiftlet", "torch", "torch-npu", "transformers", "peft", "deepspeed")
 
-# Exit codes that a new start cannot mend: done, a wrong command line, no checkpoint, bad data, a signal.
-FINAL_CODES = frozenset({0, 2, 3, 4, 130, 143})
+# Exit codes that a new start cannot mend: done, a wrong command line, no checkpoint, bad data, a number that is not
+# finite (a run that goes on comes to the same one), a signal.
+FINAL_CODES = frozenset({0, 2, 3, 4, 6, 130, 143})
+LAST_PORT = 65535
 
 
 class Shape(NamedTuple):
@@ -63,7 +65,7 @@ def read_shape(environ: Mapping[str, str]) -> tuple[Shape, list[SwiftletError]]:
     processes = read_whole(environ, "NPROC_PER_NODE", 0, 1, mistakes)
     num_nodes = read_whole(environ, "NNODES", 1, 1, mistakes)
     node_rank = read_whole(environ, "NODE_RANK", 0, 0, mistakes)
-    port = read_whole(environ, "MASTER_PORT", 29500, 1, mistakes)
+    port = read_whole(environ, "MASTER_PORT", 29500, 1, mistakes, LAST_PORT)
     if node_rank >= num_nodes:
         hint = f"type NNODES={node_rank + 1}, or a NODE_RANK below {num_nodes}"
         mistakes.append(UsageError(f"NODE_RANK={node_rank}, but NNODES={num_nodes}", hint))

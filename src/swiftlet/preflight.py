@@ -11,8 +11,8 @@ import errno
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,16 +123,32 @@ def _host(facts: Facts, own_port: int, server: socket.socket, num_nodes: int, ti
         address = next(iter(lines.values())).getsockname()[0]
         known[0] = Facts(**{**vars(facts), "address": address, "port": own_port})
         peers = [{"node": one.node, "address": one.address, "port": one.port} for one in known]
+        mistakes = find_mistakes(known)
+        for at, line in lines.items():
+            with _noted(known[at], mistakes):
+                _send(line, {"peers": peers, "shared": facts.shared})
+        mistakes += unreached(facts.node, peers)
+        for at, line in lines.items():
+            with _noted(known[at], mistakes):
+                mistakes += _receive(line, timeout_s)["problems"]
+        for at, line in lines.items():
+            with _noted(known[at], mistakes):
+                _send(line, {"mistakes": mistakes, "shared": facts.shared})
         for line in lines.values():
-            _send(line, {"peers": peers, "shared": facts.shared})
-        mistakes = [*find_mistakes(known), *unreached(facts.node, peers)]
-        for line in lines.values():
-            mistakes += _receive(line, timeout_s)["problems"]
-        for line in lines.values():
-            _send(line, {"mistakes": mistakes, "shared": facts.shared})
             line.settimeout(ANSWER_S)
-            line.recv(1)  # the other side closes first, so that the port is free at once
+            with suppress(OSError):
+                line.recv(1)  # the other side closes first, so that the port is free at once
     return Verdict(mistakes, facts.shared, address)
+
+
+@contextmanager
+def _noted(node: Facts, mistakes: list[str]) -> Iterator[None]:
+    """Note a node that breaks off, so that the others hear of it instead of waiting."""
+    try:
+        yield
+    except (OSError, SwiftletError) as error:
+        reason = error.message if isinstance(error, SwiftletError) else error.strerror
+        mistakes.append(f"node {node.node} ({node.host}): {reason}")
 
 
 def _accept(server: socket.socket, stack: ExitStack) -> tuple[Facts, socket.socket] | None:

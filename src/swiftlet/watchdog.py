@@ -173,9 +173,10 @@ def exit_code(
         later = () if is_of_all else failed[1:]
         lines += [f"then rank {end.rank}: {end.message.splitlines()[-1]}" for end in later if end.message]
         pids = {beat.rank: beat.pid for beat in gone}
+        print("\n".join(lines), file=sys.stderr)
         if first.time_s:  # not killed: what the others say then is known to be a consequence
-            lines.append(explain_failure({end.rank: end.message for end in failed}, os.environ, pids))
-        print("\n".join(lines).rstrip(), file=sys.stderr)
+            text = explain_failure({end.rank: end.message for end in failed}, os.environ, pids)
+            print(text, end="\n" if text else "", file=sys.stderr)
         return first.exit_code
     if launcher_code and asked:
         print(f"stopped by signal {asked[0]} before the first step", file=sys.stderr)

@@ -196,6 +196,31 @@ def test_ctrl_c_exits_130(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+LEFT = """
+import sys, swiftlet.cli as cli
+def fail(argv):
+    {how}
+cli.run_command = fail
+sys.exit(cli.main(["npu"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "said"),
+    [
+        ("raise BrokenPipeError(32, 'of a socket')", 1, "of a socket"),
+        ("while True: print('a' * 9999)", 0, ""),
+    ],
+)
+def test_only_a_reader_who_has_left_is_a_good_end(how, code, said):
+    command = f'{sys.executable} -c "$1" | head -c 9; exit ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", command, "bash", LEFT.format(how=how)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stderr and bool(said) == bool(done.stderr)
+
+
 def test_pick_says_what_is_possible():
     table = {"linear": 1, "cosine": 2}
     assert pick(table, "linear", "schedule") == 1

@@ -155,8 +155,34 @@ def test_a_merge_is_never_silently_skipped(checkpoint):
     with pytest.raises(CheckpointError, match="was merged from another adapter"):
         infer(ckpt_dir=str(checkpoint), merge_lora=True, load_dataset_config=True, **GREEDY)
     (folder / "merge_proof.json").unlink()
-    with pytest.raises(CheckpointError, match="has no readable merge_proof.json"):
+    with pytest.raises(CheckpointError, match=r"has no readable merge_proof.json\nhint: move "):
         infer(ckpt_dir=str(checkpoint), merge_lora=True, load_dataset_config=True, **GREEDY)
+
+
+def test_only_a_merged_model_is_replaced(checkpoint, model_folder, tmp_path, monkeypatch):
+    merge = partial(export, ckpt_dir=str(checkpoint), merge_lora=True, device="cpu", overwrite=True)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/a.txt").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "notes")
+    (checkpoint.parent / "merge_proof.json").touch()
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path / "notes")
+    for target, message in (
+        (checkpoint, "would remove the checkpoint"),
+        (checkpoint.parent, "would remove the checkpoint"),
+        (Path(model_folder), "would remove the base model"),
+        (tmp_path / "notes", "would remove the working directory"),
+        (checkpoint / "adapter_config.json", "is a file"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            merge(export_dir=str(target))
+    monkeypatch.chdir("/")
+    for name in ("notes", "link"):
+        with pytest.raises(UsageError, match="replaces merged models, and .*notes has no merge_proof.json"):
+            merge(export_dir=str(tmp_path / name))
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "empty").mkdir()
+    assert Path(merge(export_dir=str(tmp_path / "empty"))).joinpath("merge_proof.json").is_file()
 
 
 def test_a_merge_that_answers_differently_is_refused_and_leaves_nothing(checkpoint):

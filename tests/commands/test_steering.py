@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swiftlet.commands import model_setup
+from swiftlet.commands import engine_setup, model_setup
 from swiftlet.commands.steering import steer
 from swiftlet.device.cpu import open_this
 from swiftlet.errors import OutOfMemoryError
@@ -174,3 +174,26 @@ def test_beginnings_are_computed_for_each_sample_where_launches_take_the_time(
     assert built[0].shares_prefixes is shared
     told = "a step waits for its launches" in "".join(capfd.readouterr())
     assert told is (not shared)
+
+
+@pytest.mark.parametrize(
+    ("zero", "said"),
+    [({"stage": 2}, "is off"), ({"stage": 3}, "is on by"), ({"stage": 3, "overlap_comm": False}, "is off")],
+)
+def test_collectives_that_spoil_values_are_told(zero, said, capfd):
+    engine_setup._tell_overlap(zero)
+    assert f"overlap_comm {said}" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_a_run_that_fails_leaves_the_terminal_as_it_was(fine_tune, monkeypatch, error):
+    closed = []
+
+    def fails(run, state):
+        raise error
+
+    monkeypatch.setattr("swiftlet.commands.training.train", fails)
+    monkeypatch.setattr("swiftlet.train.progress.Lines.close", lambda lines: closed.append(1))
+    with pytest.raises(error):
+        fine_tune()
+    assert closed == [1]

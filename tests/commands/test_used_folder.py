@@ -9,6 +9,7 @@ from swiftlet.commands.run_folder import VARIABLE, set_aside_former
 from swiftlet.errors import CheckpointError, DataError, UsageError
 from swiftlet.train.lock import locked
 from swiftlet.train.resume import list_checkpoints
+from swiftlet.train.state import parse_state
 
 
 def rates(folder):
@@ -103,3 +104,26 @@ def test_what_the_weights_follow_from_is_never_overridden(fine_tune, name, value
     assert f"the weights of a checkpoint fix {name}" in caught.value.hint
     assert "--resume_override" not in caught.value.hint
     assert (folder / "sft_args.json").read_bytes() == before, "the run refused has written nothing"
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(12, 4), (80, 4), (40, 2)])
+def test_other_data_or_steps_have_a_schedule_of_their_own(
+    fine_tune, rows_file, tmp_path, num_rows, batch_size
+):
+    """Ten steps an epoch become three or twenty, and each row is seen once an epoch."""
+    rows = rows_file.read_text("utf-8").splitlines(keepends=True)
+    (tmp_path / "other.jsonl").write_text("".join((rows * 2)[:num_rows]), encoding="utf-8")
+    settings = {
+        "dataset_test_ratio": 0,
+        "evaluation_strategy": "no",
+        "save_strategy": "epoch",
+        **dict.fromkeys(("eval_steps", "max_steps", "save_steps")),
+    }
+    fine_tune(num_train_epochs=1, **settings)
+    settings |= {"dataset": str(tmp_path / "other.jsonl"), "batch_size": batch_size}
+    settings["num_train_epochs"] = 30 * batch_size / num_rows
+    again = fine_tune(resume_from_checkpoint="auto", resume_override=True, **settings)
+    state = parse_state((Path(again.last_checkpoint) / "trainer_state.json").read_text("utf-8"))
+    assert again.num_steps == state.num_steps == 30
+    assert (state.step_size, state.steps_per_epoch) == (batch_size, num_rows // batch_size)
+    assert (state.epoch, state.step_in_epoch) == divmod(30, state.steps_per_epoch)

@@ -87,6 +87,10 @@ def sft(words):
             "--neftune_noise_alpha 5 --share_prefixes",
             "--share_prefixes has no effect with --neftune_noise_alpha",
         ),
+        (
+            "--max_restarts 2 --save_only_model",
+            "--max_restarts goes on from a checkpoint, and --save_only_model",
+        ),
         ("--report_to none tensorboard", "--report_to none excludes the others"),
     ],
 )

@@ -38,6 +38,8 @@ def messages(**options):
         ({"use_dora": True, "deepspeed": "default-zero3"}, "--use_dora is computed from whole weights"),
         ({"predict_with_generate": True, "fsdp": "full_shard"}, "does not go with --fsdp"),
         ({"dtype": "fp16", "deepspeed": "default-zero2"}, "--dtype fp16 does not go with --deepspeed"),
+        ({"dtype": "fp16", "sft_type": "full"}, "--dtype fp16 does not go with --sft_type full"),
+        ({"dtype": "fp16", "sft_type": "full", "fsdp": "full_shard"}, "does not go with --sft_type full"),
         (
             {"gradient_checkpointing": "partial", "deepspeed": "default-zero3"},
             "--gradient_checkpointing partial does not go with --deepspeed default-zero3",
@@ -56,6 +58,7 @@ def test_what_does_not_go_together(options, said):
         {"optim": "adafactor", "fsdp": "full_shard"},
         {"init_lora_weights": "pissa", "deepspeed": "default-zero2"},
         {"use_dora": True},
+        {"dtype": "fp16"},
         {"predict_with_generate": True, "deepspeed": "default-zero2"},
         {"gradient_checkpointing": "partial", "deepspeed": "default-zero2"},
         {"gradient_checkpointing": "partial", "fsdp": "full_shard"},

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swiftlet.device import affinity
 from swiftlet.device.affinity import as_text, bind, divide, shares
 from swiftlet.device.topology import parse_ranges
 
@@ -154,6 +155,23 @@ assert os.sched_getaffinity(0) == {first}
 assert os.sched_getaffinity(other.native_id) == {first}
 print(apply([4095]))
 """
+
+
+def test_a_thread_that_has_ended_leaves_none_unbound(tmp_path, monkeypatch):
+    bound = []
+
+    def bind_one(thread, cpus):
+        if len(bound) == 0:
+            bound.append("ended")
+            raise ProcessLookupError(3, "No such process")
+        bound.append(cpus)
+
+    for name in ("11", "12", "13"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(affinity, "TASKS", tmp_path)
+    monkeypatch.setattr(affinity.os, "sched_setaffinity", bind_one)
+    assert affinity.apply([1]) == ""
+    assert bound == ["ended", {1}, {1}]
 
 
 def test_apply_binds_every_thread_and_says_what_the_system_refuses():

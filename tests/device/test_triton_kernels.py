@@ -23,7 +23,11 @@ if "TRITON_INTERPRET" not in os.environ and not torch.cuda.is_available():
         assert "passed" in done.stdout
 
 else:
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources
+
     from swiftlet.device import kernels, triton_kernels
+    from swiftlet.device.cuda_kernels import KERNEL_ERRORS
     from swiftlet.device.kernels import Rows
     from swiftlet.device.trust import (
         dropout_case,
@@ -149,3 +153,6 @@ else:
                 out = model(x)
             found.append(torch.autograd.grad(out.square().sum(), [x, *model.parameters()]))
         assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+    def test_errors_of_triton_are_errors_of_an_operator():
+        assert issubclass(CompilationError, KERNEL_ERRORS) and issubclass(OutOfResources, KERNEL_ERRORS)

@@ -140,6 +140,21 @@ def test_an_operator_that_fails_is_replaced_with_its_reason(case, error, said):
     assert str(verdict) == said and not verdict.is_good
 
 
+def test_what_a_device_names_as_an_error_of_its_operators_is_one():
+    class CompilationError(Exception):
+        pass
+
+    def fails(gate, up):
+        raise CompilationError("at 3:4")
+
+    device, lines = device_with(swiglu=fails), []
+    with pytest.raises(CompilationError):
+        trusted_kernels(device, [swiglu_case(8)], torch.float32)
+    device = replace(device, kernel_errors=(CompilationError,))
+    assert trusted_kernels(device, [swiglu_case(8)], torch.float32, report=lines.append) == {"swiglu": swiglu}
+    assert lines == ["the fused swiglu of Test910 is replaced by the plain one: CompilationError: at 3:4"]
+
+
 def test_too_little_memory_says_nothing_about_an_operator():
     def fills(*tensors, **options):
         raise torch.OutOfMemoryError("NPU out of memory")

@@ -34,6 +34,11 @@ def test_weights_that_are_not_finite_are_refused(tiny_qwen2):
         check(proof, 1e9)
 
 
+def test_a_vocabulary_in_which_no_token_is_likely_is_compared():
+    even = [torch.log_softmax(torch.zeros(2, 20_000), dim=-1)]
+    assert compare(even, even).max_difference == 0.0
+
+
 def test_no_prompt_is_no_proof():
     with pytest.raises(MergeError, match="no prompt to compare"):
         check(compare([], []), 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +52,10 @@ def test_a_single_process_is_watched_where_that_is_asked_for():
     ("environ", "message"),
     [
         ({"NPROC_PER_NODE": "x"}, "NPROC_PER_NODE is a whole number of at least 1, found 'x'"),
+        (
+            {"MASTER_PORT": "70000"},
+            "MASTER_PORT is a whole number of at least 1 and at most 65535, found '70000'",
+        ),
         ({"NNODES": "2"}, "NNODES=2, but MASTER_ADDR is not set"),
         ({"NODE_RANK": "3", "NNODES": "2", "MASTER_ADDR": "h"}, "NODE_RANK=3, but NNODES=2"),
     ],
@@ -80,3 +85,13 @@ def test_a_run_that_starts_again_stays_in_its_folder(tmp_path, monkeypatch, aske
     assert launch._again(words, str(tmp_path)) == ["--seed", "1", "--resume_from_checkpoint", str(tmp_path)]
     words = ["--dataset", "a", "b", *asked]
     assert launch._again(words, str(tmp_path))[:3] == ["--dataset", "a", "b"]
+
+
+@pytest.mark.parametrize(("code", "starts"), [(1, 3), (6, 1), (2, 1), (143, 1)])
+def test_a_run_starts_again_where_that_may_help(monkeypatch, code, starts):
+    seen = []
+    monkeypatch.setattr(launch, "_prepared", lambda *a: {})
+    monkeypatch.setattr(launch, "_run_watched", lambda *a: seen.append(a) or code)
+    words = ["--model_type", "x", "--dataset", "y", "--max_restarts", "2"]
+    assert launch.launch("sft", words, shape({}), SimpleNamespace(ARGS=SftArgs)) == code
+    assert len(seen) == starts

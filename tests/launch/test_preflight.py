@@ -139,6 +139,29 @@ def test_a_node_that_cannot_be_reached_from_another_is_named():
     ]
 
 
+def test_all_hear_of_a_node_that_breaks_off():
+    server, heard = preflight.listen(0), {}
+    port = server.getsockname()[1]
+
+    def one(node):
+        facts = Facts(node, f"host{node}")
+        own = None if node else server
+        heard[node] = meet(facts, num_nodes=3, address="127.0.0.1", port=port, server=own, timeout_s=20)
+
+    with socket.create_server(("", 0)) as probe:
+        with socket.create_connection(("127.0.0.1", port)) as gone:
+            facts = Facts(1, "gone", address="127.0.0.1", port=probe.getsockname()[1])
+            preflight._send(gone, vars(facts))
+        threads = [threading.Thread(target=one, args=(node,)) for node in (2, 0)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert sorted(heard) == [0, 2]
+    for verdict in heard.values():
+        assert any(line.startswith("node 1 (gone): ") for line in verdict.mistakes)
+
+
 def test_a_peer_that_breaks_off_is_an_error():
     ours, theirs = socket.socketpair()
     theirs.sendall(b'{"mistakes": ')

@@ -160,6 +160,19 @@ def test_heartbeats_cost_nothing_and_write_nothing_when_off(tmp_path, monkeypatc
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_tick_repeats_the_last_beat_without_looking_at_others(tmp_path, monkeypatch):
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(heartbeat, "read_beats", None)
+    heartbeat.beat("eval", 9)
+    before = (tmp_path / "rank-0.json").read_text()
+    heartbeat.tick()
+    assert (tmp_path / "rank-0.json").read_text() == before
+    monkeypatch.setattr(heartbeat, "TICK_S", -1.0)
+    heartbeat.tick()
+    after = (tmp_path / "rank-0.json").read_text()
+    assert after != before and '"phase": "eval", "step": 9' in after
+
+
 def test_beats_and_last_words_are_read_back(tmp_path, monkeypatch):
     monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path))
     monkeypatch.setenv("RANK", "3")
@@ -170,6 +183,19 @@ def test_beats_and_last_words_are_read_back(tmp_path, monkeypatch):
     (end,) = heartbeat.read_ends(tmp_path)
     assert end[:3] == End(3, 5, "disk full", 0.0)[:3]
     assert watchdog.exit_code([end], 1) == 5
+
+
+def test_a_log_that_cannot_be_read_hides_no_cause(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("ASCEND_PROCESS_LOG_PATH", str(tmp_path))
+    (tmp_path / "plog").mkdir()
+    (tmp_path / "plog/plog-7_1.log").symlink_to(tmp_path / "rotated")
+    os.mkfifo(tmp_path / "plog/plog-7_2.log")
+    gone = [Beat(0, 7, "step", 3, 1.0)]
+    assert watchdog.exit_code([End(0, 1, "KeyError: 'labels'", 1.0)], 1, gone=gone) == 1
+    said = capfd.readouterr().err
+    assert said.startswith("rank 0: KeyError: 'labels'\n")
+    for name, reason in (("plog-7_1.log", "there is no such file"), ("plog-7_2.log", "is a named pipe")):
+        assert f"{name} was not read: " in said and reason in said
 
 
 def test_no_orphan_process_group(tmp_path):

@@ -155,6 +155,21 @@ def test_each_part_says_where_it_is_from(plan, capsys):
         assert text in shown
 
 
+@pytest.mark.parametrize(
+    ("name", "offloaded"),
+    [("default-zero2", None), ("default-zero3", None), ("default-zero3", ["optimizer"]),
+     ("zero3-offload", ["optimizer", "param"])],
+)  # fmt: skip
+def test_a_file_of_settings_is_planned_as_the_engine_it_asks_for(plan, tmp_path, name, offloaded):
+    zero = {f"offload_{part}": {"device": "cpu"} for part in offloaded or ()}
+    zero |= {"stage": 2 if name == "default-zero2" else 3, "offload_param": zero.get("offload_param", {})}
+    (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
+    words = (*REFERENCE, "--device", "4x910B3", "--deepspeed")
+    own, named = (plan(*words, asked)["chosen"] for asked in (str(tmp_path / "own.json"), name))
+    assert own["engine"] == named["engine"]
+    assert (own["sources"], own["components"]) == (named["sources"], named["components"])
+
+
 def test_the_command_to_paste_keeps_the_variables_of_devices_and_machines(plan, monkeypatch):
     for name, value in (("NPROC_PER_NODE", "4"), ("NNODES", "2"), ("ASCEND_RT_VISIBLE_DEVICES", "0,1,2,3")):
         monkeypatch.setenv(name, value)

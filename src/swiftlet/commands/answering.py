@@ -113,8 +113,11 @@ def _rows(ready: Ready) -> list[Row]:
 
 
 def _shown(answers: Any, total: int, world: World) -> Any:
-    """Yield the answers; print each one, or a progress bar when there are many."""
-    if total > PROGRESS_BAR_ABOVE and world.is_main:
+    """Yield the answers; print each one, or the first process's progress where there are many."""
+    if total > PROGRESS_BAR_ABOVE and not world.is_main:
+        yield from answers
+        return
+    if total > PROGRESS_BAR_ABOVE:
         from rich.console import Console
         from rich.progress import track
 

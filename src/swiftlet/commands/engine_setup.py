@@ -99,12 +99,22 @@ def _deepspeed(
         deepspeed.partition(model, decoder_layers(model.model), shared, sources, settings)
         let_inputs_need_gradients(model.model)
         model.head = head._replace(is_gathered=True) if head is not None else None
-    elif not facts.can_overlap:
-        log.info("overlap_comm is off: it gives NaN between nodes of these devices")
+    if not facts.can_overlap:
+        _tell_overlap(settings["zero_optimization"])
     engine = deepspeed.build_deepspeed_engine(
         model, settings, groups, optimizer, world=world, dtype=dtype, replicas=replicas
     )
     return Trainer(engine, engine.runner)
+
+
+def _tell_overlap(zero: dict[str, Any]) -> None:
+    """Say whether collectives run beside the computation where that spoils values; DeepSpeed's default is stage 3."""
+    if zero.get("overlap_comm", zero["stage"] == 3):
+        log.warning(
+            "overlap_comm is on by the settings of --deepspeed: it gives NaN between nodes of these devices"
+        )
+    else:
+        log.info("overlap_comm is off: it gives NaN between nodes of these devices")
 
 
 def _optimizer_settings(train: Any) -> OptimizerSettings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from swiftlet import log
+from swiftlet import heartbeat, log
 from swiftlet.commands.model_source import context_length
 from swiftlet.commands.sft import Ready
 from swiftlet.data.formats import Sample
@@ -90,7 +90,10 @@ def _generated_scores(args: Any, ready: Ready, model: CausalLM, world: World) ->
         results = answer_rows(
             generator, rows, batch_tokens=4096, rank=world.rank, world_size=world.world_size
         )
-        mine = [(result["response"] or "", result["label"]) for _, result in results]
+        mine = []
+        for _, result in results:
+            mine.append((result["response"] or "", result["label"]))
+            heartbeat.tick()
         pairs = [tuple(pair) for part in world.gather(mine) for pair in part]
         return score([answer for answer, _ in pairs], [label for _, label in pairs])
 

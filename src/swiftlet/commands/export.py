@@ -61,11 +61,13 @@ def check_merged(merged: Path, checkpoint: Path) -> None:
     Raises:
         CheckpointError: it was made from another one, its weights are not those, or its proof is gone.
     """
-    hint = f"remove {merged}, or type swift export --ckpt_dir {checkpoint} --merge_lora true --overwrite true"
     try:
         proof = json.loads((merged / PROOF_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{merged} has no readable {PROOF_FILE}", hint) from error
+        raise CheckpointError(
+            f"{merged} has no readable {PROOF_FILE}", f"move {merged} away, and it is merged again"
+        ) from error
+    hint = f"remove {merged}, or type swift export --ckpt_dir {checkpoint} --merge_lora true --overwrite true"
     if proof.get("adapter_sha256") != sha256(checkpoint / ADAPTER_WEIGHTS):
         raise CheckpointError(f"{merged} was merged from another adapter than {checkpoint}", hint)
     check_weights(merged)
@@ -79,9 +81,9 @@ def merge(args: Any) -> Path:
     """
     source = open_checkpoint_source(args.checkpoint.ckpt_dir, args.checkpoint)
     asked = args.merge.export_dir
-    target = Path(asked).expanduser().absolute() if asked else merged_folder(source.folder)
-    if target.exists() and not args.merge.overwrite:
-        raise UsageError(f"{target} exists already", "add --overwrite true, or --export_dir FOLDER")
+    target = (Path(asked).expanduser() if asked else merged_folder(source.folder)).resolve()
+    if target.exists():
+        _check_replaceable(target, source, is_asked=args.merge.overwrite)
     prefix = f"{DRAFT}{target.name}-"
     remove_abandoned(target.parent, prefix)
     draft, former = (target.with_name(prefix + uuid.uuid4().hex) for _ in range(2))
@@ -100,6 +102,27 @@ def merge(args: Any) -> Path:
     shutil.rmtree(former, ignore_errors=True)
     log.info(f"merged model: {target}")
     return target
+
+
+def _check_replaceable(target: Path, source: CheckpointSource, *, is_asked: bool) -> None:
+    """Check that replacing what is there loses nothing but an earlier merge.
+
+    Raises:
+        UsageError: nobody asked to replace it, it is no merged model, or it holds something that stays in use.
+    """
+    hint = "type --export_dir FOLDER with a folder that is not there yet"
+    if not is_asked:
+        raise UsageError(f"{target} exists already", "add --overwrite true, or --export_dir FOLDER")
+    in_use = {
+        "the checkpoint": source.folder,
+        "the base model": source.model_folder,
+        "the working directory": Path.cwd(),
+    }
+    for name, folder in in_use.items():
+        if folder.resolve().is_relative_to(target):
+            raise UsageError(f"--overwrite true would remove {name}: {target} is or holds {folder}", hint)
+    if not target.is_dir() or (any(target.iterdir()) and not (target / PROOF_FILE).is_file()):
+        raise UsageError(f"--overwrite true replaces merged models, and {target} has no {PROOF_FILE}", hint)
 
 
 def _write(args: Any, source: CheckpointSource, draft: Path) -> dict[str, Any]:

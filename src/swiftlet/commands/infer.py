@@ -137,10 +137,13 @@ def answer(parsed: Parsed) -> list[dict[str, Any]]:
         with without_collector():
             from swiftlet.commands import answering
 
+        results: list[dict[str, Any]] = []
         if _has_rows(ready.args):
-            return answering.answer_dataset(ready, path)
-        answering.chat(ready)
-        return []
+            results = answering.answer_dataset(ready, path)
+        else:
+            answering.chat(ready)
+        heartbeat.beat("end")
+        return results
 
 
 def check_results(folder: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swiftlet.commands.model_source import longest_sample, open_template
+from swiftlet.config.deepspeed import is_offloaded, zero_stage
 from swiftlet.config.places import cache_folder
 from swiftlet.data.batching import num_steps, num_steps_per_epoch
 from swiftlet.data.prepare import prepare as prepare_data
@@ -189,14 +190,6 @@ def schedule_of(args: Any, num_rows: int, world_size: int, budget: int = 0) -> S
 def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Setting:
     """Return what of the arguments shapes memory; tokens are filled in for each way to run."""
     tuner, train = args.tuner, args.train
-    engine = next(
-        (
-            name
-            for name, flags in FLAGS.items()
-            if args.parallel.deepspeed in flags or args.parallel.fsdp in flags
-        ),
-        "zero2" if args.parallel.deepspeed else "none",
-    )
     return Setting(
         itemsize=itemsize,
         tokens=1,
@@ -208,10 +201,19 @@ def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Se
         has_dora=tuner.use_dora,
         recompute=NONE if train.gradient_checkpointing == "AUTO" else train.gradient_checkpointing,
         states=STATES.get(train.optim, 2),
-        engine=engine,
+        engine=_engine(args.parallel),
         world_size=world_size,
         keeps_attention=True,
     )
+
+
+def _engine(parallel: Any) -> str:
+    """Return the name of the engine in plans; what only part of the state is offloaded by is planned without it."""
+    if parallel.deepspeed:
+        if zero_stage(parallel.deepspeed) != 3:
+            return "zero2"
+        return "zero3-offload" if is_offloaded(parallel.deepspeed) else "zero3"
+    return next((name for name, flags in FLAGS.items() if parallel.fsdp in flags), "none")
 
 
 def _targets(names: Sequence[str]) -> frozenset[str]:

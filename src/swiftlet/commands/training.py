@@ -110,7 +110,11 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
         log.info(f"continuing {ready.checkpoint.path} after step {state.global_step}")
     saver = _saver(args, ready, model, engine, world, identity, text(of_checkpoint=True), state, num_bytes)
     run = _run(steered, ready, device, world, model, trainer, saver, stop, state)
-    train(run, state)
+    try:
+        train(run, state)
+    finally:
+        if isinstance(run.report, Report):
+            run.report.close()  # the terminal is as it was before anything is said about the end
     trim()  # before matplotlib is imported
     if model.num_spared:
         share = model.num_spared / model.num_tokens
@@ -136,7 +140,11 @@ def _state(args: Any, ready: Ready, world: World, base: str) -> tuple[TrainState
     check_identity(ready.checkpoint, identity, is_override=args.output.resume_override, fixed=OF_THE_WEIGHTS)
     state = ready.checkpoint.read_state()
     if args.output.resume_override:
-        state.num_steps = total
+        of_data = ready.checkpoint.manifest.identity.data_hash
+        if (of_data, state.step_size) != (ready.data.data_hash, batch):  # the same step of their own schedule
+            state.step_size, state.steps_per_epoch = batch, steps_per_epoch
+            state.epoch, state.step_in_epoch = divmod(state.global_step, steps_per_epoch)
+        state.num_steps = num_steps(state.steps_per_epoch, train_args.num_train_epochs, train_args.max_steps)
     return state, identity
 
 

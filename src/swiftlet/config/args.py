@@ -308,7 +308,7 @@ class MergeArgs:
         example="0.01",
     )
     export_dir: str | None = arg(None, "Folder to write; {checkpoint}-merged when not given")
-    overwrite: bool = arg(False, "Replace the folder when it exists")
+    overwrite: bool = arg(False, "Replace an earlier merged model")
 
 
 @dataclass(frozen=True)

@@ -164,6 +164,15 @@ def _resume(args: Any, given: frozenset[str]) -> UsageError | None:
     )
 
 
+def _restarts(args: Any, given: frozenset[str]) -> UsageError | None:
+    if not args.parallel.max_restarts or not args.output.save_only_model:
+        return None
+    return UsageError(
+        "--max_restarts goes on from a checkpoint, and --save_only_model true leaves out what that needs",
+        "leave out one of them",
+    )
+
+
 def _source_of_answers(args: Any, given: frozenset[str]) -> UsageError | None:
     if args.answer.ckpt_dir or args.model.model_type or args.model.model_id_or_path:
         return None
@@ -247,6 +256,7 @@ SFT_RULES: tuple[Rule, ...] = (
     _writable,
     _report_to,
     _resume,
+    _restarts,
 )
 INFER_RULES: tuple[Rule, ...] = (
     _source_of_answers,

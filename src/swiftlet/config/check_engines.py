@@ -58,6 +58,16 @@ def no_fp16(args: Any, given: frozenset[str]) -> UsageError | None:
     return UsageError("--dtype fp16 does not go with --deepspeed", "type --dtype bf16 or --dtype fp32")
 
 
+def no_whole_model_in_fp16(args: Any, given: frozenset[str]) -> UsageError | None:
+    """Refuse to train weights in fp16, whose gradients, and their squares all the more, are rounded to 0."""
+    if args.model.dtype != "fp16" or args.tuner.sft_type != "full" or args.parallel.deepspeed:
+        return None
+    return UsageError(
+        "--dtype fp16 does not go with --sft_type full: squares of gradients are too small for fp16",
+        "type --dtype bf16 or --dtype fp32, or --sft_type lora",
+    )
+
+
 def no_partial_recomputing(args: Any, given: frozenset[str]) -> UsageError | None:
     """Refuse to note, for the backward pass, weights that are there during a layer's own passes alone."""
     asked = args.parallel.deepspeed
@@ -69,4 +79,11 @@ def no_partial_recomputing(args: Any, given: frozenset[str]) -> UsageError | Non
     )
 
 
-ENGINE_RULES = (no_matrix_statistics, no_start_from_base, no_generation, no_fp16, no_partial_recomputing)
+ENGINE_RULES = (
+    no_matrix_statistics,
+    no_start_from_base,
+    no_generation,
+    no_fp16,
+    no_whole_model_in_fp16,
+    no_partial_recomputing,
+)

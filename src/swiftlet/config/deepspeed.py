@@ -15,7 +15,8 @@ from swiftlet.errors import UsageError, describe
 
 BUCKET = 200_000_000
 LIVE = 1_000_000_000
-NAMES = {"default-zero2": 2, "default-zero3": 3, "zero3-offload": 3}
+OFFLOAD = "zero3-offload"
+NAMES = {"default-zero2": 2, "default-zero3": 3, OFFLOAD: 3}
 HINT = f"choose one of {', '.join(NAMES)}, or give a JSON file"
 RULED = {
     "train_micro_batch_size_per_gpu": "--batch_size",
@@ -43,12 +44,24 @@ def zero_stage(asked: str) -> int:
     """Return the ZeRO stage of a name, file or text of `--deepspeed`; 0 where it does not say."""
     if asked in NAMES:
         return NAMES[asked]
+    stage = _zero_section(asked).get("stage")
+    return stage if isinstance(stage, int) else 0
+
+
+def is_offloaded(asked: str) -> bool:
+    """Return whether a name, file or text of `--deepspeed` leaves parameters and optimizer in the host's memory."""
+    if asked in NAMES:
+        return asked == OFFLOAD
+    sections = (_zero_section(asked).get(name) for name in ("offload_param", "offload_optimizer"))
+    return all(isinstance(one, dict) and one.get("device", "none") != "none" for one in sections)
+
+
+def _zero_section(asked: str) -> dict[str, Any]:
     try:
         zero = read_settings(asked).get("zero_optimization")
     except UsageError:  # another rule names what is wrong
-        return 0
-    stage = zero.get("stage") if isinstance(zero, dict) else None
-    return stage if isinstance(stage, int) else 0
+        return {}
+    return zero if isinstance(zero, dict) else {}
 
 
 def read_settings(asked: str) -> dict[str, Any]:
@@ -122,7 +135,7 @@ def deepspeed_settings(asked: str, facts: Facts) -> dict[str, Any]:
     """
     if asked in NAMES:
         zero = _zero2(facts) if NAMES[asked] == 2 else _zero3(facts)
-        if asked == "zero3-offload":
+        if asked == OFFLOAD:
             place = {"device": "cpu", "pin_memory": True}
             zero |= {"offload_param": dict(place), "offload_optimizer": dict(place)}
         return {**_common(facts), "zero_optimization": zero}

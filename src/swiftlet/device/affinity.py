@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,9 +111,8 @@ def apply(cpus: Collection[int]) -> str:
     """
     try:
         for task in TASKS.iterdir():
-            os.sched_setaffinity(int(task.name), set(cpus))
-    except ProcessLookupError:  # a thread that ended meanwhile
-        os.sched_setaffinity(0, set(cpus))
+            with suppress(ProcessLookupError):  # a thread that ended meanwhile
+                os.sched_setaffinity(int(task.name), set(cpus))
     except OSError as error:
         return f"the system refuses to bind this process to {as_text(cpus)}: {error.strerror}"
     return ""

@@ -39,6 +39,7 @@ def open_this(local_rank: int) -> Device:
     """Make GPU `local_rank` of the visible ones current and return it."""
     from swiftlet.device.cuda_kernels import (
         CUDA_KERNELS,
+        KERNEL_ERRORS,
     )  # brings in torch's compiler: seconds that a CPU need not pay
 
     torch.cuda.set_device(local_rank)
@@ -60,5 +61,6 @@ def open_this(local_rank: int) -> Device:
             lambda: torch.cuda.max_memory_reserved(local_rank),
         ),
         kernels=CUDA_KERNELS,
+        kernel_errors=KERNEL_ERRORS,
         version=f"torch {torch.__version__}, CUDA {torch.version.cuda}",
     )

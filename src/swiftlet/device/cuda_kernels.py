@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
+from triton.errors import TritonError
 
 from swiftlet.device import triton_kernels
 from swiftlet.device.kernels import Kernel, plain_attention
@@ -81,3 +82,4 @@ CUDA_KERNELS: Mapping[str, Kernel] = {
     "swiglu": triton_kernels.swiglu,
     "dropout": triton_kernels.dropout,
 }
+KERNEL_ERRORS = (TritonError,)  # not compiled, too much shared memory, refused by the assembler

@@ -55,6 +55,7 @@ class Device:
     dtypes: frozenset[str] = frozenset(DTYPES)
     optimizers: Mapping[str, Build] = field(default_factory=dict)
     kernels: Mapping[str, Kernel] = field(default_factory=dict)  # fused operators; what is missing is plain
+    kernel_errors: tuple[type[Exception], ...] = ()  # what a fused operator fails with, beside Python's own
     version: str = ""
     # Whether collectives between nodes may run beside the computation without spoiling values.
     can_overlap_between_nodes: bool = True

@@ -142,8 +142,17 @@ def largest_error(found: Tensor, right: Tensor) -> float:
     return float((found - right).norm(dim=-1).max() / typical)
 
 
-def try_kernel(kernel: Kernel, case: Case, dtype: torch.dtype, device: torch.device) -> Verdict:
+def try_kernel(
+    kernel: Kernel,
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device,
+    errors: tuple[type[Exception], ...] = (),
+) -> Verdict:
     """Run one operator forward and backward and compare it with its definition.
+
+    Args:
+        errors: what operators of this device fail with, beside Python's own.
 
     Raises:
         torch.OutOfMemoryError: the device has no memory for the trial; that says nothing about the operator.
@@ -156,7 +165,7 @@ def try_kernel(kernel: Kernel, case: Case, dtype: torch.dtype, device: torch.dev
         found = _call(kernel, case, there)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as reason:
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, *errors) as reason:
         text = str(reason).strip().splitlines()
         return Verdict(
             float("inf"), 0.0, f"{type(reason).__name__}: {text[0] if text else 'no reason given'}"
@@ -257,7 +266,7 @@ def _verdict(device: Device, kernel: Kernel, case: Case, dtype: torch.dtype, kno
     key = _key(device, kernel, case, dtype)
     if key in known.known:
         return Verdict(*known.known[key])
-    verdict = try_kernel(kernel, case, dtype, device.torch_device)
+    verdict = try_kernel(kernel, case, dtype, device.torch_device, device.kernel_errors)
     if not verdict.failure:  # a failure may be of the moment: it is tried again
         known.known[key] = (verdict.error, verdict.tolerance)
     return verdict

@@ -199,15 +199,21 @@ def count_visible(kind: str, environ: Mapping[str, str], machine: Machine) -> in
 
 
 def read_whole(
-    environ: Mapping[str, str], name: str, default: int, least: int, mistakes: list[SwiftletError]
+    environ: Mapping[str, str],
+    name: str,
+    default: int,
+    least: int,
+    mistakes: list[SwiftletError],
+    most: int | None = None,
 ) -> int:
     """Return the whole number of a variable, the default where it is not set; a mistake in it is added to the list."""
     text = environ.get(name, "").strip()
     if not text:
         return default
-    if text.isdigit() and int(text) >= least:
+    if text.isdigit() and int(text) >= least and (most is None or int(text) <= most):
         return int(text)
-    message = f"{name} is a whole number of at least {least}, found {text!r}"
+    limit = "" if most is None else f" and at most {most}"
+    message = f"{name} is a whole number of at least {least}{limit}, found {text!r}"
     mistakes.append(UsageError(message, f"type {name}={max(default, least)} before the command"))
     return default
 

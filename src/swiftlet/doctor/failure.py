@@ -9,6 +9,8 @@ from swiftlet.doctor.log_files import process_logs, read_logs
 from swiftlet.doctor.logs import Line, lines_of
 from swiftlet.doctor.tables import TableError, language, load
 from swiftlet.doctor.wording import in_words
+from swiftlet.errors import UsageError
+from swiftlet.log import warning
 
 EXCEPTION = "program.exception"  # which the last words are themselves
 OURS = "error: "  # how a message of our own begins, which has its hint already
@@ -30,7 +32,10 @@ def explain_failure(
         lines += _of_rank(rank, lines_of(message, f"rank {rank}") if not message.startswith(OURS) else [])
     for rank, pid in (pids or {}).items():
         for path in process_logs(environ, pid):
-            lines += _of_rank(rank, read_logs([str(path)]).lines)
+            try:
+                lines += _of_rank(rank, read_logs([str(path)]).lines)
+            except (UsageError, OSError) as error:  # rotated away since, or not for this user
+                warning(f"the log {path} was not read: {error}")
     try:
         found = explain(lines, load(environ))
     except TableError as error:

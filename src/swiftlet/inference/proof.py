@@ -54,7 +54,7 @@ def compare(first: Sequence[torch.Tensor], second: Sequence[torch.Tensor]) -> Pr
         difference = (a_TV - b_TV).abs()[likely]
         if not bool(torch.isfinite(difference).all()):
             worst = float("inf")
-        worst = max(worst, float(difference.max()))
+        worst = max(worst, float(difference.max()) if difference.numel() else 0.0)
         total += float(difference.sum())
         count += difference.numel()
         positions += a_TV.shape[0]

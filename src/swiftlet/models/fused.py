@@ -143,7 +143,7 @@ def _gate_and_up(mlp: Any, x: Tensor, again: Recompute) -> Sequence[Tensor]:
 
 
 def _has_known_output(layer: Any) -> bool:
-    """Return whether `_up` can make the output of a layer again."""
+    """Return whether `_gate_and_up` can make the output of a layer again."""
     if type(layer) is nn.Linear:
         return True
     base = getattr(layer, "base_layer", None)

@@ -106,7 +106,7 @@ class DDPEngine:
 
 
 def build_ddp_engine(model: nn.Module, optimizer: Optimizer, world: World) -> DDPEngine:
-    """Return an engine of replicas; rank 0's trained parameters and buffers are copied to all."""
+    """Return an engine of replicas; rank 0's trained parameters are copied to all."""
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad and not world.is_alone:

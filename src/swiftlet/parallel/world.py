@@ -67,7 +67,7 @@ class World:
         padded[: len(content)] = content
         parts = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(parts, padded)
-        return [json.loads(bytes(part[:n].tolist())) for part, n in zip(parts, counts, strict=True)]
+        return [json.loads(part[:n].cpu().numpy().tobytes()) for part, n in zip(parts, counts, strict=True)]
 
     def broadcast(self, value: Any) -> Any:
         """Return rank 0's JSON value on every rank."""

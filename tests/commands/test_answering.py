@@ -1,0 +1,36 @@
+"""What the processes of `swift infer` and of a generated evaluation say while they answer."""
+
+from swiftlet import heartbeat, infer
+from swiftlet.commands.answering import _shown
+from swiftlet.inference.rows import PROGRESS_BAR_ABOVE
+from swiftlet.parallel.world import World
+
+
+def test_many_answers_are_printed_by_no_process(capsys):
+    pairs = [(at, {"query": "q", "response": "r", "label": "l"}) for at in range(3)]
+    for rank in (0, 1):
+        assert list(_shown(iter(pairs), PROGRESS_BAR_ABOVE + 1, World(rank, rank, 2))) == pairs
+        assert capsys.readouterr().out == ""
+        assert list(_shown(iter(pairs), PROGRESS_BAR_ABOVE, World(rank, rank, 2))) == pairs
+        assert capsys.readouterr().out.count("[RESPONSE] r") == 3
+
+
+def test_a_process_that_has_answered_has_not_gone(fine_tune, tmp_path, monkeypatch):
+    checkpoint = fine_tune(max_steps=1).last_checkpoint
+    (tmp_path / "beats").mkdir()
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path / "beats"))
+    infer(ckpt_dir=checkpoint, load_dataset_config=True, max_new_tokens=2, device="cpu")
+    (beat,) = heartbeat.read_beats(tmp_path / "beats")
+    assert beat.phase == "end"
+
+
+def test_each_answer_of_an_evaluation_is_a_sign_of_life(fine_tune, monkeypatch):
+    ticks = []
+    monkeypatch.setattr(heartbeat, "tick", lambda: ticks.append(1))
+    numbers = []
+    for by_text in (False, True):
+        options = {"max_new_tokens": 2, "do_sample": False} if by_text else {}
+        fine_tune(f"run{by_text}", max_steps=1, eval_steps=1, predict_with_generate=by_text, **options)
+        numbers.append(len(ticks))
+        ticks.clear()
+    assert numbers[1] == numbers[0] + 4
