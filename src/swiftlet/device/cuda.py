@@ -37,10 +37,8 @@ def _has_bf16(index: int) -> bool:
 
 def open_this(local_rank: int) -> Device:
     """Make GPU `local_rank` of the visible ones current and return it."""
-    from swiftlet.device.cuda_kernels import (
-        CUDA_KERNELS,
-        KERNEL_ERRORS,
-    )  # brings in torch's compiler: seconds that a CPU need not pay
+    # It brings in torch's compiler: seconds that a CPU need not pay.
+    from swiftlet.device.cuda_kernels import CUDA_KERNELS, KERNEL_ERRORS
 
     torch.cuda.set_device(local_rank)
     has_bf16 = _has_bf16(local_rank)

@@ -30,6 +30,13 @@ MOST_OF_ROUNDING = 4  # beyond this multiple no rounding of the plain operator i
 LONGEST_TRY = 512  # tokens of one sample, and
 MOST_TOKENS = 1536  # of all samples of a trial: the definition needs their square
 SEED = 20_240_501
+FAILURES = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+)  # of an operator, on any device
 
 
 class Case(NamedTuple):
@@ -158,6 +165,7 @@ def try_kernel(
         torch.OutOfMemoryError: the device has no memory for the trial; that says nothing about the operator.
     """
     tensors = _inputs(case, dtype)
+    failures: tuple[type[Exception], ...] = (*FAILURES, *errors)
     try:
         there = [tensor.to(device, dtype) for tensor in tensors]
         if case.operator == "dropout":  # random: no definition says which elements
@@ -165,7 +173,7 @@ def try_kernel(
         found = _call(kernel, case, there)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, *errors) as reason:
+    except failures as reason:
         text = str(reason).strip().splitlines()
         return Verdict(
             float("inf"), 0.0, f"{type(reason).__name__}: {text[0] if text else 'no reason given'}"
