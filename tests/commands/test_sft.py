@@ -132,11 +132,29 @@ def test_a_resumed_run_with_other_settings_or_data_is_refused(fine_tune, rows_fi
         fine_tune(max_steps=3, num_train_epochs=3, dataset=str(edited), resume_from_checkpoint="auto")
 
 
-def test_a_finished_run_resumed_does_nothing_more(fine_tune):
+def test_a_finished_run_resumed_says_so_and_does_nothing_more(fine_tune, capfd):
     first = fine_tune()
+    logged = (Path(first.output_dir) / "logging.jsonl").read_text("utf-8")
+    capfd.readouterr()
+
     again = fine_tune(resume_from_checkpoint="auto")
-    assert again.num_steps == 6
-    assert hashes(first.last_checkpoint) == hashes(again.last_checkpoint)
+
+    assert again == first
+    said = capfd.readouterr().err
+    assert (
+        "is of the last of 6 steps: nothing is left to train. To go on, type a larger --num_train_epochs"
+        in said
+    )
+    assert (Path(first.output_dir) / "logging.jsonl").read_text("utf-8") == logged
+
+
+def test_a_run_that_ended_without_its_summary_gets_it(fine_tune):
+    first = fine_tune()
+    log = Path(first.output_dir) / "logging.jsonl"
+    log.write_text("".join(log.read_text("utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
+
+    assert fine_tune(resume_from_checkpoint="auto").num_steps == 6
+    assert "train_runtime" in log.read_text("utf-8").splitlines()[-1]
 
 
 def written(tokenizer, rows_file, line):

@@ -7,7 +7,7 @@ model, the engine, the loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,12 +44,13 @@ from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.models.identity import base_hash
 from swiftlet.startup import without_collector
-from swiftlet.train.manifest import Identity
+from swiftlet.train.manifest import PREFIX, Identity
 from swiftlet.train.resume import Checkpoint, choose_checkpoint, trusted_checkpoint
 
 if TYPE_CHECKING:
     from swiftlet.data.prepare import Prepared
     from swiftlet.data.template import Template
+    from swiftlet.train.state import TrainState
 
 ARGS = SftArgs
 EXAMPLE = (
@@ -65,6 +66,13 @@ class Outcome(NamedTuple):
     best_checkpoint: str | None
     num_steps: int
     metric: float | None
+
+
+def outcome_of(folder: Path, steps: Sequence[int], state: TrainState) -> Outcome:
+    """Return the outcome of a run in `folder` that has checkpoints of these steps."""
+    saved = {step: str(folder / f"{PREFIX}{step}") for step in sorted(steps)}
+    last = list(saved.values())[-1] if saved else None
+    return Outcome(str(folder), last, saved.get(state.best_step), state.global_step, state.best_metric)
 
 
 class Ready(NamedTuple):

@@ -20,7 +20,7 @@ from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.merge_proof import BASE_FILE
 from swiftlet.commands.model_setup import build_model, is_sharded
 from swiftlet.commands.run_folder import ARGS_FILE, OF_THE_WEIGHTS, args_text, shaping_settings, write_args
-from swiftlet.commands.sft import Outcome, Ready
+from swiftlet.commands.sft import Outcome, Ready, outcome_of
 from swiftlet.commands.side_files import base_file, side_files
 from swiftlet.commands.steering import Steered, steer
 from swiftlet.config.fields import with_values
@@ -42,7 +42,7 @@ from swiftlet.train.evaluate import Goal
 from swiftlet.train.lock import locked
 from swiftlet.train.loop import Every, Run, train
 from swiftlet.train.manifest import Identity
-from swiftlet.train.report import Report, Silence, build_report
+from swiftlet.train.report import Report, Silence, build_report, has_summary
 from swiftlet.train.resume import check_identity, saved_steps
 from swiftlet.train.schedule import build_schedule, num_warmup_steps
 from swiftlet.train.signals import StopRequest, listening
@@ -94,6 +94,8 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
         {"model_dir": str(ready.source.folder), "base_hash": base, "model": ready.source.name},
     )
     state, identity = _state(args, ready, world, base)
+    if ready.checkpoint is not None and state.is_done and has_summary(ready.folder):
+        return _finished(ready.folder, ready.checkpoint.path, state)
     if world.is_main:
         write_args(ready.folder, text())
     steered = steer(args, ready, device, world, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
@@ -282,11 +284,13 @@ def _outcome(run: Run, state: TrainState, ready: Ready) -> Outcome:
     saver, report = run.saver, run.report
     if isinstance(report, Report):
         summarise(report, state, saver, NEXT)
-    saved = {step: str(saver.path(step)) for step in sorted(saver.saved_steps)} if saver is not None else {}
-    return Outcome(
-        str(ready.folder),
-        list(saved.values())[-1] if saved else None,
-        saved.get(state.best_step),
-        state.global_step,
-        state.best_metric,
+    return outcome_of(ready.folder, saver.saved_steps if saver is not None else [], state)
+
+
+def _finished(folder: Path, last: Path, state: TrainState) -> Outcome:
+    """Return the outcome of a run that was continued after its last step; nothing is trained or written."""
+    log.info(
+        f"{last} is of the last of {state.num_steps} steps: nothing is left to train. To go on, type a larger "
+        "--num_train_epochs or --max_steps, and --resume_override true"
     )
+    return outcome_of(folder, saved_steps(folder, state.global_step), state)

@@ -226,6 +226,15 @@ def forget_after(logging_file: Path, step: int) -> None:
     draft.rename(logging_file)
 
 
+def has_summary(folder: Path) -> bool:
+    """Return whether the log of a run ends with its summary: the run came to its end."""
+    try:
+        lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+        return bool(lines) and "train_runtime" in json.loads(lines[-1])
+    except (OSError, ValueError):
+        return False
+
+
 def build_report(
     folder: Path,
     state: TrainState,
