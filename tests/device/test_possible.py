@@ -70,9 +70,20 @@ def test_what_can_be_is_accepted(look):
     assert (
         look("AUTO")
         == look("cpu", ASCEND)
-        == look("cuda", backend="nccl")
+        == look("cuda", backend="nccl", gpus=1)
         == look("cpu", backend="gloo")
         == []
     )
     assert look("AUTO", ASCEND, gpus=1) == []  # the GPU is taken
     assert look("npu", has_library=True, optim="adamw_torch_npu_fused") == []
+
+
+def test_a_gpu_that_is_not_here(look, monkeypatch, tmp_path):
+    monkeypatch.setattr(possible, "OTHER_NODES", (str(tmp_path / "dxg"),))
+    (message,) = look("cuda")
+    assert message.startswith(
+        "--device cuda, but this machine shows no GPU: there is no /dev/nvidia0\nhint: "
+    )
+
+    (tmp_path / "dxg").touch()  # WSL
+    assert look("cuda") == []

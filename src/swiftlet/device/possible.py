@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping
 
 from swiftlet.config.args import AUTO
@@ -12,13 +13,14 @@ from swiftlet.errors import UsageError
 
 LIBRARY, INSTALL = "torch_npu", "pip install torch-npu decorator"
 BACKENDS = {"npu": ("hccl", "gloo"), "cuda": ("nccl", "gloo"), "cpu": ("gloo",)}
+OTHER_NODES = ("/dev/dxg", "/dev/kfd")  # GPUs of WSL, and of ROCm, which torch calls cuda too
 OWN_OPTIMIZERS = {"adamw_torch_npu_fused": "npu"}
 
 
 def impossible(
     kind: str, environ: Mapping[str, str], *, backend: str = AUTO, optim: str = ""
 ) -> Iterator[UsageError]:
-    """Yield what cannot be: flags that do not go with --device, and an NPU asked for without its library.
+    """Yield what cannot be: flags that do not go with --device, and a device asked for that is not here.
 
     Args:
         kind: as --device says it.
@@ -33,6 +35,11 @@ def impossible(
         )
     if has and OWN_OPTIMIZERS.get(optim, kind) != kind:
         yield UsageError(f"--optim {optim} does not go with --device {kind}", "type --optim adamw_torch")
+    if kind == "cuda" and not look_at_machine(environ).has_gpus and not any(map(os.path.exists, OTHER_NODES)):
+        yield UsageError(
+            "--device cuda, but this machine shows no GPU: there is no /dev/nvidia0",
+            "type --device cpu; a container is given its GPUs by docker run --gpus all",
+        )
     asked = _asks_for_npu(kind, environ, backend, optim)
     if asked and importlib.util.find_spec(LIBRARY) is None:
         yield UsageError(
