@@ -24,7 +24,6 @@ from typing import NamedTuple
 from swiftlet.log import redact
 
 VARIABLE = "SWIFTLET_HEARTBEAT_DIR"
-PHASES = ("start", "tokenise", "load", "init", "step", "eval", "save", "end")
 FAILED = 1
 TICK_S = 5.0
 

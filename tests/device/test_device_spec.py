@@ -13,7 +13,7 @@ from swiftlet.device.cpu import cpu_flags, cpu_has_native_bf16, cpu_memory
 from swiftlet.device.inventory import GIB, host_memory_gib
 from swiftlet.device.machine import Machine
 from swiftlet.device.settings import apply_settings, environment, guess_kind
-from swiftlet.device.spec import DTYPE_NAMES, DeviceError, choose, open_device, resolve_dtype, see
+from swiftlet.device.spec import DeviceError, choose, dtype_name, open_device, resolve_dtype, see
 from swiftlet.errors import UsageError
 
 has_torch_npu = importlib.util.find_spec("torch_npu") is not None
@@ -89,7 +89,7 @@ def test_native_bf16_by_the_flags_of_the_cpu(text, native):
 )
 def test_types(cpu, asked, default, dtype):
     assert resolve_dtype(asked, replace(cpu, default_dtype=default)) == dtype
-    assert DTYPE_NAMES[dtype] in cpu.dtypes
+    assert dtype_name(dtype) in cpu.dtypes
 
 
 def test_a_type_that_the_device_lacks(cpu):

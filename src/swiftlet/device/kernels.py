@@ -26,7 +26,6 @@ from torch import Tensor
 from torch.nn import functional
 
 Kernel = Callable[..., Tensor]
-OPERATORS = ("attention", "rms_norm", "rotary", "swiglu", "dropout")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from swiftlet.log import warning
 
 __all__ = ["Device", "DeviceError", "apply_settings", "choose", "environment", "open_device", "resolve_dtype"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Build = Callable[[list[dict[str, Any]], Any], torch.optim.Optimizer]
 
 
