@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from swiftlet.commands.calibration import measured_here
+from swiftlet.commands.model_source import unknown_names
 from swiftlet.commands.plan_report import Answer, draw, show, to_json
 from swiftlet.commands.planning import Subject, build_subject, job_of
 from swiftlet.config.args import (
@@ -94,12 +95,10 @@ def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     if parsed.args.plan.calibrate:
         return list(parsed.mistakes)
     chart = parsed.args.plan.chart
-    if chart is None or chart.endswith(CHARTS):
-        return check_sft(parsed)
-    return [
-        UsageError(f"--chart {chart}: a chart is {', '.join(CHARTS)}", "type --chart memory.png"),
-        *check_sft(parsed),
-    ]
+    wrong = []
+    if chart is not None and not chart.endswith(CHARTS):
+        wrong = [UsageError(f"--chart {chart}: a chart is {', '.join(CHARTS)}", "type --chart memory.png")]
+    return [*wrong, *check_sft(parsed), *unknown_names(parsed.args.model, parsed.args.data, is_trained=True)]
 
 
 def run(parsed: Parsed) -> int:
