@@ -1,0 +1,5 @@
+"""`python -m swiftlet` is `swift`."""
+
+from swiftlet.cli import main
+
+raise SystemExit(main())
