@@ -1,5 +1,8 @@
 """`python -m swiftlet` is `swift`."""
 
+import sys
+
 from swiftlet.cli import main
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    sys.exit(main())

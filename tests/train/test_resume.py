@@ -88,8 +88,7 @@ def test_a_file_that_readers_would_take_is_damage_where_the_manifest_lacks_it(sa
     path.parent.mkdir(exist_ok=True)
     path.write_text("{}")
     assert (
-        open_checkpoint(path.parents[name.count("/")])
-        == f"{name} is not in MANIFEST.json: it was added later"
+        open_checkpoint(path.parents[name.count("/")]) == f"{name} is not in MANIFEST.json: move it elsewhere"
     )
     assert find_checkpoint(saved).manifest.step == 2
 

@@ -204,7 +204,7 @@ def find_damage(folder: Path, manifest: Manifest, *, unread: Collection[str] = (
         path.relative_to(folder).as_posix() for pattern in FOUND_BY_NAME for path in folder.glob(pattern)
     )
     added = sorted(name for name in present if name not in manifest.files and is_read(name))
-    return f"{added[0]} is not in {NAME}: it was added later" if added else None
+    return f"{added[0]} is not in {NAME}: move it elsewhere" if added else None
 
 
 def _misfit(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
