@@ -13,6 +13,7 @@ import select
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 from swiftlet import __version__
@@ -83,9 +84,38 @@ def _names(words: Sequence[str], flags: Sequence[str]) -> bool:
     return any(flag[2:] in typed for flag in flags)
 
 
+def _check_working_folder() -> None:
+    """Check that relative paths lead somewhere, and that the absolute ones made of them can be written down.
+
+    Raises:
+        UsageError: the working folder was removed, or its name is not text.
+    """
+    try:
+        str(Path.cwd()).encode()
+    except OSError as error:
+        raise UsageError(
+            f"the working folder cannot be used: {error.strerror}", "type cd FOLDER first"
+        ) from error
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the name of the working folder is not UTF-8: {error.object!r}",
+            "rename it in UTF-8, and set LC_ALL=C.UTF-8",
+        ) from error
+
+
+def _open_closed_streams() -> None:
+    """Open what the shell has closed (2>&-): the next file would get its number, and with it what libraries print."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: the stream's own
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+
+
 def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
     from swiftlet.config.parse import parse
 
+    _check_working_folder()
     parsed = parse(module.ARGS, words)
     mistakes = module.check(parsed, os.environ)
     if not COMMANDS[name].is_distributed:
@@ -128,6 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; every mistake becomes a message and an exit code."""
     from swiftlet.log import print_traceback
 
+    _open_closed_streams()
     sys.excepthook = print_traceback
     try:
         return run_command(sys.argv[1:] if argv is None else argv)

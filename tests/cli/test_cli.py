@@ -244,3 +244,41 @@ def test_the_package_imports_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "sft\n"
     assert Path(swiftlet.__file__).name == "__init__.py"
+
+
+@pytest.mark.parametrize("name", [b"gone", b"\xc4\xe3"])
+def test_a_working_folder_that_cannot_be_used_is_named(tmp_path, name):
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    code = (
+        "import os, sys; from swiftlet.cli import main\n"
+        "if sys.argv[1] == 'gone': os.rmdir(os.getcwd())\n"
+        "sys.exit(main(['sft', '--model_type', 'tiny-math-chat', '--dataset', 'demo-math-zh']))"
+    )
+    command = [sys.executable, "-c", code, name]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    expected = "the working folder cannot be used: No such file" if name == b"gone" else "is not UTF-8"
+    assert expected in done.stderr
+    assert "hint: " in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_open_for_files_and_children(tmp_path, closed):
+    code = (
+        "import os, subprocess, sys; from swiftlet import cli\n"
+        "cli.run_command = lambda argv: open('found', 'w').write(f'{os.fstat(2).st_rdev} {sys.stderr.isatty()} ' + str("
+        "subprocess.run([sys.executable, '-c', 'import sys; sys.exit(sys.stderr is None)']).returncode)) and 0\n"
+        "sys.exit(cli.main([]))"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    line = f"{sys.executable} script.py {closed}"
+    assert subprocess.run(["bash", "-c", line], cwd=tmp_path, check=False).returncode == 0
+    assert (tmp_path / "found").read_text() == f"{Path(os.devnull).stat().st_rdev} False 0"
+
+
+def test_the_package_is_the_program():
+    command = [sys.executable, "-m", "swiftlet", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"swiftlet {swiftlet.__version__}\n"

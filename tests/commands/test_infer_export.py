@@ -312,6 +312,16 @@ def test_a_damaged_checkpoint_neither_answers_nor_is_merged(checkpoint, name):
         assert "remove MANIFEST.json" in caught.value.hint
 
 
+def test_a_chat_template_that_was_added_to_a_checkpoint_does_not_answer(checkpoint):
+    (checkpoint / "optimizer-00002.safetensors").touch()  # inference reads none
+    (checkpoint / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(
+        CheckpointError, match="is damaged: chat_template.jinja is not in MANIFEST.json"
+    ) as caught:
+        infer(ckpt_dir=str(checkpoint), load_dataset_config=True, **GREEDY)
+    assert "remove MANIFEST.json" in caught.value.hint
+
+
 def test_a_damaged_manifest_proves_nothing(checkpoint):
     (checkpoint / "MANIFEST.json").write_text("{")
     with pytest.raises(CheckpointError, match="is damaged: MANIFEST.json is damaged"):

@@ -243,3 +243,24 @@ def test_a_large_whole_number_keeps_its_last_digit(text):
 def test_an_optimizer_of_other_tools_says_what_to_take(name):
     (mistake,) = parse(SftArgs, ["--optim", name]).mistakes
     assert "use --optim ada" in mistake.hint
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--output_dir", "q\udcc4\udce3"],
+        ["--dataset", "a.jsonl", "\udcc4.jsonl"],
+        ["--columns", "\udcc4=query"],
+    ],
+)
+def test_a_value_that_is_not_text_is_refused(words):
+    (mistake,) = parse(SftArgs, words).mistakes
+    assert f"{words[0]} " in mistake.message
+    assert "\\udcc4" in mistake.message
+    assert "is not text in the encoding of this shell" in mistake.message
+    assert mistake.hint == "rename it in UTF-8, and set LC_ALL=C.UTF-8"
+    assert not parse(SftArgs, ["--output_dir", "你好"]).mistakes
+
+
+def test_a_value_of_a_mapping_that_is_not_text_is_refused():
+    assert "is not text" in parse_mapping(SftArgs, {"columns": {"question": "\ud800"}}).mistakes[0].message

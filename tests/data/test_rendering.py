@@ -10,8 +10,9 @@ from test_template import sample
 from test_tool_calls import NATIVE, RESULT, TOOLS, call
 
 from swiftlet.data import rendering
-from swiftlet.data.rendering import Renderer
+from swiftlet.data.rendering import Renderer, TemplateError
 from swiftlet.data.template import build_template
+from swiftlet.errors import UsageError
 
 OBJECTS = {
     "d": {"items": 1, "x": 2, "_y": 3, "__class__": 4, "format": 5},
@@ -73,3 +74,17 @@ def test_the_renderings_of_a_conversation_grow_with_its_answers(tmp_path, monkey
         counts.clear()
         template.encode(sample([{"role": "user", "content": "q"}, *turns], TOOLS))
         assert len(counts) <= 2 * answers + 4
+
+
+def test_a_template_that_comes_to_no_end_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(rendering, "LONGEST_FIRST_S", 0.01)
+    loops = "{% for i in range(999) %}{% for j in range(999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(UsageError, match="has not rendered a short conversation in 0.01 s") as caught:
+        build_template(tokenizer_of(tmp_path, "byte_level", loops))
+    assert "--template_type" in caught.value.hint
+
+
+def test_a_template_that_asks_for_all_memory_is_at_fault(tmp_path):
+    greedy = build_template(tokenizer_of(tmp_path, "byte_level", "{{ 'a' * 10**15 }}"))
+    with pytest.raises(TemplateError, match="cannot render .*: MemoryError"):
+        greedy.encode(sample([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]))

@@ -113,7 +113,20 @@ def test_own_names_of_older_configs_are_read():
     assert not is_exact(seeing)
 
 
-@pytest.mark.parametrize("wrong", [{}, {**SIZES, "hidden_size": "64"}, {**SIZES, "vocab_size": None}])
+def test_of_a_size_that_differs_by_layer_the_largest_counts():
+    kinds = {"intermediate_size": [96, 128, 128], "num_key_value_heads": [1, 2, 2], "head_dim": [16, 32, 16]}
+    found = geometry_of_config(
+        {"model_type": "sees", "text_config": {**SIZES, "model_type": "other", **kinds}}
+    )
+    assert (found.intermediate, found.kv_heads, found.head_dim) == (128, 2, 32)
+    assert found.num_parameters > 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {**SIZES, "hidden_size": "64"}, {**SIZES, "vocab_size": None}, {**SIZES, "head_dim": -1},
+     {**SIZES, "num_key_value_heads": [2, "2"]}, {**SIZES, "intermediate_size": "96"}, {**SIZES, "head_dim": 1e999}],
+)  # fmt: skip
 def test_a_config_without_sizes_has_no_geometry(wrong):
     assert geometry_of_config(wrong) is None
 

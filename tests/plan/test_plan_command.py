@@ -261,6 +261,19 @@ def test_more_processes_than_devices(monkeypatch, capsys):
     assert "8 processes do not have a device each of 4" in capsys.readouterr().err
 
 
+def test_what_sft_refuses_is_not_planned(capsys, model_folder, tmp_path):
+    data = ["--dataset", "blossom-math-zh", "--device", "1x910B3"]
+    assert main(["plan", "--model_type", "qwen1half-7b-chat-int4", *data, "--template_type", "foo"]) == 2
+    told = capsys.readouterr().err
+    assert "is quantised with gptq: such a model is for swift infer, not for training" in told
+    assert "unknown --template_type 'foo'" in told
+    config = json.loads((model_folder / "config.json").read_text("utf-8"))
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert main(["plan", "--model_id_or_path", str(tmp_path), *data]) == 2
+    assert f"{tmp_path} is quantised: such a model is for swift infer" in capsys.readouterr().err
+
+
 def test_unknown_lengths_are_an_error(capsys):
     assert (
         main(["plan", "--model_type", "qwen1half-7b-chat", "--dataset", "some/thing", "--device", "910B3"])

@@ -37,6 +37,7 @@ LEVEL = {
     "launch": 7,
     "cli": 8,
     "__init__": 9,
+    "__main__": 9,
 }
 BUDGETS = {"config/args.py": 400, "train/loop.py": 250}
 LARGEST_FILE, LARGEST_FUNCTION = 300, 60

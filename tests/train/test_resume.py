@@ -1,5 +1,6 @@
 """Finding the checkpoint to continue among broken ones, and refusing what belongs to another run."""
 
+import json
 import os
 
 import pytest
@@ -45,12 +46,89 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(saved, name, actio
     assert find_checkpoint(saved).manifest.step == 2
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 9}', '{"format": 1, "files": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"format": 9}', '{"format": 1, "files": 3}', "[" * 100_000, '{"format": 1, "step": 1e999,'
+     ' "world_size": 1, "data_hash": "", "base_model": "", "settings": {}, "version": "", "files": {}}'],
+    ids=range(7),
+)  # fmt: skip
 def test_a_manifest_of_nonsense_is_no_manifest(saved, text):
     (saved / "checkpoint-3" / "MANIFEST.json").write_text(text)
     assert isinstance(open_checkpoint(saved / "checkpoint-3"), str)
     with pytest.raises(CheckpointError, match="MANIFEST.json"):
         trusted_checkpoint(saved / "checkpoint-3")
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b", "n" * 5000, "\ud800", "loop"], ids=["nul", "long", "surrogate", "loop"]
+)
+def test_a_name_that_no_file_can_have_is_damage(saved, name):
+    folder = saved / "checkpoint-3"
+    (folder / "loop").symlink_to("loop")
+    rewrite(folder, lambda files: {**files, name: {"bytes": 1, "sha256": "0"}})
+    assert " cannot be read: " in open_checkpoint(folder)
+    assert find_checkpoint(saved).manifest.step == 2
+
+
+def rewrite(folder, change):
+    """Change what the manifest of a checkpoint says of its files."""
+    path = folder / "MANIFEST.json"
+    content = json.loads(path.read_text())
+    content["files"] = change(content["files"])
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["optimizer-00002.safetensors", "chat_template.jinja", "additional_chat_templates/tool_use.jinja",
+     "added_tokens.json", "config.json", "modeling_own.py"],
+)  # fmt: skip
+def test_a_file_that_readers_would_take_is_damage_where_the_manifest_lacks_it(saved, name):
+    path = saved / "checkpoint-3" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("{}")
+    assert (
+        open_checkpoint(path.parents[name.count("/")]) == f"{name} is not in MANIFEST.json: move it elsewhere"
+    )
+    assert find_checkpoint(saved).manifest.step == 2
+
+
+def test_a_manifest_that_names_nothing_makes_no_checkpoint(saved):
+    rewrite(saved / "checkpoint-3", lambda files: {})
+    assert find_checkpoint(saved).manifest.step == 2
+
+
+def test_files_that_nobody_reads_may_lie_in_a_checkpoint(saved):
+    folder = saved / "checkpoint-3"
+    (folder / "infer_result").mkdir()
+    for name in (
+        "README.md",
+        "notes.txt",
+        "scores.json",
+        "infer_result/1.jsonl",
+        "._model.safetensors",
+        "a.bin",
+    ):
+        (folder / name).write_text("{}")
+    assert find_checkpoint(saved).manifest.step == 3
+
+
+def test_a_checkpoint_under_the_number_of_another_step_is_passed_over(saved):
+    (saved / "checkpoint-1").rename(saved / "checkpoint-9")
+    assert open_checkpoint(saved / "checkpoint-9") == "MANIFEST.json is of step 1: the folder was renamed"
+    assert find_checkpoint(saved).manifest.step == 3
+
+
+def test_a_checkpoint_of_the_model_alone_is_passed_over_while_there_are_others(saved):
+    for step in (3, 2, 1):
+        folder = saved / f"checkpoint-{step}"
+        (folder / "trainer_state.json").unlink()
+        rewrite(folder, lambda files: {name: files[name] for name in files if name != "trainer_state.json"})
+        if step > 1:
+            assert find_checkpoint(saved).manifest.step == step - 1
+    with pytest.raises(CheckpointError) as caught:
+        find_checkpoint(saved)
+    assert caught.value.message.count("holds only the model (--save_only_model true)") == 3
 
 
 def test_the_reason_names_file_and_hashes(saved):

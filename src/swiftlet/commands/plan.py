@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from swiftlet.commands.calibration import measured_here
+from swiftlet.commands.model_source import unknown_names
 from swiftlet.commands.plan_report import Answer, draw, show, to_json
 from swiftlet.commands.planning import Subject, build_subject, job_of
 from swiftlet.config.args import (
@@ -94,7 +95,7 @@ def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
     """Return the mistakes of the command line."""
     if parsed.args.plan.calibrate:
         return list(parsed.mistakes)
-    mistakes = check_sft(parsed)
+    mistakes = [*check_sft(parsed), *unknown_names(parsed.args.model, parsed.args.data, is_trained=True)]
     chart, device = parsed.args.plan.chart, parsed.args.parallel.device
     if chart is not None and not chart.endswith(CHARTS):
         mistakes.append(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swiftlet.commands.model_source import longest_sample, open_template
+from swiftlet.commands.model_source import check_trainable, longest_sample, open_template
 from swiftlet.config.deepspeed import is_offloaded, zero_stage
 from swiftlet.config.places import cache_folder
 from swiftlet.data.batching import num_steps, num_steps_per_epoch
@@ -99,11 +99,12 @@ def find_sizes(model: Any) -> Sized:
     """Return the sizes of the model that the arguments name.
 
     Raises:
-        SwiftletError: they are not known here, or the config.json is damaged.
+        SwiftletError: they are not known here, the config.json is damaged, or swift sft refuses such a model.
     """
     choice = find_model(model.model_type, model.model_id_or_path)
     folder = local_copy(choice, model.model_revision)
     if folder is not None and (folder / "config.json").is_file():
+        check_trainable(folder)
         config = read_config(folder)
         geometry = geometry_of_config(config)
         if geometry is not None:

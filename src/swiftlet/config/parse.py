@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -124,6 +125,7 @@ def _convert(
             mistakes.append(_unknown(str(typed), flags, where))
             continue
         try:
+            _check_text(name, raw)
             value = _value(flags[name], raw)
         except UsageError as error:
             mistakes.append(UsageError(error.message + where, error.hint))
@@ -135,6 +137,22 @@ def _convert(
             mistakes.append(UsageError(message, "keep one of them"))
         values[name] = value
     return values
+
+
+def _check_text(name: str, raw: Any) -> None:
+    """Check that a value is text: bytes that the locale cannot read reach a program as surrogates, which no file takes.
+
+    Raises:
+        UsageError: it holds such bytes.
+    """
+    if isinstance(raw, Mapping):
+        raw = [*raw, *raw.values()]
+    for word in raw if isinstance(raw, (list, tuple)) else [raw]:
+        if isinstance(word, str) and not word.isascii() and any("\ud800" <= one <= "\udfff" for one in word):
+            raise UsageError(
+                f"--{name} {describe(word)} is not text in the encoding of this shell, {sys.getfilesystemencoding()}",
+                "rename it in UTF-8, and set LC_ALL=C.UTF-8",
+            )
 
 
 def _unknown(typed: str, flags: Mapping[str, Flag], where: str) -> UsageError:

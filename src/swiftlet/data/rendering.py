@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,11 +24,13 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
-from swiftlet.errors import DataError, describe
+from swiftlet.errors import DataError, UsageError, describe
 
 _RENDERING_FAULTS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+    MemoryError,
 )  # fmt: skip
+LONGEST_FIRST_S = 60  # a real template takes milliseconds
 _TAG = re.compile(r"</?[\w:|▁｜.-]+>|\[/?[A-Z_]+\]")
 _OF_DICT = frozenset(dir(dict))
 # Their public attributes are all allowed, but for the methods of texts that look into what they are given.
@@ -198,6 +201,33 @@ class Renderer:
                 f"{type(error).__name__}: {describe(str(error), 200)}",
                 "leave such rows out with --bad_rows skip, or choose another template with --template_type",
             ) from error
+
+    def render_first(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Return the text of a short conversation; a template that comes to no end is named instead of waited for.
+
+        Raises:
+            UsageError: it takes longer than any real template does.
+            TemplateError: as `render` does.
+        """
+        said: list[str | TemplateError] = []
+
+        def work() -> None:
+            try:
+                said.append(self.render(messages))
+            except TemplateError as error:
+                said.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)  # nothing stops it; it must not keep the process
+        thread.start()
+        thread.join(LONGEST_FIRST_S)
+        if thread.is_alive():
+            raise UsageError(
+                f"chat template {self.name!r} has not rendered a short conversation in {LONGEST_FIRST_S} s",
+                "mend its loops, or choose another template with --template_type",
+            )
+        if isinstance(said[0], TemplateError):
+            raise said[0]
+        return said[0]
 
     def tags(self) -> tuple[str, ...]:
         """Return the tags the template's text names, such as <think>: it may look for them in a message."""

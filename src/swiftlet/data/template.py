@@ -238,7 +238,7 @@ def build_template(
         now: the moment that templates which print a date see; the clock stands still there.
 
     Raises:
-        UsageError: no template has this name, or the vocabulary lacks its tokens.
+        UsageError: no template has this name, the vocabulary lacks its tokens, or the template comes to no end.
         TemplateError: the template refuses the system message, or is itself in error.
     """
     chosen, chat_source, tool_source = _sources(tokenizer, name)
@@ -275,7 +275,7 @@ def _with_parts_if_needed(renderer: Renderer) -> Renderer:
     messages = [{"role": "user", "content": "question-17"}, {"role": "assistant", "content": "answer-71"}]
     for candidate in (renderer, replace(renderer, parts=True)):
         try:
-            text = candidate.render(messages)
+            text = candidate.render_first(messages)
         except TemplateError:
             continue
         if "question-17" in text and "answer-71" in text:

@@ -117,6 +117,10 @@ OWN_UP |= {"gemma", "gemma2", "gemma3_text", "smollm3", "granite"}
 OUT_BIAS = {"llama", "granite", "smollm3", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"}
 NO_BIAS = {"mistral", "ministral", "mixtral", "phi3"}
 MLP_BIAS = {"llama", "granite", "smollm3"}
+OPTIONAL = (
+    "num_key_value_heads", "intermediate_size", "head_dim", "num_experts", "num_local_experts", "n_routed_experts",
+    "moe_intermediate_size", "shared_expert_intermediate_size", "num_experts_per_tok", "first_k_dense_replace",
+)  # fmt: skip
 OWN_NAMES = {
     "num_layers": "num_hidden_layers",
     "n_layer": "num_hidden_layers",
@@ -130,18 +134,20 @@ OWN_NAMES = {
 
 
 def geometry_of_config(config: Mapping[str, Any]) -> Geometry | None:
-    """Return the geometry that a config.json describes; None where a needed size is missing or no number.
+    """Return the geometry that a config.json describes; None where a needed size is missing or one is no number.
 
-    A nested `text_config` is taken for models that also see or hear. Counts are exact for the families in `BUILT`
-    and near for others.
+    A size that differs by layer, in a list, counts as the largest of them. A nested `text_config` is taken for models
+    that also see or hear. Counts are exact for the families in `BUILT` and near for others.
     """
     inner = config.get("text_config")
     if isinstance(inner, Mapping) and "hidden_size" in inner:
         config = inner
-    sizes = {OWN_NAMES.get(name, name): value for name, value in config.items()}
+    sizes = {OWN_NAMES.get(name, name): _largest(value) for name, value in config.items()}
     kind = str(sizes.get("model_type", ""))
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     if any(not is_size(sizes.get(name)) for name in needed):
+        return None
+    if any(sizes.get(name) and not is_size(sizes[name]) for name in OPTIONAL):
         return None
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     kv_heads = sizes.get("num_key_value_heads") or heads
@@ -171,6 +177,10 @@ def is_exact(config: Mapping[str, Any]) -> bool:
 def is_size(value: Any) -> bool:
     """Return whether a value of a config.json is a whole number above 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _largest(value: Any) -> Any:
+    return max(value) if isinstance(value, list) and value and all(map(is_size, value)) else value
 
 
 def _biases(kind: str, sizes: Mapping[str, Any]) -> dict[str, bool]:

@@ -1,8 +1,9 @@
 """A checkpoint is whole or absent: MANIFEST.json names every file with its size and sha256, and is written last.
 
 A folder is written under a draft name, every file is flushed to the disk, then the manifest, then the folder is
-renamed. So a folder `checkpoint-N` without a valid manifest is not a checkpoint, whatever else it holds. Files
-that the manifest does not name, such as results of inference, are nobody's business here.
+renamed. So a folder `checkpoint-N` without a valid manifest is not a checkpoint, whatever else it holds. A file that
+the manifest does not name is damage where readers take it because it is there, as they do a chat_template.jinja; any
+other, such as results of inference, is nobody's business here.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from swiftlet.errors import SaveError
+from swiftlet.errors import SaveError, describe
 from swiftlet.faults import fault
 from swiftlet.log import redacted
 
@@ -28,6 +29,12 @@ DRAFT = ".tmp-"
 PREFIX = "checkpoint-"
 STATE_FILE = "trainer_state.json"
 OPTIMIZER_FILES = "optimizer-*.safetensors"
+# Files that are read wherever they lie beside a model: weights, settings, tokenizer, chat templates, code.
+FOUND_BY_NAME = (
+    "[!.]*.safetensors", "[!.]*.safetensors.index.json", "config.json", "[!.]*_config.json", STATE_FILE,
+    "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
+    "[!.]*.model", "[!.]*.tiktoken", "chat_template.json", "[!.]*.jinja", "*chat_templates/[!.]*.jinja", "[!.]*.py",
+)  # fmt: skip
 FORMAT = 1
 CHUNK_BYTES = 2**22
 
@@ -166,7 +173,7 @@ def read_manifest(folder: Path) -> Manifest | str:
         return f"{NAME} is missing: the checkpoint was not finished"
     except OSError as error:
         return f"{NAME} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return f"{NAME} is damaged"
 
 
@@ -176,26 +183,44 @@ def find_damage(folder: Path, manifest: Manifest, *, unread: Collection[str] = (
     Args:
         unread: patterns of file names that do not matter, because nobody reads them.
     """
-    root = folder.resolve()
-    files = {
-        name: entry
-        for name, entry in manifest.files.items()
-        if not any(fnmatchcase(name, pattern) for pattern in unread)
-    }
-    for name, entry in files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(root):
-            return f"{name} leads out of the checkpoint"
-        if not path.is_file():
-            return f"{name} is missing"
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            return f"{name} has {size} bytes, expected {entry['bytes']}"
-    for name, entry in files.items():
-        try:
-            found = sha256(folder / name)
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-        if found != entry["sha256"]:
-            return f"{name} has sha256 {found[:12]}..., expected {entry['sha256'][:12]}..."
-    return None
+
+    def is_read(name: str) -> bool:
+        return not any(fnmatchcase(name, pattern) for pattern in unread)
+
+    files = {name: entry for name, entry in manifest.files.items() if is_read(name)}
+    for look in (_misfit, _changed):  # the sizes of all files first: they cost no reading
+        for name, entry in files.items():
+            try:
+                problem = look(folder, name, entry)
+            except (
+                OSError,
+                ValueError,
+                RuntimeError,
+            ) as error:  # a name that no file can have, a loop of links
+                return f"{describe(name)} cannot be read: {getattr(error, 'strerror', None) or error}"
+            if problem:
+                return f"{name} {problem}"
+    present = (
+        path.relative_to(folder).as_posix() for pattern in FOUND_BY_NAME for path in folder.glob(pattern)
+    )
+    added = sorted(name for name in present if name not in manifest.files and is_read(name))
+    return f"{added[0]} is not in {NAME}: move it elsewhere" if added else None
+
+
+def _misfit(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        return "leads out of the checkpoint"
+    if not path.is_file():
+        return "is missing"
+    size = path.stat().st_size
+    return f"has {size} bytes, expected {entry['bytes']}" if size != entry["bytes"] else None
+
+
+def _changed(folder: Path, name: str, entry: dict[str, Any]) -> str | None:
+    found = sha256(folder / name)
+    return (
+        f"has sha256 {found[:12]}..., expected {entry['sha256'][:12]}..."
+        if found != entry["sha256"]
+        else None
+    )

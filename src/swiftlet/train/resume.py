@@ -14,7 +14,7 @@ from pathlib import Path
 from swiftlet import log
 from swiftlet.errors import CheckpointError
 from swiftlet.faults import fault
-from swiftlet.train.manifest import PREFIX, STATE_FILE, Identity, Manifest, find_damage, read_manifest
+from swiftlet.train.manifest import NAME, PREFIX, STATE_FILE, Identity, Manifest, find_damage, read_manifest
 from swiftlet.train.state import TrainState, parse_state
 
 AUTO = "auto"
@@ -22,6 +22,7 @@ NUMBERED = re.compile(rf"^{PREFIX}(\d+)$")
 RUN = re.compile(r"^v(\d+)-")
 FORMER = "former-run-"  # begins the folder into which a new run sets aside what an earlier one left
 MOST_LEVELS = 3
+MODEL_ONLY = "holds only the model (--save_only_model true)"
 Foreign = Callable[[Identity], list[str]]
 
 
@@ -32,6 +33,11 @@ class Checkpoint:
     path: Path
     manifest: Manifest
 
+    @property
+    def has_state(self) -> bool:
+        """Whether a run can continue it; one saved with --save_only_model true is for inference only."""
+        return STATE_FILE in self.manifest.files
+
     def read_state(self) -> TrainState:
         """Return where the run stood.
 
@@ -39,9 +45,9 @@ class Checkpoint:
             CheckpointError: the checkpoint was saved without what a resumed run needs.
         """
         fault("resume.read", step=self.manifest.step, path=self.path)
-        if STATE_FILE not in self.manifest.files:
+        if not self.has_state:
             raise CheckpointError(
-                f"{self.path} holds only the model (--save_only_model true)",
+                f"{self.path} {MODEL_ONLY}",
                 "continue from another checkpoint, or start a new run from this model",
             )
         return parse_state((self.path / STATE_FILE).read_text(encoding="utf-8"))
@@ -52,6 +58,9 @@ def open_checkpoint(path: Path) -> Checkpoint | str:
     manifest = read_manifest(path)
     if isinstance(manifest, str):
         return manifest
+    named = NUMBERED.match(path.name)
+    if named and int(named[1]) != manifest.step:
+        return f"{NAME} is of step {manifest.step}: the folder was renamed"
     return find_damage(path, manifest) or Checkpoint(path, manifest)
 
 
@@ -106,9 +115,9 @@ def find_checkpoint(root: Path, foreign: Foreign = lambda identity: []) -> Check
             log.warning(f"checkpoint passed over: {path}: of another run, {'; '.join(differences[path])}")
             continue
         checkpoint = open_checkpoint(path)
-        if isinstance(checkpoint, Checkpoint):
+        if isinstance(checkpoint, Checkpoint) and checkpoint.has_state:
             return checkpoint
-        reasons.append(f"{path}: {checkpoint}")
+        reasons.append(f"{path}: {checkpoint if isinstance(checkpoint, str) else MODEL_ONLY}")
         log.warning(f"checkpoint passed over: {reasons[-1]}")
     if reasons:
         raise CheckpointError(
