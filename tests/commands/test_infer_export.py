@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -44,6 +45,16 @@ def test_the_same_held_out_rows_come_back(checkpoint, rows_file):
     assert [json.loads(line) for line in file.read_text("utf-8").splitlines()] == rows
     again = infer(ckpt_dir=str(checkpoint), load_dataset_config=True, show_dataset_sample=2, **GREEDY)
     assert again == rows[:2]
+
+
+def test_held_out_rows_that_the_run_did_not_evaluate_are_counted(fine_tune, capfd):
+    checkpoint = fine_tune(max_steps=3, max_length=16, dataset_test_ratio=0.5).last_checkpoint
+    evaluated = int(re.search(r"size=(\d+) \(validation\)", capfd.readouterr().err)[1])
+    rows = infer(ckpt_dir=checkpoint, load_dataset_config=True, show_dataset_sample=-1, **GREEDY)
+    told = capfd.readouterr().err
+    assert len(rows) == 20 > evaluated
+    assert "20 of 20 held-out rows are answered (20 rows are not held out)" in told
+    assert f"{20 - evaluated} of these 20 rows are longer than the run's --max_length 16" in told
 
 
 def test_adapter_merged_and_merged_by_infer_answer_alike(checkpoint):

@@ -253,7 +253,6 @@ def test_histories_that_are_none(history, reason, detail):
             "COLUMN=query COLUMN=response",
         ),
         ({"a question": "a", "it's reply": "b"}, "columns: a question, it's reply", None),
-        ({}, "no chat and no answer column; columns: ", "COLUMN=query COLUMN=response"),
     ],
 )
 def test_a_missing_column_names_those_found_and_the_flag(row, found, flags):
@@ -266,6 +265,26 @@ def test_a_missing_column_names_those_found_and_the_flag(row, found, flags):
         assert fault.detail.endswith(
             "name it with " + " ".join(f"--columns {flag}" for flag in flags.split())
         )
+
+
+@pytest.mark.parametrize(
+    ("row", "detail"),
+    [
+        ({}, "the row is an empty object"),
+        (
+            said("user", "a"),
+            "no chat and no answer column; columns: content, role; that is one turn: put the turns of a chat into one "
+            'row, {"messages": [...]}',
+        ),
+        (
+            {"from": "gpt", "value": "a"},
+            "no chat and no answer column; columns: from, value; that is one turn: put the turns of a chat into one "
+            'row, {"messages": [...]}',
+        ),
+    ],
+)
+def test_a_row_that_no_flag_makes_a_chat_is_told_so(row, detail):
+    assert fault_of(row).detail == detail
 
 
 def test_many_columns_and_long_names_are_cut():

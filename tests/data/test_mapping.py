@@ -32,11 +32,28 @@ def test_a_key_of_a_turn_renames_no_column():
 
 def test_turns_with_unknown_keys_name_the_flag():
     assert fault_of({"messages": spoken("a", "b")}).detail == (
-        "turn 0 has no role (its keys: speaker, utterance); name it with --columns KEY=role"
+        "turn 0 has no role (its keys: speaker, utterance); name it with --columns speaker=role "
+        "--columns utterance=content"
     )
     assert fault_of({"messages": spoken("a", "b")}, {"speaker": "role"}).detail == (
-        "turn 0 (user) has no content (its keys: role, utterance); name it with --columns KEY=content"
+        "turn 0 (user) has no content (its keys: role, utterance); name it with --columns utterance=content"
     )
+
+
+@pytest.mark.parametrize(
+    ("turn", "flags"),
+    [
+        ({"who": "human", "value": "a"}, "--columns who=role"),
+        ({"who": "human", "a": "b", "c": "d"}, "--columns who=role"),
+        ({"who": "human", "what": 1}, "--columns who=role"),
+        ({"who": "Tom", "what": "a"}, "--columns KEY=role"),
+        ({"who": "user", "whom": "bot"}, "--columns KEY=role"),
+        ({"role": "user", "a": "b", "c": "d"}, "--columns KEY=content"),
+        ({"from": "user", "my words": "b"}, "--columns 'my words=content'"),
+    ],
+)
+def test_a_flag_has_the_keys_name_where_one_key_alone_can_be_meant(turn, flags):
+    assert fault_of({"messages": [turn]}).detail.endswith(f"; name it with {flags}")
 
 
 def test_which_flags_a_row_uses():

@@ -100,6 +100,7 @@ def test_a_file_with_carriage_returns_alone_is_cut_there(make):
         ('{"query": None}', "json", "a word that JSON does not know, column 11 (write null, true or false)"),
         ('{"query": "a\tb"}', "json", "a raw line break or control character inside a string, column 13"),
         (GOOD + GOOD, "json", "something behind the end of the value, column"),
+        (GOOD + ", ", "json", "a comma behind the row, column 33 (JSON Lines has none between rows)"),
         ('{"query": ' + "9" * 5000 + "}", "json", "too many digits"),
         ("\0\0\0\0", "nul", "NUL bytes (the file is damaged"),
         ('{"x": ' + "[" * 100_000 + "]" * 100_000 + "}", "nesting", "nested too deep"),
@@ -118,6 +119,44 @@ def test_f37_a_bad_line_costs_one_line(make, line, reason, detail):
     assert detail in bad.detail
     assert bad.origin.line == 2
     assert len(bad.sha1) == 40
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        [GOOD + ","] * 2,
+        [GOOD + ", \t"] * 30,
+        ['{"query": "a", "response": ["b",', '{"query": '],
+        ['{"query":', '{"query": "a",', '{"query": {"text": "a"},'],
+    ],
+)
+def test_f37_bad_lines_at_the_top_cost_themselves_alone(make, name, bad):
+    path = make(name, "\n".join([*bad, *[GOOD] * 8]))
+    assert [row.origin.line for row in bad_rows(path)] == [number + 1 for number in range(len(bad))]
+    assert len(rows_of(path)) == len(bad) + 8
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # rows in a list, turns in a row, a line each
+        "[\n" + ",\n".join([GOOD] * 30) + "\n]",
+        "[\n" + "\n,\n".join([GOOD] * 30) + "\n]",
+        f"[\n{GOOD}\n]",
+        '{"messages": [\n' + ",\n".join(['{"role": "user", "content": "a"}'] * 30) + "\n]}\n",
+        '{"messages": [\n{"role": "user", "content": "a"}\n]}\n',
+    ],
+    ids=["rows", "rows and commas", "one row", "turns", "one turn"],
+)
+def test_a_value_over_many_lines_that_are_json_themselves_is_one_value(make, content):
+    values = json.loads(content)
+    assert good_rows(make("a.jsonl", content)) == (values if isinstance(values, list) else [values])
+
+
+def test_a_comma_between_rows_over_several_lines_is_named(make):
+    error = stop(make("a.jsonl", '{\n"text": "a"\n},\n{\n"text": "b"\n}\n'))
+    assert "line 3, column 2: not JSON: a comma behind the row" in error.message
 
 
 def test_f37_a_file_that_is_cut_off_in_its_last_line_costs_that_line(make):

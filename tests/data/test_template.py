@@ -65,6 +65,20 @@ TEMPLATES = {
         "{% if loop.last and m.role == 'assistant' %}</s>{% else %} {% endif %}" + END + ASK + "BOT:{% endif %}",
         ["yes", "no</s>"],
     ),
+    "the end token at the end, whoever spoke last": (
+        EACH + "{{ m.content }}{% if not loop.last %}  {% endif %}" + END + "</s>",
+        ["yes", "no</s>"],
+    ),
+    "a task, tokens and a header behind the conversation": (
+        "<|start|>user\n" + EACH + "{{ m.role }}: {{ m.content }}\n\n" + END
+        + "Is what the {{ messages[-1].role }} says kind?<|end|>\n<|start|>assistant\n",
+        ["yes", "no</s>"],
+    ),
+    "a marker at the end alone, and the header of an answer that has a number": (
+        "<|start|>" + EACH + "{{ m.role }}: {{ m.content }}{% if not loop.last %} {% endif %}" + END
+        + "<sep>\n<|start|>answer {{ messages | length }}\n",
+        ["yes", "no<sep>"],
+    ),
     "contents stripped": (
         EACH + "<|start|>{{ m.role }}\n{{ m.content | trim }}<|end|>\n" + END,
         ["yes<|end|>", "no<|end|>"],
@@ -316,6 +330,18 @@ def test_stop_tokens_are_the_end_marker_and_the_end_token(make):
     template = make(CHATML)
     assert template.stop_token_ids == [template.tokenizer.id_of("<|end|>"), template.tokenizer.eos_id]
     assert make("{{ messages[0].content }}").stop_token_ids == [template.tokenizer.eos_id]
+
+
+def test_text_and_a_header_behind_the_conversation_stop_no_answer(make):
+    chat, _ = TEMPLATES["a task, tokens and a header behind the conversation"]
+    template = make(chat)
+    assert template.stop_token_ids == [template.tokenizer.eos_id]
+
+
+def test_an_end_token_that_is_always_printed_belongs_to_the_last_answer(make):
+    found = make(TEMPLATES["the end token at the end, whoever spoke last"][0]).find(talk("Is it?", "yes"))
+    turn = found.turns[-1]
+    assert (found.text[turn.start : turn.end], found.append) == ("yes</s>", "")
 
 
 def test_the_shown_sample_has_the_masked_part_in_brackets(make):

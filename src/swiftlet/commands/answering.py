@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from swiftlet import heartbeat, log
 from swiftlet.commands.evaluation import generation_settings, sample_row, stop_ids
 from swiftlet.commands.infer import Ready
-from swiftlet.commands.model_source import context_length
+from swiftlet.commands.model_source import context_length, longest_sample
 from swiftlet.data.prepare import read_split
+from swiftlet.data.rows import Sample
+from swiftlet.data.template import TemplateError
 from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, open_device, resolve_dtype
 from swiftlet.errors import DataError
@@ -103,13 +106,31 @@ def _rows(ready: Ready) -> list[Row]:
         raise DataError("there are no rows to answer", "add --val_dataset FILE, or --dataset_test_ratio 0.1")
     most = args.answer.show_dataset_sample
     chosen = samples if most < 0 else samples[:most]
-    log.info(
-        f"{len(chosen)} of {len(samples)} held-out rows are answered ({num_train} rows are for training)"
-    )
+    others = f" ({num_train} rows are not held out)" if num_train else ""
+    log.info(f"{len(chosen)} of {len(samples)} held-out rows are answered{others}")
+    _tell_over_long(ready, samples)
     rows = [sample_row(sample, ready.template) for sample in chosen]
     # rows without a system message of their own are asked with that of the command line or the checkpoint
     system = ready.template.system
     return [row if row.system is not None else row._replace(system=system) for row in rows]
+
+
+def _tell_over_long(ready: Ready, samples: list[Sample]) -> None:
+    """Say how many rows are held out but were too long for the evaluation of the run, so that the numbers agree."""
+    run = ready.source.args
+    asked, is_deleted = run.get("max_length"), run.get("truncation_strategy") == "delete"
+    if not (ready.args.answer.load_dataset_config and is_deleted and isinstance(asked, int)):
+        return
+    longest = longest_sample(asked, ready.source.model_folder)
+    count = 0
+    for sample in samples:
+        with suppress(TemplateError):  # left out of the run for another reason
+            count += 0 < longest < len(ready.template.encode(sample).input_ids)
+    if count:
+        log.info(
+            f"{count} of these {len(samples)} rows are longer than the run's --max_length {longest}: "
+            "its evaluation was without them"
+        )
 
 
 def _shown(answers: Any, total: int, world: World) -> Any:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from swiftlet.data.columns import MEDIA, check_media, holds_something
+from swiftlet.data.columns import MEDIA, check_media, flag, holds_something
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import rename
 from swiftlet.data.reasons import RowFault
-from swiftlet.data.roles import ASSISTANT, CALL, SYSTEM, TOOL, USER, check_order, role_of
+from swiftlet.data.roles import ASSISTANT, CALL, ROLES, SYSTEM, TOOL, USER, check_order, role_of
 from swiftlet.data.toolcalls import parsed, read_calls
 
 Message = dict[str, Any]
@@ -83,7 +83,20 @@ def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: s
 
 def _without(turn: Mapping[str, Any], what: str, ours: str) -> str:
     names = ", ".join(sorted(key[:40].encode("utf-8", "replace").decode() for key in turn)[:NUM_NAMES])
-    return f"{what} (its keys: {names}); name it with --columns KEY={ours}"
+    return f"{what} (its keys: {names}); name it with {_flags(turn, ours)}"
+
+
+def _flags(turn: Mapping[str, Any], ours: str) -> str:
+    """Return the flags that name the key that is missing, and that of the content beside an unknown role."""
+    texts = [key for key, value in turn.items() if isinstance(value, str) and key not in ("role", "from")]
+    roles = [key for key in texts if turn[key] in ROLES]
+    if ours == "content":
+        return flag(texts[0] if len(texts) == 1 else "KEY", "content")
+    if len(roles) != 1:
+        return flag("KEY", "role")
+    contents = [key for key in texts if key != roles[0]]
+    has_content = "content" in turn or "value" in turn or len(contents) != 1
+    return " ".join([flag(roles[0], "role"), *([] if has_content else [flag(contents[0], "content")])])
 
 
 def _has_calls(turn: Mapping[str, Any]) -> bool:

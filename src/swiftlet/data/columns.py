@@ -139,6 +139,8 @@ def _present(row: Row, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...
 
 def missing(row: Row, *, has_question: bool, has_answer: bool) -> str:
     """Return which column is missing, those that were found, and the flag that would name it."""
+    if not row:
+        return "the row is an empty object"
     names = ", ".join(shown(name) for name in sorted(row)[:NUM_NAMES])
     more = f" and {len(row) - NUM_NAMES} more" if len(row) > NUM_NAMES else ""
     if has_answer:
@@ -147,22 +149,26 @@ def missing(row: Row, *, has_question: bool, has_answer: bool) -> str:
         what = "no answer column"
     else:
         what = "no chat and no answer column"
-    return f"{what}; columns: {names}{more}; name it with {_flags(row, has_question, has_answer)}"
+    found = f"{what}; columns: {names}{more}"
+    is_turn = any(row.keys() >= {*keys} for keys in (TURN_KEYS, ("from", "value")))
+    if is_turn and not has_question and not has_answer:
+        return f'{found}; that is one turn: put the turns of a chat into one row, {{"messages": [...]}}'
+    return f"{found}; name it with {_flags(row, has_question, has_answer)}"
 
 
 def _flags(row: Row, has_question: bool, has_answer: bool) -> str:
     chat, text = _guess(row, "messages"), _guess(row, "text")
     if not has_question and not has_answer and chat is not None:
-        return _flag(chat, "messages")
+        return flag(chat, "messages")
     question = None if has_question else _guess(row, "query")
     answer = None if has_answer else _guess(row, "response")
     if not has_question and not has_answer and question is None and answer is None and text is not None:
-        return _flag(text, "text")
+        return flag(text, "text")
     flags = []
     if not has_question:
         flags += _question_flags(row, question or "COLUMN")
     if not has_answer:
-        flags.append(_flag(answer or "COLUMN", "response"))
+        flags.append(flag(answer or "COLUMN", "response"))
     return " ".join(flags)
 
 
@@ -172,8 +178,8 @@ def _question_flags(row: Row, question: str) -> list[str]:
     inputs = [name for name in found if any(part in name.lower() for part in INPUTS)]
     tasks = [name for name in found if name not in inputs]
     if inputs and tasks:
-        return [_flag(tasks[0], "instruction"), _flag(inputs[0], "input")]
-    return [_flag(question, "query")]
+        return [flag(tasks[0], "instruction"), flag(inputs[0], "input")]
+    return [flag(question, "query")]
 
 
 def _guess(row: Row, ours: str) -> str | None:
@@ -197,13 +203,14 @@ def _meaning(name: str) -> str | None:
 
 
 def _ambiguous(row: Row, what: str, names: Sequence[str], ours: str) -> str:
-    choose = f"choose with {_flag(names[0], ours)}"
+    choose = f"choose with {flag(names[0], ours)}"
     if "query" in names and (other := PARTS - row.keys()) and other != PARTS:
-        choose += f", or join them with {_flag('query', *other)}"
+        choose += f", or join them with {flag('query', *other)}"
     return f"ambiguous {what} columns: {', '.join(names)}; {choose}"
 
 
-def _flag(theirs: str, ours: str) -> str:
+def flag(theirs: str, ours: str) -> str:
+    """Return the flag that gives a column, or a key of a turn, our name."""
     word = f"{shown(theirs)}={ours}"
     return f"--columns {word if _PLAIN_WORD.fullmatch(word) else shlex.quote(word)}"
 

@@ -24,7 +24,7 @@ class _Lines:
 
     def __init__(self, path: Path, file: io.TextIOWrapper) -> None:
         self.path, self._file = path, file
-        self.number, self.byte = 1, 0
+        self.number, self.byte, self.last = 1, 0, ""
         self.fault: tuple[str, str] | None = None
         self._is_asked = False
 
@@ -42,7 +42,8 @@ class _Lines:
             self.fault = ("nul", f"line {self.number} holds NUL bytes (the file is damaged)")
         self.number += 1
         self.byte += len(raw)
-        return line.removeprefix("\ufeff") if self.number == 2 else line
+        self.last = line.removeprefix("\ufeff") if self.number == 2 else line
+        return self.last
 
     def _check(self, raw: bytes) -> None:
         """Note a line that is not UTF-8; stop when the whole file is in another encoding."""
@@ -103,7 +104,8 @@ def _records(path: Path) -> Iterator[tuple[list[str], list[str], Origin, Fault]]
             except csv.Error as error:
                 cells, fault = [], _quote_fault(path, origin, error)
             if names is None:
-                names = _header(path, cells, separator, fault or lines.fault) if cells or fault else None
+                faulty = fault or lines.fault
+                names = _header(path, cells, separator, faulty, lines.last) if cells or fault else None
             elif cells or fault:
                 yield cells, names, origin, lines.fault or fault
 
@@ -122,20 +124,23 @@ def _quote_fault(path: Path, origin: Origin, error: csv.Error) -> Fault:
     return "cells", 'a quote inside a quoted field is not written twice ("")'
 
 
-def _header(path: Path, cells: list[str], separator: str, fault: Fault) -> list[str]:
-    if fault is not None:
-        raise DataError(f"{path}: the header: {fault[1]}", "mend the first line")
+def _header(path: Path, cells: list[str], separator: str, fault: Fault, line: str) -> list[str]:
     names = [cell.strip() for cell in cells]
-    if len(names) == 1 and names[0].lower().startswith("sep="):
+    if names and names[0].lower().startswith("sep=") and not any(names[1:]):
         raise DataError(
-            f"{path}: the first line is Excel's {describe(names[0])}", "remove it; separate with commas"
+            f"{path}: the first line is Excel's {describe(separator.join(names))}",
+            f"remove it; separate with {NAMES[separator]}",
         )
-    for other in set(NAMES) - {separator}:
-        if len(names) == 1 and other in names[0]:
+    # quoted cells with another separator between them are a fault of quotes, and no cells
+    alone = names[0] if len(names) == 1 else "" if names else line.strip()
+    for other in NAMES:
+        if other != separator and _is_cut_by(other, alone):
             raise DataError(
-                f"{path}: one column named {describe(names[0])}: the separator is {NAMES[other]}",
+                f"{path}: one column named {describe(alone)}: the separator is {NAMES[other]}",
                 "rename it to end in .tsv" if other == "\t" else f"separate with {NAMES[separator]}",
             )
+    if fault is not None:
+        raise DataError(f"{path}: the header: {fault[1]}", "mend the first line")
     for name, times in Counter(names).items():
         if name and times > 1:
             places = " and ".join(str(at) for at, other in enumerate(names, 1) if other == name)
@@ -145,6 +150,13 @@ def _header(path: Path, cells: list[str], separator: str, fault: Fault) -> list[
             f"{path}: the first line names no column", "write the column names into the first line"
         )
     return names
+
+
+def _is_cut_by(separator: str, line: str) -> bool:
+    try:
+        return any(len(cells) > 1 for cells in csv.reader([line], delimiter=separator, strict=True))
+    except csv.Error:
+        return False
 
 
 def _row(cells: list[str], names: list[str], origin: Origin, fault: Fault) -> Record | BadRow:

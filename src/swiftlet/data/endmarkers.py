@@ -7,6 +7,7 @@ what the two share closes the turn, the rest is the header of the next one.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class EndMarkers:
         if shared:
             return Closing(shared, shared)
         last = self._without_dangling(ended, upto, tools)
+        if not messages[number].get("tool_calls"):  # the rest of a call stands before the marker
+            last = self._without_openers(self._only_tokens(last))
         return Closing(self._middle(going_on, upto, tools), last)
 
     def _ended(self, upto: Messages, tools: list[Any] | None, around: Around | None) -> str | None:
@@ -189,6 +192,11 @@ class EndMarkers:
         ]
         return shared[: max(ends)]
 
+    def _only_tokens(self, text: str) -> str:
+        """Return the tokens that a text begins with: other text behind an answer may be anything but a marker."""
+        found = re.match(rf"(?:\s*(?:{self.tokenizer.added_pattern.pattern}))*", text)
+        return found.group() if found else ""
+
     def _without_openers(self, text: str) -> str:
         """Return a marker without white space at its end and without the tokens that open the next turn."""
         text = text.rstrip()
@@ -204,7 +212,8 @@ class EndMarkers:
         except TemplateError:
             header = ""
         text = ended.rstrip()
-        if header and text.endswith(header):
+        # an end token that is always there invites nobody
+        if header and header != self.tokenizer.special_tokens.get("eos_token") and text.endswith(header):
             text = text[: -len(header)].rstrip()
         return text
 

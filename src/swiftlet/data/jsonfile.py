@@ -29,7 +29,8 @@ from swiftlet.errors import DataError, describe
 
 TEXT_KEYS = {*ANSWERS, "query", "prompt", "instruction", "question", "problem", "input", "text"}
 _SPACE = re.compile(r"[ \t\r\n]*")
-_OPEN = re.compile(rb"[{\[,:]\s*$")
+_OPEN = re.compile(r"[{\[,:]$")
+NUM_JUDGED = 20
 
 
 def read_json(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]:
@@ -63,23 +64,19 @@ def count_json(path: Path) -> int:
 
 def is_one_row_a_line(path: Path) -> bool:
     """Return whether every line is a row of its own, as opposed to one value that spans lines."""
-    first, second = _first_lines(path)
-    start = first.lstrip()[:1]
-    if start not in (b"[", b"{"):
+    lines = [line.strip().decode("utf-8", "replace") for line, _ in islice(lines_of(path), 1 + NUM_JUDGED)]
+    first, *others = lines or [""]
+    if first[:1] not in ("[", "{"):
         return True
-    if start == b"[" and suffix_of(path) == ".json":
+    if first[0] == "[" and suffix_of(path) == ".json":
         return False
-    if not second:
-        return start == b"{" and suffix_of(path) != ".json"
-    if is_json(first.decode("utf-8", "replace")):
+    if not others:
+        return first[0] == "{" and suffix_of(path) != ".json"
+    # a row with a comma behind it is whole
+    if is_json(first.rstrip(", \t")) or not _OPEN.search(first):
         return True
-    return is_json(second.decode("utf-8", "replace")) or not _OPEN.search(first)
-
-
-def _first_lines(path: Path) -> tuple[bytes, bytes]:
-    """Return the first two lines that are not blank, b"" where there is none."""
-    found = [line for line, _ in islice(lines_of(path), 2)]
-    return (*found, b"", b"")[0], (*found, b"", b"")[1]
+    # a value that goes on, or one row that is cut off among others
+    return 2 * sum(line[0] == "{" and is_json(line) for line in others) > len(others)
 
 
 class _Element(NamedTuple):

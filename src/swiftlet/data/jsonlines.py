@@ -214,6 +214,8 @@ def explain(error: json.JSONDecodeError) -> str:
         return f"an invalid escape in a string, {column} (write \\\\ for a backslash)"
     if re.match(r"(None|True|False|undefined)\b", after):
         return f"a word that JSON does not know, {column} (write null, true or false)"
+    if after.startswith(",") and before.endswith(("}", "]")):
+        return f"a comma behind the row, {column} (JSON Lines has none between rows)"
     if error.msg.startswith("Extra data"):
         return f"something behind the end of the value, {column}"
     if not after:
