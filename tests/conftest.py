@@ -65,16 +65,14 @@ CHATML = (
 )
 
 
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory, tiny_tokenizer):
-    """A folder as a hub has it: config, safetensors, tokenizer with a chat template."""
+def save_folder(folder, kind, tokenizer, **sizes):
+    """Write a folder as a hub has it: config, safetensors, tokenizer with a chat template."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    import transformers
 
-    folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=len(tiny_tokenizer),
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -84,13 +82,34 @@ def model_folder(tmp_path_factory, tiny_tokenizer):
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=3,
+        **sizes,
     )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
     settings["chat_template"] = CHATML
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory, tiny_tokenizer):
+    """The folder of a dense model."""
+    return save_folder(tmp_path_factory.mktemp("model"), "Qwen2", tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def experts_folder(tmp_path_factory, tiny_tokenizer):
+    """The folder of a mixture of experts, with a shared one beside those that are chosen."""
+    return save_folder(
+        tmp_path_factory.mktemp("experts"),
+        "Qwen2Moe",
+        tiny_tokenizer,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=24,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,31 @@ def test_a_batch_with_padding_answers_as_each_prompt_alone(tiny_qwen2, tiny_toke
     assert engine.answers(PROMPTS) == expected
 
 
+def test_a_model_that_sees_padding_answers_prompts_of_one_length_together(tiny_tokenizer, capsys):
+    from transformers import MiniMaxConfig, MiniMaxForCausalLM
+
+    torch.manual_seed(0)
+    config = MiniMaxConfig(
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        num_local_experts=4,
+        layer_types=["linear_attention", "full_attention"],
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    engine = generator(MiniMaxForCausalLM(config).eval(), tiny_tokenizer)
+    prompts = [*PROMPTS, [2, 5, 10]]
+    assert engine.answers(prompts) == [engine.answers([prompt])[0] for prompt in prompts]
+    engine.answers(prompts)
+    assert capsys.readouterr().err.count("only prompts of one length go together (slower)") == 1
+
+
 def test_an_answer_ends_before_its_end_token(tiny_qwen2, tiny_tokenizer):
     free = greedy(tiny_qwen2, PROMPTS[0], 6)
     stop = free[2]

@@ -30,3 +30,20 @@ def test_every_shape_has_the_trajectory_of_one_process(shapes, engine, ranks, ki
     runs = shapes.run(f"{engine}-{ranks}-{kind}-{accumulation}", engine, ranks, accumulation, sft_type=kind)
     found = check_same(runs, golden)
     print(f"figure: {engine}, {ranks} ranks, {kind}, accumulation {accumulation}: {found}")
+
+
+@pytest.mark.parametrize(
+    "engine, kind",
+    [
+        ("zero3", "full"),
+        ("fsdp2", "lora"),
+        *(
+            pytest.param(*shape, marks=SLOW)
+            for shape in (("zero3", "lora"), ("fsdp2", "full"), ("zero2", "full"))
+        ),
+    ],
+)
+def test_a_mixture_of_experts_has_the_trajectory_of_one_process(shapes, experts_folder, engine, kind):
+    options = {"sft_type": kind, "model_id_or_path": experts_folder}
+    golden = shapes.golden(f"experts-golden-{kind}", **options)
+    check_same(shapes.run(f"experts-{engine}-{kind}", engine, 2, **options), golden)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from swiftlet.models import tuner
+from swiftlet.models.causal import build_causal
 from swiftlet.models.hollow import hollow_copies, is_hollow, open_weights
 from swiftlet.models.load import load_model
 
@@ -64,14 +65,13 @@ def test_a_hollow_model_is_like_the_real_one(folder, dtype):
             assert torch.equal(mine, tensor)
 
 
-def test_adapters_start_as_on_the_real_model(folder):
+@pytest.mark.parametrize("saved", ["lm_head", "EMBEDDING"])
+def test_adapters_start_as_on_the_real_model(folder, saved):
     found = []
     for is_hollow_model in (False, True):
         model = load_model(folder, dtype=torch.float32, device=CPU, hollow=is_hollow_model)
-        is_tied = model.config.tie_word_embeddings
         torch.manual_seed(1)
-        settings = tuner.LoraSettings(modules_to_save=() if is_tied else ("lm_head",))
-        found.append(tuner.apply_lora(model, settings))
+        found.append(tuner.apply_lora(model, tuner.LoraSettings(modules_to_save=(saved,))))
     real, hollow = found
     hollow_copies(hollow)
     weights = open_weights(hollow, folder)
@@ -82,6 +82,14 @@ def test_adapters_start_as_on_the_real_model(folder):
         else:
             assert torch.equal(parameter, real.get_parameter(name)), name
             assert "lora_" in name or parameter.dim() == 1
+
+
+def test_what_a_model_can_is_found_without_its_weights(folder):
+    model = load_model(folder, dtype=torch.float32, device=CPU, hollow=True)
+    before = model.config._experts_implementation
+    causal = build_causal(model)
+    assert causal.is_packed and causal.head is not None
+    assert model.config._experts_implementation == before
 
 
 def test_a_weight_is_read_by_the_rows_it_lies_in():

@@ -48,6 +48,12 @@ def test_a_loaded_model_says_what_the_saved_one_said(kind, tmp_path):
     assert all(p.is_contiguous() and p.data_ptr() % 64 == 0 for p in loaded.parameters())
 
 
+def test_a_config_with_an_infinite_float_is_read(tmp_path):
+    saved = save(tmp_path, "mamba2")
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    assert load(tmp_path).config.time_step_limit[1] == saved.config.time_step_limit[1] == float("inf")
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_and_untied_heads_in_bf16(tied, tmp_path):
     save(tmp_path, tie_word_embeddings=tied)

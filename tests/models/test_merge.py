@@ -33,3 +33,25 @@ def test_a_tied_head_is_parted_from_the_embedding_where_one_of_them_is_changed(i
     target.mkdir()
     write_model(merged, target, source=base, is_adapter=False)
     torch.testing.assert_close(logits(load(target)), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_of_experts_are_merged(dtype, tmp_path):
+    base, target = tmp_path / "base", tmp_path / "merged"
+    save(base, "deepseek_v3")
+    plain = load_model(base, dtype=dtype, device=torch.device("cpu"))
+    dtypes = {name: parameter.dtype for name, parameter in plain.named_parameters()}
+    model = apply_lora(plain, LoraSettings(rank=4, dropout=0.0, target_modules=("ALL",)))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    expected = logits(model.eval()).float()
+    merged = merge_adapter(model).eval()
+    assert {name: parameter.dtype for name, parameter in merged.named_parameters()} == dtypes
+    close = 1e-4 if dtype == torch.float32 else 0.1 * float(expected.abs().max())
+    torch.testing.assert_close(logits(merged).float(), expected, rtol=0, atol=close)
+    target.mkdir()
+    write_model(merged, target, source=base, is_adapter=False)
+    again = load_model(target, dtype=dtype, device=torch.device("cpu"))
+    assert torch.equal(logits(again), logits(merged))

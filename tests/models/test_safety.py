@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from swiftlet.errors import SwiftletError
 from swiftlet.models.safety import (
+    for_library,
     inside,
     read_config,
     read_header,
@@ -207,6 +208,15 @@ def test_fields_that_choose_code_are_dropped_at_any_depth():
     }
     config |= {"_attn_implementation_autoset": True, "_experts_implementation": "a/b", "kernel_config": {}}
     assert without_code_fields(config) == {"model_type": "x", "hidden_size": 4, "rope": {"theta": 1}}
+
+
+def test_floats_that_json_has_no_word_for_are_decoded_at_any_depth():
+    inf = {"__float__": "Infinity"}
+    config = {"limit": [0.0, inf], "inner": {"low": {"__float__": "-Infinity"}, "auto_map": {}}, "eps": 1e-6}
+    assert for_library(config) == {"limit": [0.0, float("inf")], "inner": {"low": float("-inf")}, "eps": 1e-6}
+    assert str(for_library({"none": {"__float__": "NaN"}})["none"]) == "nan"
+    for other in ({"__float__": "1"}, {"__float__": [1]}, {"__float__": "NaN", "more": 1}):
+        assert for_library({"kept": other}) == {"kept": other}
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,11 @@ def test_default_knows_the_names_of_models_with_their_own_code(name):
     assert resolve_targets(model, ["DEFAULT"]) == [name]
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "phi3", "gpt2", "mixtral"])
+@pytest.mark.parametrize("kind", ["qwen2", "phi3", "gpt2", "mixtral", "falcon", "llama4_text"])
 def test_all_is_every_linear_layer_but_the_head(kind):
     model = make(kind)
-    linear = {n for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")} - {"lm_head"}
+    kinds = ("Linear", "Conv1D", "FalconLinear")
+    linear = {n for n, m in model.named_modules() if type(m).__name__ in kinds} - {"lm_head"}
     wrapped = apply_lora(model, LoraSettings(target_modules=("ALL",)))
     adapted = {
         n.removeprefix("base_model.model.") for n, m in wrapped.named_modules() if hasattr(m, "lora_A")

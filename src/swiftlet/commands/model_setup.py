@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
         model = tuner.load_adapter(model, checkpoint.path, is_trainable=True)
     else:
         model = tuner.apply_lora(model, lora_settings(settings))
+        if any(name.upper() == "ALL" for name in settings.lora_target_modules):
+            _say_frozen(model)
         if is_hollow:
             hollow_copies(model)
     kernels = choose_kernels(
@@ -67,6 +70,16 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
     if args.train.gradient_checkpointing == "partial":
         apply_partial_checkpointing(causal, log.info)
     return causal
+
+
+def _say_frozen(model: Any) -> None:
+    frozen = tuner.frozen_matrices(model)
+    if frozen:
+        names = sorted({re.sub(r"\.\d+(?=\.)", ".*", name) for name in frozen})
+        log.info(
+            f"--lora_target_modules ALL: {len(frozen)} matrices or stacks of matrices have no adapter and stay frozen: "
+            f"{', '.join(names)}"
+        )
 
 
 def is_plain(args: Any, ready: Ready) -> bool:

@@ -25,7 +25,7 @@ from swiftlet.device.spec import DTYPES
 from swiftlet.models import tuner
 from swiftlet.models.causal import apply_partial_checkpointing, build_causal
 from swiftlet.models.geometry import Geometry
-from swiftlet.models.safety import read_config, without_code_fields
+from swiftlet.models.safety import for_library, read_config
 from swiftlet.parallel.engine import build_single_engine
 from swiftlet.parallel.world import World
 from swiftlet.plan.live import LiveBytes
@@ -77,7 +77,7 @@ def config_in(folder: Path) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     raw: Mapping[str, Any] = read_config(folder)
-    return CONFIG_MAPPING[raw["model_type"]].from_dict(without_code_fields(dict(raw)))
+    return CONFIG_MAPPING[raw["model_type"]].from_dict(for_library(dict(raw)))
 
 
 def build_empty(config: Any, args: Any, dtype: torch.dtype, settings: Any) -> nn.Module:

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from swiftlet import log
 from swiftlet.errors import DataError
+from swiftlet.models.padding import ignores_padding
 from swiftlet.models.rope import follows_length
 
 Decode = Callable[[Sequence[int]], str]
@@ -108,6 +110,7 @@ class Generator:
         self.stop_token_ids = list(dict.fromkeys(stop_token_ids))
         self.settings = settings
         self.context_length = context_length
+        self._pads: bool | None = None
 
     def _room(self, longest: int, num_made: int = 0) -> int:
         """Return how many tokens every row of a batch may still get; the longest has this many in all."""
@@ -212,11 +215,20 @@ class Generator:
 
     def _alike(self, lengths: Sequence[int]) -> list[list[int]]:
         """Return the indices of rows that may be answered together."""
-        if not follows_length(self.model):
+        if len(set(lengths)) == 1 or self._can_pad():
             return [list(range(len(lengths)))]
         return [
             [at for at, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))
         ]
+
+    def _can_pad(self) -> bool:
+        if self._pads is None:
+            self._pads = not follows_length(self.model) and ignores_padding(self.model, self._pad_id())
+            if not self._pads:
+                log.info(
+                    "this model answers otherwise beside padding: only prompts of one length go together (slower)"
+                )
+        return self._pads
 
     def answer(self, prompt: Sequence[int], on_text: Callable[[str], None]) -> str:
         """Return the answer to one prompt; `on_text` gets each piece as soon as its characters are whole."""

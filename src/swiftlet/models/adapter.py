@@ -52,7 +52,15 @@ def quiet_peft() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=UserWarning)
         warnings.simplefilter("ignore", category=FutureWarning)  # peft asks transformers under an old name
+        # It looks for the ranks of joint matrices of experts among modules alone.
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)
         yield
+
+
+def adapted_weight(layer: Any) -> Tensor:
+    """Return the weight that a LoRA layer of peft changes; on joint matrices of experts it is one of several."""
+    weight: Tensor = getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))
+    return weight
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:

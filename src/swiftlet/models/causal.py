@@ -24,6 +24,7 @@ from swiftlet.models.cross_entropy import Head, linear_cross_entropy
 from swiftlet.models.decoder import Backbone
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
 from swiftlet.models.head import backbone, decoder_layers, find_head, head_device, inner_model, is_its_head
+from swiftlet.models.hollow import tried_hollow
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
 from swiftlet.models.lora_linear import PLAIN_PARTS, Parts
 from swiftlet.models.neftune import apply_neftune
@@ -218,8 +219,9 @@ def build_causal(
             _apply_lora(model, parts, log)
         apply_fused(inner, kernels, again)
     head = find_head(model)
-    if head is not None and head_device(head).type != "meta" and not is_its_head(model, head):
-        head = None
+    with tried_hollow(model):
+        if head is not None and head_device(head).type != "meta" and not is_its_head(model, head):
+            head = None
     if head is None:
         log(
             f"{type(inner).__name__} computes logits in its own way: they are not computed in chunks (more memory)"

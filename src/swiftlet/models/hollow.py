@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -94,15 +95,42 @@ def is_hollow(tensor: Tensor) -> bool:
     return tensor.dim() > 1 and not any(tensor.stride())
 
 
+@contextmanager
+def tried_hollow(model: nn.Module) -> Iterator[None]:
+    """Let experts without memory be computed one by one meanwhile: products of several at once refuse them."""
+    inner = inner_model(model)
+    if not any(is_hollow(parameter) and parameter.dim() > 2 for parameter in inner.parameters()):
+        yield
+        return
+    own = inner.config._experts_implementation
+    inner.set_experts_implementation("eager")
+    try:
+        yield
+    finally:
+        inner.set_experts_implementation(own)
+
+
 def open_weights(model: nn.Module, folder: Path) -> dict[str, Weight]:
     """Return where the hollow parameters of a model lie in the files of `folder`, by their names in the model."""
-    in_files = dict(_weights(inner_model(model), folder))
-    root = "" if model is inner_model(model) else ROOT_OF_PEFT
+    inner = inner_model(model)
+    in_files = dict(_weights(inner, folder))
+    for names in _tied(inner):
+        found = next((in_files[name] for name in names if name in in_files), None)
+        in_files |= dict.fromkeys(names, found) if found else {}
+    root = "" if model is inner else ROOT_OF_PEFT
     return {
         name: in_files[_original(name.removeprefix(root))]
         for name, parameter in model.named_parameters()
         if is_hollow(parameter)
     }
+
+
+def _tied(inner: nn.Module) -> list[list[str]]:
+    """Return the names of parameters that have several; the files hold a shared matrix under one of them."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in inner.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(_original(name))
+    return [found for found in names.values() if len(found) > 1]
 
 
 def _weights(inner: Any, folder: Path) -> Iterator[tuple[str, Weight]]:

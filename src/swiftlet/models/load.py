@@ -24,6 +24,7 @@ from swiftlet.models.safety import (
     CONFIG,
     TensorInfo,
     check_may_run_code,
+    for_library,
     inside,
     read_config,
     read_header,
@@ -123,7 +124,7 @@ def _build_config(folder: Path, raw: dict[str, Any], trust_remote_code: bool) ->
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     kind = raw["model_type"]
-    safe = without_code_fields(raw)
+    safe = for_library(raw)
     try:
         if kind in CONFIG_MAPPING:
             config = CONFIG_MAPPING[kind].from_dict(safe)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from swiftlet.models.adapter import quiet_peft
+from swiftlet.models.adapter import adapted_weight, quiet_peft
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,11 +25,11 @@ def merge_adapter(model: PeftModel) -> PreTrainedModel:
     _untie(plain, layers)
     with quiet_peft():
         for layer in layers:
-            base = layer.get_base_layer()
-            dtype = base.weight.dtype
-            base.weight.data = base.weight.data.float()
+            weight = adapted_weight(layer)
+            dtype = weight.dtype
+            weight.data = weight.data.float()
             layer.merge()
-            base.weight.data = base.weight.data.to(dtype)
+            weight.data = weight.data.to(dtype)
         merged: Any = model.merge_and_unload()
     for parameter in merged.parameters():
         parameter.requires_grad_(False)
@@ -41,7 +41,7 @@ def _untie(plain: Any, layers: list[Any]) -> None:
         module.get_base_layer() if module in layers else module
         for module in (plain.get_output_embeddings(), plain.get_input_embeddings())
     )
-    is_changed = any(layer.get_base_layer().weight is head.weight for layer in layers)
+    is_changed = any(adapted_weight(layer) is head.weight for layer in layers)
     if is_changed and head.weight is embedding.weight:
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
         plain.config.tie_word_embeddings = False

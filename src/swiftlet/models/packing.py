@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from swiftlet.models.attention import packed_attention, register_packed_attention
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.head import inner_model
+from swiftlet.models.hollow import tried_hollow
 from swiftlet.models.rope import follows_length
 
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
@@ -41,7 +42,8 @@ def let_pack(model: nn.Module) -> bool:
     if isinstance(inner, Decoder):
         return True
     own = inner.config._attn_implementation
-    is_known = next(inner.parameters()).device.type == "meta" or _tells_apart(inner)
+    with tried_hollow(inner):
+        is_known = next(inner.parameters()).device.type == "meta" or _tells_apart(inner)
     inner.set_attn_implementation(register_packed_attention() if is_known else own)
     return is_known
 

@@ -27,6 +27,8 @@ CODE_FIELDS = re.compile(
     r"|.*kernel.*(config|repo).*|use_kernels|fusion_config|distributed_config|transformers_weights|gguf_file"
     r"|extra_files|adapter_kwargs|_adapter_model_path|_name_or_path|_commit_hash)$"
 )
+# How transformers writes floats that JSON has no word for.
+FLOAT, SPECIAL_FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
 # The largest plausible sizes in a config.json: what is built from larger ones has no end.
 LARGEST = {
     "num_hidden_layers": 2**12,
@@ -125,6 +127,17 @@ def without_code_fields(config: dict[str, Any]) -> dict[str, Any]:
             continue
         kept[name] = without_code_fields(value) if isinstance(value, dict) else value
     return kept
+
+
+def for_library(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config as transformers takes it: without code fields, its special floats decoded at any depth."""
+    found: dict[str, Any] = json.loads(json.dumps(without_code_fields(config)), object_hook=_decoded)
+    return found
+
+
+def _decoded(entry: dict[str, Any]) -> Any:
+    is_float = entry.keys() == {FLOAT} and entry[FLOAT] in SPECIAL_FLOATS
+    return float(entry[FLOAT]) if is_float else entry
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -20,6 +20,8 @@ QKV = re.compile(
     r"|^(query_key_value|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|in_proj_qkv\w*)$",
     re.IGNORECASE,
 )
+# Their kernels read the matrix of out_proj past an adapter. Source: peft, _check_lora_target_modules_mamba.
+OUT_PROJ_IS_READ = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
 KEYWORDS = ("DEFAULT", "ALL", "EMBEDDING", "LN", "AUTO")
 
 
@@ -30,11 +32,13 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Return whether a module multiplies by one matrix: torch's, GPT-2's Conv1D, or a quantised kind."""
+    """Return whether a module multiplies by one matrix: torch's, GPT-2's Conv1D, or a quantised kind.
+
+    Some routers are derived from torch's layer and give more than a product.
+    """
     kind = type(module).__name__
-    is_known = (
-        isinstance(module, nn.Linear) or kind in ("Conv1D", "QuantLinear") or kind.endswith("QuantLinear")
-    )
+    is_known = kind in ("Conv1D", "QuantLinear") or kind.endswith("QuantLinear")
+    is_known = is_known or (isinstance(module, nn.Linear) and "Router" not in kind)
     return is_known or ("Linear" in kind and hasattr(module, "qweight"))
 
 
@@ -59,7 +63,8 @@ def resolve_targets(model: nn.Module, names: Sequence[str]) -> list[str]:
 def _named(model: nn.Module, linear: list[str], name: str) -> list[str]:
     flag = "--lora_target_modules"
     if name.upper() == "ALL":
-        return linear
+        is_read = getattr(model.config, "model_type", None) in OUT_PROJ_IS_READ
+        return [full for full in linear if not (is_read and full.endswith(".out_proj"))]
     if name.upper() == "EMBEDDING":
         return [_name_of(model, model.get_input_embeddings())]  # type: ignore[operator]
     if name.upper() in ("DEFAULT", "AUTO"):

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from swiftlet.config.lora import is_taken_from_base, start_mistake
 from swiftlet.errors import UsageError, suggest
-from swiftlet.models.adapter import load_adapter, quiet_peft
+from swiftlet.models.adapter import adapted_weight, load_adapter, quiet_peft
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt, are_plain_targets
+from swiftlet.models.head import inner_model
 from swiftlet.models.identity import base_hash, check_base
 from swiftlet.models.start import keep_start
 from swiftlet.models.targets import is_linear, resolve_saved, resolve_targets
@@ -33,10 +34,12 @@ __all__ = [
     "base_hash",
     "check_base",
     "describe_parameters",
+    "frozen_matrices",
     "load_adapter",
     "parameter_groups_lora_plus",
     "resolve_targets",
 ]
+OF_ADAPTERS = ("lora_", "original_module", "modules_to_save")
 
 
 @dataclass(frozen=True)
@@ -115,11 +118,56 @@ def _wrap(model: PreTrainedModel, settings: LoraSettings, init: str) -> PeftMode
         fan_in_fan_out=is_transposed,
     )
     originals = _base_weights(model, targets, init) if is_taken_from_base(init) else {}
-    with quiet_peft():
-        wrapped: Any = get_peft_model(model, config)
+    try:
+        with quiet_peft():
+            wrapped: Any = get_peft_model(model, config)
+    except (ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, AttributeError) and not config.target_parameters:
+            raise
+        raise _refused(model, settings, bool(config.target_parameters), error) from error
     if originals:
         keep_start(wrapped, originals)
     return wrapped
+
+
+def _refused(model: nn.Module, settings: LoraSettings, has_experts: bool, error: Exception) -> UsageError:
+    """Return what to say where peft refuses; on joint matrices of experts it does only plain LoRA without dropout."""
+    asked, reason = " ".join(settings.target_modules), str(error).splitlines()[0]
+    if not has_experts:
+        return UsageError(
+            f"--lora_target_modules {asked} does not go with {type(model).__name__}: {reason}",
+            "use DEFAULT, ALL, or other names",
+        )
+    return UsageError(
+        f"--lora_target_modules {asked} means the joint matrices of the experts of {type(model).__name__}, "
+        f"whose adapters know no dropout, DoRA or other start: {reason}",
+        "--lora_dropout_p 0 --use_dora false --init_lora_weights true, or --lora_target_modules DEFAULT",
+    )
+
+
+def frozen_matrices(model: nn.Module) -> list[str]:
+    """Return the names of the matrices without an adapter, of linear layers but the head and of stacks of experts."""
+    if isinstance(model, AdaptedDecoder):
+        return []
+    from peft.tuners.lora import LoraLayer
+
+    inner = inner_model(model)
+    known = [adapted_weight(layer) for layer in model.modules() if isinstance(layer, LoraLayer)]
+    head = inner.get_output_embeddings()
+    known += head.parameters() if head is not None else ()
+    ids = {id(parameter) for parameter in known}
+    return [
+        f"{name}.{last}"
+        for name, module in inner.named_modules()
+        if not any(part in name for part in OF_ADAPTERS)
+        for last, parameter in module.named_parameters(recurse=False)
+        if id(parameter) not in ids and _is_matrix(module, parameter)
+    ]
+
+
+def _is_matrix(module: nn.Module, parameter: Tensor) -> bool:
+    is_stack = parameter.ndim == 3 and not isinstance(module, nn.Conv1d)
+    return is_stack or (parameter.ndim == 2 and is_linear(module))
 
 
 def _base_weights(model: nn.Module, targets: Sequence[str], init: str) -> dict[int, Tensor]:

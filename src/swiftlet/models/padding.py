@@ -1,0 +1,51 @@
+"""Whether a model gives a prompt the answer that it has alone where it stands beside a longer one, padded on its left.
+
+Attention masks padding out. A layer that keeps a state may not, in the pass over the prompt or in those after it; so a
+short prompt is tried before the first batch of unequal lengths.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SHORT, LONG, STEPS = 3, 11, 3
+
+
+@torch.inference_mode()
+def ignores_padding(model: Any, pad_id: int) -> bool:
+    """Return whether the logits of a short prompt, and of tokens after it, are the same with padding as without."""
+    long = list(range(1, LONG + 1))
+    short = long[:SHORT]
+    alone = _logits(model, [short], pad_id)
+    beside = _logits(model, [short, long], pad_id)
+    # Many layers add up their rounding; the influence of padding is larger.
+    dtype = next(model.parameters()).dtype
+    tolerance = torch.finfo(dtype).eps ** (1 / 3) * max(1.0, float(alone.norm()))
+    return float((beside - alone).norm()) <= tolerance
+
+
+def _logits(model: Any, rows: list[list[int]], pad_id: int) -> Tensor:
+    """Return the logits [STEPS, V] of the first row; the same token follows whatever they are."""
+    from transformers import GenerationConfig
+
+    longest, device = max(map(len, rows)), next(model.parameters()).device
+    output = model.generate(
+        input_ids=torch.tensor([[pad_id] * (longest - len(row)) + row for row in rows], device=device),
+        attention_mask=torch.tensor(
+            [[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device
+        ),
+        generation_config=GenerationConfig(
+            max_new_tokens=STEPS,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            pad_token_id=pad_id,
+            output_logits=True,
+            return_dict_in_generate=True,
+        ),
+        prefix_allowed_tokens_fn=lambda row, ids: [SHORT + 1],
+    )
+    return torch.stack([logits_BV[0].float() for logits_BV in output.logits])
