@@ -20,12 +20,15 @@ LIBRARIES = Path(__file__).parent / "lib"
 NAMES = (
     "libascendcl.so",
     "libhccl.so",
+    "libhcomm.so",
     "libacl_op_compiler.so",
     "libge_runner.so",
     "libgraph.so",
     "libacl_tdt_channel.so",
     "libruntime.so",
     "libascend_hal.so",
+    "libmsprofiler.so",
+    "libmspti.so",
 )
 started = False
 

@@ -24,6 +24,7 @@ std::atomic<bool> counts{false};
 bool stays_with_torch_npu(const std::string& name) {
   static const std::unordered_set<std::string> names{
       "aten::empty", "aten::empty_strided", "aten::empty_like", "aten::empty_with_swapped_memory", "aten::as_strided",
+      "aten::as_strided_",
       "aten::view", "aten::_reshape_alias", "aten::set_", "aten::resize_", "aten::resize_as_", "aten::record_stream",
       "aten::_pin_memory", "aten::pin_memory", "aten::is_pinned", "aten::_has_compatible_shallow_copy_type",
       "aten::_copy_from_and_resize", "aten::contiguous", "aten::unfold", "aten::view_as_real", "aten::view_as_complex",
@@ -80,10 +81,14 @@ bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, cons
   const bool has_npu = op.hasKernelForDispatchKey(DispatchKey::PrivateUse1);
   const bool has_cpu = op.hasKernelForDispatchKey(DispatchKey::CPU);
   const bool is_explicit = op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd);
+  const bool is_structured = op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutogradNonFunctional);
   const bool is_implicit = op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd);
+  // Autograd goes through the parts of such an operator, which a kernel would hide. true_divide has one on the CPU: it is
+  // torch_npu's own.
+  if (is_implicit && !has_npu) return false;
   if (name == "div_.Tensor" || name == "div_.Scalar") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&divide_in_place>());
-  } else if (has_cpu || name == "copy_" || (is_explicit && !is_view_or_factory(op.schema()))) {
+  } else if (has_cpu || name == "copy_" || ((is_explicit || is_structured) && !is_view_or_factory(op.schema()))) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
   } else if (has_npu && is_explicit) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::CompositeExplicitAutograd>>());
