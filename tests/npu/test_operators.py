@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -286,3 +289,12 @@ def test_a_refused_argument_has_the_tail_of_torch_npus_errors():
         RuntimeError, match="rounding_mode to be one of .*(?s:.)*ERR01001 OPS invalid parameter"
     ):
         torch.div(torch.ones(2, device="npu"), 2, rounding_mode="test")
+
+
+def test_an_operator_that_torch_npu_lacks_warns_and_runs_on_the_cpu():
+    code = "import torch; a = torch.ones(2, device='npu'); print(torch.fmax(a, a + 1))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "tensor([2., 2.], device='npu:0')" in done.stdout
+    assert (
+        "CAUTION: The operator 'aten::fmax.out' is not currently supported on the NPU backend" in done.stderr
+    )

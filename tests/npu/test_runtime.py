@@ -45,7 +45,9 @@ def test_core_limits_of_a_card_and_of_its_streams_are_kept():
     whole, less, few = ({"cube_core_num": c, "vector_core_num": v} for c, v in ((20, 40), (12, 24), (3, 5)))
     torch.ones(1, device="npu:7")
     assert torch.npu.get_device_limit(7) == whole
-    torch.npu.set_device_limit(7, 12, 24)  # torch_npu allows it once in a process, so of a card that no other test uses
+    torch.npu.set_device_limit(
+        7, 12, 24
+    )  # torch_npu allows it once in a process, so of a card that no other test uses
     with torch.npu.device(7):
         stream = torch.npu.Stream()
         assert torch.npu.get_device_limit(7) == torch.npu.get_stream_limit(stream) == less

@@ -83,16 +83,15 @@ bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, cons
   const bool is_explicit = op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd);
   const bool is_structured = op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutogradNonFunctional);
   const bool is_implicit = op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd);
-  // Autograd goes through the parts of such an operator, which a kernel would hide. true_divide has one on the CPU: it is
-  // torch_npu's own.
-  if (is_implicit && !has_npu) return false;
+  // torch_npu runs such an operator in its parts, or warns and runs it on copies on the CPU, and so it does here.
+  if (!has_npu) return false;
   if (name == "div_.Tensor" || name == "div_.Scalar") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&divide_in_place>());
   } else if (has_cpu || name == "copy_" || ((is_explicit || is_structured) && !is_view_or_factory(op.schema()))) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
-  } else if (has_npu && is_explicit) {
+  } else if (is_explicit) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::CompositeExplicitAutograd>>());
-  } else if (has_npu && is_implicit) {
+  } else if (is_implicit) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::CompositeImplicitAutograd>>());
   } else {
     return false;
