@@ -65,14 +65,14 @@ def build_stub(folder: Path) -> None:
     hccl = [compiled(stub / name, compiler) for name in ("comm.c", "reduce.c", "hccl.c", "transfer.c")]
     link(
         "gcc",
-        "libhccl.so",
+        "libhcomm.so",
         hccl,
         folder,
         "-lascendcl",
         "-lpthread",
         f"-Wl,--version-script={stub / 'hccl.map'}",
     )
-    link("gcc", "libhcomm.so", [], folder, "-lhccl")
+    link("gcc", "libhccl.so", [], folder, "-lhcomm")  # that libhccl.so is missing must be seen when only it is
     for name in EMPTY_LIBRARIES:
         link("gcc", f"lib{name}.so", [], folder, "-lascendcl")
 

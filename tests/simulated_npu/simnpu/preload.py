@@ -19,8 +19,8 @@ LIBRARIES = Path(__file__).parent / "lib"
 # libascendcl first: the others are linked to it, as torch_npu looks functions up in a library and what it needs.
 NAMES = (
     "libascendcl.so",
-    "libhccl.so",
     "libhcomm.so",
+    "libhccl.so",
     "libacl_op_compiler.so",
     "libge_runner.so",
     "libgraph.so",
