@@ -72,7 +72,9 @@ def build_stub(folder: Path) -> None:
         "-lpthread",
         f"-Wl,--version-script={stub / 'hccl.map'}",
     )
-    link("gcc", "libhccl.so", [], folder, "-lhcomm")  # that libhccl.so is missing must be seen when only it is
+    link(
+        "gcc", "libhccl.so", [], folder, "-lhcomm"
+    )  # that libhccl.so is missing must be seen when only it is
     for name in EMPTY_LIBRARIES:
         link("gcc", f"lib{name}.so", [], folder, "-lascendcl")
 
