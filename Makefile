@@ -36,12 +36,12 @@ NPU_STAMP := $(NPU_VENV)/.installed
 SIMULATOR := $(NPU_VENV)/.simulator
 SIMULATOR_FILES := $(shell find tests/simulated_npu -type f -not -path '*/build/*' -not -path '*.egg-info/*' -not -name '*.pyc')
 
-# Only torch-npu, what CANN's compiler asks for and the simulator are in it; all other packages are those of $(VENV), found through packages.pth.
+# Only torch-npu, what CANN's compiler and torch_npu's public tests ask for and the simulator are in it; all other packages are those of $(VENV), found through packages.pth.
 SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 $(NPU_STAMP): $(STAMP)
 	test -x $(NPU_BIN)/python || $(BIN)/python -m venv $(NPU_VENV)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > "$$($(NPU_BIN)/python $(SITE))/packages.pth"
-	$(NPU_BIN)/python -m pip install -q -c constraints.txt torch-npu==2.13.0 attrs decorator scipy
+	$(NPU_BIN)/python -m pip install -q -c constraints.txt torch-npu==2.13.0 attrs decorator scipy expecttest einops
 	$(NPU_BIN)/python -m pip install -q --no-deps -e .
 	touch $@
 

@@ -3,7 +3,7 @@
     NPUSIM=1 .venv-npu/bin/python tools/check_torch_npu_tests.py FOLDER [--files PART ...] [--jobs N] [--json FILE]
 
 FOLDER holds test files of torch_npu and op-plugin, at any depth. Every file runs in a process of its own. They need
-expecttest and einops: .venv-npu/bin/pip install './tests/simulated_npu[torch-npu-tests]' --no-build-isolation
+expecttest and einops, which `make npu-test` installs.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="where the test files lie")
+    parser.add_argument("folder", type=lambda text: Path(text).resolve(), help="where the test files lie")
     parser.add_argument("--files", nargs="*", default=[], help="only files whose path contains one of these")
     parser.add_argument("--jobs", type=int, default=1, help="files at the same time")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for one file")

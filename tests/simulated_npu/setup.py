@@ -18,7 +18,17 @@ OBJECTS = HERE / "build" / "native"
 C_FLAGS = ["-std=gnu11", "-O1", "-fPIC", "-Wall", "-Werror", "-Wno-unused-parameter"]
 CXX_FLAGS = ["-std=c++20", "-O1", "-fPIC"]
 # Libraries that torch_npu asks the loader for; all that matters of these is that they exist and lead to libascendcl.
-EMPTY_LIBRARIES = ("acl_op_compiler", "ge_runner", "graph", "acl_tdt_channel", "runtime", "ascend_hal")
+EMPTY_LIBRARIES = (
+    "acl_op_compiler",
+    "ge_runner",
+    "graph",
+    "acl_tdt_channel",
+    "runtime",
+    "ascend_hal",
+    "msprofiler",
+    "mspti",
+)
+RUNTIME = ("machine.c", "fault.c", "ascendcl.c", "sharing.c", "limits.c", "profiling.c", "inert.c")
 
 
 def package(name: str) -> Path:
@@ -48,20 +58,23 @@ def link(compiler: str, name: str, objects: list[str], folder: Path, *extra: str
 def build_stub(folder: Path) -> None:
     compiler = ["gcc", *C_FLAGS]
     stub = HERE / "stub"
-    runtime = [compiled(stub / name, compiler) for name in ("machine.c", "fault.c", "ascendcl.c", "inert.c")]
+    runtime = [compiled(stub / name, compiler) for name in RUNTIME]
     link(
         "gcc", "libascendcl.so", runtime, folder, "-lpthread", f"-Wl,--version-script={stub / 'ascendcl.map'}"
     )
-    hccl = [compiled(stub / name, compiler) for name in ("comm.c", "reduce.c", "hccl.c")]
+    hccl = [compiled(stub / name, compiler) for name in ("comm.c", "reduce.c", "hccl.c", "transfer.c")]
     link(
         "gcc",
-        "libhccl.so",
+        "libhcomm.so",
         hccl,
         folder,
         "-lascendcl",
         "-lpthread",
         f"-Wl,--version-script={stub / 'hccl.map'}",
     )
+    link(
+        "gcc", "libhccl.so", [], folder, "-lhcomm"
+    )  # that libhccl.so is missing must be seen when only it is
     for name in EMPTY_LIBRARIES:
         link("gcc", f"lib{name}.so", [], folder, "-lascendcl")
 

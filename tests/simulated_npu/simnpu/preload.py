@@ -19,6 +19,7 @@ LIBRARIES = Path(__file__).parent / "lib"
 # libascendcl first: the others are linked to it, as torch_npu looks functions up in a library and what it needs.
 NAMES = (
     "libascendcl.so",
+    "libhcomm.so",
     "libhccl.so",
     "libacl_op_compiler.so",
     "libge_runner.so",
@@ -26,6 +27,8 @@ NAMES = (
     "libacl_tdt_channel.so",
     "libruntime.so",
     "libascend_hal.so",
+    "libmsprofiler.so",
+    "libmspti.so",
 )
 started = False
 

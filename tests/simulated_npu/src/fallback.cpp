@@ -14,6 +14,7 @@
 
 #include <cstring>
 #include <ctime>
+#include <typeinfo>
 #include <unordered_set>
 
 #include "torch_npu/csrc/core/npu/NPUStream.h"
@@ -79,8 +80,7 @@ int64_t launches(const std::string& name, const IValue& first) {
 }
 
 // torch_npu runs some work (collectives) in a queue of its own thread; what it wrote must be there before we read it.
-void finish_queued_work() {
-  const auto device = current_device();
+void finish_queued_work(Device device) {
   if (device.index() >= 0) c10_npu::getCurrentNPUStream(device.index()).stream();
 }
 
@@ -232,14 +232,28 @@ void redispatch_with_default_generator(const c10::OperatorHandle& op, torch::jit
   generator.set_state(saved);
 }
 
+// Refusals of arguments carry torch_npu's tail; errors of another class (IndexError ...) do not.
+void redispatch(const c10::OperatorHandle& op, torch::jit::Stack* stack, Device device, bool lends_generator) {
+  try {
+    if (lends_generator) return redispatch_with_default_generator(op, stack, device);
+    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+  } catch (const c10::Error& error) {
+    if (typeid(error) != typeid(c10::Error)) throw;
+    TORCH_CHECK(false, error.msg(), error_tail(device.index(), "ERR01001 OPS invalid parameter"));
+  }
+}
+
 }  // namespace
 
-at::Tensor cpu_alias(const at::Tensor& tensor) { return cpu_like(tensor, alias_storage(tensor.storage())); }
+at::Tensor cpu_alias(const at::Tensor& tensor) {
+  finish_queued_work(tensor.device());
+  return cpu_like(tensor, alias_storage(tensor.storage()));
+}
 
 void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto& arguments = schema.arguments();
-  finish_queued_work();
+  finish_queued_work(current_device());
   const size_t base = stack->size() - arguments.size();
   Call call(schema.name());
   count(schema.name(), launches(schema.name(), (*stack)[base]));
@@ -261,11 +275,7 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     wait_for(target);
   }
   if (generator_slot) (*stack)[base + *generator_slot] = cpu_generator(generator, target);
-  if (!generator_slot && op.hasTag(at::Tag::nondeterministic_seeded)) {
-    redispatch_with_default_generator(op, stack, target);
-  } else {
-    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
-  }
+  redispatch(op, stack, target, !generator_slot && op.hasTag(at::Tag::nondeterministic_seeded));
   call.write_back_shapes();
   for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); i++) {
     IValue& value = (*stack)[i];

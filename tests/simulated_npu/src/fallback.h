@@ -6,7 +6,7 @@
 
 namespace simnpu {
 
-// A CPU tensor over the memory of an npu tensor.
+// A CPU tensor over the memory of an npu tensor, in which all work that was queued before is done.
 at::Tensor cpu_alias(const at::Tensor& tensor);
 
 // A boxed kernel for every operator that has a CPU kernel.

@@ -24,6 +24,7 @@ std::atomic<bool> counts{false};
 bool stays_with_torch_npu(const std::string& name) {
   static const std::unordered_set<std::string> names{
       "aten::empty", "aten::empty_strided", "aten::empty_like", "aten::empty_with_swapped_memory", "aten::as_strided",
+      "aten::as_strided_",
       "aten::view", "aten::_reshape_alias", "aten::set_", "aten::resize_", "aten::resize_as_", "aten::record_stream",
       "aten::_pin_memory", "aten::pin_memory", "aten::is_pinned", "aten::_has_compatible_shallow_copy_type",
       "aten::_copy_from_and_resize", "aten::contiguous", "aten::unfold", "aten::view_as_real", "aten::view_as_complex",
@@ -80,14 +81,17 @@ bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, cons
   const bool has_npu = op.hasKernelForDispatchKey(DispatchKey::PrivateUse1);
   const bool has_cpu = op.hasKernelForDispatchKey(DispatchKey::CPU);
   const bool is_explicit = op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd);
+  const bool is_structured = op.hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutogradNonFunctional);
   const bool is_implicit = op.hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd);
+  // torch_npu runs such an operator in its parts, or warns and runs it on copies on the CPU, and so it does here.
+  if (!has_npu) return false;
   if (name == "div_.Tensor" || name == "div_.Scalar") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&divide_in_place>());
-  } else if (has_cpu || name == "copy_" || (is_explicit && !is_view_or_factory(op.schema()))) {
+  } else if (has_cpu || name == "copy_" || ((is_explicit || is_structured) && !is_view_or_factory(op.schema()))) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
-  } else if (has_npu && is_explicit) {
+  } else if (is_explicit) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::CompositeExplicitAutograd>>());
-  } else if (has_npu && is_implicit) {
+  } else if (is_implicit) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::CompositeImplicitAutograd>>());
   } else {
     return false;

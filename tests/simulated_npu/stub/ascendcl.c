@@ -10,8 +10,9 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <time.h>
+#include <unistd.h>
 
-enum { HEADER = 4096, READ_WRITE = PROT_READ | PROT_WRITE };
+enum { READ_WRITE = PROT_READ | PROT_WRITE };
 typedef int aclError;
 
 /* As in the real runtime a thread has no device until it sets one: torch_npu relies on the error that this gives. */
@@ -50,7 +51,15 @@ aclError aclFinalize(void) { return OK; }
 static void calm_down(void) { prctl(PR_SET_TIMERSLACK, 2000000UL); }
 
 aclError aclrtSetDevice(int id) {
-    if (id < 0 || id >= machine_visible(NULL)) return fault_set(INVALID_DEVICE, __func__);
+    int visible = machine_visible(NULL);
+    if (id < 0 || id >= visible) {
+        char text[128];
+        snprintf(text, sizeof text,
+                 "EE1001: The argument is invalid.Reason: Set device failed, invalid device, set device=%d, valid device "
+                 "range is [0, %d)",
+                 id, visible);
+        return fault_set_text(text, INVALID_DEVICE, __func__);
+    }
     int code = fault_check(__func__, machine_physical(id));
     if (code) return code;
     device = id;
@@ -106,9 +115,9 @@ aclError aclrtGetPrimaryCtxState(int id, uint32_t *flags, int *active) {
     return OK;
 }
 
-/* A 910B3 has 20 AI cores and 40 vector cores; CANN before 9 is asked for these in this way. */
+/* CANN before 9 is asked for cores in this way. */
 aclError aclGetDeviceCapability(uint32_t id, int what, int64_t *value) {
-    *value = what == 1 ? 40 : 20;
+    *value = what == 1 ? VECTOR_COUNT : CUBE_COUNT;
     return OK;
 }
 
@@ -116,8 +125,8 @@ enum { AI_CORES = 101, CUBE_CORES = 102, VECTOR_CORES = 201, TOTAL_MEMORY = 301,
 
 aclError aclrtGetDeviceInfo(uint32_t id, int what, int64_t *value) {
     switch (what) {
-        case AI_CORES: case CUBE_CORES: *value = 20; return OK;
-        case VECTOR_CORES: *value = 40; return OK;
+        case AI_CORES: case CUBE_CORES: *value = CUBE_COUNT; return OK;
+        case VECTOR_CORES: *value = VECTOR_COUNT; return OK;
         case TOTAL_MEMORY: *value = (int64_t)machine_capacity(); return OK;
         case L2_CACHE: *value = 192 << 20; return OK;
         default: return fault_set(NOT_SUPPORTED, __func__);
@@ -151,11 +160,6 @@ aclError aclrtDeviceCanAccessPeer(int *can, int from, int to) {
 
 /* ---- memory ---- */
 
-typedef struct {
-    size_t bytes;
-    int card;
-} Block;
-
 aclError aclrtMalloc(void **pointer, size_t bytes, int policy) {
     NEED_DEVICE();
     RETURN_FAULT();
@@ -166,7 +170,7 @@ aclError aclrtMalloc(void **pointer, size_t bytes, int policy) {
         machine_give(card(), bytes);
         return fault_set(OUT_OF_MEMORY, __func__);
     }
-    *(Block *)start = (Block){bytes, card()};
+    *(Block *)start = (Block){.bytes = bytes, .card = card()};
     *pointer = start + HEADER;
     return OK;
 }
@@ -179,6 +183,7 @@ aclError aclrtFree(void *pointer) {
     Block block = *(Block *)start;
     machine_give(block.card, block.bytes);
     munmap(start, block.bytes + HEADER);
+    if (block.file > 0) close(block.file);
     return OK;
 }
 
@@ -200,6 +205,13 @@ aclError aclrtFreeHost(void *pointer) {
     free(pointer);
     return OK;
 }
+
+aclError aclrtHostRegister(void *pointer, uint64_t bytes, int kind, void **on_card) {
+    *on_card = pointer;
+    return OK;
+}
+
+aclError aclrtHostUnregister(void *pointer) { return OK; }
 
 aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, int kind) {
     RETURN_FAULT();
@@ -238,7 +250,7 @@ aclError aclrtMallocPhysical(void **handle, size_t bytes, const void *properties
     RETURN_FAULT();
     if (machine_take(card(), bytes)) return fault_set(OUT_OF_MEMORY, __func__);
     Block *block = malloc(sizeof *block);
-    *block = (Block){bytes, card()};
+    *block = (Block){.bytes = bytes, .card = card()};
     *handle = block;
     return OK;
 }
@@ -258,7 +270,7 @@ aclError aclrtUnmapMem(void *pointer) { return OK; }
 
 /* ---- streams and events ---- */
 
-static void *token(void) { return calloc(1, 64); }
+static void *token(void) { return calloc(1, sizeof(Token)); }
 
 #define CREATE(name, ...)                   \
     aclError name(void **made, ##__VA_ARGS__) { \
@@ -280,12 +292,12 @@ aclError aclrtDestroyEvent(void *event) {
 
 aclError aclrtRecordEvent(void *event, void *stream) {
     RETURN_FAULT();
-    if (event) clock_gettime(CLOCK_MONOTONIC, event);
+    if (event) clock_gettime(CLOCK_MONOTONIC, &((Token *)event)->recorded);
     return OK;
 }
 
 aclError aclrtEventElapsedTime(float *milliseconds, void *begin, void *end) {
-    const struct timespec *from = begin, *to = end;
+    const struct timespec *from = &((Token *)begin)->recorded, *to = &((Token *)end)->recorded;
     *milliseconds = (float)((double)(to->tv_sec - from->tv_sec) * 1e3 + (double)(to->tv_nsec - from->tv_nsec) / 1e6);
     return OK;
 }

@@ -61,7 +61,7 @@ const char *fault_text(void) { return last_text; }
 
 static const char *reason_of(int code) {
     switch (code) {
-        case INVALID_DEVICE: return "EE1001: The argument is invalid. Reason: invalid device, the id is out of range.";
+        case INVALID_DEVICE: return "EE1001: The argument is invalid.Reason: Set device failed, invalid device.";
         case CONTEXT_NULL: return "EE1001: The argument is invalid. Reason: the context is empty, set a device first.";
         case OUT_OF_MEMORY: return "EL0004: Failed to allocate memory. Possible Cause: Available memory is insufficient.";
         case LOST_HEARTBEAT: return "EE9999: Inner Error! the heartbeat of the device is lost.";

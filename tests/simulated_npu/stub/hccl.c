@@ -13,18 +13,10 @@
 
 enum { ROOT_INFO_BYTES = 4108, NOTIFY_WAIT_TIMEOUT = 507048 };
 
-typedef struct {
-    int is_receive; /* HcclSendRecvType: 0 send, 1 receive */
-    void *buffer;
-    uint64_t count;
-    int type;
-    uint32_t peer;
-} Transfer;
-
 static size_t smaller(size_t a, size_t b) { return a < b ? a : b; }
 
-/* What a call returns to torch_npu for the outcome of its work. */
-static int outcome(int code, const char *call) {
+/* Of a call that peers did not answer the next wait for the device tells. */
+int hccl_outcome(int code, const char *call) {
     if (code == HCCL_TIMEOUT) {
         fault_set_later(NOTIFY_WAIT_TIMEOUT, call);
         return HCCL_SUCCESS;
@@ -146,21 +138,21 @@ int HcclAllReduce(void *from, void *to, uint64_t count, int type, int operation,
     int code = begin(comm, __func__, count, type, operation, 0, 0);
     Target target = {.to = to, .type = type, .operation = operation, .wanted = 1};
     if (!code) code = show_and_read(comm, from, count * type_size(type), add_up, &target);
-    return outcome(code, __func__);
+    return hccl_outcome(code, __func__);
 }
 
 int HcclReduce(void *from, void *to, uint64_t count, int type, int operation, uint32_t root, void *comm, void *stream) {
     int code = begin(comm, __func__, count, type, operation, (int)root, 0);
     Target target = {.to = to, .type = type, .operation = operation, .wanted = ((Comm *)comm)->rank == root};
     if (!code) code = show_and_read(comm, from, count * type_size(type), add_up, &target);
-    return outcome(code, __func__);
+    return hccl_outcome(code, __func__);
 }
 
 int HcclAllGather(void *from, void *to, uint64_t count, int type, void *comm, void *stream) {
     int code = begin(comm, __func__, count, type, 0, 0, 0);
     Target target = {.to = to, .length = count * type_size(type)};
     if (!code) code = show_and_read(comm, from, target.length, place, &target);
-    return outcome(code, __func__);
+    return hccl_outcome(code, __func__);
 }
 
 int HcclBroadcast(void *buffer, uint64_t count, int type, uint32_t root, void *comm, void *stream) {
@@ -168,10 +160,10 @@ int HcclBroadcast(void *buffer, uint64_t count, int type, uint32_t root, void *c
     int is_root = ((Comm *)comm)->rank == root;
     Target target = {.to = buffer, .wanted = !is_root, .root = (int)root};
     if (!code) code = show_and_read(comm, is_root ? buffer : NULL, count * type_size(type), take_from_root, &target);
-    return outcome(code, __func__);
+    return hccl_outcome(code, __func__);
 }
 
-int HcclBarrier(void *comm, void *stream) { return outcome(begin(comm, __func__, 0, 0, 0, 0, 0), __func__); }
+int HcclBarrier(void *comm, void *stream) { return hccl_outcome(begin(comm, __func__, 0, 0, 0, 0, 0), __func__); }
 
 /* ---- collectives in which every pair of ranks has a piece of its own ---- */
 
@@ -220,7 +212,7 @@ static int exchange(Comm *comm, const char *call, const Exchange *x, uint64_t co
         if (!code) code = read_round(comm, x, offset, slot);
         if (!code) code = comm_barrier(comm);
     }
-    return outcome(code, call);
+    return hccl_outcome(code, call);
 }
 
 /* Equal pieces one after the other: bytes and starts for every rank. */
@@ -290,39 +282,4 @@ int HcclAlltoAll(const void *from, uint64_t count, int type, void *to, uint64_t 
     even(bytes, starts, ((Comm *)comm)->size, count * type_size(type));
     Exchange x = {from, bytes, starts, to, bytes, starts, 0, 0, 0};
     return exchange(comm, __func__, &x, count, type, 0, 0);
-}
-
-/* ---- from one rank to another ---- */
-
-/* All transfers go on together, so that two ranks that send to each other first do not wait for ever. */
-int HcclBatchSendRecv(Transfer *transfers, uint32_t count, void *comm, void *stream) {
-    size_t done[count];
-    double waited = 0;
-    int code = fault_check(__func__, machine_current());
-    memset(done, 0, sizeof done);
-    for (int open = 1; open && !code;) {
-        size_t moved = 0;
-        open = 0;
-        for (uint32_t i = 0; i < count; i++) {
-            Transfer *t = &transfers[i];
-            size_t left = t->count * type_size(t->type) - done[i];
-            char *at = (char *)t->buffer + done[i];
-            size_t now = t->is_receive ? comm_pull(comm, t->peer, at, left) : comm_push(comm, t->peer, at, left);
-            done[i] += now;
-            moved += now;
-            open |= now < left;
-        }
-        if (open && !moved) code = comm_pause(comm, &waited);
-    }
-    return outcome(code, __func__);
-}
-
-int HcclSend(void *buffer, uint64_t count, int type, uint32_t to, void *comm, void *stream) {
-    Transfer transfer = {0, buffer, count, type, to};
-    return HcclBatchSendRecv(&transfer, 1, comm, stream);
-}
-
-int HcclRecv(void *buffer, uint64_t count, int type, uint32_t from, void *comm, void *stream) {
-    Transfer transfer = {1, buffer, count, type, from};
-    return HcclBatchSendRecv(&transfer, 1, comm, stream);
 }

@@ -3,17 +3,27 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { CANN_VERSION_NUMBER = 90200000 };
 static const char CANN_VERSION[] = "9.2.0";
 
+/* aclCannAttr: what a 910B and later can; earlier chips saturate instead of making infinities, and have no bf16. */
+static const int ATTRIBUTES[] = {0 /* INF_NAN */, 1 /* BF16 */};
+
+static int is_910b_or_later(void) {
+    const char *name = aclrtGetSocName();
+    return !strncmp(name, "Ascend910B", 10) || !strncmp(name, "Ascend910_9", 11) || !strncmp(name, "Ascend950", 9);
+}
+
 int aclGetCannAttribute(int what, int *value) {
-    *value = 0;
+    *value = (what == ATTRIBUTES[0] || what == ATTRIBUTES[1]) && is_910b_or_later();
     return OK;
 }
 
 int aclGetCannAttributeList(const int **list, size_t *count) {
-    *count = 0;
+    *list = ATTRIBUTES;
+    *count = sizeof ATTRIBUTES / sizeof *ATTRIBUTES;
     return OK;
 }
 
@@ -48,7 +58,7 @@ int aclmdlRICaptureGetInfo(void *stream, int *status, void **model) {
 }
 
 int aclrtDeviceGetBareTgid(int *pid) {
-    *pid = 1;
+    *pid = getpid();
     return OK;
 }
 
@@ -101,6 +111,7 @@ DOES_NOTHING(aclrtCtxSetSysParamOpt)
 DOES_NOTHING(aclrtDestroyStream)
 DOES_NOTHING(aclrtDestroyStreamForce)
 DOES_NOTHING(aclrtDeviceEnablePeerAccess)
+DOES_NOTHING(aclrtIpcMemSetImportPid)
 DOES_NOTHING(aclrtPeekAtLastError)
 DOES_NOTHING(aclrtProcessReport)
 DOES_NOTHING(aclrtResetEvent)
@@ -109,6 +120,7 @@ DOES_NOTHING(aclrtSetDeviceSatMode)
 DOES_NOTHING(aclrtSetExceptionInfoCallback)
 DOES_NOTHING(aclrtSetOpExecuteTimeOut)
 DOES_NOTHING(aclrtSetOpWaitTimeout)
+DOES_NOTHING(aclrtSetStreamAttribute)
 DOES_NOTHING(aclrtSetStreamFailureMode)
 DOES_NOTHING(aclrtSetStreamOverflowSwitch)
 DOES_NOTHING(aclrtSetSysParamOpt)

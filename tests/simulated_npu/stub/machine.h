@@ -3,8 +3,12 @@
 #define NPUSIM_MACHINE_H
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 
-enum { MAX_CARDS = 64, MAX_PROCESSES = 512 };
+enum { MAX_CARDS = 64, MAX_PROCESSES = 512, HEADER = 4096 };
+
+/* A 910B3 has 20 AI cores and 40 vector cores. */
+enum { CUBE, VECTOR, CORE_KINDS, CUBE_COUNT = 20, VECTOR_COUNT = 40 };
 
 /* Return codes of the real runtime (names of its error_codes/rt_error_codes.h). */
 enum {
@@ -27,6 +31,21 @@ typedef struct {
     uint64_t used[MAX_CARDS]; /* bytes of every physical card */
 } Process;
 
+/* Memory of a card: this in the HEADER bytes before what the caller gets. */
+typedef struct {
+    size_t bytes;
+    int card;
+    int file; /* that other processes open, 0 while there is none */
+} Block;
+
+/* A stream or an event. */
+typedef struct {
+    struct timespec recorded;
+    uint32_t limits[CORE_KINDS];
+} Token;
+
+int aclrtGetDevice(int *id);
+const char *aclrtGetSocName(void);
 int machine_cards(void);               /* cards in the machine */
 int machine_visible(int *physical);    /* cards this process may see; their physical ids */
 int machine_current(void);             /* the card of this thread, or -1 */

@@ -1,4 +1,4 @@
-"""Operators of torch_npu's own name space (npu::) in plain maths on the CPU.
+"""Operators that the CPU has no kernel for, most of torch_npu's own name space (npu::), in plain maths.
 
 Names, arguments and defaults are read from the schemas in the wheel; what an argument means is taken from the operator
 documentation. An argument that the maths here does not know is refused, never ignored.
@@ -15,11 +15,16 @@ def register() -> None:
         from simnpu.fused import (  # noqa: F401  (each module registers its operators)
             activations,
             attention,
+            convolutions,
+            device_only,
             formats,
+            indexing,
+            inference,
             losses,
             matmul,
             norms,
             optimizers,
             random,
             rotary,
+            softmaxes,
         )

@@ -104,7 +104,7 @@ def join_heads(x: Tensor, layout: str) -> Tensor:
 
 def unseen(setting: Setting, queries: int, keys: int, sample: int) -> Tensor | None:
     """[..., S, K], True where a query must not see a key, or None."""
-    if setting.mask is None and setting.sparse_mode == DEFAULT:
+    if setting.mask is None and setting.sparse_mode in (DEFAULT, ALL):
         return None
     i, j = torch.arange(queries)[:, None], torch.arange(keys)[None, :]
     shift = keys - queries  # the last query sees the last key

@@ -1,4 +1,4 @@
-"""How an operator of npu:: gets a kernel: arguments by name from the wheel's schema, CPU tensors over its bytes."""
+"""How an operator gets a kernel: arguments by name from the wheel's schema, CPU tensors over its bytes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-library = torch.library.Library("npu", "IMPL")  # noqa: TOR901  (lives as long as the process)
+# they live as long as the process
+libraries = {space: torch.library.Library(space, "IMPL") for space in ("npu", "aten")}  # noqa: TOR901
 
 # Hints to the device about speed or precision: they change nothing here.
-WITHOUT_EFFECT = {"inner_precise", "gen_mask_parallel", "sync", "parallel", "use_locking", "can_refresh"}
+WITHOUT_EFFECT = {
+    "inner_precise", "gen_mask_parallel", "sync", "parallel", "use_locking", "can_refresh", "workspace",
+}  # fmt: skip
 
 
 class NotSimulated(RuntimeError):
@@ -86,7 +89,7 @@ def device_of(name: str, values: dict[str, Any], may_be_cpu: Sequence[str]) -> t
         check(
             tensor.device.type != "cpu" or tensor.dim() == 0,
             "Expected all tensors to be on the same device. Expected NPU tensor, please check whether the input "
-            f"tensor device is correct. (npu::{name})",
+            f"tensor device is correct. ({name})",
         )
     on_npu = [tensor.device for tensor in found if tensor.device.type != "cpu"]
     return on_npu[0] if on_npu else torch.device("npu", torch.npu.current_device())
@@ -96,7 +99,8 @@ def kernel(*names: str, host: Sequence[str] = (), on_host: bool = True) -> Calla
     """Registers a function as the kernel of npu::<name>.
 
     Args:
-        names: operators with the same arguments, `name` or `name.overload`.
+        names: operators with the same arguments, `name` or `name.overload`; of aten with `aten::` before it. Where only
+            the schema has an `out`, it gets what the function returns.
         host: arguments that may be CPU tensors on the device too.
         on_host: give the function CPU tensors; otherwise it gets the npu tensors themselves.
     """
@@ -109,31 +113,47 @@ def kernel(*names: str, host: Sequence[str] = (), on_host: bool = True) -> Calla
     return register
 
 
+def fill(out: Tensor | list[Tensor], result: Tensor | Sequence[Tensor]) -> None:
+    """Gives results to the tensors of `out`."""
+    one = isinstance(out, Tensor)
+    for target, value in zip([out] if one else out, [result] if one else result, strict=True):
+        target.resize_(value.shape).copy_(value)
+
+
 def register_one(name: str, function: Callable, host: Sequence[str], on_host: bool) -> None:
     """One operator: its wrapper fills in the schema's defaults and refuses arguments that the function lacks."""
-    packet, _, overload = name.partition(".")
-    schema = getattr(getattr(torch.ops.npu, packet), overload or "default")._schema
+    space, _, operator = name.rpartition("::")
+    space = space or "npu"
+    packet, _, overload = operator.partition(".")
+    schema = getattr(getattr(getattr(torch.ops, space), packet), overload or "default")._schema
     order = [argument.name for argument in schema.arguments]
     defaults = {argument.name: argument.default_value for argument in schema.arguments}
     wanted = inspect.signature(function).parameters
     unknown = set(wanted) - set(order)
-    assert not unknown, f"npu::{name} has no argument {unknown}; it has {order}"
+    assert not unknown, f"{space}::{operator} has no argument {unknown}; it has {order}"
+    fills_out = "out" in order and "out" not in wanted
+    ignored = WITHOUT_EFFECT | ({"out"} if fills_out else set())
 
     def call(*args: Any, **kwargs: Any) -> Any:
         values = defaults | dict(zip(order, args, strict=False)) | kwargs
-        for key in values.keys() - wanted.keys() - WITHOUT_EFFECT:
+        for key in values.keys() - wanted.keys() - ignored:
             if values[key] not in (None, defaults[key]):
-                raise NotSimulated(f"npu::{name}: the simulator does not know {key}={values[key]!r}")
+                raise NotSimulated(f"{space}::{operator}: the simulator does not know {key}={values[key]!r}")
         used = {key: values[key] for key in wanted}
-        torch.ops.simnpu.count(f"npu::{name}")
-        device = device_of(name, used, host)
+        torch.ops.simnpu.count(f"{space}::{operator}")
+        device = device_of(f"{space}::{operator}", used, host)
         if not on_host:
-            return function(**used)
-        sides = Sides(device)
-        with torch.no_grad():
-            return sides.to_npu(function(**{key: sides.to_cpu(value) for key, value in used.items()}))
+            result = function(**used)
+        else:
+            sides = Sides(device)
+            with torch.no_grad():
+                result = sides.to_npu(function(**{key: sides.to_cpu(value) for key, value in used.items()}))
+        if not fills_out:
+            return result
+        fill(values["out"], result)
+        return values["out"]
 
-    library.impl(name, call, "PrivateUse1")
+    libraries[space].impl(operator, call, "PrivateUse1")
 
 
 def gradients(function: Callable, inputs: Sequence[Tensor], output_gradients: Sequence[Tensor]) -> tuple:

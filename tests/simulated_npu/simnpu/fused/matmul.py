@@ -35,33 +35,46 @@ def bmm_v2_mat2_backward(grad: Tensor, mat1: Tensor, mat2: Tensor, size: list[in
     return (mat1.transpose(-1, -2) @ grad).reshape(size)
 
 
-@kernel("npu_grouped_matmul")
+ROWS, COLUMNS = 0, 2  # values of group_type
+
+
+def group_lengths(group_list: Tensor | list[int], group_list_type: int | None) -> list[int]:
+    """How many rows or columns each group has; the list has lengths (type 1) or where groups end."""
+    ends = [int(end) for end in group_list]
+    if group_list_type == 1:
+        return ends
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def group_products(x: list[Tensor], matrices: list[Tensor], offsets: list[Tensor] | None) -> list[Tensor]:
+    return [
+        part @ matrix + (offsets[i] if offsets else 0)
+        for i, (part, matrix) in enumerate(zip(x, matrices, strict=True))
+    ]
+
+
+@kernel("npu_grouped_matmul", "npu_grouped_matmul.List")
 def grouped_matmul(
     x: list[Tensor],
     weight: list[Tensor],
     bias: list[Tensor] | None,
-    group_list: Tensor | None,
+    group_list: Tensor | list[int] | None,
     split_item: int | None,
     group_type: int | None,
     group_list_type: int | None,
 ) -> list[Tensor]:
-    """Each group of rows times its own matrix: experts. Types: -1 no groups, 0 rows are split by group_list."""
+    """Each group of rows times its own matrix: experts. With group_type 2 the columns of x meet rows of the weight."""
+    offsets = [offset for item in bias for offset in (item if item.dim() == 2 else [item])] if bias else None
     matrices = [matrix for item in weight for matrix in (item if item.dim() == 3 else [item])]
-    if group_list is None:
+    lengths = group_lengths(group_list, group_list_type) if group_list is not None else []
+    if not lengths or len(x) > 1:
         parts = list(x)
-    elif group_type == 0 and len(x) == 1:
-        ends = group_list.tolist()
-        lengths = (
-            ends
-            if group_list_type == 1
-            else [end - start for start, end in zip([0, *ends], ends, strict=False)]
-        )
+    elif group_type in (ROWS, None):
         parts = list(x[0][: sum(lengths)].split(lengths))
+    elif group_type == COLUMNS and len(weight) == 1:
+        products = group_products(list(x[0].split(lengths, 1)), list(weight[0].split(lengths)), offsets)
+        return [torch.stack(products)] if split_item in (2, 3) else products
     else:
         raise NotSimulated(f"npu::npu_grouped_matmul: group_type {group_type} with {len(x)} inputs")
-    offsets = [offset for item in bias for offset in (item if item.dim() == 2 else [item])] if bias else None
-    products = [
-        part @ matrix + (offsets[i] if offsets else 0)
-        for i, (part, matrix) in enumerate(zip(parts, matrices, strict=True))
-    ]
+    products = group_products(parts, matrices, offsets)
     return [torch.cat(products)] if split_item in (2, 3) else products

@@ -93,8 +93,30 @@ def add_layer_norm(
     dims = last_dims(x1, gamma)
     mean = total.mean(dims, keepdim=True)
     rstd = torch.rsqrt((total - mean).pow(2).mean(dims, keepdim=True) + epsilon)
-    y = ((total - mean) * rstd * gamma.float() + beta.float()).to(x1.dtype)
-    return y, mean, rstd, total.to(x1.dtype) if additional_output else torch.empty(0)
+    kind = torch.promote_types(x1.dtype, x2.dtype)
+    y = ((total - mean) * rstd * gamma.float() + beta.float()).to(kind)
+    return y, mean, rstd, total.to(kind) if additional_output else torch.empty(0)
+
+
+@kernel("npu_add_layer_norm_backward")
+def add_layer_norm_backward(
+    dy_opt: Tensor | None,
+    x1: Tensor,
+    x2: Tensor,
+    rstd: Tensor,
+    mean: Tensor,
+    gamma: Tensor,
+    dsum_opt: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x1, x2, gamma and beta."""
+    total = x1.float() + x2.float()
+    upstream = torch.zeros_like(total) if dy_opt is None else dy_opt.float()
+    dims, rows = last_dims(x1, gamma), tuple(range(x1.dim() - gamma.dim()))
+    normal, scaled = (total - mean) * rstd, upstream * gamma.float()
+    inner = scaled - scaled.mean(dims, keepdim=True) - normal * (scaled * normal).mean(dims, keepdim=True)
+    dx = rstd * inner + (0 if dsum_opt is None else dsum_opt.float())
+    dgamma, dbeta = (upstream * normal).sum(rows), upstream.sum(rows)
+    return dx.to(x1.dtype), dx.to(x2.dtype), dgamma.to(gamma.dtype), dbeta.to(gamma.dtype)
 
 
 @kernel("npu_group_norm_silu")

@@ -1,0 +1,106 @@
+"""Functions of the runtime that torch_npu looks up: limits, profilers, memory of other processes, texts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.npu_sim
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(("chip", "expected"), [("Ascend910B3", "True"), ("Ascend910A", "False")])
+def test_infinities_are_an_overflow_on_cards_that_make_them(chip, expected):
+    code = (
+        "import torch\nfrom torch_npu.npu.utils import is_support_inf_nan, npu_check_overflow\n"
+        "print(is_support_inf_nan(), npu_check_overflow(torch.tensor([float('inf')], device='npu')),"
+        " npu_check_overflow(torch.ones(1, device='npu')))"
+    )
+    done = run_python("-c", code, NPUSIM_SOC=chip)
+    assert done.stdout.split() == [expected, expected, "False"], done.stderr
+
+
+def test_an_id_beyond_the_cards_is_refused_in_the_runtimes_words():
+    text = r"The argument is invalid.+Set device failed, invalid device, set device=8, valid device range is \[0, 8\)"
+    with pytest.raises(RuntimeError, match=text):
+        torch.npu.set_device(8)
+
+
+def test_core_limits_of_a_card_and_of_its_streams_are_kept():
+    whole, less, few = ({"cube_core_num": c, "vector_core_num": v} for c, v in ((20, 40), (12, 24), (3, 5)))
+    torch.ones(1, device="npu:7")
+    assert torch.npu.get_device_limit(7) == whole
+    torch.npu.set_device_limit(
+        7, 12, 24
+    )  # torch_npu allows it once in a process, so of a card that no other test uses
+    with torch.npu.device(7):
+        stream = torch.npu.Stream()
+        assert torch.npu.get_device_limit(7) == torch.npu.get_stream_limit(stream) == less
+        torch.npu.set_stream_limit(stream, 3, 5)
+        assert torch.npu.get_stream_limit(stream) == few
+        torch.npu.reset_stream_limit(stream)
+        assert torch.npu.get_stream_limit(stream) == less
+        with pytest.raises(RuntimeError, match="107000"):
+            torch.npu.set_stream_limit(stream, 21, 40)
+
+
+def test_profilers_start_and_stop(tmp_path):
+    import torch_npu
+
+    with torch.profiler.profile() as profiler:
+        torch.ones(2, device="npu") + 1
+    assert "aten::add" in {event.key for event in profiler.key_averages()}
+    handler = torch_npu.profiler.tensorboard_trace_handler(str(tmp_path))
+    with torch_npu.profiler.profile(on_trace_ready=handler):
+        torch.ones(2, device="npu") + 1
+    assert list(tmp_path.glob("*_ascend_pt"))
+
+
+def test_another_process_sees_and_changes_the_same_memory(tmp_path):
+    script = tmp_path / "share.py"
+    script.write_text(
+        "import torch, torch.multiprocessing as mp\n"
+        "def work(queue, done):\n"
+        "    shared = queue.get()\n    assert shared.tolist() == [0, 1, 2], shared\n    shared.add_(10)\n"
+        "    torch.npu.synchronize()\n    del shared\n    done.set()\n"
+        "if __name__ == '__main__':\n"
+        "    context = mp.get_context('spawn')\n    queue, done = context.Queue(), context.Event()\n"
+        "    mine = torch.arange(3.0, device='npu')\n"
+        "    process = context.Process(target=work, args=(queue, done))\n    process.start()\n"
+        "    queue.put(mine)\n    done.wait(120)\n    process.join(60)\n    print(mine.tolist())\n"
+    )
+    done = run_python(str(script))
+    assert done.stdout.strip() == "[10.0, 11.0, 12.0]", done.stderr
+
+
+def test_public_tests_may_lie_in_a_relative_folder(tmp_path):
+    (tmp_path / "public").mkdir()
+    (tmp_path / "public/test_one.py").write_text("def test_it():\n    pass\n")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/check_torch_npu_tests.py"), "public"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0 and "passed 1 of 1 that ran" in done.stdout, done.stdout + done.stderr
+
+
+def test_packages_that_public_tests_import_are_there():
+    import einops  # noqa: F401
+    import expecttest  # noqa: F401
