@@ -172,9 +172,8 @@ def measure(case: Case, folder: Path, card: Any) -> dict[str, float]:
         is_host=True,
     )
     predicted = estimate(SIZES[case.size], setting)
-    needed = (
-        predicted.needed + host_bytes(SIZES[case.size], setting) / case.world_size
-    )  # the host is the device
+    # The host is the device.
+    needed = predicted.needed + host_bytes(SIZES[case.size], setting) / case.world_size
     found = {"measured": memory, "predicted": needed, "buckets": predicted.buckets}
     if not card:
         return found

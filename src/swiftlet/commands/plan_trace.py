@@ -116,9 +116,8 @@ def give_fake_tensors(model: nn.Module, mode: FakeTensorMode) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of torch on fake tensors, and of transformers on names that it changes
+        # Of torch on fake tensors, and of transformers on names that it changes.
+        warnings.simplefilter("ignore")
         yield
 
 

@@ -176,9 +176,8 @@ def _wide_encoding(head: bytes) -> str | None:
     little, big = ("UTF-32LE", "UTF-16LE"), ("UTF-32BE", "UTF-16BE")
     for encoding in little + big if head[1::2].count(0) > head[0::2].count(0) else big + little:
         try:
-            text = codecs.getincrementaldecoder(encoding)().decode(
-                head
-            )  # which bears with half a character at the end
+            # It bears with half a character at the end.
+            text = codecs.getincrementaldecoder(encoding)().decode(head)
         except UnicodeDecodeError:
             continue
         if text and all(character.isprintable() or character.isspace() for character in text):

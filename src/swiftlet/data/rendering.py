@@ -92,9 +92,8 @@ def _compile(source: str) -> jinja2.Template:
     environment.globals["raise_exception"] = _raise_exception
     try:
         template = environment.from_string(source)
-        template.globals = dict(
-            template.globals
-        )  # it is copied for each rendering, and a chain of dicts slowly
+        # It is copied for each rendering, and a chain of dicts slowly.
+        template.globals = dict(template.globals)
         return template
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(

@@ -26,9 +26,8 @@ def guess_kind(environ: Mapping[str, str], machine: Machine | None = None) -> st
         return "npu"
     if machine.has_gpus:
         return "cuda"
-    return (
-        "npu" if importlib.util.find_spec("torch_npu") is not None else "cpu"
-    )  # simulated NPUs have no nodes
+    # Simulated NPUs have no nodes.
+    return "npu" if importlib.util.find_spec("torch_npu") is not None else "cpu"
 
 
 def _npu_environment(timeout_s: int, deterministic: bool) -> dict[str, str]:

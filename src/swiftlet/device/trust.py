@@ -30,13 +30,8 @@ MOST_OF_ROUNDING = 4  # beyond this multiple no rounding of the plain operator i
 LONGEST_TRY = 512  # tokens of one sample, and
 MOST_TOKENS = 1536  # of all samples of a trial: the definition needs their square
 SEED = 20_240_501
-FAILURES = (
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    AssertionError,
-)  # of an operator, on any device
+# Of an operator, on any device.
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError)
 
 
 class Case(NamedTuple):

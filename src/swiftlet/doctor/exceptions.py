@@ -48,9 +48,8 @@ OWN = frozenset(
     "UnboundLocalError UnicodeDecodeError UnicodeEncodeError ValueError ZeroDivisionError".split()
 )
 FOLLOWS = {"ChildFailedError", "SystemExit"}  # another process failed, and says so itself
-RUNTIME = (
-    "RuntimeError"  # torch raises it for a wrong call, and as often to tell that something elsewhere failed
-)
+# Torch raises it for a wrong call, and as often to tell that something elsewhere failed.
+RUNTIME = "RuntimeError"
 LONGEST_MESSAGE = 12  # lines of one exception
 FRAME = re.compile(r"File \"(?P<file>[^\"]+)\", line (?P<line>\d+)")
 LIBRARY = re.compile(r"(?:site|dist)-packages/|/lib/python\d|^<frozen")
@@ -86,16 +85,8 @@ def find_raised(lines: Sequence[Line], words: Mapping[str, re.Pattern[str]]) -> 
     for at, line in enumerate(lines):
         crash = CRASHED.search(line.text) if any(word in line.text for word in CRASH_WORDS) else None
         if crash and line.level in (ERROR, PLAIN):
-            found.append(
-                Raised(
-                    _crash(lines, at, crash[0]),
-                    _below(lines, at) if "Python" in crash[0] else None,
-                    line,
-                    at,
-                    "",
-                    True,
-                )
-            )
+            where = _below(lines, at) if "Python" in crash[0] else None
+            found.append(Raised(_crash(lines, at, crash[0]), where, line, at, "", True))
             continue
         hit = _ending(lines, at)
         if not hit or hit["name"] in FOLLOWS:

@@ -196,9 +196,8 @@ def _find_causes(text: Text, tables: Tables, symptoms: Sequence[Symptom]) -> lis
         match = hits[0]._replace(fields=said)
         if "allocated" in match.fields:
             which, fields = who_has_memory(match.fields)
-            of_device = which + cause.id.removeprefix(
-                "memory.torch"
-            )  # where what to do depends on the device
+            # Where what to do depends on the device.
+            of_device = which + cause.id.removeprefix("memory.torch")
             match = match._replace(cause=tables.causes.get(of_device, tables.causes[which]), fields=fields)
         found.append(match)
     return found

@@ -15,10 +15,11 @@ from typing import Any
 
 SIZE = 256  # of the matrix
 SHAPE = (1, 4, 128, 64)  # of query, key and value: batch, heads, tokens, width
+# Of the largest difference, relative to the largest value of the reference.
 TOLERANCE = {
     "fp32": 1e-3,
     "bf16": 3e-2,
-}  # of the largest difference, relative to the largest value of the reference
+}
 
 
 def say(**facts: Any) -> None:

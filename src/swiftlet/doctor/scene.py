@@ -41,9 +41,8 @@ class Scene:
     memlock_kb: int = NO_LIMIT
     open_files: int = NO_LIMIT
     smi_timeout_s: float = 5.0
-    free_bytes: Mapping[str, int] = field(
-        default_factory=dict
-    )  # by path; what is not named is asked of the system
+    # By path; what is not named is asked of the system.
+    free_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @functools.cached_property
     def installation(self) -> Installation:

@@ -75,12 +75,10 @@ class Tables:
     codes: dict[str, dict[str, Code]] = field(default_factory=dict)
     remedies: dict[str, Words] = field(default_factory=dict)
     find: list[Spelling] = field(default_factory=list)
-    runtime_errors: dict[str, re.Pattern[str]] = field(
-        default_factory=dict
-    )  # what is said in one, and below it
-    packages: dict[str, str] = field(
-        default_factory=dict
-    )  # a module's package, where that is called otherwise
+    # What is said in one, and below it.
+    runtime_errors: dict[str, re.Pattern[str]] = field(default_factory=dict)
+    # A module's package, where that is called otherwise.
+    packages: dict[str, str] = field(default_factory=dict)
 
     def code(self, kind: str, code: str) -> Code | None:
         """Return what is known of a code: of itself, else of the family that it begins like."""

@@ -20,15 +20,8 @@ REASONS = re.compile(
     r"(?:following|possible|可能|以下)\s*(?:的)?\s*(?:reasons?|causes?|原因)[^:：\n]{0,40}[:：]",
     re.IGNORECASE,
 )
-ADVICE_WORDS = (
-    "ause",
-    "olution",
-    "uggest",
-    "eason",
-    "原因",
-    "解决方法",
-    "处理建议",
-)  # one is in all of these
+# One is in all of these.
+ADVICE_WORDS = ("ause", "olution", "uggest", "eason", "原因", "解决方法", "处理建议")
 # The runtime failed to fetch the words of an error, which is not the error.
 NO_WORDS = re.compile(r"rtGetDevMsg|GetDevErrMsg")
 ITEM = re.compile(r"^(?:[^\n]{0,200}?[\])]:?)?\s*\(?\d{1,2}[.)、](?!\d)")

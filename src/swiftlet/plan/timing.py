@@ -39,12 +39,13 @@ HOST_ATTENTION = (
     3.2  # how much slower than products a processor's attention is; measured: 2.9 to 3.7 from 256 tokens on
 )
 EFFICIENCY = 0.45  # of a peak rate that nobody measured
+# Gathers a layer and pass.
 PASSES_OF_GATHER = {
     "zero3": 7,
     "zero3-offload": 7,
     "fsdp2": 1,
     "fsdp2-offload": 1,
-}  # gathers a layer and pass
+}
 HOOK_MS_A_TENSOR = 0.8  # of the card's gather time: what ZeRO-2's hooks cost a trained tensor and micro-batch
 BAND_MEASURED, BAND_GUESSED = 0.25, 0.5
 

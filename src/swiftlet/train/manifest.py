@@ -192,11 +192,8 @@ def find_damage(folder: Path, manifest: Manifest, *, unread: Collection[str] = (
         for name, entry in files.items():
             try:
                 problem = look(folder, name, entry)
-            except (
-                OSError,
-                ValueError,
-                RuntimeError,
-            ) as error:  # a name that no file can have, a loop of links
+            except (OSError, ValueError, RuntimeError) as error:
+                # A name that no file can have, or a loop of links.
                 return f"{describe(name)} cannot be read: {getattr(error, 'strerror', None) or error}"
             if problem:
                 return f"{name} {problem}"

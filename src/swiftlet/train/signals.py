@@ -56,9 +56,8 @@ class StopRequest:
             )
         if log.rank() == 0:
             with suppress(OSError):  # standard error is closed
-                os.write(
-                    2, WAIT
-                )  # not by the logger: one, or a progress bar, may be at work below this handler
+                # Not by the logger: one, or a progress bar, may be at work below this handler.
+                os.write(2, WAIT)
 
 
 @contextmanager
