@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from swiftlet.files import write_whole
 from swiftlet.log import redact
 
 VARIABLE = "SWIFTLET_HEARTBEAT_DIR"
@@ -59,12 +60,6 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _write(path: Path, content: dict[str, object]) -> None:
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps(content), encoding="utf-8")
-    draft.replace(path)
-
-
 def beat(phase: str, step: int = 0) -> None:
     """Say that this rank is alive, in which phase and at which step."""
     folder = _folder()
@@ -72,7 +67,7 @@ def beat(phase: str, step: int = 0) -> None:
         return
     global _last
     _last = Beat(_rank(), os.getpid(), phase, step, time.monotonic())
-    _write(folder / f"rank-{_last.rank}.json", _last._asdict())
+    write_whole(folder / f"rank-{_last.rank}.json", json.dumps(_last._asdict()))
 
 
 def tick() -> None:
@@ -90,7 +85,7 @@ def end(exit_code: int, message: str = "") -> None:
 
 def write_end(folder: Path, words: End) -> None:
     """Leave the last words of a rank, or speak for one that could not."""
-    _write(folder / f"rank-{words.rank}.end.json", words._asdict())
+    write_whole(folder / f"rank-{words.rank}.end.json", json.dumps(words._asdict()))
 
 
 def killed(rank: int, number: int, folder: Path) -> End:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from swiftlet.errors import CheckpointError, DataError, UsageError
-from swiftlet.train.manifest import sha256
+from swiftlet.files import sha256
 
 
 def lines(folder):

@@ -11,8 +11,8 @@ from swiftlet.commands import engine_setup, model_setup
 from swiftlet.commands.steering import steer
 from swiftlet.device.cpu import open_this
 from swiftlet.errors import OutOfMemoryError
+from swiftlet.files import sha256
 from swiftlet.parallel.engine import build_single_engine
-from swiftlet.train.manifest import sha256
 from swiftlet.train.preflight import MemoryPlan, preflight
 
 

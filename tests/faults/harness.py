@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from swiftlet import faults
-from swiftlet.train.manifest import sha256
+from swiftlet.files import sha256
 from swiftlet.train.resume import list_checkpoints, open_checkpoint
 
 PRELOADED = [

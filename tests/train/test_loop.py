@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from swiftlet.errors import CheckpointError, DataError, NonFiniteError, OutOfMemoryError, SaveError
+from swiftlet.files import sha256
 from swiftlet.train.loop import train
-from swiftlet.train.manifest import sha256
 from swiftlet.train.resume import find_checkpoint, open_checkpoint
 from swiftlet.train.signals import Interrupted, StopRequest, listening
 from swiftlet.train.spikes import find_policy

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from swiftlet.errors import CheckpointError, SaveError
+from swiftlet.files import sha256
 from swiftlet.train.loop import train
-from swiftlet.train.manifest import sha256
 from swiftlet.train.resume import find_checkpoint, open_checkpoint
 from swiftlet.train.state import parse_state
 

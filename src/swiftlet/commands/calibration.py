@@ -13,6 +13,7 @@ from typing import Any
 
 from swiftlet import log
 from swiftlet.config.places import cache_folder
+from swiftlet.files import write_whole
 from swiftlet.models.geometry import Geometry
 from swiftlet.plan.memory import Setting
 
@@ -50,9 +51,7 @@ def calibrate(kind: str) -> dict[str, Any]:
     path = calibration_file(os.environ)
     path.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    draft.write_text(json.dumps(known | {name: measured}, indent=2), encoding="utf-8")
-    draft.rename(path)
+    write_whole(path, json.dumps(known | {name: measured}, indent=2))
     rates = ", ".join(f"{rate:.0f} at {rows} rows" for rows, rate in measured["matrix_gflops"])
     log.info(
         f"{device.name}: {measured['launch_us']:.1f} us to launch, {measured['bandwidth_gb_s']:.1f} GB/s, "

@@ -18,6 +18,7 @@ from typing import Any
 from swiftlet import __version__, log
 from swiftlet.config.fields import to_flat
 from swiftlet.errors import CheckpointError, UsageError
+from swiftlet.files import write_whole
 from swiftlet.log import MASK, is_secret_name, redacted
 from swiftlet.train.lock import locked, unwritable
 from swiftlet.train.manifest import PREFIX
@@ -146,12 +147,9 @@ def write_args(folder: Path, text: str) -> None:
     Raises:
         UsageError: the folder cannot be written.
     """
-    draft = folder / f".tmp-{ARGS_FILE}-{os.getpid()}"
     try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(folder / ARGS_FILE)
+        write_whole(folder / ARGS_FILE, text)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise unwritable(folder, error) from error
 
 

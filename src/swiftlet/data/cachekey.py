@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from swiftlet.data.draft import file_hash, write_json
+from swiftlet.data.draft import write_json
+from swiftlet.files import sha256
 
 ALWAYS_READ_BYTES = 64 * 2**20
 SETTLED_S = 5.0
@@ -34,7 +35,7 @@ def hash_files(paths: Iterable[Path], cache_dir: Path) -> dict[str, str]:
             hashes[str(path)] = str(known["sha256"])
             continue
         started_ns = time.time_ns()
-        hashes[str(path)] = file_hash(path)
+        hashes[str(path)] = sha256(path)
         is_settled = started_ns - max(found.st_mtime_ns, found.st_ctime_ns) > SETTLED_S * 1e9
         if found.st_size > ALWAYS_READ_BYTES and is_settled:
             news[name] = {"mark": mark, "sha256": hashes[str(path)]}

@@ -22,9 +22,9 @@ from swiftlet.data.encode import EncodedChunk
 from swiftlet.data.report import DataReport
 from swiftlet.data.store import FILES, ROWS, SEAL, TOKENS
 from swiftlet.errors import UsageError
+from swiftlet.files import sha256, sync, write_whole
 
 BAD_ROWS, JOURNAL = "bad_rows.jsonl", "journal.json"
-BLOCK_BYTES = 2**22
 SAVE_EVERY_S = 5.0
 GLANCE_S = 0.5
 
@@ -112,9 +112,9 @@ class Draft:
         marks = {path.name: _mark(path) for path in paths}
         _write_checked(self.folder / SEAL, {**content, "files": marks})
         for path in (*paths, self.folder):
-            _sync(path)
+            sync(path)
         self.folder.rename(target)
-        _sync(target.parent)
+        sync(target.parent)
 
 
 def read_seal(folder: Path) -> dict[str, Any] | None:
@@ -130,7 +130,7 @@ def read_seal(folder: Path) -> dict[str, Any] | None:
 
 def _mark(path: Path) -> list[int | str]:
     """Return the size and hash of a file; the tokens are large, and have hashes of their own, row by row."""
-    return [path.stat().st_size, "" if path.name == TOKENS else file_hash(path)]
+    return [path.stat().st_size, "" if path.name == TOKENS else sha256(path)]
 
 
 def _are_there(folder: Path, sizes: dict[str, int]) -> bool:
@@ -139,29 +139,9 @@ def _are_there(folder: Path, sizes: dict[str, int]) -> bool:
     )
 
 
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file that is whole or absent."""
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_text(json.dumps(content, ensure_ascii=True), encoding="utf-8")
-    _sync(draft)
-    draft.replace(path)
+    write_whole(path, json.dumps(content, ensure_ascii=True), is_synced=True)
 
 
 def _write_checked(path: Path, content: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftlet.config.places import cache_folder
+from swiftlet.files import write_whole
 from swiftlet.log import warning
 
 
@@ -33,11 +34,9 @@ class Memory:
         """Write what is known, in one step."""
         if self.path is None:
             return
-        draft = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
-            draft.replace(self.path)
+            write_whole(self.path, json.dumps(self.known, indent=1))
         except OSError as error:
             warning(
                 f"{self.path} cannot be written: {error.strerror}; fused operators are tried anew each time"

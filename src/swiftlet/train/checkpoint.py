@@ -21,9 +21,10 @@ from safetensors import SafetensorError
 from swiftlet import heartbeat, log
 from swiftlet.errors import SaveError
 from swiftlet.faults import fault
+from swiftlet.files import sync
 from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
-from swiftlet.train.manifest import DRAFT, PREFIX, STATE_FILE, Identity, seal, sync
+from swiftlet.train.manifest import DRAFT, PREFIX, STATE_FILE, Identity, seal
 from swiftlet.train.state import TrainState
 from swiftlet.train.statefile import copied, write_optimizer
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 
 from swiftlet.errors import SaveError, describe
 from swiftlet.faults import fault
+from swiftlet.files import sha256, sync
 from swiftlet.log import redacted
 
 NAME = "MANIFEST.json"
@@ -36,7 +36,6 @@ FOUND_BY_NAME = (
     "[!.]*.model", "[!.]*.tiktoken", "chat_template.json", "[!.]*.jinja", "*chat_templates/[!.]*.jinja", "[!.]*.py",
 )  # fmt: skip
 FORMAT = 1
-CHUNK_BYTES = 2**22
 
 
 @dataclass(frozen=True)
@@ -99,24 +98,6 @@ class Manifest:
             "files": self.files,
         }
         return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Flush a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ A file that cannot be written costs one warning, never the run. Times come from 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 from swiftlet import log
 from swiftlet.faults import fault
+from swiftlet.files import write_whole
 from swiftlet.train import plots
 from swiftlet.train.events import append_scalars, event_file
 from swiftlet.train.progress import Progress, build_progress, short_time
@@ -221,9 +221,7 @@ def forget_after(logging_file: Path, step: int) -> None:
             continue
         if entry.get("global_step", 0) <= step and "train_runtime" not in entry:
             kept.append(line)
-    draft = logging_file.with_name(f".tmp-{logging_file.name}-{os.getpid()}")
-    draft.write_text("".join(kept), encoding="utf-8")
-    draft.rename(logging_file)
+    write_whole(logging_file, "".join(kept))
 
 
 def has_summary(folder: Path) -> bool:

@@ -1,0 +1,44 @@
+"""Files that are whole or absent, that are on the disk, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+CHUNK_BYTES = 2**22
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, text: str, *, is_synced: bool = False) -> None:
+    """Write a text file in one step: whoever reads it finds the former content or the new one.
+
+    Args:
+        is_synced: it is on the disk before it has its name, so that it is whole after the machine went down too.
+    """
+    draft = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        draft.write_text(text, encoding="utf-8")
+        if is_synced:
+            sync(draft)
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
