@@ -174,11 +174,9 @@ def test_validation_data_of_its_own_is_taken_whole(kitchen):
     assert [str(one.origin) for one in held] == [made.val.origin(i) for i in range(30)]
 
 
-def test_with_nothing_held_out_infer_may_take_the_rows_themselves(kitchen):
+def test_with_nothing_held_out_there_are_only_rows_for_training(kitchen):
     args = DataArgs(dataset=(kitchen.write([row(number) for number in range(8)]),), dataset_test_ratio=0.0)
     assert read_split(args) == (8, [])
-    num_train, rows = read_split(args, whole=True)
-    assert (num_train, len(rows)) == (0, 8)
 
 
 # The store
@@ -187,7 +185,8 @@ def test_with_nothing_held_out_infer_may_take_the_rows_themselves(kitchen):
 def test_a_store_holds_what_the_template_makes(kitchen):
     path = kitchen.write([row(number, 3 + number % 7) for number in range(40)])
     made = kitchen(path, dataset_test_ratio=0.0)
-    _, texts = read_split(DataArgs(dataset=(path,), dataset_test_ratio=0.0), whole=True)
+    _, texts = read_split(DataArgs(val_dataset=(path,)))
+    assert len(texts) == 40
     for index, text in enumerate(texts):
         expected = kitchen.template.encode(text)
         assert made.train[index].input_ids.tolist() == expected.input_ids
@@ -384,7 +383,7 @@ def test_large_files_are_read_once_and_again_when_they_change(tmp_path, monkeypa
     first = hash_files([path], tmp_path)
     assert (tmp_path / MEMORY).exists()
     with monkeypatch.context() as patch:
-        patch.setattr("swiftlet.data.cachekey.file_hash", None)
+        patch.setattr("swiftlet.data.cachekey.sha256", None)
         assert hash_files([path], tmp_path) == first
     with path.open("r+b") as file:
         file.write(b"y")
