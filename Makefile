@@ -38,7 +38,7 @@ SIMULATOR_FILES := $(shell find tests/simulated_npu -type f -not -path '*/build/
 
 # Only torch-npu, what CANN's compiler and torch_npu's public tests ask for and the simulator are in it; all other packages are those of $(VENV), found through packages.pth.
 SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
-$(NPU_STAMP): $(STAMP)
+$(NPU_STAMP): $(STAMP) Makefile
 	test -x $(NPU_BIN)/python || $(BIN)/python -m venv $(NPU_VENV)
 	echo "import site; site.addsitedir('$$($(BIN)/python $(SITE))')" > "$$($(NPU_BIN)/python $(SITE))/packages.pth"
 	$(NPU_BIN)/python -m pip install -q -c constraints.txt torch-npu==2.13.0 attrs decorator scipy expecttest einops
