@@ -82,7 +82,8 @@ def test_another_process_sees_and_changes_the_same_memory(tmp_path):
         "    context = mp.get_context('spawn')\n    queue, done = context.Queue(), context.Event()\n"
         "    mine = torch.arange(3.0, device='npu')\n"
         "    process = context.Process(target=work, args=(queue, done))\n    process.start()\n"
-        "    queue.put(mine)\n    done.wait(120)\n    process.join(60)\n    print(mine.tolist())\n"
+        # What torch_npu has queued must be done: an event of another process waits for nothing here.
+        "    torch.npu.synchronize()\n    queue.put(mine)\n    done.wait(120)\n    process.join(60)\n    print(mine.tolist())\n"
     )
     done = run_python(str(script))
     assert done.stdout.strip() == "[10.0, 11.0, 12.0]", done.stderr
