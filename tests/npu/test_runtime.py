@@ -45,9 +45,8 @@ def test_core_limits_of_a_card_and_of_its_streams_are_kept():
     whole, less, few = ({"cube_core_num": c, "vector_core_num": v} for c, v in ((20, 40), (12, 24), (3, 5)))
     torch.ones(1, device="npu:7")
     assert torch.npu.get_device_limit(7) == whole
-    torch.npu.set_device_limit(
-        7, 12, 24
-    )  # torch_npu allows it once in a process, so of a card that no other test uses
+    # torch_npu allows it once in a process, so of a card that no other test uses.
+    torch.npu.set_device_limit(7, 12, 24)
     with torch.npu.device(7):
         stream = torch.npu.Stream()
         assert torch.npu.get_device_limit(7) == torch.npu.get_stream_limit(stream) == less
@@ -83,7 +82,8 @@ def test_another_process_sees_and_changes_the_same_memory(tmp_path):
         "    mine = torch.arange(3.0, device='npu')\n"
         "    process = context.Process(target=work, args=(queue, done))\n    process.start()\n"
         # What torch_npu has queued must be done: an event of another process waits for nothing here.
-        "    torch.npu.synchronize()\n    queue.put(mine)\n    done.wait(120)\n    process.join(60)\n    print(mine.tolist())\n"
+        "    torch.npu.synchronize()\n    queue.put(mine)\n"
+        "    done.wait(120)\n    process.join(60)\n    print(mine.tolist())\n"
     )
     done = run_python(str(script))
     assert done.stdout.strip() == "[10.0, 11.0, 12.0]", done.stderr
