@@ -77,7 +77,7 @@ class TunerArgs:
     lora_bias_trainable: str = arg("none", "Biases to train", choices=("none", "all", "lora_only"))
     lora_target_modules: tuple[str, ...] = arg(
         ("DEFAULT",),
-        "Modules with adapters: DEFAULT (q, k, v projections), ALL (every linear layer), EMBEDDING, or names",
+        "Modules with adapters: DEFAULT (q, k, v projections), ALL (linear layers but the head), EMBEDDING, or names",
         example="ALL",
     )
     lora_modules_to_save: tuple[str, ...] = arg(
