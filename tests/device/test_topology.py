@@ -16,14 +16,14 @@ def test_the_published_matrix():
     assert is_topology(text)
     assert found.ids == NAMES
     assert found.matrix[2] == ["HCCS", "HCCS", "X", "HCCS", "HCCS", "HCCS", "HCCS", "HCCS"]
-    assert found.cpu_affinity["NPU4"] == [[0, 23]]
+    assert found.cpu_affinity["NPU4"] == [[0, 23]] and found.affinity_column
 
 
 def test_physical_ids_and_no_processors():
     names = [f"Phy-ID{number}" for number in range(16)]
     found = parse_topology(topology_text(names, None, "HCCS_SW"))
     assert found.ids[12] == "Phy-ID12"
-    assert found.cpu_affinity == {}
+    assert found.cpu_affinity == {} and not found.affinity_column
 
 
 def test_network_cards_are_left_out():

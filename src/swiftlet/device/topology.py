@@ -37,6 +37,7 @@ class Topology(NamedTuple):
     ids: list[str]
     matrix: list[list[str]]
     cpu_affinity: dict[str, list[list[int]]]
+    affinity_column: bool  # a table without one says nothing of processors, which is not the same as none
 
 
 def parse_ranges(text: str) -> list[list[int]]:
@@ -111,4 +112,4 @@ def _checked(
         matrix.append([by_name[other] for other in npus])
         if has_affinity:
             affinity[name] = parse_ranges(rest)
-    return Topology(npus, matrix, affinity)
+    return Topology(npus, matrix, affinity, has_affinity)
