@@ -21,8 +21,8 @@ other = 1 - rank
 END = "\ndist.destroy_process_group()\n"
 
 
-def on_two_cards(folder: Path, body: str) -> None:
-    """Runs a script on two ranks; an assertion that fails on either fails here."""
+def on_two_cards(folder: Path, body: str) -> str:
+    """Run a script on two ranks; return what they said if one failed, an assertion of theirs or otherwise."""
     script = folder / "ranks.py"
     script.write_text(BEGIN + body + END)
     command = [
@@ -44,12 +44,12 @@ def on_two_cards(folder: Path, body: str) -> None:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stdout[-3000:]
+    return done.stdout[-3000:] if done.returncode else ""
 
 
 def test_gathered_booleans_are_right_each_time(tmp_path):
     """torch_npu pads them in the queue of its own thread, and casts them past the dispatcher."""
-    on_two_cards(
+    failure = on_two_cards(
         tmp_path,
         """
 for _ in range(200):
@@ -58,11 +58,12 @@ for _ in range(200):
     assert all(part.tolist() == [True, True] for part in found), found
 """,
     )
+    assert not failure, failure
 
 
 def test_sends_and_receives_of_a_batch_do_not_wait_for_each_other(tmp_path):
     """Both ranks send first, more than fits on the way."""
-    on_two_cards(
+    failure = on_two_cards(
         tmp_path,
         """
 mine = torch.full((1 << 20,), float(rank), device="npu")
@@ -73,10 +74,11 @@ for work in dist.batch_isend_irecv(batch):
 assert (theirs == other).all()
 """,
     )
+    assert not failure, failure
 
 
 def test_synchronised_batch_norm_equals_that_of_the_whole_batch(tmp_path):
-    on_two_cards(
+    failure = on_two_cards(
         tmp_path,
         """
 torch.manual_seed(0)
@@ -97,3 +99,4 @@ dist.all_reduce(norm.weight.grad)
 close(norm.weight.grad, plain.weight.grad)
 """,
     )
+    assert not failure, failure

@@ -108,7 +108,8 @@ def _rows(ready: Ready) -> list[Row]:
     chosen = samples if most < 0 else samples[:most]
     others = f" ({num_train} rows are not held out)" if num_train else ""
     log.info(f"{len(chosen)} of {len(samples)} held-out rows are answered{others}")
-    _tell_over_long(ready, samples)
+    if log.rank() == 0:
+        _tell_over_long(ready, samples)
     rows = [sample_row(sample, ready.template) for sample in chosen]
     # rows without a system message of their own are asked with that of the command line or the checkpoint
     system = ready.template.system
