@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument(
         "--variants",
         nargs="+",
-        choices=["default", "best", "best-liger", "partial", "lean", "each"],
+        choices=["default", "best", "best-liger", "partial", "lean", "each", "graphs"],
         default=["default", "best"],
     )
     parser.add_argument("--steps", type=int, default=6)

@@ -19,6 +19,7 @@ VARIANTS = {
     "liger": "padded with the kernels of Liger (CUDA), nothing recomputed",
     "liger-gc": "with the kernels of Liger, recomputing each layer",
     "ours": "packed, labelled positions in chunks, fused",
+    "ours-graphs": "ours, its passes recorded and replayed as graphs of the device",
     "ours-plain": "packed, labelled positions in chunks, peft's LoRA and the model's own operators",
     "ours-partial": "ours, recomputing normalised values and up in the backward pass",
     "ours-gc": "ours, recomputing each layer in the backward pass",
@@ -133,14 +134,27 @@ def padded_step(model: nn.Module, samples: Samples, device: str) -> Callable[[],
 
 
 def packed_step(
-    model: nn.Module, samples: Samples, device: str, *, is_partial: bool = False, **options: Any
+    model: nn.Module,
+    samples: Samples,
+    device: str,
+    *,
+    is_partial: bool = False,
+    is_recorded: bool = False,
+    **options: Any,
 ) -> Callable[[], Tensor]:
     """Return our step, with the operators of the device where it has some."""
     from swiftlet.device.spec import open_device
     from swiftlet.models.causal import apply_partial_checkpointing, build_causal
 
-    kernels = open_device(device, local_rank=0, environ={}).kernels
-    causal = build_causal(model, kernels=kernels, **options)
+    there = open_device(device, local_rank=0, environ={})
+    causal = build_causal(model, kernels=there.kernels, share_prefixes=not is_recorded, **options)
+    if is_recorded:
+        from swiftlet.models.recording import obstacle, record_passes
+
+        reason = obstacle(causal.train())
+        if there.capture is None or reason:
+            raise ModuleNotFoundError(reason or f"{there.name} has no recorder")
+        record_passes(causal, there.capture, print)
     if is_partial:
         apply_partial_checkpointing(causal)
     causal.train()
@@ -183,6 +197,7 @@ def build_step(variant: str, setting: Setting, samples: Samples) -> Callable[[],
             use_fused=variant != "ours-plain",
             gradient_checkpointing=is_recomputing,
             is_partial=variant == "ours-partial",
+            is_recorded=variant == "ours-graphs",
         )
     else:
         if is_recomputing:

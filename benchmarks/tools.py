@@ -198,6 +198,7 @@ TOOLS = {
                 "partial": _flags({"gradient_checkpointing": "partial"}),
                 "lean": _flags({"gradient_checkpointing": "true"}),
                 "each": _flags({"share_prefixes": "false"}),
+                "graphs": _flags({"share_prefixes": "false", "graph_capture": "true"}),
             },
         ),
         Tool(

@@ -92,6 +92,10 @@ def sft(words):
             "--max_restarts goes on from a checkpoint, and --save_only_model",
         ),
         ("--report_to none tensorboard", "--report_to none excludes the others"),
+        (
+            "--graph_capture --deepspeed default-zero2 --share_prefixes true",
+            "--graph_capture does not go with --deepspeed, --share_prefixes true: it records passes of adapters",
+        ),
     ],
 )
 def test_each_rule_says_what_is_wrong_and_what_to_type(words, expected):

@@ -13,11 +13,13 @@ from swiftlet.commands.operators import choose_kernels
 from swiftlet.commands.sft import Ready
 from swiftlet.config.check_engines import is_sharded
 from swiftlet.device.spec import Device, resolve_dtype
+from swiftlet.errors import UsageError
 from swiftlet.models import tuner
 from swiftlet.models.adapter import plain_fields
 from swiftlet.models.causal import CausalLM, apply_partial_checkpointing, build_causal
 from swiftlet.models.hollow import hollow_copies
 from swiftlet.models.load import load_model, load_plain
+from swiftlet.models.recording import obstacle, record_passes
 
 
 def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
@@ -69,7 +71,24 @@ def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
     )
     if args.train.gradient_checkpointing == "partial":
         apply_partial_checkpointing(causal, log.info)
+    _capture(args, causal, device)
     return causal
+
+
+def _capture(args: Any, causal: CausalLM, device: Device) -> None:
+    """Let passes be recorded where that was asked for.
+
+    Raises:
+        UsageError: they cannot be.
+    """
+    if not args.model.graph_capture:
+        return
+    reason = f"{device.name} records no passes" if device.capture is None else obstacle(causal)
+    if reason is None and device.capture is not None:
+        record_passes(causal, device.capture, log.warning)
+        log.info("training passes are recorded as graphs and replayed (--graph_capture)")
+        return
+    raise UsageError(f"--graph_capture: {reason}", "leave it out")
 
 
 def _say_frozen(model: Any) -> None:

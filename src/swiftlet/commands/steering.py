@@ -90,8 +90,12 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
         args, gradient_checkpointing=way.recompute, share_prefixes=_sharing(args, job, way, world)
     )
     figures = way.figures
+    held = held_by_graphs(way) if args.model.graph_capture else 0
     forecast = Forecast(
-        figures.memory.needed / GIB, figures.reserved / GIB, figures.visible / GIB, way.seconds_a_step
+        figures.memory.needed / GIB,
+        (figures.reserved + held) / GIB,
+        (figures.visible + held) / GIB,
+        way.seconds_a_step,
     )
     if has_room(way, device, world, local_world_size):
         log.info("less than half of the free memory is needed: the largest micro-batch is not tried first")
@@ -104,6 +108,8 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
 def _sharing(args: Any, job: Job, way: Way, world: World) -> str:
     """Return whether equal beginnings are computed once; where the user left it open, by the plan."""
     asked: str = args.data.share_prefixes
+    if asked == "AUTO" and args.model.graph_capture:
+        return "false"
     if asked != "AUTO" or pays_to_share(job, way):
         return asked
     if world.is_main:
@@ -112,6 +118,11 @@ def _sharing(args: Any, job: Job, way: Way, world: World) -> str:
             "(--share_prefixes true computes it once)"
         )
     return "false"
+
+
+def held_by_graphs(way: Way) -> float:
+    """Return the bytes that recorded passes hold beside those that run as they come: once what a pass works with."""
+    return way.figures.memory.activations + way.figures.memory.logits
 
 
 def has_room(way: Way, device: Device, world: World, local_world_size: int) -> bool:

@@ -60,6 +60,9 @@ class ModelArgs:
     fused_operators: str = arg(
         AUTO, "Fused norm, rotary and SwiGLU; AUTO: where they pass their check", choices=SWITCH
     )
+    graph_capture: bool = arg(
+        False, "Record training passes as graphs of the device and replay them: for small models on a GPU"
+    )
     trust_remote_code: bool = arg(False, "Run Python code that comes with the model")
 
 

@@ -156,7 +156,8 @@ INFER: tuple[Useless, ...] = (
         "remove it, or add --dataset NAME_OR_FILE, or --load_dataset_config true beside --ckpt_dir",
     ),
     Useless(
-        "lazy_tokenize share_prefixes max_length truncation_strategy preprocess_num_proc fused_operators",
+        "lazy_tokenize share_prefixes max_length truncation_strategy preprocess_num_proc fused_operators "
+        "graph_capture",
         lambda args: True,
         "here: it is for training",
         "remove it; --infer_batch_tokens says how much is answered at once",

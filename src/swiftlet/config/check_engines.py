@@ -79,6 +79,28 @@ def no_partial_recomputing(args: Any, given: frozenset[str]) -> UsageError | Non
     )
 
 
+def no_graphs(args: Any, given: frozenset[str]) -> UsageError | None:
+    """Refuse to record passes in which something happens that no recording holds."""
+    if not args.model.graph_capture:
+        return None
+    others = {
+        "--deepspeed": args.parallel.deepspeed,
+        "--fsdp": args.parallel.fsdp,
+        "--sft_type full": args.tuner.sft_type == "full",
+        "--neftune_noise_alpha": args.tuner.neftune_noise_alpha is not None,
+        "--gradient_checkpointing true": args.train.gradient_checkpointing == "true",
+        "--share_prefixes true": args.data.share_prefixes == "true",
+        "--packing false": not args.data.packing,
+    }
+    found = [flag for flag, is_there in others.items() if is_there]
+    if not found:
+        return None
+    return UsageError(
+        f"--graph_capture does not go with {', '.join(found)}: it records passes of adapters on a GPU",
+        "leave it out",
+    )
+
+
 ENGINE_RULES = (
     no_matrix_statistics,
     no_start_from_base,
@@ -86,4 +108,5 @@ ENGINE_RULES = (
     no_fp16,
     no_whole_model_in_fp16,
     no_partial_recomputing,
+    no_graphs,
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -29,6 +31,14 @@ def see(environ: Mapping[str, str], machine: Machine) -> Sight:
     return Sight(
         0, reason, "type nvidia-smi: it says whether the driver works and is new enough", is_expected
     )
+
+
+def _capture(work: Callable[[], Any], pool: Any) -> tuple[Callable[[], None], Any]:
+    graph = torch.cuda.CUDAGraph()
+    # other threads, which load rows and write checkpoints, may do what a recording cannot hold
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = work()
+    return graph.replay, result
 
 
 def _has_bf16(index: int) -> bool:
@@ -60,5 +70,6 @@ def open_this(local_rank: int) -> Device:
         ),
         kernels=CUDA_KERNELS,
         kernel_errors=KERNEL_ERRORS,
+        capture=partial(_capture, pool=torch.cuda.graph_pool_handle()),
         version=f"torch {torch.__version__}, CUDA {torch.version.cuda}",
     )

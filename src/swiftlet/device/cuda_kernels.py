@@ -15,7 +15,7 @@ from torch.nn.attention.varlen import varlen_attn
 from triton.errors import TritonError
 
 from swiftlet.device import triton_kernels
-from swiftlet.device.kernels import Kernel, plain_attention
+from swiftlet.device.kernels import DeviceAttention, DeviceBoundaries, Kernel, plain_attention
 
 # Limits of the flash kernels behind varlen_attn. Source: torch.nn.attention.varlen.
 LARGEST_HEAD = 256
@@ -28,6 +28,11 @@ HAS_GROUPS = "enable_gqa" in signature(varlen_attn).parameters
 def _on_device(cu_seqlens: tuple[int, ...], device: torch.device) -> Tensor:
     # All layers of a forward pass share one copy, and no layer waits for it.
     return torch.tensor(cu_seqlens, dtype=torch.int32).pin_memory().to(device, non_blocking=True)
+
+
+def is_fit(dtype: torch.dtype, head_dim: int) -> bool:
+    """Return whether the flash kernel takes tensors of this type and size of head."""
+    return dtype in HALVES and head_dim <= LARGEST_HEAD
 
 
 def varlen_attention(
@@ -48,11 +53,15 @@ def varlen_attention(
     tokens is (W - 1, 0).
     """
     is_odd = softcap or sinks_Q is not None or dropout_p > 0 or value_KTD.shape[-1] != query_QTD.shape[-1]
-    if is_odd or query_QTD.dtype not in HALVES or query_QTD.shape[-1] > LARGEST_HEAD:
+    if is_odd or not is_fit(query_QTD.dtype, query_QTD.shape[-1]):
+        assert not isinstance(cu_seqlens, DeviceBoundaries)
         more: dict[str, Any] = {"softcap": softcap, "sinks_Q": sinks_Q, "dropout_p": dropout_p}
         return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, scale=scale, window=window, **more)
-    lengths = _on_device(tuple(cu_seqlens), query_QTD.device)
-    longest = max(end - start for start, end in pairwise(cu_seqlens))
+    if isinstance(cu_seqlens, DeviceBoundaries):
+        lengths, longest = cu_seqlens.on_device, cu_seqlens.longest
+    else:
+        lengths = _on_device(tuple(cu_seqlens), query_QTD.device)
+        longest = max(end - start for start, end in pairwise(cu_seqlens))
     options: dict[str, Any] = {"enable_gqa": query_QTD.shape[0] != key_KTD.shape[0]} if HAS_GROUPS else {}
     out = varlen_attn(
         query_QTD.transpose(0, 1),
@@ -76,7 +85,7 @@ def fused_rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 
 CUDA_KERNELS: Mapping[str, Kernel] = {
-    "attention": varlen_attention,
+    "attention": DeviceAttention(varlen_attention, is_fit),
     "rms_norm": fused_rms_norm,
     "rotary": triton_kernels.rotary,
     "swiglu": triton_kernels.swiglu,

@@ -51,6 +51,30 @@ class Rows(NamedTuple):
     layer: int
 
 
+class DeviceBoundaries(list[int]):
+    """Boundaries of samples that the host does not know: a recorded pass reads them from memory of the device.
+
+    As a list they say one sample of all tokens. Args: the boundaries (32 bits); the longest sample that there may be.
+    """
+
+    def __init__(self, on_device: Tensor, longest: int, num_tokens: int) -> None:
+        super().__init__([0, num_tokens])
+        self.on_device = on_device
+        self.longest = longest
+
+
+@dataclass(frozen=True)
+class DeviceAttention:
+    """An attention that also takes `DeviceBoundaries`, for tensors that `is_fit` says yes to."""
+
+    apply: Kernel
+    is_fit: Callable[[torch.dtype, int], bool]
+
+    def __call__(self, *inputs: Any, **rules: Any) -> Tensor:
+        """Return the attention of what `apply` takes."""
+        return self.apply(*inputs, **rules)
+
+
 @dataclass(frozen=True)
 class RowDropout:
     """A dropout that can draw by rows: `by_rows(x_TI, p, rows, *, out, is_added)` is else as the operator itself."""

@@ -22,6 +22,7 @@ from swiftlet.log import warning
 
 __all__ = ["Device", "DeviceError", "apply_settings", "choose", "environment", "open_device", "resolve_dtype"]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+Capture = Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]]
 Build = Callable[[list[dict[str, Any]], Any], torch.optim.Optimizer]
 
 
@@ -55,6 +56,8 @@ class Device:
     optimizers: Mapping[str, Build] = field(default_factory=dict)
     kernels: Mapping[str, Kernel] = field(default_factory=dict)  # fused operators; what is missing is plain
     kernel_errors: tuple[type[Exception], ...] = ()  # what a fused operator fails with, beside Python's own
+    # Records some work without doing it: returns what does it, and what the work gave. None where nothing records.
+    capture: Capture | None = None
     version: str = ""
     # Whether collectives between nodes may run beside the computation without spoiling values.
     can_overlap_between_nodes: bool = True

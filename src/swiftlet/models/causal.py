@@ -23,6 +23,7 @@ from swiftlet.models.attention import PackedAttention, no_mask
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
 from swiftlet.models.decoder import Backbone
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
+from swiftlet.models.graphs import Graphs
 from swiftlet.models.head import backbone, decoder_layers, find_head, head_device, inner_model, is_its_head
 from swiftlet.models.hollow import tried_hollow
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
@@ -85,6 +86,7 @@ class CausalLM(nn.Module):
         self.keys = parts.keys or RowKeys()
         self.copies = parts.copies or AdapterCopies()
         self.row_multiple = row_multiple
+        self.graphs: Graphs | None = None
         self.lengths: list[int] = []
         self.num_tokens = self.num_spared = 0
 
@@ -112,6 +114,12 @@ class CausalLM(nn.Module):
         tokens = rounded(tokens, self.row_multiple, IGNORE_INDEX)
         input_ids_T, position_ids_T, cu_seqlens, targets_T, prefixes = tokens
         positions_N = (targets_T != IGNORE_INDEX).nonzero().squeeze(1)
+        if self.graphs is not None and self.training and prefixes is None and mask_seed is not None:
+            losses = self.graphs.losses(
+                input_ids_T, position_ids_T, cu_seqlens, targets_T, len(positions_N), mask_seed
+            )
+            if losses is not None:
+                return TokenLosses(*losses, len(positions_N))
         targets_N = send(targets_T[positions_N], input_ids_T.device)
         positions_N = send(positions_N, input_ids_T.device)
         samples = PackedInputs(input_ids_T, position_ids_T, cu_seqlens, self.attention)
@@ -128,7 +136,7 @@ class CausalLM(nn.Module):
         self.copies.begin()
         if self.head is None:
             return self._own_logits(samples, positions_N, targets_N)
-        hidden_NH = self._wanted(samples, wanted_W)
+        hidden_NH = self.wanted_states(samples, wanted_W)
         hidden_NH = hidden_NH if places_N is None else hidden_NH.index_select(0, places_N)
         loss_sum, num_correct = linear_cross_entropy(hidden_NH, targets_N, self.head)
         return TokenLosses(loss_sum, num_correct, targets_N.shape[0])
@@ -140,7 +148,7 @@ class CausalLM(nn.Module):
             return None
         return TOKEN_COST_RECOMPUTED if self.is_recomputed else TOKEN_COST
 
-    def _wanted(self, samples: PackedInputs, positions_N: Tensor) -> Tensor:
+    def wanted_states(self, samples: PackedInputs, positions_N: Tensor) -> Tensor:
         """Return the hidden states [N, H] that predict a trained token; our own decoder ends the others early."""
         module = backbone(self.model)
         if not isinstance(module, Backbone) or not len(positions_N):

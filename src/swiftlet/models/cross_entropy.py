@@ -46,18 +46,29 @@ class Head(NamedTuple):
         return logits_MV if self.softcap is None else torch.tanh(logits_MV / self.softcap) * self.softcap
 
 
-def linear_cross_entropy(hidden_NH: Tensor, targets_N: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+def is_plain(head: Head) -> bool:
+    """Return whether a head is a linear layer and nothing more."""
+    module = head.module
+    has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
+    return type(module) is nn.Linear and (head.is_gathered or not has_hooks)
+
+
+def linear_cross_entropy(
+    hidden_NH: Tensor, targets_N: Tensor, head: Head, counted_N: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the summed cross entropy (fp32, differentiable) and the number of correct predictions (int64).
 
     A prediction is correct where no logit is higher than the label's.
+
+    Args:
+        counted_N: 1 for positions that count and 0 for others, for a plain head alone; None for all.
     """
     module = head.module
-    has_hooks = bool(module._forward_hooks or module._forward_pre_hooks)
-    is_plain = type(module) is nn.Linear and (head.is_gathered or not has_hooks)
     has_grad = torch.is_grad_enabled()  # a function is not told of it by what its inputs need
-    if is_plain:
+    if is_plain(head):
         weights = (p if p is None or has_grad else p.detach() for p in (module.weight, module.bias))
-        return _PlainHead.apply(hidden_NH, *weights, targets_N, head)
+        return _PlainHead.apply(hidden_NH, *weights, targets_N, head, counted_N)
+    assert counted_N is None
     parameters = [p for p in module.parameters() if p.requires_grad and has_grad]
     return _AnyHead.apply(hidden_NH, targets_N, head, *parameters)
 
@@ -75,12 +86,18 @@ class _PlainHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, targets_N: Tensor, head: Head
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        targets_N: Tensor,
+        head: Head,
+        counted_N: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         ctx.weight_dtype = weight_VH.dtype
         ctx.bias_dtype = None if bias_V is None else bias_V.dtype
-        if hidden_NH.device.type == "cpu" and not (needs_weight or needs_bias):
+        if hidden_NH.device.type == "cpu" and not (needs_weight or needs_bias) and counted_N is None:
             found = frozen_cross_entropy(
                 hidden_NH, weight_VH, bias_V, targets_N, head, needs_grad=needs_hidden
             )
@@ -100,6 +117,8 @@ class _PlainHead(torch.autograd.Function):
         for start in range(0, num_rows, rows):
             hidden_MH = hidden_NH[start : start + rows].to(weight_VH.dtype)
             chunk = _Chunk(raw[: hidden_MH.shape[0]], hidden_MH, targets_N[start : start + rows])
+            if counted_N is not None:
+                chunk.counted_M1 = counted_N[start : start + rows, None]
             loss_sum, num_correct = chunk.forward(weight_VH, bias_V, head)
             loss += loss_sum
             correct += num_correct
@@ -122,6 +141,7 @@ class _PlainHead(torch.autograd.Function):
             None if grad_bias is None else (grad_bias * grad_loss).to(ctx.bias_dtype),
             None,
             None,
+            None,
         )
 
 
@@ -137,6 +157,7 @@ class _Chunk:
         self.weights_MV = raw_MV
         self.hidden_MH = hidden_MH
         self.targets_M = targets_M
+        self.counted_M1: Tensor | None = None
         self.inverse_M1 = torch.empty(0)
         self.slope_M1: Tensor | float = 1.0
 
@@ -157,7 +178,7 @@ class _Chunk:
             self.slope_M1 = slope_MV.gather(1, targets_M1)
         exps_MV = logits_MV.sub_(top_M1).exp_()
         total_M1 = exps_MV.sum(1, keepdim=True)
-        loss = (total_M1.log() + top_M1 - label_M1).sum()
+        losses_M1, correct_M1 = total_M1.log() + top_M1 - label_M1, label_M1 >= top_M1
         self.inverse_M1 = total_M1.reciprocal()
         if slope_MV is not None:
             exps_MV.mul_(slope_MV)
@@ -165,7 +186,13 @@ class _Chunk:
             self.inverse_M1 = self.inverse_M1 * head.scale
         if exps_MV.data_ptr() != self.weights_MV.data_ptr():
             self.weights_MV.copy_(exps_MV)
-        return loss, (label_M1 >= top_M1).sum()
+        if self.counted_M1 is not None:
+            losses_M1, correct_M1 = losses_M1 * self.counted_M1, correct_M1 & (self.counted_M1 > 0)
+            self.inverse_M1, self.slope_M1 = (
+                self.inverse_M1 * self.counted_M1,
+                self.slope_M1 * self.counted_M1,
+            )
+        return losses_M1.sum(), correct_M1.sum()
 
     def grad_hidden(self, weight_VH: Tensor) -> Tensor:
         """Return the gradient of the hidden states [M, H] in fp32."""

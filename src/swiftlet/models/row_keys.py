@@ -23,12 +23,13 @@ from swiftlet.device.kernels import Rows
 Numbers = TypeVar("Numbers", Tensor, np.ndarray)  # signed, of 64 bits
 
 
-def _signed(number: int) -> int:
+def signed(number: int) -> int:
+    """Return a number below 2^64 as one of torch's signed 64 bits has its bits."""
     return (number + 2**63) % 2**64 - 2**63
 
 
 GOLDEN = 0x9E3779B97F4A7C15
-FACTORS = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+FACTORS = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
 
 
 def _shifted(numbers: Numbers, bits: int) -> Numbers:
@@ -42,18 +43,18 @@ def mixed(numbers: Numbers) -> Numbers:
     return result ^ _shifted(result, 31)
 
 
-def keys_of(input_ids_T: Tensor, position_ids_T: Tensor, seed: int) -> Tensor:
+def keys_of(input_ids_T: Tensor, position_ids_T: Tensor, seed: int | Tensor) -> Tensor:
     """Return a number for each token from those of its sample up to it: equal beginnings have equal ones."""
-    sums_T = torch.cumsum(mixed(mixed(input_ids_T + 1) + position_ids_T * _signed(GOLDEN)), 0)
+    sums_T = torch.cumsum(mixed(mixed(input_ids_T + 1) + position_ids_T * signed(GOLDEN)), 0)
     starts_T = torch.arange(len(sums_T), device=sums_T.device) - position_ids_T
     before_T = torch.cat([sums_T.new_zeros(1), sums_T]).index_select(0, starts_T)
-    return mixed((sums_T - before_T) ^ _signed(seed))
+    return mixed((sums_T - before_T) ^ (signed(seed) if isinstance(seed, int) else seed))
 
 
 def layer_keys(rows: Rows) -> np.ndarray:
     """Return a 32-bit number for each row of a layer's input, from those of the rows of a pass on a processor."""
     # by numpy, which takes a third of torch's time
-    keys_T = mixed(rows.keys_T.numpy() + _signed((rows.layer + 1) * GOLDEN % 2**64))
+    keys_T = mixed(rows.keys_T.numpy() + signed((rows.layer + 1) * GOLDEN % 2**64))
     return _shifted(keys_T, 32).astype(np.uint32)
 
 
@@ -73,13 +74,14 @@ class RowKeys:
         self,
         input_ids_T: Tensor,
         position_ids_T: Tensor,
-        seed: int | None,
+        seed: int | Tensor | None,
         first_U: Tensor | None,
         positions_N: Tensor,
     ) -> None:
         """Know the rows of a pass by how many there are; without a seed, or where none can draw by rows, none.
 
         Args:
+            seed: of the step; a signed number on the device where a pass is recorded.
             first_U: the first token of each row, None where each token is a row.
             positions_N: the rows that the last layer is asked for. They are all rows if they are as many, as no two
                 are the same.
