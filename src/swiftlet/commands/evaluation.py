@@ -12,9 +12,9 @@ from swiftlet.data.formats import Sample
 from swiftlet.data.prepare import read_split
 from swiftlet.data.template import Template
 from swiftlet.errors import UsageError
+from swiftlet.inference.answers import Row, answer_rows, row_of
 from swiftlet.inference.generate import Generator, Settings
 from swiftlet.inference.metrics import score
-from swiftlet.inference.rows import Row, answer_rows, row_of
 from swiftlet.models.causal import CausalLM
 from swiftlet.train.evaluate import Evaluator, Scores
 

@@ -42,7 +42,7 @@ from swiftlet.config.places import cache_folder
 from swiftlet.config.resolve import inherited, not_needed, resolve_sft
 from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, UsageError, raise_all
-from swiftlet.models.identity import base_hash
+from swiftlet.models.base_hash import base_hash
 from swiftlet.startup import without_collector
 from swiftlet.train.manifest import PREFIX, Identity
 from swiftlet.train.resume import Checkpoint, choose_checkpoint, trusted_checkpoint

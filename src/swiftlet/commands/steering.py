@@ -39,7 +39,7 @@ from swiftlet.plan.strategies import (
     way_of,
     ways,
 )
-from swiftlet.train.preflight import HINT, MemoryPlan
+from swiftlet.train.memory_trial import HINT, MemoryPlan
 from swiftlet.train.progress import short_time
 from swiftlet.train.report import Forecast
 

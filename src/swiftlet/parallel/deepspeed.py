@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from swiftlet.parallel.engine import Trained, set_learning_rate
 from swiftlet.parallel.leaf_linear import apply_leaf_linear
-from swiftlet.parallel.pieces import Piece, load_state, state_tensors
+from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors
 from swiftlet.parallel.world import World
 
 NO_MICRO_STEP = -1

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from swiftlet.parallel.gradients import Gradients, build_gradients
-from swiftlet.parallel.pieces import Optimizer, Piece, load_state, state_tensors, whole_piece
+from swiftlet.parallel.optimizer_state import Optimizer, Piece, load_state, state_tensors, whole_piece
 
 Groups = list[dict[str, Any]]
 

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from swiftlet.parallel.ddp import Reducer, build_reducer
 from swiftlet.parallel.engine import Trained, set_learning_rate
 from swiftlet.parallel.gradients import Gradients, build_gradients
-from swiftlet.parallel.pieces import Piece, load_state, state_tensors, whole_piece
+from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors, whole_piece
 from swiftlet.parallel.world import World
 
 
