@@ -54,6 +54,7 @@ def build(case: Case, folder: Path) -> tuple[Any, Any]:
     """Return the trainer and the world of a run, as `swift sft` builds them."""
     from swiftlet.commands.engine_setup import build_engine
     from swiftlet.commands.model_setup import build_model
+    from swiftlet.commands.sft import Setup
     from swiftlet.config.args import SftArgs
     from swiftlet.config.fields import with_values
     from swiftlet.device.cpu import open_this
@@ -77,11 +78,12 @@ def build(case: Case, folder: Path) -> tuple[Any, Any]:
     ready: Any = SimpleNamespace(checkpoint=None, source=source, data=lengths)
     device = replace(open_this(0), default_dtype="fp32")
     world = init_world("gloo", torch.device("cpu"), always=case.engine != "none")
-    causal = build_model(args, ready, device)
+    setup = Setup(args, ready, device, world)
+    causal = build_model(setup)
     if case.recompute == PARTIAL:
         apply_partial_checkpointing(causal)
     causal.train()
-    return build_engine(args, ready, causal, device, world), world
+    return build_engine(setup, causal), world
 
 
 def step_of(case: Case, trainer: Any, world: Any) -> Any:

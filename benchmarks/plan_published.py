@@ -9,9 +9,9 @@ import sys
 
 from matplotlib import rcParams
 from matplotlib.figure import Figure
+from published import hours_on_ascend, read_rows, reserved_on_a100, visible_on_ascend
 
 from swiftlet.models.families import FAMILIES
-from swiftlet.plan.published import hours_on_ascend, read_rows, reserved_on_a100, visible_on_ascend
 
 
 def main() -> None:

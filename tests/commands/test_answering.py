@@ -2,7 +2,7 @@
 
 from swiftlet import heartbeat, infer
 from swiftlet.commands.answering import _shown
-from swiftlet.inference.rows import PROGRESS_BAR_ABOVE
+from swiftlet.inference.answers import PROGRESS_BAR_ABOVE
 from swiftlet.parallel.world import World
 
 

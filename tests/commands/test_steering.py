@@ -13,7 +13,7 @@ from swiftlet.device.cpu import open_this
 from swiftlet.errors import OutOfMemoryError
 from swiftlet.files import sha256
 from swiftlet.parallel.engine import build_single_engine
-from swiftlet.train.preflight import MemoryPlan, preflight
+from swiftlet.train.memory_trial import MemoryPlan, try_largest
 
 
 def lines(folder):
@@ -32,15 +32,15 @@ def with_memory(monkeypatch):
 
 
 @pytest.mark.parametrize("sft_type", ["lora", "full"])
-def test_the_preflight_changes_no_bit(fine_tune, monkeypatch, sft_type):
+def test_trying_the_largest_micro_batch_changes_no_bit(fine_tune, monkeypatch, sft_type):
     """Dropout is on: its random numbers must be those of a run that tried nothing."""
     tried = []
 
     def noted(memory, *rest):
         tried.append(memory.largest)
-        preflight(memory, *rest)
+        try_largest(memory, *rest)
 
-    monkeypatch.setattr("swiftlet.train.loop.preflight", noted)
+    monkeypatch.setattr("swiftlet.train.loop.try_largest", noted)
     without = fine_tune("without", sft_type=sft_type)
     monkeypatch.setattr("swiftlet.commands.steering.ROOMY", 0.0)
     with_it = fine_tune("with", sft_type=sft_type)
@@ -94,12 +94,12 @@ def batch(num_tokens):
     return MicroBatch(ids, ids, ids, [0, num_tokens], [0])
 
 
-def test_a_preflight_restores_random_numbers_and_gradient():
+def test_a_trial_restores_random_numbers_and_gradient():
     model = Tiny()
     engine = build_single_engine(model, torch.optim.AdamW(model.parameters()))
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    preflight(MemoryPlan(batch(50)), model, engine, torch.device("cpu"))
+    try_largest(MemoryPlan(batch(50)), model, engine, torch.device("cpu"))
     assert model.seen == [50]
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(model.weight, torch.ones(4))
@@ -112,7 +112,7 @@ def test_too_little_memory_is_told_with_the_breakdown_and_the_next_command():
     engine = build_single_engine(model, torch.optim.AdamW(model.parameters()))
     memory = MemoryPlan(batch(200), "3.00 GiB needed (weights 2.00)", "add --gradient_checkpointing true")
     with pytest.raises(OutOfMemoryError, match="before the first step.*200 tokens.*weights 2.00") as raised:
-        preflight(memory, model, engine, torch.device("cpu"))
+        try_largest(memory, model, engine, torch.device("cpu"))
     assert raised.value.hint == "add --gradient_checkpointing true"
 
 
@@ -150,9 +150,7 @@ def test_what_the_plan_says_is_said_by_one_process(fine_tune, with_memory, monke
     with_memory(2**20)
     monkeypatch.setattr(
         "swiftlet.commands.training.steer",
-        lambda args, ready, device, world, processes: steer(
-            args, ready, device, replace(world, rank=rank), processes
-        ),
+        lambda setup, processes: steer(setup._replace(world=replace(setup.world, rank=rank)), processes),
     )
     fine_tune(force=True, max_steps=1)
     assert capfd.readouterr().err.count("warning: memory is tight") == (1 if rank == 0 else 0)

@@ -5,7 +5,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save
 
 from swiftlet.errors import CheckpointError
-from swiftlet.models.identity import base_hash, check_base
+from swiftlet.models.base_hash import base_hash, check_base
 
 
 def test_the_hash_of_a_base_does_not_depend_on_its_shards(tmp_path):

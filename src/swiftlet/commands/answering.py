@@ -20,10 +20,10 @@ from swiftlet.data.template import TemplateError
 from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, open_device, resolve_dtype
 from swiftlet.errors import DataError
+from swiftlet.inference.answers import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows
 from swiftlet.inference.chat import Chat
 from swiftlet.inference.generate import Generator
 from swiftlet.inference.metrics import score
-from swiftlet.inference.rows import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows
 from swiftlet.models.load import load_model
 from swiftlet.models.tuner import load_adapter
 from swiftlet.parallel.world import World, close_world, init_world

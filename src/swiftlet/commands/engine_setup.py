@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -10,17 +11,16 @@ from torch import nn
 
 from swiftlet import log
 from swiftlet.commands.model_setup import weights_folder
-from swiftlet.commands.sft import Ready
+from swiftlet.commands.sft import Setup
 from swiftlet.config.check_engines import is_sharded
 from swiftlet.config.deepspeed import Facts, deepspeed_settings, zero_stage
-from swiftlet.device.spec import Device, dtype_name, resolve_dtype
+from swiftlet.device.spec import dtype_name, resolve_dtype
 from swiftlet.models import tuner
 from swiftlet.models.causal import CausalLM
 from swiftlet.models.head import decoder_layers, let_inputs_need_gradients, own_embedding
 from swiftlet.models.hollow import open_weights
 from swiftlet.parallel.ddp import build_ddp_engine
-from swiftlet.parallel.engine import Engine, build_single_engine
-from swiftlet.parallel.world import World
+from swiftlet.parallel.engine import Engine, Groups, Trained, build_single_engine
 from swiftlet.train.optim import LIGHT, OptimizerSettings, build_groups, build_optimizer
 
 OFFLOAD = "full_shard_offload"
@@ -33,12 +33,13 @@ class Trainer(NamedTuple):
     module: nn.Module
 
 
-def build_engine(args: Any, ready: Ready, model: CausalLM, device: Device, world: World) -> Trainer:
+def build_engine(setup: Setup, model: CausalLM) -> Trainer:
     """Return the engine that trains the model on these devices, with its optimizer."""
+    args, _, device, world = setup
     settings = _optimizer_settings(args.train)
     groups = _groups(args, model, settings)
 
-    def optimizer(found: list[dict[str, Any]]) -> Any:
+    def optimizer(found: Groups) -> Any:
         return build_optimizer(args.train.optim, found, settings, device.optimizers)
 
     if not args.parallel.deepspeed and not args.parallel.fsdp:
@@ -49,19 +50,18 @@ def build_engine(args: Any, ready: Ready, model: CausalLM, device: Device, world
     dtype = resolve_dtype(args.model.dtype, device)
     names = {parameter: name for name, parameter in model.model.named_parameters()}
     named = [{**group, "params": [names[p] for p in group["params"]]} for group in groups]
-    replicas = [name for p, name in names.items() if p.requires_grad and ".lora_" in name]
-    sources = open_weights(model.model, weights_folder(args, ready)) if is_sharded(args) else {}
+    adapters = [name for p, name in names.items() if p.requires_grad and ".lora_" in name]
+    trained = Trained(named, adapters, optimizer)
+    sources = open_weights(model.model, weights_folder(setup)) if is_sharded(args) else {}
     if args.parallel.deepspeed:
-        return _deepspeed(args, model, device, world, named, optimizer, dtype, replicas, sources)
+        return _deepspeed(setup, model, trained, dtype, sources)
     from swiftlet.parallel.fsdp import build_fsdp_engine
 
     engine = build_fsdp_engine(
         model,
         [*own_embedding(model.model), *decoder_layers(model.model)],
         sources,
-        replicas,
-        named,
-        optimizer,
+        trained,
         world=world,
         dtype=dtype,
         is_offloaded=args.parallel.fsdp == OFFLOAD,
@@ -70,18 +70,11 @@ def build_engine(args: Any, ready: Ready, model: CausalLM, device: Device, world
 
 
 def _deepspeed(
-    args: Any,
-    model: CausalLM,
-    device: Device,
-    world: World,
-    groups: list[dict[str, Any]],
-    optimizer: Any,
-    dtype: torch.dtype,
-    replicas: list[str],
-    sources: Any,
+    setup: Setup, model: CausalLM, trained: Trained, dtype: torch.dtype, sources: Mapping[str, Any]
 ) -> Trainer:
     from swiftlet.parallel import deepspeed
 
+    args, _, device, world = setup
     num_nodes = world.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
     facts = Facts(
         batch_size=args.train.batch_size,
@@ -101,9 +94,7 @@ def _deepspeed(
         model.head = head._replace(is_gathered=True) if head is not None else None
     if not facts.can_overlap:
         _tell_overlap(settings["zero_optimization"])
-    engine = deepspeed.build_deepspeed_engine(
-        model, settings, groups, optimizer, world=world, dtype=dtype, replicas=replicas
-    )
+    engine = deepspeed.build_deepspeed_engine(model, settings, trained, world=world, dtype=dtype)
     return Trainer(engine, engine.runner)
 
 
@@ -127,7 +118,7 @@ def _optimizer_settings(train: Any) -> OptimizerSettings:
     )
 
 
-def _groups(args: Any, model: CausalLM, settings: OptimizerSettings) -> list[dict[str, Any]]:
+def _groups(args: Any, model: CausalLM, settings: OptimizerSettings) -> Groups:
     if args.tuner.lora_lr_ratio is None:
         return build_groups(model.model, settings)
     return tuner.parameter_groups_lora_plus(

@@ -7,34 +7,29 @@ from typing import Any
 
 from swiftlet import heartbeat, log
 from swiftlet.commands.model_source import context_length
-from swiftlet.commands.sft import Ready
+from swiftlet.commands.sft import Setup
 from swiftlet.data.formats import Sample
 from swiftlet.data.prepare import read_split
 from swiftlet.data.template import Template
-from swiftlet.device.spec import Device
 from swiftlet.errors import UsageError
+from swiftlet.inference.answers import Row, answer_rows, row_of
 from swiftlet.inference.generate import Generator, Settings
 from swiftlet.inference.metrics import score
-from swiftlet.inference.rows import Row, answer_rows, row_of
 from swiftlet.models.causal import CausalLM
-from swiftlet.parallel.world import World
 from swiftlet.train.evaluate import Evaluator, Scores
 
 
-def build_evaluator(
-    args: Any, ready: Ready, model: CausalLM, world: World, device: Device, token_budget: int
-) -> Callable[[], Scores] | None:
+def build_evaluator(setup: Setup, model: CausalLM, token_budget: int) -> Callable[[], Scores] | None:
     """Return what evaluates the model, None where there is nothing to evaluate on or no wish to."""
+    args, val = setup.args, setup.ready.data.val
     if args.output.evaluation_strategy == "no":
         return None
-    if ready.data.val is None or len(ready.data.val) == 0:
+    if val is None or len(val) == 0:
         log.info("there are no validation rows: nothing is evaluated")
         return None
-    generate = _generated_scores(args, ready, model, world) if args.train.predict_with_generate else None
-    longest = int(ready.data.val.lengths.max())
-    return Evaluator(
-        model, ready.data.val, max(longest, token_budget), world, device.torch_device, more_scores=generate
-    )
+    budget = max(int(val.lengths.max()), token_budget)
+    generate = _generated_scores(setup, model) if args.train.predict_with_generate else None
+    return Evaluator(model, val, budget, setup.world, setup.device.torch_device, more_scores=generate)
 
 
 def generation_settings(generation: Any) -> Settings:
@@ -73,7 +68,8 @@ def sample_row(sample: Sample, template: Template) -> Row:
     return row_of(sample.messages, lambda messages: template.encode_prompt(messages, sample.tools))
 
 
-def _generated_scores(args: Any, ready: Ready, model: CausalLM, world: World) -> Callable[[], Scores]:
+def _generated_scores(setup: Setup, model: CausalLM) -> Callable[[], Scores]:
+    args, ready, _, world = setup
     _, samples = read_split(args.data)
     rows = [sample_row(sample, ready.template) for sample in samples if sample.messages]
     tokenizer, length = ready.template.tokenizer, ready.max_length + args.generation.max_new_tokens

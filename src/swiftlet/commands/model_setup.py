@@ -10,7 +10,7 @@ import torch
 
 from swiftlet import log
 from swiftlet.commands.operators import choose_kernels
-from swiftlet.commands.sft import Ready
+from swiftlet.commands.sft import Setup
 from swiftlet.config.check_engines import is_sharded
 from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.errors import UsageError
@@ -22,14 +22,15 @@ from swiftlet.models.load import load_model, load_plain
 from swiftlet.models.recording import obstacle, record_passes
 
 
-def build_model(args: Any, ready: Ready, device: Device) -> CausalLM:
+def build_model(setup: Setup) -> CausalLM:
     """Return the model with what is trained in it: loaded, tuned, and as far as its checkpoint was."""
+    args, ready, device, _ = setup
     checkpoint, settings = ready.checkpoint, args.tuner
     is_full, is_hollow = settings.sft_type == "full", is_sharded(args)
-    folder = weights_folder(args, ready)
+    folder = weights_folder(setup)
     dtype = resolve_dtype(args.model.dtype, device)
     log.info(f"{ready.source.name} from {ready.source.folder}: {dtype}, {device.name}")
-    if is_plain(args, ready):
+    if is_plain(setup):
         model = load_plain(folder, dtype=dtype, device=device.torch_device)
     else:
         model = load_model(
@@ -101,21 +102,22 @@ def _say_frozen(model: Any) -> None:
         )
 
 
-def is_plain(args: Any, ready: Ready) -> bool:
+def is_plain(setup: Setup) -> bool:
     """Return whether a run asks no more of its model than the losses of whole or plainly adapted weights."""
+    args, checkpoint = setup.args, setup.ready.checkpoint
     if is_sharded(args) or args.train.predict_with_generate or args.model.trust_remote_code:
         return False
     if args.tuner.sft_type == "full":
         return True
-    if ready.checkpoint is not None:
-        return plain_fields(ready.checkpoint.path) is not None
+    if checkpoint is not None:
+        return plain_fields(checkpoint.path) is not None
     return tuner.is_plain(lora_settings(args.tuner))
 
 
-def weights_folder(args: Any, ready: Ready) -> Path:
+def weights_folder(setup: Setup) -> Path:
     """Return the folder of the weights that training starts from: the base model's, or those of a full checkpoint."""
-    is_full = args.tuner.sft_type == "full"
-    return ready.checkpoint.path if ready.checkpoint is not None and is_full else ready.source.folder
+    checkpoint, is_full = setup.ready.checkpoint, setup.args.tuner.sft_type == "full"
+    return checkpoint.path if checkpoint is not None and is_full else setup.ready.source.folder
 
 
 def lora_settings(args: Any) -> tuner.LoraSettings:

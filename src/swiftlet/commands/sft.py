@@ -42,7 +42,7 @@ from swiftlet.config.places import cache_folder
 from swiftlet.config.resolve import inherited, not_needed, resolve_sft
 from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, UsageError, raise_all
-from swiftlet.models.identity import base_hash
+from swiftlet.models.base_hash import base_hash
 from swiftlet.startup import without_collector
 from swiftlet.train.manifest import PREFIX, Identity
 from swiftlet.train.resume import Checkpoint, choose_checkpoint, trusted_checkpoint
@@ -50,6 +50,8 @@ from swiftlet.train.resume import Checkpoint, choose_checkpoint, trusted_checkpo
 if TYPE_CHECKING:
     from swiftlet.data.prepare import Prepared
     from swiftlet.data.template import Template
+    from swiftlet.device.spec import Device
+    from swiftlet.parallel.world import World
     from swiftlet.train.state import TrainState
 
 ARGS = SftArgs
@@ -84,6 +86,15 @@ class Ready(NamedTuple):
     checkpoint: Checkpoint | None
     folder: Path
     data: Prepared
+
+
+class Setup(NamedTuple):
+    """A run as one of its processes has it: what was asked for, what is ready, its device and the other processes."""
+
+    args: Any
+    ready: Ready
+    device: Device
+    world: World
 
 
 def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:

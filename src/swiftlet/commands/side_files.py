@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from swiftlet import log
 from swiftlet.commands.evaluation import generation_settings
 from swiftlet.commands.merge_proof import WEIGHTS
-from swiftlet.commands.sft import Ready
+from swiftlet.commands.sft import Ready, Setup
 from swiftlet.data.template import Template, TemplateError
 from swiftlet.models.safety import read_json
 from swiftlet.models.save import GENERATION_CONFIG
@@ -36,9 +36,10 @@ class Chat(NamedTuple):
     input_ids: list[int]
 
 
-def side_files(args: Any, ready: Ready) -> dict[str, str]:
+def side_files(setup: Setup) -> dict[str, str]:
     """Return the files of every checkpoint of a run: name -> text."""
-    generation = generation_config(ready.source.folder, ready.template, args.generation)
+    ready = setup.ready
+    generation = generation_config(ready.source.folder, ready.template, setup.args.generation)
     return {
         PROMPTS_FILE: json.dumps(_prompts(ready)),
         CHATS_FILE: json.dumps([chat._asdict() for chat in _kept_chats(ready.template)]),

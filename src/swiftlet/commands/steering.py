@@ -14,7 +14,7 @@ import numpy as np
 from swiftlet import log
 from swiftlet.commands.calibration import measured_here
 from swiftlet.commands.planning import Rows, Sized, Subject, job_of, schedule_of
-from swiftlet.commands.sft import Ready
+from swiftlet.commands.sft import Setup
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import collate
 from swiftlet.data.survey import largest_micro_batch
@@ -39,7 +39,7 @@ from swiftlet.plan.strategies import (
     way_of,
     ways,
 )
-from swiftlet.train.preflight import HINT, MemoryPlan
+from swiftlet.train.memory_trial import HINT, MemoryPlan
 from swiftlet.train.progress import short_time
 from swiftlet.train.report import Forecast
 
@@ -61,23 +61,22 @@ class Steered(NamedTuple):
     forecast: Forecast | None
 
 
-def steer(args: Any, ready: Ready, device: Device, world: World, local_world_size: int) -> Steered:
+def steer(setup: Setup, local_world_size: int) -> Steered:
     """Decide what the user left to the program; every rank comes to the same decisions.
 
     Raises:
         OutOfMemoryError: the run cannot fit on this device, and --force was not given.
     """
+    args, ready, device, world = setup
     sizes = geometry_of_config(read_config(ready.source.folder))
     if sizes is None:
         log.info(f"{ready.source.name} is of a build whose memory is not known here: nothing is planned")
         args = with_values(args, gradient_checkpointing=_asked(args))
         longest, busy = int(ready.data.train.lengths.max()), busy_tokens(is_host=device.kind == "cpu")
         budget = budgets_for(longest, busy, args.train.micro_batch_tokens, is_packed=args.data.packing)[0]
-        return Steered(args, budget, _memory(args, ready, world, budget, "", HINT), None)
+        return Steered(args, budget, _memory(setup, budget, "", HINT), None)
     card = card_of(device, local_world_size)
-    subject = _subject(
-        args, ready, Sized(ready.source.name, sizes, "config.json", ready.source.folder), card, world
-    )
+    subject = _subject(setup, Sized(ready.source.name, sizes, "config.json", ready.source.folder), card)
     job, budgets = job_of(subject), subject.budgets
     asked = args.train.gradient_checkpointing
     advice = advise(job, budgets, levels_asked(job, asked))
@@ -101,7 +100,7 @@ def steer(args: Any, ready: Ready, device: Device, world: World, local_world_siz
         log.info("less than half of the free memory is needed: the largest micro-batch is not tried first")
         memory = MemoryPlan(None, breakdown(way), hint)
     else:
-        memory = _memory(args, ready, world, way.budget, breakdown(way), hint)
+        memory = _memory(setup, way.budget, breakdown(way), hint)
     return Steered(args, way.budget, memory, forecast)
 
 
@@ -151,8 +150,8 @@ def card_of(device: Device, local_world_size: int) -> Card:
     return replace(with_measured(card, measured) if measured else card, memory_gib=total)
 
 
-def _subject(args: Any, ready: Ready, sized: Sized, card: Card, world: World) -> Subject:
-    data = ready.data
+def _subject(setup: Setup, sized: Sized, card: Card) -> Subject:
+    args, data, world = setup.args, setup.ready.data, setup.world
     labels = float(np.asarray(data.train.num_labels).sum()) / max(1, int(data.train.lengths.sum()))
     val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)
     rows = Rows(data.train.lengths, val, labels, "the tokenised rows")
@@ -228,7 +227,8 @@ def _tell(job: Job, way: Way, asked: str) -> None:
             )
 
 
-def _memory(args: Any, ready: Ready, world: World, budget: int, text: str, hint: str) -> MemoryPlan:
-    schedule = schedule_of(args, len(ready.data.train), world.world_size, budget)
-    largest = largest_micro_batch(ready.data.train.lengths, schedule)
-    return MemoryPlan(collate(ready.data.train, largest.samples), text, hint)
+def _memory(setup: Setup, budget: int, text: str, hint: str) -> MemoryPlan:
+    train = setup.ready.data.train
+    schedule = schedule_of(setup.args, len(train), setup.world.world_size, budget)
+    largest = largest_micro_batch(train.lengths, schedule)
+    return MemoryPlan(collate(train, largest.samples), text, hint)

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from functools import cache, partial
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from swiftlet import __version__, heartbeat, log
+from swiftlet import heartbeat, log
 from swiftlet.commands.engine_setup import Trainer, build_engine
 from swiftlet.commands.evaluation import build_evaluator
-from swiftlet.commands.merge_proof import BASE_FILE
-from swiftlet.commands.model_setup import build_model, is_sharded
-from swiftlet.commands.run_folder import ARGS_FILE, OF_THE_WEIGHTS, args_text, shaping_settings, write_args
-from swiftlet.commands.sft import Outcome, Ready, outcome_of
-from swiftlet.commands.side_files import base_file, side_files
+from swiftlet.commands.model_setup import build_model
+from swiftlet.commands.run_folder import OF_THE_WEIGHTS, args_text, shaping_settings, write_args
+from swiftlet.commands.saving import build_saver
+from swiftlet.commands.sft import Outcome, Ready, Setup, outcome_of
 from swiftlet.commands.steering import Steered, steer
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import Batches, num_steps, num_steps_per_epoch
@@ -33,25 +32,23 @@ from swiftlet.errors import OutOfMemoryError
 from swiftlet.models import tuner
 from swiftlet.models.arena import trim
 from swiftlet.models.causal import CausalLM
-from swiftlet.models.save import model_bytes, tensors_to_save, write_gathered, write_model
-from swiftlet.parallel.engine import Engine
-from swiftlet.parallel.world import World, close_world, init_world
+from swiftlet.models.save import model_bytes
+from swiftlet.parallel.world import close_world, init_world
 from swiftlet.startup import without_collector
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.evaluate import Goal
 from swiftlet.train.lock import locked
 from swiftlet.train.loop import Every, Run, train
 from swiftlet.train.manifest import Identity
-from swiftlet.train.report import Report, Silence, build_report, has_summary
+from swiftlet.train.report import Forecast, Report, Silence, build_report, has_summary
 from swiftlet.train.resume import check_identity, saved_steps
 from swiftlet.train.schedule import build_schedule, num_warmup_steps
 from swiftlet.train.signals import StopRequest, listening
 from swiftlet.train.spikes import find_policy
 from swiftlet.train.state import TrainState
-from swiftlet.train.statefile import copied, open_optimizer
+from swiftlet.train.statefile import open_optimizer
 from swiftlet.train.summary import summarise
 
-SMALLEST_SHARD = 64 * 2**20
 LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # set by torchrun
 NEXT = "swift infer --ckpt_dir {checkpoint} --load_dataset_config true"
 
@@ -72,11 +69,8 @@ def train_model(args: Any, ready: Ready) -> Outcome:
     needs_group = bool(args.parallel.fsdp or args.parallel.deepspeed)
     world = init_world(backend, device.torch_device, timeout_s=args.parallel.ddp_timeout, always=needs_group)
     try:
-        with listening() as stop:
-            if world.is_main:
-                with locked(ready.folder):
-                    return _train(args, ready, device, world, stop)
-            return _train(args, ready, device, world, stop)
+        with listening() as stop, locked(ready.folder) if world.is_main else nullcontext():
+            return _train(Setup(args, ready, device, world), stop)
     except torch.OutOfMemoryError as error:  # while loading or evaluating: of a step the loop says more
         raise OutOfMemoryError(
             f"out of memory: {str(error).strip().splitlines()[0]}",
@@ -86,32 +80,34 @@ def train_model(args: Any, ready: Ready) -> Outcome:
         close_world(world, is_failed=sys.exc_info()[0] is not None)
 
 
-def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequest) -> Outcome:
+def _train(setup: Setup, stop: StopRequest) -> Outcome:
+    args, ready, _, world = setup
     base = tuner.base_hash(ready.source.folder)
     text = partial(
         args_text,
         args,
         {"model_dir": str(ready.source.folder), "base_hash": base, "model": ready.source.name},
     )
-    state, identity = _state(args, ready, world, base)
+    state, identity = _state(setup, base)
     if ready.checkpoint is not None and state.is_done and has_summary(ready.folder):
         return _finished(ready.folder, ready.checkpoint.path, state)
     if world.is_main:
         write_args(ready.folder, text())
-    steered = steer(args, ready, device, world, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    args = steered.args
+    steered = steer(setup, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    setup = setup._replace(args=steered.args)
     heartbeat.beat("load")
     with without_collector():
-        model = build_model(args, ready, device)
+        model = build_model(setup)
         log.info(tuner.describe_parameters(model.model))
         num_bytes = model_bytes(model.model, is_adapter=args.tuner.sft_type != "full")
-        trainer = build_engine(args, ready, model, device, world)
-    engine = trainer.engine
+        trainer = build_engine(setup, model)
     if ready.checkpoint is not None:
-        engine.load_optimizer(open_optimizer(ready.checkpoint.path))
+        trainer.engine.load_optimizer(open_optimizer(ready.checkpoint.path))
         log.info(f"continuing {ready.checkpoint.path} after step {state.global_step}")
-    saver = _saver(args, ready, model, engine, world, identity, text(of_checkpoint=True), state, num_bytes)
-    run = _run(steered, ready, device, world, model, trainer, saver, stop, state)
+    saver = build_saver(
+        setup, model, trainer.engine, state, identity, text(of_checkpoint=True), num_bytes=num_bytes
+    )
+    run = _run(setup, steered, model, trainer, saver, stop, state)
     try:
         train(run, state)
     finally:
@@ -124,9 +120,10 @@ def _train(args: Any, ready: Ready, device: Device, world: World, stop: StopRequ
     return _outcome(run, state, ready)
 
 
-def _state(args: Any, ready: Ready, world: World, base: str) -> tuple[TrainState, Identity]:
+def _state(setup: Setup, base: str) -> tuple[TrainState, Identity]:
     """Return where the run starts, and what its checkpoints belong to."""
-    train_args, world_size = args.train, world.world_size
+    args, ready = setup.args, setup.ready
+    train_args, world_size = args.train, setup.world.world_size
     batch = train_args.batch_size * train_args.gradient_accumulation_steps * world_size
     steps_per_epoch = num_steps_per_epoch(
         len(ready.data.train),
@@ -150,81 +147,21 @@ def _state(args: Any, ready: Ready, world: World, base: str) -> tuple[TrainState
     return state, identity
 
 
-def _saver(
-    args: Any,
-    ready: Ready,
-    model: CausalLM,
-    engine: Engine,
-    world: World,
-    identity: Identity,
-    args_file: str,
-    state: TrainState,
-    num_bytes: int,
-) -> Saver | None:
-    output, is_adapter = args.output, args.tuner.sft_type != "full"
-    is_streamed = is_sharded(args) and not is_adapter
-    if output.save_strategy == "no":
-        if world.is_main:
-            log.warning("--save_strategy no: this run keeps no weights")
-        return None
-    files = {ARGS_FILE: args_file, **side_files(args, ready)}
-    of_base = cache(partial(base_file, ready.source.folder))
-
-    def take(folder: Path) -> Callable[[], None]:
-        whole = engine.model_tensors(is_trained=is_adapter)
-        if is_streamed and whole is not None:
-            shard_bytes = max(SMALLEST_SHARD, num_bytes // world.world_size)
-            write_gathered(model.model, folder, ready.source.folder, whole, world.is_main, shard_bytes)
-            return partial(write_rest, folder)
-        if whole is None:
-            whole = tensors_to_save(model.model, is_adapter=is_adapter) if world.is_main else iter(())
-        return partial(write, folder, copied(whole))
-
-    def write(folder: Path, tensors: list[tuple[str, torch.Tensor]]) -> None:
-        source = ready.source.folder
-        write_model(model.model, folder, source=source, is_adapter=is_adapter, tensors=tensors)
-        write_rest(folder)
-
-    def write_rest(folder: Path) -> None:
-        for name, content in files.items():
-            (folder / name).write_text(content, encoding="utf-8")
-        if is_adapter:
-            (folder / BASE_FILE).write_text(of_base(), encoding="utf-8")
-
-    return Saver(
-        ready.folder,
-        world,
-        engine,
-        take,
-        identity,
-        __version__,
-        total_limit=output.save_total_limit,
-        is_model_only=output.save_only_model,
-        is_error_fatal=output.on_save_error == "stop",
-        is_streamed=is_streamed,
-        most_lost=output.save_steps if output.save_strategy == "steps" else state.steps_per_epoch,
-        expected_bytes=num_bytes,
-        saved_steps=saved_steps(ready.folder, state.global_step) if ready.checkpoint is not None else [],
-        newest_step=state.global_step,
-    )
-
-
 def _when(strategy: str, steps: int) -> Every:
     return {"steps": Every(steps), "epoch": Every(at_epoch_end=True), "no": Every()}[strategy]
 
 
 def _run(
+    setup: Setup,
     steered: Steered,
-    ready: Ready,
-    device: Device,
-    world: World,
     model: CausalLM,
     trainer: Trainer,
     saver: Saver | None,
     stop: StopRequest,
     state: TrainState,
 ) -> Run:
-    args, budget, store = steered.args, steered.token_budget, ready.data.train
+    args, ready, device, world = setup
+    budget, store = steered.token_budget, ready.data.train
     train_args, output = args.train, args.output
     batches = Batches(
         store,
@@ -236,18 +173,8 @@ def _run(
         world.world_size,
         token_cost=model.token_cost,
     )
-    evaluate = build_evaluator(args, ready, model, world, device, budget)
+    evaluate = build_evaluator(setup, model, budget)
     warmup = num_warmup_steps(state.num_steps, train_args.warmup_ratio, train_args.warmup_steps)
-    report: Report | Silence = Silence()
-    if world.is_main:
-        report = build_report(
-            ready.folder,
-            state,
-            peak_memory_bytes=device.peak_memory_bytes,
-            has_tensorboard="tensorboard" in output.report_to,
-            forecast=steered.forecast,
-            memory_in_use=lambda: (device.peak_reserved_bytes(), _in_use(device)),
-        )
     by_text = train_args.predict_with_generate
     return Run(
         model=trainer.module,
@@ -260,7 +187,7 @@ def _run(
         learning_rate=build_schedule(
             train_args.lr_scheduler_type, warmup=warmup, total=state.num_steps, peak=train_args.learning_rate
         ),
-        report=report,
+        report=_report(setup, state, steered.forecast),
         stop=stop,
         evaluate=evaluate,
         saver=saver,
@@ -272,6 +199,20 @@ def _run(
         spikes=find_policy(train_args.spike_policy),
         name_rows=lambda ids: [store.origin(i) for i in ids],
         memory=steered.memory,
+    )
+
+
+def _report(setup: Setup, state: TrainState, forecast: Forecast | None) -> Report | Silence:
+    device = setup.device
+    if not setup.world.is_main:
+        return Silence()
+    return build_report(
+        setup.ready.folder,
+        state,
+        peak_memory_bytes=device.peak_memory_bytes,
+        has_tensorboard="tensorboard" in setup.args.output.report_to,
+        forecast=forecast,
+        memory_in_use=lambda: (device.peak_reserved_bytes(), _in_use(device)),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftlet.errors import CheckpointError, SwiftletError, describe
+from swiftlet.models.base_hash import check_base
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import (
     AdaptedDecoder,
@@ -23,7 +24,6 @@ from swiftlet.models.decoder_lora import (
     saved_tensors,
     set_tensors,
 )
-from swiftlet.models.identity import check_base
 from swiftlet.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, inside, read_header, read_json
 from swiftlet.models.start import take_up_start
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 from swiftlet import hub
 from swiftlet.errors import UsageError, pick
+from swiftlet.models.families_other import other_rows
+from swiftlet.models.families_qwen import Row, qwen_rows
 from swiftlet.models.geometry import Geometry
-from swiftlet.models.rows import Row, qwen_rows
-from swiftlet.models.rows_other import other_rows
 
 HERE = Path(__file__).parent
 EMBEDDED = {"tiny-math-chat": HERE / "tiny_math_chat"}

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from swiftlet.config.filenames import TEMPLATE_FOLDERS
 from swiftlet.models.adapter import BASE_NOTE, adapter_tensors
+from swiftlet.models.base_hash import base_hash
 from swiftlet.models.decoder import Decoder
-from swiftlet.models.identity import base_hash
 from swiftlet.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, SINGLE, read_config
 from swiftlet.models.start import has_start, with_start
 from swiftlet.models.tensor_file import write_tensors

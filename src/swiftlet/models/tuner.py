@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from swiftlet.config.lora import is_taken_from_base, start_mistake
 from swiftlet.errors import UsageError, suggest
 from swiftlet.models.adapter import adapted_weight, load_adapter, quiet_peft
+from swiftlet.models.base_hash import base_hash, check_base
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt, are_plain_targets
 from swiftlet.models.head import inner_model
-from swiftlet.models.identity import base_hash, check_base
 from swiftlet.models.start import keep_start
 from swiftlet.models.targets import is_linear, resolve_saved, resolve_targets
 

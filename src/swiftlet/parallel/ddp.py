@@ -15,7 +15,7 @@ from torch import nn
 
 from swiftlet.parallel.engine import SingleEngine, build_single_engine
 from swiftlet.parallel.gradients import Bucket, Gradients
-from swiftlet.parallel.pieces import Optimizer
+from swiftlet.parallel.optimizer_state import Optimizer
 from swiftlet.parallel.world import World
 
 

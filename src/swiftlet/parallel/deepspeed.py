@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swiftlet.parallel.engine import set_learning_rate
+from swiftlet.parallel.engine import Trained, set_learning_rate
 from swiftlet.parallel.leaf_linear import apply_leaf_linear
-from swiftlet.parallel.pieces import Piece, load_state, state_tensors
+from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors
 from swiftlet.parallel.world import World
 
-Groups = list[dict[str, Any]]
 NO_MICRO_STEP = -1
 COMPILED = "deepspeed_shm_comm"  # collectives in shared memory, compiled for minutes on first use
 
@@ -141,32 +140,29 @@ class DeepSpeedEngine:
 def build_deepspeed_engine(
     module: nn.Module,
     settings: dict[str, Any],
-    groups: Groups,
-    build_optimizer: Callable[[Groups], torch.optim.Optimizer],
+    trained: Trained,
     *,
     world: World,
     dtype: torch.dtype,
-    replicas: Collection[str],
 ) -> DeepSpeedEngine:
     """Hand a model to DeepSpeed and return its engine. ZeRO-3 finds what `partition` has cut already.
 
     Args:
         module: its forward pass is the whole step's; its submodule `model` names the parameters.
         settings: see `config/deepspeed.py`.
-        groups: the trained parameters, as for an optimizer, by name.
+        trained: its adapters are finer than `dtype` now and keep their values in the fp32 copies.
         dtype: type of the forward pass; DeepSpeed keeps fp32 copies of what is trained.
-        replicas: names of trained parameters that are finer than `dtype` now and keep their values in the fp32 copies.
     """
     deepspeed = _import()
     model = module.get_submodule("model")
     by_name = dict(model.named_parameters())
-    ready = [{**group, "params": [by_name[name] for name in group["params"]]} for group in groups]
-    finer = {name: p.detach().clone() for name, p in model.named_parameters() if name in replicas}
+    groups = [{**group, "params": [by_name[name] for name in group["params"]]} for group in trained.groups]
+    finer = {name: p.detach().clone() for name, p in model.named_parameters() if name in trained.adapters}
     for name, parameter in model.named_parameters():
-        if name in replicas:
+        if name in finer:
             parameter.data = parameter.data.to(dtype)
     runner, *_ = deepspeed.initialize(
-        model=module, optimizer=build_optimizer(ready), config=settings, dist_init_required=False
+        model=module, optimizer=trained.build_optimizer(groups), config=settings, dist_init_required=False
     )
     stage = settings["zero_optimization"]["stage"]
     names = {p: name for name, p in model.named_parameters() if p.requires_grad}

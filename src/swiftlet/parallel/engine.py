@@ -7,15 +7,31 @@ method at the same point. A model's forward pass belongs to the loop; an engine 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import nn
 
 from swiftlet.parallel.gradients import Gradients, build_gradients
-from swiftlet.parallel.pieces import Optimizer, Piece, load_state, state_tensors, whole_piece
+from swiftlet.parallel.optimizer_state import Optimizer, Piece, load_state, state_tensors, whole_piece
+
+Groups = list[dict[str, Any]]
+
+
+class Trained(NamedTuple):
+    """What of a model is trained, by name: an engine that shards it puts other parameters in the place of its own.
+
+    Args:
+        groups: the trained parameters as for an optimizer, names in the place of parameters.
+        adapters: names of those that are small and finer than the model they were added to.
+        build_optimizer: from such groups, with the engine's parameters in them, to the optimizer.
+    """
+
+    groups: Groups
+    adapters: Collection[str]
+    build_optimizer: Callable[[Groups], torch.optim.Optimizer]
 
 
 class Engine(Protocol):

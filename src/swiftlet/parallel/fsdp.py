@@ -6,7 +6,7 @@ summed, not averaged, and reduced after each micro-batch: without that every ran
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -17,12 +17,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from swiftlet.parallel.ddp import Reducer, build_reducer
-from swiftlet.parallel.engine import set_learning_rate
+from swiftlet.parallel.engine import Trained, set_learning_rate
 from swiftlet.parallel.gradients import Gradients, build_gradients
-from swiftlet.parallel.pieces import Piece, load_state, state_tensors, whole_piece
+from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors, whole_piece
 from swiftlet.parallel.world import World
-
-Groups = list[dict[str, Any]]
 
 
 class Source(Protocol):
@@ -149,9 +147,7 @@ def build_fsdp_engine(
     module: nn.Module,
     blocks: Sequence[nn.Module],
     sources: Mapping[str, Source],
-    replicas: Collection[str],
-    groups: Groups,
-    build_optimizer: Callable[[Groups], torch.optim.Optimizer],
+    trained: Trained,
     *,
     world: World,
     dtype: torch.dtype,
@@ -163,12 +159,11 @@ def build_fsdp_engine(
         module: its forward pass is the whole step's; its submodule `model` names the parameters.
         blocks: modules that are gathered one at a time; the rest is gathered for the whole pass.
         sources: where the values of parameters without memory are, by name.
-        replicas: names of trained parameters that stay whole on every rank.
-        groups: the trained parameters, as for an optimizer, by name.
+        trained: its adapters stay whole on every rank.
         dtype: type of the forward pass; sharded parameters that are trained are kept in fp32.
         is_offloaded: keep shards, gradients and optimizer state in the host's memory.
     """
-    by_name = dict(_inner(module).named_parameters())
+    by_name, replicas = dict(_inner(module).named_parameters()), trained.adapters
     kept = {by_name[name] for name in replicas}
     _shard(module, blocks, kept, world, dtype, is_offloaded)
     shards = [
@@ -182,15 +177,17 @@ def build_fsdp_engine(
             shard.held.data.view(-1).copy_(values)
     pieces |= {name: whole_piece(name, by_name[name]) for name in replicas}
     _share_start([by_name[name] for name in replicas], world)
-    ready = [{**group, "params": [pieces[name].held for name in group["params"]]} for group in groups]
+    groups = [
+        {**group, "params": [pieces[name].held for name in group["params"]]} for group in trained.groups
+    ]
     gradients = build_gradients((name, p) for name, p in by_name.items() if p in kept)
     return FSDPEngine(
-        build_optimizer(ready),
+        trained.build_optimizer(groups),
         module,
         [shard for shard in shards if shard.parameter.requires_grad],
         gradients,
         build_reducer(gradients),
-        [pieces[name] for group in groups for name in group["params"]],
+        [pieces[name] for group in trained.groups for name in group["params"]],
         world,
         dtype,
     )

@@ -19,9 +19,9 @@ from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.evaluate import Goal, Scores
+from swiftlet.train.memory_trial import MemoryPlan, try_largest
 from swiftlet.train.nonfinite import NameRows, check_score, check_weights, explain, is_finite
 from swiftlet.train.objective import Gradient, LanguageModel, compute_gradient, seed_step
-from swiftlet.train.preflight import MemoryPlan, preflight
 from swiftlet.train.signals import Interrupted, StopRequest
 from swiftlet.train.spikes import SpikeRule, is_spike
 from swiftlet.train.state import Totals, TrainState
@@ -104,7 +104,7 @@ def train(run: Run, state: TrainState) -> TrainState:
         OutOfMemoryError: the device has too little memory.
     """
     run.model.train(True)
-    preflight(run.memory, run.model, run.engine, run.device)
+    try_largest(run.memory, run.model, run.engine, run.device)
     run.report.resume_clock()
     steps = run.load_steps(state.epoch, state.step_in_epoch)
     try:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from swiftlet.errors import UsageError, pick
-from swiftlet.parallel.pieces import Optimizer
+from swiftlet.parallel.optimizer_state import Optimizer
 from swiftlet.train.adamw import FusedAdamW, Groups, can_fuse
 from swiftlet.train.adamw_bf16 import BFloat16AdamW
 

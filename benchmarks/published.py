@@ -25,7 +25,7 @@ from swiftlet.plan.memory import (
 )
 from swiftlet.plan.sizes import Sizes
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent
 FRAGMENTATION = ((2048, 3.5), (4096, 2.65), (8192, 2.15))  # longest row -> reserved over needed activations
 LOGITS_BYTES = 12  # a token and entry of the vocabulary: logits, their log-softmax and its gradient in fp32
 HALF = 2

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from swiftlet.models.families_qwen import Q2, Q3, Row
 from swiftlet.models.geometry import Geometry
-from swiftlet.models.rows import LLAMA3_8B, LLAMA3_70B, MISTRAL, Q2, Q3, Row
 
 G = Geometry
 joined = partial(Geometry, has_own_up=False)  # one matrix for gate and up, or code of its own
@@ -19,11 +19,14 @@ LLAMA2 = {
     "13b": G(5120, 40, 40, 40, 13824, 32000),
     "70b": G(8192, 80, 64, 8, 28672, 32000),
 }
+LLAMA3_8B = G(4096, 32, 32, 8, 14336, 128256)
+LLAMA3_70B = G(8192, 80, 64, 8, 28672, 128256)
 LLAMA3_2 = {
     "1b": G(2048, 16, 32, 8, 8192, 128256, tied=True),
     "3b": G(3072, 28, 24, 8, 8192, 128256, tied=True),
 }
 LLAMA3_405B = G(16384, 126, 128, 8, 53248, 128256)
+MISTRAL = G(4096, 32, 32, 8, 14336, 32000)
 MIXTRAL_8X7B = MISTRAL._replace(experts=8, expert_intermediate=14336, active_experts=2)
 MIXTRAL_8X22B = G(6144, 56, 48, 8, 16384, 32768, experts=8, expert_intermediate=16384, active_experts=2)
 GEMMA2 = {

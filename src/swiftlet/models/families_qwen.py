@@ -1,4 +1,4 @@
-"""The rows of the family table: ids on both hubs and sizes, as data. `families.py` makes the table from them.
+"""The rows of the family table that are Qwen's: ids on both hubs and sizes, as data; `families.py` makes the table.
 
 A row without a geometry is one whose sizes were not certain when it was written; its config.json has them.
 """
@@ -64,9 +64,6 @@ Q3 = {
         experts=128, expert_intermediate=1536, active_experts=8
     ),
 }
-LLAMA3_8B = G(4096, 32, 32, 8, 14336, 128256)
-LLAMA3_70B = G(8192, 80, 64, 8, 28672, 128256)
-MISTRAL = G(4096, 32, 32, 8, 14336, 32000)
 QUANTISED = (("int4", "GPTQ-Int4", "gptq"), ("int8", "GPTQ-Int8", "gptq"), ("awq", "AWQ", "awq"))
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from swiftlet.errors import SaveError
+from swiftlet.inference.answers import ResultFile, answer_rows, row_of
 from swiftlet.inference.generate import Generator, Settings
-from swiftlet.inference.rows import ResultFile, answer_rows, row_of
 
 CONVERSATION = [
     {"role": "system", "content": "s"},

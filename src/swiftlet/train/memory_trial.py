@@ -39,7 +39,7 @@ class MemoryPlan:
         return OutOfMemoryError(f"out of memory {where} has {num_tokens} tokens{more}", self.hint)
 
 
-def preflight(memory: MemoryPlan, model: LanguageModel, engine: Engine, device: torch.device) -> None:
+def try_largest(memory: MemoryPlan, model: LanguageModel, engine: Engine, device: torch.device) -> None:
     """Run the largest micro-batch forward and backward and forget it.
 
     Raises:

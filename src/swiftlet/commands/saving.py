@@ -1,0 +1,122 @@
+"""What saves a run: the weights, and beside them the files that make a folder of weights a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+
+from swiftlet import __version__, log
+from swiftlet.commands.merge_proof import BASE_FILE
+from swiftlet.commands.run_folder import ARGS_FILE
+from swiftlet.commands.sft import Setup
+from swiftlet.commands.side_files import base_file, side_files
+from swiftlet.config.check_engines import is_sharded
+from swiftlet.models.causal import CausalLM
+from swiftlet.models.save import tensors_to_save, write_gathered, write_model
+from swiftlet.parallel.engine import Engine
+from swiftlet.train.checkpoint import Saver
+from swiftlet.train.manifest import Identity
+from swiftlet.train.resume import saved_steps
+from swiftlet.train.state import TrainState
+from swiftlet.train.statefile import copied
+
+SMALLEST_SHARD = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a checkpoint holds beside the state of the training.
+
+    Args:
+        files: those that are the same in every checkpoint of a run, name -> text.
+        num_bytes: size of the weights.
+    """
+
+    setup: Setup
+    model: CausalLM
+    engine: Engine
+    files: Mapping[str, str]
+    num_bytes: int
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether an adapter is saved, not a whole model."""
+        return self.setup.args.tuner.sft_type != "full"
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether no rank may hold all that is saved."""
+        return is_sharded(self.setup.args) and not self.is_adapter
+
+    @cached_property
+    def _of_base(self) -> str:
+        return base_file(self.setup.ready.source.folder)
+
+    def take(self, folder: Path) -> Callable[[], None]:
+        """Copy what the next step changes, or write it at once where it is streamed; return what writes the rest."""
+        world, whole = self.setup.world, self.engine.model_tensors(is_trained=self.is_adapter)
+        if self.is_streamed and whole is not None:
+            shard_bytes = max(SMALLEST_SHARD, self.num_bytes // world.world_size)
+            source = self.setup.ready.source.folder
+            write_gathered(self.model.model, folder, source, whole, world.is_main, shard_bytes)
+            return partial(self._write_files, folder)
+        if whole is None:
+            is_adapter = self.is_adapter
+            whole = tensors_to_save(self.model.model, is_adapter=is_adapter) if world.is_main else iter(())
+        return partial(self._write, folder, copied(whole))
+
+    def _write(self, folder: Path, tensors: list[tuple[str, torch.Tensor]]) -> None:
+        source = self.setup.ready.source.folder
+        write_model(self.model.model, folder, source=source, is_adapter=self.is_adapter, tensors=tensors)
+        self._write_files(folder)
+
+    def _write_files(self, folder: Path) -> None:
+        for name, content in self.files.items():
+            (folder / name).write_text(content, encoding="utf-8")
+        if self.is_adapter:
+            (folder / BASE_FILE).write_text(self._of_base, encoding="utf-8")
+
+
+def build_saver(
+    setup: Setup,
+    model: CausalLM,
+    engine: Engine,
+    state: TrainState,
+    identity: Identity,
+    args_file: str,
+    *,
+    num_bytes: int,
+) -> Saver | None:
+    """Return what saves the run, None where it keeps no weights.
+
+    Args:
+        args_file: the text of a checkpoint's ARGS_FILE.
+        num_bytes: size of the weights.
+    """
+    args, ready, _, world = setup
+    output = args.output
+    if output.save_strategy == "no":
+        if world.is_main:
+            log.warning("--save_strategy no: this run keeps no weights")
+        return None
+    content = Content(setup, model, engine, {ARGS_FILE: args_file, **side_files(setup)}, num_bytes)
+    return Saver(
+        ready.folder,
+        world,
+        engine,
+        content.take,
+        identity,
+        __version__,
+        total_limit=output.save_total_limit,
+        is_model_only=output.save_only_model,
+        is_error_fatal=output.on_save_error == "stop",
+        is_streamed=content.is_streamed,
+        most_lost=output.save_steps if output.save_strategy == "steps" else state.steps_per_epoch,
+        expected_bytes=num_bytes,
+        saved_steps=saved_steps(ready.folder, state.global_step) if ready.checkpoint is not None else [],
+        newest_step=state.global_step,
+    )
