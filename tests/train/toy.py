@@ -15,10 +15,10 @@ from swiftlet.parallel.engine import build_single_engine
 from swiftlet.parallel.world import World
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.evaluate import Evaluator, Goal
-from swiftlet.train.loop import Every, Run
 from swiftlet.train.manifest import Identity
 from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
 from swiftlet.train.report import build_report
+from swiftlet.train.run import Every, Run
 from swiftlet.train.schedule import build_schedule
 from swiftlet.train.signals import StopRequest
 from swiftlet.train.state import TrainState

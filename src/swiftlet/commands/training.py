@@ -38,10 +38,11 @@ from swiftlet.startup import without_collector
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.evaluate import Goal
 from swiftlet.train.lock import locked
-from swiftlet.train.loop import Every, Run, train
+from swiftlet.train.loop import train
 from swiftlet.train.manifest import Identity
 from swiftlet.train.report import Forecast, Report, Silence, build_report, has_summary
 from swiftlet.train.resume import check_identity, saved_steps
+from swiftlet.train.run import Every, Run
 from swiftlet.train.schedule import build_schedule, num_warmup_steps
 from swiftlet.train.signals import StopRequest, listening
 from swiftlet.train.spikes import find_policy

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.models.arena import empty
-from swiftlet.models.frozen_head import frozen_cross_entropy
+from swiftlet.models.frozen_head import frozen_cross_entropy, product
 
 # On a CPU so many rows that the head is multiplied at the rate of large products, and more where there are few words:
 # 512 rows take 7 to 15 % less time than 256, 1024 hardly less than 512 (docs/benchmarks.md).
@@ -44,6 +44,12 @@ class Head(NamedTuple):
         """Return the logits that follow from what the head's matrix product gave."""
         logits_MV = raw_MV if self.scale == 1.0 else raw_MV * self.scale
         return logits_MV if self.softcap is None else torch.tanh(logits_MV / self.softcap) * self.softcap
+
+    def slope(self, logits_MV: Tensor) -> Tensor | None:
+        """Return the derivative of the logits by what the matrix product gave; None where it is `scale` everywhere."""
+        if self.softcap is None:
+            return None
+        return (1 - (logits_MV / self.softcap).square()).mul_(self.scale)
 
 
 def is_plain(head: Head) -> bool:
@@ -163,19 +169,12 @@ class _Chunk:
 
     def forward(self, weight_VH: Tensor, bias_V: Tensor | None, head: Head) -> tuple[Tensor, Tensor]:
         """Return the summed loss (fp32) and the number of correct predictions."""
-        if bias_V is None:
-            raw_MV = torch.mm(self.hidden_MH, weight_VH.t(), out=self.weights_MV)
-        else:
-            raw_MV = torch.addmm(bias_V, self.hidden_MH, weight_VH.t(), out=self.weights_MV)
-        logits_MV = head.shape(raw_MV.float())
+        logits_MV = head.shape(product(self.hidden_MH, weight_VH, bias_V, out=self.weights_MV).float())
         targets_M1 = self.targets_M[:, None]
         label_M1 = logits_MV.gather(1, targets_M1)
         top_M1 = logits_MV.amax(1, keepdim=True)
-        slope_MV = None
-        self.slope_M1 = head.scale
-        if head.softcap is not None:
-            slope_MV = (1 - (logits_MV / head.softcap).square()).mul_(head.scale)
-            self.slope_M1 = slope_MV.gather(1, targets_M1)
+        slope_MV = head.slope(logits_MV)
+        self.slope_M1 = head.scale if slope_MV is None else slope_MV.gather(1, targets_M1)
         exps_MV = logits_MV.sub_(top_M1).exp_()
         total_M1 = exps_MV.sum(1, keepdim=True)
         losses_M1, correct_M1 = total_M1.log() + top_M1 - label_M1, label_M1 >= top_M1

@@ -32,6 +32,13 @@ class Found(NamedTuple):
     grad_hidden: Tensor | None
 
 
+def product(hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, *, out: Tensor) -> Tensor:
+    """Return hidden W^T + b, written into `out` [M, V]."""
+    if bias_V is None:
+        return torch.mm(hidden_MH, weight_VH.t(), out=out)
+    return torch.addmm(bias_V, hidden_MH, weight_VH.t(), out=out)
+
+
 class _Running:
     """What is known of the positions of a chunk after some blocks of words; all in fp32."""
 
@@ -46,20 +53,15 @@ class _Running:
 
     def add(self, raw_MW: Tensor, start: int, weight_WH: Tensor, bias_W: Tensor | None) -> None:
         """Add the words from `start` on; what is in `raw_MW` is lost."""
-        if bias_W is None:
-            torch.mm(self.hidden_MH, weight_WH.t(), out=raw_MW)
-        else:
-            torch.addmm(bias_W, self.hidden_MH, weight_WH.t(), out=raw_MW)
-        logits_MW = self.head.shape(raw_MW.float())
+        logits_MW = self.head.shape(product(self.hidden_MH, weight_WH, bias_W, out=raw_MW).float())
         places_M1 = self.targets_M1 - start
         is_here_M1 = (places_M1 >= 0) & (places_M1 < len(weight_WH))
         places_M1 = places_M1.clamp_(0, len(weight_WH) - 1)
         self.label_M1 = torch.where(is_here_M1, logits_MW.gather(1, places_M1), self.label_M1)
         top_M1 = torch.maximum(self.top_M1, logits_MW.amax(1, keepdim=True))
         shrink_M1, self.top_M1 = (self.top_M1 - top_M1).exp_(), top_M1
-        slope_MW = None
-        if self.head.softcap is not None:
-            slope_MW = (1 - (logits_MW / self.head.softcap).square()).mul_(self.head.scale)
+        slope_MW = self.head.slope(logits_MW)
+        if slope_MW is not None:
             self.slope_M1 = torch.where(is_here_M1, slope_MW.gather(1, places_M1), self.slope_M1)
         exps_MW = logits_MW.sub_(top_M1).exp_()
         self.total_M1 = self.total_M1 * shrink_M1 + exps_MW.sum(1, keepdim=True)

@@ -7,7 +7,6 @@ reduction, with the same random numbers, until the rank, the rows and the parame
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +14,11 @@ import torch
 from swiftlet import log
 from swiftlet.data.loader import LoadedStep
 from swiftlet.errors import NonFiniteError
-from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
 from swiftlet.train.objective import Gradient, LanguageModel, forward, seed_step
+from swiftlet.train.run import Run
+from swiftlet.train.state import TrainState
 
-NameRows = Callable[[Sequence[int]], list[str]]
 HINT = "look at these rows; a lower --learning_rate or --dtype bf16 or fp32 helps when the rows are fine"
 WEIGHTS_HINT = (
     "get the model again from where it came, or continue from an earlier checkpoint; with --dtype fp16 the weights may "
@@ -33,28 +32,18 @@ def is_finite(gradient: Gradient) -> bool:
     return math.isfinite(gradient.loss_sum) and math.isfinite(gradient.grad_norm)
 
 
-def explain(
-    gradient: Gradient,
-    loaded: LoadedStep,
-    *,
-    model: LanguageModel,
-    engine: Engine,
-    world: World,
-    device: torch.device,
-    seed: int,
-    step: int,
-    name_rows: NameRows,
-) -> NonFiniteError:
+def explain(run: Run, gradient: Gradient, loaded: LoadedStep, state: TrainState) -> NonFiniteError:
     """Return the error that names step, rank and rows, or the weights; drops the gradient. Every rank calls it."""
-    parameter = engine.bad_gradient()
-    engine.drop()
+    world, name_rows, step = run.world, run.name_rows, state.global_step + 1
+    parameter = run.engine.bad_gradient()
+    run.engine.drop()
     found = [
         {"rank": world.rank, "rows": name_rows(batch.sample_ids)[:MOST_ROWS], "loss": str(float(loss))}
         for loss, batch in zip(gradient.micro_losses, loaded.micro_batches, strict=True)
         if not math.isfinite(float(loss))
     ]
     found = [entry for entries in world.gather(found) for entry in entries]
-    weights = [name for names in world.gather(bad_weights(model)) for name in names]
+    weights = [name for names in world.gather(bad_weights(run.model)) for name in names]
     if weights:
         shown = ", ".join(list(dict.fromkeys(weights))[:MOST_WEIGHTS])
         what = "loss" if found else "gradient"
@@ -66,8 +55,8 @@ def explain(
     if found:
         where = "; ".join(_place(entry) + f": loss {entry['loss']}" for entry in found)
         return NonFiniteError(f"the loss of step {step} is not finite; nothing was updated. {where}", HINT)
-    seed_step(seed, step, world.rank)
-    found = _replay(loaded, model=model, engine=engine, world=world, device=device, name_rows=name_rows)
+    seed_step(state.seed, step, world.rank)
+    found = _replay(run, loaded)
     where = "; ".join(_place(entry) + f": parameter {entry['parameter']}" for entry in found)
     where = where or f"parameter {parameter}, rows {', '.join(name_rows(loaded.step.samples)[:MOST_ROWS])}"
     return NonFiniteError(f"the gradient of step {step} is not finite; nothing was updated. {where}", HINT)
@@ -116,26 +105,17 @@ def bad_weights(model: LanguageModel, *, is_trained: bool = False) -> list[str]:
     return [name for name, is_good in zip(held, flags, strict=True) if not is_good]
 
 
-def _replay(
-    loaded: LoadedStep,
-    *,
-    model: LanguageModel,
-    engine: Engine,
-    world: World,
-    device: torch.device,
-    name_rows: NameRows,
-) -> list[dict[str, Any]]:
+def _replay(run: Run, loaded: LoadedStep) -> list[dict[str, Any]]:
     found = []
     for batch in loaded.micro_batches:
-        engine.backward(
-            forward(model, batch.to(device)).loss_sum / loaded.step.num_label_tokens, is_last=False
-        )
-        parameter = engine.bad_gradient()
+        loss_sum = forward(run.model, batch.to(run.device)).loss_sum
+        run.engine.backward(loss_sum / loaded.step.num_label_tokens, is_last=False)
+        parameter = run.engine.bad_gradient()
         if parameter:
-            rows = name_rows(batch.sample_ids)[:MOST_ROWS]
-            found.append({"rank": world.rank, "rows": rows, "parameter": parameter})
-        engine.drop()
-    return [entry for entries in world.gather(found) for entry in entries]
+            rows = run.name_rows(batch.sample_ids)[:MOST_ROWS]
+            found.append({"rank": run.world.rank, "rows": rows, "parameter": parameter})
+        run.engine.drop()
+    return [entry for entries in run.world.gather(found) for entry in entries]
 
 
 def _place(entry: dict[str, Any]) -> str:

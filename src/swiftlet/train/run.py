@@ -1,0 +1,86 @@
+"""What the loop holds in its hands: finished objects, and when what is due. It names no device, back end or setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from swiftlet.data.loader import LoadedStep
+from swiftlet.parallel.engine import Engine
+from swiftlet.parallel.world import World
+from swiftlet.train.checkpoint import Saver
+from swiftlet.train.evaluate import Goal, Scores
+from swiftlet.train.memory_trial import MemoryPlan
+from swiftlet.train.objective import LanguageModel
+from swiftlet.train.signals import StopRequest
+from swiftlet.train.spikes import SpikeRule
+from swiftlet.train.state import TrainState
+
+
+class Reporting(Protocol):
+    """Where figures go; `report.Report` on rank 0, and on other ranks one that writes nothing."""
+
+    def step(self, state: TrainState, num_tokens: int) -> None:
+        """Count a step for the speed and move the progress bar."""
+
+    def log(self, state: TrainState, figures: Scores) -> None:
+        """Write one training line."""
+
+    def evaluation(self, state: TrainState, scores: Scores) -> None:
+        """Write one evaluation line."""
+
+    def resume_clock(self) -> None:
+        """Do not count the time since the last step as training time."""
+
+
+@dataclass(frozen=True)
+class Every:
+    """When something is due: after every `steps` steps (0: never), at the end of an epoch, or on the last step."""
+
+    steps: int = 0
+    at_epoch_end: bool = False
+    at_first: bool = False
+
+    def __call__(self, state: TrainState) -> bool:
+        """Return whether it is due after the step just made."""
+        if not self.steps and not self.at_epoch_end:
+            return False
+        step = state.global_step
+        on_count = bool(self.steps) and step % self.steps == 0
+        on_epoch = self.at_epoch_end and state.is_epoch_end
+        return on_count or on_epoch or state.is_done or (self.at_first and step == 1)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that training holds in its hands.
+
+    Args:
+        load_steps: (epoch, step in epoch) to the loaded steps from there on.
+        learning_rate: step, counted from 0, to the share of the peak rate.
+        evaluate, saver: None for no evaluation and no checkpoints.
+        name_rows: sample ids to the names of their rows, for messages.
+        memory: the largest micro-batch, which is tried first, and what the memory is for.
+    """
+
+    model: LanguageModel
+    engine: Engine
+    world: World
+    device: torch.device
+    load_steps: Callable[[int, int], Generator[LoadedStep, None, None]]
+    learning_rate: Callable[[int], float]
+    report: Reporting
+    stop: StopRequest
+    evaluate: Callable[[], Scores] | None = None
+    saver: Saver | None = None
+    goal: Goal = Goal()
+    log_when: Every = Every(5, at_first=True)
+    evaluate_when: Every = Every()
+    save_when: Every = Every()
+    max_grad_norm: float = 0.5
+    spikes: SpikeRule = SpikeRule(False, 0)
+    name_rows: Callable[[Sequence[int]], list[str]] = lambda ids: [str(i) for i in ids]
+    memory: MemoryPlan = MemoryPlan()
