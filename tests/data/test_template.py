@@ -326,6 +326,20 @@ def test_it_travels_to_other_processes(make):
     assert copied == template.encode(sample(talk("Is it?", "yes")))
 
 
+def test_a_token_that_ends_texts_and_begins_them_ends_every_answer(tmp_path):
+    chat = (
+        "</s>Be kind.\n"
+        + EACH
+        + "### {{ m.role }}\n{{ m.content }}{{ '</s>' if m.role == 'assistant' }}\n\n"
+        + END
+    )
+    template = build_template(
+        tokenizer_of(tmp_path, "byte_level", chat + "### assistant\n", bos_token="</s>")
+    )
+    encoded = template.encode(sample(talk("Is it?", "yes", "And?", "no")))
+    assert trained(template, encoded) == ["yes</s>", "no</s>"]
+
+
 def test_stop_tokens_are_the_end_marker_and_the_end_token(make):
     template = make(CHATML)
     assert template.stop_token_ids == [template.tokenizer.id_of("<|end|>"), template.tokenizer.eos_id]

@@ -34,7 +34,8 @@ NOTES: dict[str, str] = {
     "--columns QUESTION=instruction where the question's column is not named instruction",
     "weight_unused": "a weight between 0 and 1 is not used: the answer counts in full",
     "calls_as_text": "the chat template prints no tool calls: they are written as text into the answer",
-    "call_ids_made": "the chat template wants ids of tool calls, and the row has none: they are numbered",
+    "call_ids_made": "the chat template wants ids of tool calls, and those of the row are missing or refused: the "
+    "calls are numbered",
     "results_as_text": "the chat template prints no answers of tools: they are questions between <tool_response> tags",
     "tools_as_text": "the chat template prints no tools: they are described in the system message",
     "tools_left_out": "the chat template prints neither tools nor a system message: they are left out",

@@ -150,6 +150,17 @@ def _with_object_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     return dict(call)
 
 
+def _with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {**message, "tool_calls": [_as_text_call(call) for call in message["tool_calls"]]}
+
+
+def _as_text_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    if "function" in call:
+        return {**call, "function": _as_text_call(call["function"])}
+    arguments = call.get("arguments")
+    return dict(call) if isinstance(arguments, str) else {**call, "arguments": _tojson(arguments)}
+
+
 def _with_parts(message: Mapping[str, Any]) -> dict[str, Any]:
     content = message["content"]
     return {**message, "content": [{"type": "text", "text": content}] if content else []}
@@ -163,6 +174,8 @@ class Renderer:
 
     Args:
         parts: True for a template that takes contents as lists of parts only, as those of vision models do.
+        text_arguments: True for one that takes the arguments of a tool call as JSON text only.
+        null_content: True for one that prints tool calls only where the content beside them is null.
     """
 
     name: str
@@ -170,6 +183,8 @@ class Renderer:
     tokens: Mapping[str, str]
     now: datetime
     parts: bool = False
+    text_arguments: bool = False
+    null_content: bool = False
 
     def render(
         self,
@@ -183,7 +198,7 @@ class Renderer:
         Raises:
             TemplateError: the template refuses the conversation or is itself in error.
         """
-        shown = [_with_parts(message) for message in messages] if self.parts else list(messages)
+        shown = [self._as_taken(message) for message in messages]
         try:
             return _compile(self.source).render(
                 messages=shown,
@@ -200,6 +215,15 @@ class Renderer:
                 f"{type(error).__name__}: {describe(str(error), 200)}",
                 "leave such rows out with --bad_rows skip, or choose another template with --template_type",
             ) from error
+
+    def _as_taken(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a message in the form that the template takes."""
+        taken = _with_parts(message) if self.parts else message
+        if not message.get("tool_calls"):
+            return taken
+        if self.text_arguments:
+            taken = _with_text_arguments(taken)
+        return {**taken, "content": None} if self.null_content and not message["content"] else taken
 
     def render_first(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Return the text of a short conversation; a template that comes to no end is named instead of waited for.
