@@ -81,11 +81,11 @@ def _is_in_time(deadline: float) -> bool:
 
 def _with_glances(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
     """Return a parsed template in which all that can take long looks at the time: loops in loops, and recursion."""
-    around = list(tree.find_all((jinja2.nodes.For, jinja2.nodes.Macro)))
-    loops = [loop for block in around for loop in block.find_all(jinja2.nodes.For)]
-    loops += [block for block in around if isinstance(block, jinja2.nodes.For) and block.recursive]
-    macros = [block for block in around if isinstance(block, jinja2.nodes.Macro)]
-    for block in {id(block): block for block in (*loops, *macros)}.values():
+    for_loops = list(tree.find_all(jinja2.nodes.For))
+    blocks: list[jinja2.nodes.For | jinja2.nodes.Macro] = list(tree.find_all(jinja2.nodes.Macro))
+    blocks += [loop for block in (*blocks, *for_loops) for loop in block.find_all(jinja2.nodes.For)]
+    blocks += [loop for loop in for_loops if loop.recursive]
+    for block in {id(block): block for block in blocks}.values():
         deadline = jinja2.nodes.Name(_DEADLINE, "load")
         glance = jinja2.nodes.Filter(deadline, _IS_IN_TIME, [], [], None, None)
         block.body.insert(0, jinja2.nodes.ExprStmt(glance, lineno=block.lineno))
