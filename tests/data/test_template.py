@@ -406,6 +406,25 @@ def test_named_templates_train_answers_and_an_end(tmp_path, name):
     assert any(found[-1].rstrip().endswith(end) for end in ends)
 
 
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"additional_special_tokens": ["<|turn|>", "<s>", "<|over|>"]},
+        {"additional_special_tokens": [{"content": "<|turn|>"}, {"content": "<|over|>"}]},
+        {"extra_special_tokens": {"turn_token": "<|turn|>", "over_token": "<|over|>"}},
+    ],
+)
+def test_special_tokens_of_the_configuration_alone_are_tokens_in_their_order(tmp_path, declared):
+    chat = CHATML.replace("<|start|>", "<|turn|>").replace("<|end|>", "<|over|>")
+    tokenizer = tokenizer_of(tmp_path, "byte_level", chat, **declared)
+    size = tokenizer_of(tmp_path / "without", "byte_level", chat).vocab_size
+    assert (tokenizer.id_of("<|turn|>"), tokenizer.id_of("<|over|>")) == (size, size + 1)
+    template = build_template(tokenizer)
+    encoded = template.encode(sample(talk("Is it <|over|>?", "yes")))
+    assert trained(template, encoded) == ["yes<|over|>"]
+    assert encoded.input_ids.count(size + 1) == 2
+
+
 @pytest.mark.parametrize("place", ["chat_templates", "additional_chat_templates"])
 def test_a_template_for_tools_may_lie_in_a_folder_of_its_own(place, tmp_path):
     make_template(tmp_path)
