@@ -475,6 +475,18 @@ def test_an_empty_system_message_is_none_at_all(make, chat, expected):
         assert template.find(with_own).text == make(chat).find(with_own).text
 
 
+@pytest.mark.parametrize(
+    ("begin", "expected"), [("", "<|start|>user\nIs it?"), ("<|start|>", "<|start|><|start|>user")]
+)
+def test_an_empty_system_message_leaves_no_half_header_where_one_token_begins_texts_and_headers(
+    tmp_path, begin, expected
+):
+    chat, _ = TEMPLATES["a default system message"]
+    tokenizer = tokenizer_of(tmp_path, "byte_level", begin + chat, bos_token="<|start|>")
+    text = build_template(tokenizer, system="").find(talk("Is it?", "yes")).text
+    assert text.startswith(expected) and "system" not in text
+
+
 def test_a_system_block_with_tools_in_it_stays(make):
     chat = (
         "{% if tools or messages[0].role != 'system' %}<|start|>system\n{{ messages[0].content if messages[0].role == "
