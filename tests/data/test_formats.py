@@ -228,6 +228,14 @@ def test_which_answers_are_trained_on():
             {"messages": [*turns("a"), {"role": "assistant", "content": "b", "reasoning_content": "c"}]},
             "reasoning_unused",
         ),
+        (
+            {"messages": [*turns("a"), {"role": "assistant", "content": "b", "thinking": "c"}]},
+            "reasoning_unused",
+        ),
+        (
+            {"messages": [*turns("a"), {"role": "assistant", "content": "b", "reasoning": "c"}]},
+            "reasoning_unused",
+        ),
     ],
 )
 def test_what_is_not_used_is_noted(row, note):

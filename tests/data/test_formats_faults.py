@@ -105,6 +105,7 @@ def said(role, content, **more):
         ([said("user", "a"), said("tool_call", "7")], "schema", "turn 1: tool call is not an object"),
         ([said("user", "a"), said("tool_call", [7])], "schema", "turn 1: tool call is not an object"),
         ([said("user", "a"), said("tool_call", {"f": 1})], "schema", "turn 1: tool call has no name"),
+        ([said("user", "a"), said("tool_call", {"name": " "})], "schema", "turn 1: tool call has no name"),
         ([said("assistant", "", tool_calls=[{"name": "f"}])], "role_order", "starts with the assistant"),
         (
             [said("user", "a\ud83d"), said("assistant", "b")],

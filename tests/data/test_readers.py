@@ -221,6 +221,10 @@ def test_f38_a_file_in_another_encoding_stops_with_the_command_that_converts_it(
         ("a.jsonl", b"PAR1 and more", "Parquet under another name", "end in .parquet"),
         ("a.jsonl", b"\x80\x04\x95abc", "a Python pickle, which is never read", "JSON Lines"),
         ("a.doc", b"words", "unknown suffix '.doc'", ".jsonl"),
+        ("a.xlsx", b"PK\x03\x04 sheet", "a zip or Excel file (it starts with PK)", "save the sheet as CSV"),
+        ("a.zip", b"PK\x03\x04 rows", "a zip or Excel file (it starts with PK)", "unpack it"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd....", "compressed with zstd", "zstd -d"),
+        ("a.tar.gz", gzip.compress(b"\0" * 257 + b"ustar\x0000", mtime=0), "a tar archive", "tar -xf"),
     ],
 )
 def test_files_that_are_no_data_are_named(make, name, content, message, hint):

@@ -6,7 +6,7 @@ import jinja2
 import jinja2.sandbox
 import pytest
 from bpe import tokenizer_of
-from test_template import sample
+from test_template import CHATML, sample
 from test_tool_calls import NATIVE, RESULT, TOOLS, call
 
 from swiftlet.data import rendering
@@ -76,12 +76,31 @@ def test_the_renderings_of_a_conversation_grow_with_its_answers(tmp_path, monkey
         assert len(counts) <= 2 * answers + 4
 
 
+LONG = "{% for i in range(9999) %}{% for j in range(9999) %}{% endfor %}{% endfor %}"
+AGAIN = "{% macro again(n) %}{% if n %}{{ again(n - 1) }}{{ again(n - 1) }}{% endif %}{% endmacro %}{{ again(60) }}"
+LEAVES = (
+    "{% set leaf = ['a', 'b'] %}{% set tree = [leaf * 30] * 30 %}{% for one in [tree] * 9999 recursive %}"
+    "{{ loop(one) if one is not string }}{% endfor %}"
+)
+
+
 def test_a_template_that_comes_to_no_end_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(rendering, "LONGEST_FIRST_S", 0.01)
-    loops = "{% for i in range(999) %}{% for j in range(999) %}{% endfor %}{% endfor %}"
+    monkeypatch.setattr(rendering, "LONGEST_S", 0.01)
     with pytest.raises(UsageError, match="has not rendered a short conversation in 0.01 s") as caught:
-        build_template(tokenizer_of(tmp_path, "byte_level", loops))
+        build_template(tokenizer_of(tmp_path, "byte_level", LONG))
     assert "--template_type" in caught.value.hint
+
+
+@pytest.mark.parametrize("without_end", [LONG, AGAIN, LEAVES])
+def test_a_row_whose_rendering_comes_to_no_end_is_given_up(tmp_path, monkeypatch, without_end):
+    chat = CHATML + "{% if messages[0].content == 'again' %}" + without_end + "{% endif %}"
+    template = build_template(tokenizer_of(tmp_path, "byte_level", chat))
+    answer = {"role": "assistant", "content": "a"}
+    assert template.encode(sample([{"role": "user", "content": "q"}, answer]))
+    monkeypatch.setattr(rendering, "LONGEST_S", 0.1)
+    with pytest.raises(TemplateError, match="it comes to no end in 0.1 s") as caught:
+        template.encode(sample([{"role": "user", "content": "again"}, answer]))
+    assert caught.value.reason == "template"
 
 
 def test_a_template_that_asks_for_all_memory_is_at_fault(tmp_path):

@@ -326,6 +326,20 @@ def test_it_travels_to_other_processes(make):
     assert copied == template.encode(sample(talk("Is it?", "yes")))
 
 
+def test_a_token_that_ends_texts_and_begins_them_ends_every_answer(tmp_path):
+    chat = (
+        "</s>Be kind.\n"
+        + EACH
+        + "### {{ m.role }}\n{{ m.content }}{{ '</s>' if m.role == 'assistant' }}\n\n"
+        + END
+    )
+    template = build_template(
+        tokenizer_of(tmp_path, "byte_level", chat + "### assistant\n", bos_token="</s>")
+    )
+    encoded = template.encode(sample(talk("Is it?", "yes", "And?", "no")))
+    assert trained(template, encoded) == ["yes</s>", "no</s>"]
+
+
 def test_stop_tokens_are_the_end_marker_and_the_end_token(make):
     template = make(CHATML)
     assert template.stop_token_ids == [template.tokenizer.id_of("<|end|>"), template.tokenizer.eos_id]
@@ -392,6 +406,25 @@ def test_named_templates_train_answers_and_an_end(tmp_path, name):
     assert any(found[-1].rstrip().endswith(end) for end in ends)
 
 
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"additional_special_tokens": ["<|turn|>", "<s>", "<|over|>"]},
+        {"additional_special_tokens": [{"content": "<|turn|>"}, {"content": "<|over|>"}]},
+        {"extra_special_tokens": {"turn_token": "<|turn|>", "over_token": "<|over|>"}},
+    ],
+)
+def test_special_tokens_of_the_configuration_alone_are_tokens_in_their_order(tmp_path, declared):
+    chat = CHATML.replace("<|start|>", "<|turn|>").replace("<|end|>", "<|over|>")
+    tokenizer = tokenizer_of(tmp_path, "byte_level", chat, **declared)
+    size = tokenizer_of(tmp_path / "without", "byte_level", chat).vocab_size
+    assert (tokenizer.id_of("<|turn|>"), tokenizer.id_of("<|over|>")) == (size, size + 1)
+    template = build_template(tokenizer)
+    encoded = template.encode(sample(talk("Is it <|over|>?", "yes")))
+    assert trained(template, encoded) == ["yes<|over|>"]
+    assert encoded.input_ids.count(size + 1) == 2
+
+
 @pytest.mark.parametrize("place", ["chat_templates", "additional_chat_templates"])
 def test_a_template_for_tools_may_lie_in_a_folder_of_its_own(place, tmp_path):
     make_template(tmp_path)
@@ -440,6 +473,18 @@ def test_an_empty_system_message_is_none_at_all(make, chat, expected):
     with_own = [{"role": "system", "content": "Go."}, *talk("Is it?", "yes")]
     if "raise_exception" not in chat:
         assert template.find(with_own).text == make(chat).find(with_own).text
+
+
+@pytest.mark.parametrize(
+    ("begin", "expected"), [("", "<|start|>user\nIs it?"), ("<|start|>", "<|start|><|start|>user")]
+)
+def test_an_empty_system_message_leaves_no_half_header_where_one_token_begins_texts_and_headers(
+    tmp_path, begin, expected
+):
+    chat, _ = TEMPLATES["a default system message"]
+    tokenizer = tokenizer_of(tmp_path, "byte_level", begin + chat, bos_token="<|start|>")
+    text = build_template(tokenizer, system="").find(talk("Is it?", "yes")).text
+    assert text.startswith(expected) and "system" not in text
 
 
 def test_a_system_block_with_tools_in_it_stays(make):

@@ -14,6 +14,7 @@ CALLS = (
     "{% for call in m.tool_calls or [] %}<call>{{ {'name': call.function.name, 'arguments': call.function.arguments} "
     "| tojson }}</call>{% endfor %}"
 )
+WITH_TEXT = "<call>{{ call.function.name }} {{ %s }}</call>{%% endfor %%}"
 TURN = "<|start|>{{ m.role }}\n{{ m.content }}" + CALLS + "<|end|>\n"
 PROMPT = ASK + "<|start|>assistant\n{% endif %}"
 NATIVE = "{{ tools | tojson if tools else '' }}" + EACH + TURN + END + PROMPT
@@ -163,3 +164,55 @@ def test_calls_get_numbers_where_the_template_must_have_some(make):
     assert trained(template, encoded)[0].count("#00000000") == 2
     text = template.tokenizer.decode(encoded.input_ids)
     assert text.count("#000000001") == text.count("#000000002") == 2
+
+
+def test_ids_that_the_template_refuses_are_numbered_and_results_stay_with_their_calls(make):
+    refusal = (
+        "{% if call.id | length != 9 %}{{ raise_exception('nine characters') }}{% endif %}#{{ call.id }}"
+    )
+    chat = NATIVE.replace("<call>", "<call>" + refusal)
+    template = make(
+        chat.replace("{{ m.content }}", "{{ m.content }}{{ '#' ~ m.tool_call_id if m.role == 'tool' }}")
+    )
+    asked = call("add", "sub")
+    asked["tool_calls"] = [{**one, "id": f"call_{n}"} for n, one in enumerate(asked["tool_calls"])]
+    results = [{**RESULT, "content": f"of {n}", "tool_call_id": f"call_{n}"} for n in (1, 0)]
+    encoded, notes = template.encode_noted(sample([QUESTION, asked, *results, ANSWER], TOOLS))
+    assert notes == ("call_ids_made",)
+    text = template.tokenizer.decode(encoded.input_ids)
+    assert "of 1#000000002" in text and "of 0#000000001" in text
+    asked["tool_calls"] = [{**one, "id": f"of_nine_{n}"} for n, one in enumerate(asked["tool_calls"])]
+    assert template.encode_noted(sample([QUESTION, asked], TOOLS))[1] == ()
+
+
+def test_calls_are_text_where_the_template_prints_tools_and_no_calls(make):
+    template = make("{{ tools | tojson if tools else '' }}" + CHATML)
+    for tools in (TOOLS, None):
+        encoded, notes = template.encode_noted(sample([QUESTION, call("add"), RESULT, ANSWER], tools))
+        assert trained(template, encoded) == [written("add") + "<|end|>", "It is 5.<|end|>"]
+        assert notes == ("calls_as_text",)
+    assert template.tokenizer.decode(encoded.input_ids).count('"description": "adds"') == 0
+
+
+@pytest.mark.parametrize("arguments", ["'' + call.function.arguments", "call.function.arguments"])
+def test_arguments_are_json_text_where_the_template_wants_text(make, arguments):
+    template = make(NATIVE.replace(CALLS, CALLS[: CALLS.index("<call>")] + WITH_TEXT % arguments))
+    encoded, notes = template.encode_noted(
+        sample([QUESTION, call("add", "sub"), RESULT, RESULT, ANSWER], TOOLS)
+    )
+    expected = ['<call>add {"x": 2}</call><call>sub {"x": 2}</call>', "It is 5."]
+    assert trained(template, encoded) == [text + "<|end|>" for text in expected]
+    assert notes == ()
+
+
+def test_calls_that_are_printed_without_a_text_alone_are_text_beside_one(make):
+    chat = NATIVE.replace(
+        "{{ m.content }}" + CALLS,
+        "{% if m.content is none %}" + CALLS + "{% else %}{{ m.content }}{% endif %}",
+    )
+    template = make(chat)
+    messages = [QUESTION, call("add"), RESULT, call("sub", content="Now less."), RESULT, ANSWER]
+    encoded, notes = template.encode_noted(sample(messages, TOOLS))
+    expected = [printed("add"), "Now less.\n" + written("sub"), "It is 5."]
+    assert trained(template, encoded) == [text + "<|end|>" for text in expected]
+    assert notes == ("calls_as_text",)

@@ -16,6 +16,7 @@ Message = dict[str, Any]
 MEDIA_PARTS = ("image", "video", "audio", "media")
 TEXT_PARTS = {"text", "input_text", "output_text"}
 LOSS_KEYS = ("loss", "train", "weight", "loss_weight")
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 NUM_NAMES = 12
 
 
@@ -154,7 +155,7 @@ def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: s
         if turn.get(key) is not None:
             message["loss"] = _is_trained_on(turn[key], f"turn {number}: {key}", notes)
             break
-    if turn.get("reasoning_content"):
+    if any(turn.get(key) for key in REASONING_KEYS):
         notes.add("reasoning_unused")
 
 

@@ -198,8 +198,13 @@ class EndMarkers:
         return found.group() if found else ""
 
     def _without_openers(self, text: str) -> str:
-        """Return a marker without white space at its end and without the tokens that open the next turn."""
+        """Return a marker without white space at its end and without the tokens that open the next turn.
+
+        Where one token ends texts and begins them, the first of its kind ends the answer.
+        """
         text = text.rstrip()
+        if text == self.tokenizer.special_tokens.get("eos_token"):
+            return text
         for opener in sorted(self.openers, key=len, reverse=True):
             if text.endswith(opener):
                 return self._without_openers(text[: -len(opener)])

@@ -2,14 +2,15 @@
 
 The environment is the sandbox that the tokenizers' templates are written for: the same whitespace rules, `tojson`,
 `raise_exception`, `strftime_now`, loop controls, and `{% generation %}` blocks, which here mean nothing. The clock
-stands still, so that two renderings of one conversation differ only where the conversations do.
+stands still, so that two renderings of one conversation differ only where the conversations do. A rendering that comes
+to no end is given up: loops and macros look at the time.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,7 +31,8 @@ _RENDERING_FAULTS = (
     jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
     MemoryError,
 )  # fmt: skip
-LONGEST_FIRST_S = 60  # a real template takes milliseconds
+LONGEST_S = 30  # a real template takes milliseconds
+_DEADLINE, _IS_IN_TIME = "_swiftlet_deadline", "_swiftlet_is_in_time"
 _TAG = re.compile(r"</?[\w:|▁｜.-]+>|\[/?[A-Z_]+\]")
 _OF_DICT = frozenset(dir(dict))
 # Their public attributes are all allowed, but for the methods of texts that look into what they are given.
@@ -51,6 +53,10 @@ class TemplateError(DataError):
         self.reason = reason
 
 
+class _EndlessError(Exception):
+    """A rendering has taken longer than any real one does."""
+
+
 class _IgnoreGeneration(jinja2.ext.Extension):
     tags = {"generation"}
 
@@ -65,6 +71,25 @@ def _raise_exception(message: str) -> None:
 
 def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+
+def _is_in_time(deadline: float) -> bool:
+    if time.monotonic() > deadline:
+        raise _EndlessError
+    return True
+
+
+def _with_glances(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
+    """Return a parsed template in which all that can take long looks at the time: loops in loops, and recursion."""
+    for_loops = list(tree.find_all(jinja2.nodes.For))
+    blocks: list[jinja2.nodes.For | jinja2.nodes.Macro] = list(tree.find_all(jinja2.nodes.Macro))
+    blocks += [loop for block in (*blocks, *for_loops) for loop in block.find_all(jinja2.nodes.For)]
+    blocks += [loop for loop in for_loops if loop.recursive]
+    for block in {id(block): block for block in blocks}.values():
+        deadline = jinja2.nodes.Name(_DEADLINE, "load")
+        glance = jinja2.nodes.Filter(deadline, _IS_IN_TIME, [], [], None, None)
+        block.body.insert(0, jinja2.nodes.ExprStmt(glance, lineno=block.lineno))
+    return tree
 
 
 class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -89,9 +114,11 @@ def _compile(source: str) -> jinja2.Template:
         trim_blocks=True, lstrip_blocks=True, extensions=[_IgnoreGeneration, jinja2.ext.loopcontrols]
     )
     environment.filters["tojson"] = _tojson
+    environment.filters[_IS_IN_TIME] = _is_in_time
     environment.globals["raise_exception"] = _raise_exception
     try:
-        template = environment.from_string(source)
+        code = environment.compile(_with_glances(environment.parse(source)))
+        template = jinja2.Template.from_code(environment, code, environment.make_globals(None))
         # It is copied for each rendering, and a chain of dicts slowly.
         template.globals = dict(template.globals)
         return template
@@ -150,6 +177,17 @@ def _with_object_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     return dict(call)
 
 
+def _with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
+    return {**message, "tool_calls": [_as_text_call(call) for call in message["tool_calls"]]}
+
+
+def _as_text_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    if "function" in call:
+        return {**call, "function": _as_text_call(call["function"])}
+    arguments = call.get("arguments")
+    return dict(call) if isinstance(arguments, str) else {**call, "arguments": _tojson(arguments)}
+
+
 def _with_parts(message: Mapping[str, Any]) -> dict[str, Any]:
     content = message["content"]
     return {**message, "content": [{"type": "text", "text": content}] if content else []}
@@ -163,6 +201,8 @@ class Renderer:
 
     Args:
         parts: True for a template that takes contents as lists of parts only, as those of vision models do.
+        text_arguments: True for one that takes the arguments of a tool call as JSON text only.
+        null_content: True for one that prints tool calls only where the content beside them is null.
     """
 
     name: str
@@ -170,6 +210,8 @@ class Renderer:
     tokens: Mapping[str, str]
     now: datetime
     parts: bool = False
+    text_arguments: bool = False
+    null_content: bool = False
 
     def render(
         self,
@@ -183,50 +225,51 @@ class Renderer:
         Raises:
             TemplateError: the template refuses the conversation or is itself in error.
         """
-        shown = [_with_parts(message) for message in messages] if self.parts else list(messages)
         try:
             return _compile(self.source).render(
-                messages=shown,
+                messages=[self._as_taken(message) for message in messages],
                 tools=tools or None,
                 documents=None,
                 add_generation_prompt=generation_prompt,
                 strftime_now=self.now.strftime,
+                **{_DEADLINE: time.monotonic() + LONGEST_S},
                 **self.tokens,
             )
-        except _RENDERING_FAULTS as error:
+        except (_EndlessError, *_RENDERING_FAULTS) as error:
             roles = " ".join(str(message.get("role")) for message in messages[:8])
+            fault = f"{type(error).__name__}: {describe(str(error), 200)}"
+            if isinstance(error, _EndlessError):
+                fault = f"it comes to no end in {LONGEST_S} s"
             raise TemplateError(
-                f"chat template {self.name!r} cannot render a conversation of the roles {describe(roles)}: "
-                f"{type(error).__name__}: {describe(str(error), 200)}",
+                f"chat template {self.name!r} cannot render a conversation of the roles {describe(roles)}: {fault}",
                 "leave such rows out with --bad_rows skip, or choose another template with --template_type",
             ) from error
 
+    def _as_taken(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a message in the form that the template takes."""
+        taken = _with_parts(message) if self.parts else message
+        if not message.get("tool_calls"):
+            return taken
+        if self.text_arguments:
+            taken = _with_text_arguments(taken)
+        return {**taken, "content": None} if self.null_content and not message["content"] else taken
+
     def render_first(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return the text of a short conversation; a template that comes to no end is named instead of waited for.
+        """Return the text of a short conversation.
 
         Raises:
             UsageError: it takes longer than any real template does.
             TemplateError: as `render` does.
         """
-        said: list[str | TemplateError] = []
-
-        def work() -> None:
-            try:
-                said.append(self.render(messages))
-            except TemplateError as error:
-                said.append(error)
-
-        thread = threading.Thread(target=work, daemon=True)  # nothing stops it; it must not keep the process
-        thread.start()
-        thread.join(LONGEST_FIRST_S)
-        if thread.is_alive():
-            raise UsageError(
-                f"chat template {self.name!r} has not rendered a short conversation in {LONGEST_FIRST_S} s",
-                "mend its loops, or choose another template with --template_type",
-            )
-        if isinstance(said[0], TemplateError):
-            raise said[0]
-        return said[0]
+        try:
+            return self.render(messages)
+        except TemplateError as error:
+            if isinstance(error.__cause__, _EndlessError):
+                raise UsageError(
+                    f"chat template {self.name!r} has not rendered a short conversation in {LONGEST_S} s",
+                    "mend its loops, or choose another template with --template_type",
+                ) from error
+            raise
 
     def tags(self) -> tuple[str, ...]:
         """Return the tags the template's text names, such as <think>: it may look for them in a message."""

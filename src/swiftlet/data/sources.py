@@ -181,6 +181,7 @@ def _no_rows(path: Path) -> DataError:
 
 def _known(path: Path) -> Path:
     if suffix_of(path) not in READERS:
+        read_head(path)  # what no suffix would make readable, such as an archive, is named
         raise DataError(
             f"{path}: unknown suffix {path.suffix!r}",
             f"rename it after what it holds: {', '.join(SUFFIXES)}; text also with {' or '.join(COMPRESSED)} behind it",

@@ -61,6 +61,10 @@ def without_system(renderer: Renderer, end_markers: EndMarkers) -> Renderer:
             "leave --system out, or choose another template with --template_type",
         )
     block = around[: len(around) - len(rest)]
+    if rest.startswith(first) and not block.startswith(
+        2 * first
+    ):  # it begins the header of a turn, not the text
+        first = ""
     return replace(renderer, source=_wrapped(renderer, first, block))
 
 

@@ -29,7 +29,7 @@ from swiftlet.data.skeleton import Conversation
 from swiftlet.data.spans import Locator
 from swiftlet.data.system_message import check_system, without_system
 from swiftlet.data.tokenizer import Tokenizer
-from swiftlet.data.tooltext import ToolText
+from swiftlet.data.tooltext import ToolText, with_form_of_calls
 from swiftlet.data.turns import TurnFinder
 
 __all__ = ["Template", "TemplateError", "build_template"]
@@ -245,7 +245,10 @@ def build_template(
     moment = datetime.now() if now is None else now
     chat = Renderer(chosen, chat_source, dict(tokenizer.special_tokens), moment)
     chat = _with_parts_if_needed(chat)
-    template = Template(chosen, tokenizer, system, chat, replace(chat, source=tool_source))
+    chat, tool_use = (
+        with_form_of_calls(replace(chat, source=source)) for source in (chat_source, tool_source)
+    )
+    template = Template(chosen, tokenizer, system, chat, tool_use)
     if system:
         check_system(chat, system)
     if system == "":

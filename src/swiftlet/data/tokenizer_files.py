@@ -17,6 +17,7 @@ from swiftlet.config.filenames import TEMPLATE_FOLDERS
 from swiftlet.errors import UsageError, describe
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MORE_NAMES = ("additional_special_tokens", "extra_special_tokens")
 _SLOW_FILES = (
     "tokenizer.model",
     "vocab.json",
@@ -140,6 +141,17 @@ def _special_tokens(folder: Path, config: dict[str, Any]) -> dict[str, str]:
     return {name: text for name, text in found.items() if text is not None}
 
 
+def _more_special_tokens(folder: Path, config: dict[str, Any]) -> list[str]:
+    """Return the special tokens that have no part of their own, in a list or under names that a model gives them."""
+    older = _read_json(folder / "special_tokens_map.json")
+    texts: list[str | None] = []
+    for key in _MORE_NAMES:
+        declared = config.get(key) or older.get(key)
+        declared = list(declared.values()) if isinstance(declared, dict) else declared
+        texts += map(_content, declared if isinstance(declared, list) else [])
+    return [text for text in texts if text is not None]
+
+
 def _missing_tokens(folder: Path, known: set[str], config: dict[str, Any], special: dict[str, str]) -> Extra:
     """Return the tokens that the smaller files name and tokenizer.json lacks, in the order of their ids."""
     declared = config.get("added_tokens_decoder") or {}
@@ -147,7 +159,7 @@ def _missing_tokens(folder: Path, known: set[str], config: dict[str, Any], speci
     wanted = [(_content(token), bool(token.get("special"))) for _, token in by_id]
     older = _read_json(folder / "added_tokens.json")
     wanted += [(text, False) for text, _ in sorted(older.items(), key=lambda item: int(item[1]))]
-    wanted += [(text, True) for text in special.values()]
+    wanted += [(text, True) for text in (*special.values(), *_more_special_tokens(folder, config))]
     missing: dict[str, bool] = {}
     for text, is_special in wanted:
         if text and text not in known:

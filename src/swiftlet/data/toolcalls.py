@@ -81,13 +81,14 @@ def _call(call: Any, what: str) -> dict[str, Any]:
     if not isinstance(call, dict):
         raise RowFault("schema", f"{what} is not an object")
     function = parsed(call.get("function"), what) if "function" in call else call
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name.strip():
         raise RowFault("schema", f"{what} has no name")
     arguments = function.get("arguments", function.get("parameters"))
     result: dict[str, Any] = {"type": "function"}
     if isinstance(call.get("id"), str):
         result["id"] = call["id"]
-    result["function"] = {"name": function["name"], "arguments": _arguments(arguments, what)}
+    result["function"] = {"name": name, "arguments": _arguments(arguments, what)}
     return result
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 from swiftlet.data.endmarkers import ANSWER, QUESTION
@@ -18,9 +19,12 @@ from swiftlet.data.rendering import Renderer, TemplateError, as_template_message
 
 Message = dict[str, Any]
 # what is tried with each template
-_ID, _NAME, _TEXT = "abcdefghi", "look_up_17", "a text 53"
+_ID, _NAME, _TOOL_NAME, _TEXT = "abcdefghi", "look_up_17", "describe_19", "a text 53"
 _TOOLS = [
-    {"type": "function", "function": {"name": _NAME, "description": "d", "parameters": {"type": "object"}}}
+    {
+        "type": "function",
+        "function": {"name": _TOOL_NAME, "description": "d", "parameters": {"type": "object"}},
+    }
 ]
 _FUNCTION = {"name": _NAME, "arguments": {"x": "y"}}
 _CALL: Message = {
@@ -47,10 +51,17 @@ class ToolText:
     ) -> tuple[list[Message], list[Any] | None, tuple[str, ...]]:
         """Return messages and tools as the template takes them, and codes for what became text or was left out."""
         shown, notes = [dict(message) for message in messages], []
-        if any(message.get("tool_calls") for message in shown) and not self.prints_calls:
-            shown = [_with_calls_as_text(message) for message in shown]
+        lost = [
+            message for message in shown if message.get("tool_calls") and not self._prints_calls_of(message)
+        ]
+        if lost:
+            shown = [_with_calls_as_text(message) if message in lost else message for message in shown]
             notes.append("calls_as_text")
-        elif _lacks_ids(shown) and self.needs_ids:
+        if (
+            any(message.get("tool_calls") for message in shown)
+            and self.needs_ids
+            and self._refuses_ids(shown)
+        ):
             shown = _with_ids(shown)
             notes.append("call_ids_made")
         if any(message["role"] == "tool" for message in shown) and not self.prints_results:
@@ -65,20 +76,49 @@ class ToolText:
     @cached_property
     def prints_calls(self) -> bool:
         """Whether a call in an answer is printed; True as well where the template refuses every way to try it."""
+        return {None if text is None else _NAME in text for text in self._texts_of_calls} - {None} != {False}
+
+    def _prints_calls_of(self, message: Message) -> bool:
+        return self.prints_calls and (not message.get("content") or self._prints_calls_beside_text)
+
+    @cached_property
+    def _prints_calls_beside_text(self) -> bool:
+        """Whether a call is printed beside a text; True as well where the template refuses to try it."""
+        return self._is_printed(_NAME, [QUESTION, {**_CALL, "content": "c"}]) is not False
+
+    @cached_property
+    def shows_json(self) -> bool:
+        """Whether a call is printed, and its arguments not as Python prints an object."""
+        return any(
+            text is not None and _NAME in text and str(_FUNCTION["arguments"]) not in text
+            for text in self._texts_of_calls
+        )
+
+    @cached_property
+    def _texts_of_calls(self) -> list[str | None]:
+        """Conversations with a call as they are printed, None for those that the template refuses."""
         result = {"role": "tool", "content": "r", "tool_call_id": _ID, "name": _NAME}
         called = [QUESTION, {**_CALL, "content": "c"}]
-        ways = ([QUESTION, _CALL], called, [*called, result, ANSWER])
-        return {self._is_printed(_NAME, messages) for messages in ways} - {None} != {False}
+        ways = ([QUESTION, _CALL], called, [*called, result, ANSWER], [QUESTION, _CALL, result, ANSWER])
+        return [self._printed(messages) for messages in ways]
 
     @cached_property
     def needs_ids(self) -> bool:
         """Whether the template takes calls with ids and answers of tools that name them, and none without."""
-        ways: list[list[Message]] = []
-        for key, number in (({"id": _ID}, {"tool_call_id": _ID}), ({}, {})):
-            call = {"type": "function", "function": _FUNCTION, **key}
-            asked = {"role": "assistant", "content": "", "tool_calls": [call]}
-            ways.append([QUESTION, asked, {"role": "tool", "content": "r", **number}, ANSWER])
-        return [self._is_printed(_NAME, messages) for messages in ways] == [True, None]
+        return self._takes_id(_ID) and not self._takes_id(None)
+
+    def _takes_id(self, number: str | None) -> bool:
+        """Whether the template takes a call with this id, or without one, and an answer of a tool to it."""
+        asked, result = {"type": "function", "function": _FUNCTION}, {"role": "tool", "content": "r"}
+        if number is not None:
+            asked, result = {**asked, "id": number}, {**result, "tool_call_id": number}
+        turn = {"role": "assistant", "content": "", "tool_calls": [asked]}
+        return self._is_printed(_NAME, [QUESTION, turn, result, ANSWER]) is not None
+
+    def _refuses_ids(self, messages: Sequence[Message]) -> bool:
+        """Whether a call of the row has no id, or one that the template refuses, such as one of another length."""
+        calls = [call for message in messages for call in message.get("tool_calls") or ()]
+        return not all("id" in call and self._takes_id(call["id"]) for call in calls)
 
     @cached_property
     def prints_results(self) -> bool:
@@ -90,7 +130,7 @@ class ToolText:
     @cached_property
     def prints_tools(self) -> bool:
         """Whether the descriptions of tools are printed; True as well where the template refuses to try it."""
-        return self._is_printed(_NAME, [QUESTION]) is not False
+        return self._is_printed(_TOOL_NAME, [QUESTION]) is not False
 
     @cached_property
     def takes_system(self) -> bool:
@@ -101,12 +141,28 @@ class ToolText:
         self, text: str, messages: Sequence[Message], tools: Sequence[Any] = _TOOLS
     ) -> bool | None:
         """Return whether a text is printed, None where the template refuses the conversation."""
+        printed = self._printed(messages, tools)
+        return None if printed is None else text in printed
+
+    def _printed(self, messages: Sequence[Message], tools: Sequence[Any] = _TOOLS) -> str | None:
         shown = [as_template_message(message) for message in messages]
         is_asked = messages[-1]["role"] != "assistant"
         try:
-            return text in self.renderer.render(shown, list(tools), generation_prompt=is_asked)
+            return self.renderer.render(shown, list(tools), generation_prompt=is_asked)
         except TemplateError:
             return None
+
+
+def with_form_of_calls(renderer: Renderer) -> Renderer:
+    """Return the renderer with tool calls in the form that the template prints.
+
+    Most take arguments as objects and a content of ''; some take JSON text, or print calls beside null alone.
+    """
+    for text_arguments, null_content in product((False, True), repeat=2):
+        candidate = replace(renderer, text_arguments=text_arguments, null_content=null_content)
+        if ToolText(candidate).shows_json:
+            return candidate
+    return renderer
 
 
 def _with_calls_as_text(message: Message) -> Message:
@@ -118,24 +174,27 @@ def _with_calls_as_text(message: Message) -> Message:
     return {**message, "content": "\n".join(text for text in texts if text)}
 
 
-def _lacks_ids(messages: Sequence[Message]) -> bool:
-    calls = [call for message in messages for call in message.get("tool_calls") or ()]
-    return any("id" not in call for call in calls)
-
-
 def _with_ids(messages: Sequence[Message]) -> list[Message]:
-    """Number the calls, in nine digits as Mistral's templates want them; answers are to the calls in their order."""
-    shown, open_ids, count = [], [], 0
+    """Number the calls, in nine digits as Mistral's templates want them.
+
+    Answers are to the calls whose ids they name, and where they name none, to those that come next.
+    """
+    shown: list[Message] = []
+    open_ids: dict[str, str] = {}  # given, or made for a call without one -> made
+    count = 0
     for message in messages:
         if message.get("tool_calls"):
-            calls = []
+            calls, open_ids = [], {}
             for call in message["tool_calls"]:
                 count += 1
-                calls.append({**call, "id": f"{count:09d}"})
-            open_ids = [call["id"] for call in calls]
+                made = f"{count:09d}"
+                calls.append({**call, "id": made})
+                open_ids[call.get("id", made)] = made
             shown.append({**message, "tool_calls": calls})
         elif message["role"] == "tool" and open_ids:
-            shown.append({**message, "tool_call_id": open_ids.pop(0)})
+            named = message.get("tool_call_id")
+            given = named if named in open_ids else next(iter(open_ids))
+            shown.append({**message, "tool_call_id": open_ids.pop(given)})
         else:
             shown.append(message)
     return shown
