@@ -239,6 +239,24 @@ CAUSES = [
     ("OMP: System error #11: Resource temporarily unavailable", "system.processes"),
     ("slurmstepd: error: Detected 1 oom_kill event in StepId=9.0.", "memory.host_killed"),
     ("    Reason:       OOMKilled", "memory.host_killed"),
+    (
+        "| 10.0.0.2(1) | 16666 | 10.0.0.1(0) | 5 | server | time out | DISABLE |\n"
+        "| 10.0.0.1(0) | 16666 | 10.0.0.2(1) | 5 | client | time out | ENABLE |",
+        "collective.tls_of_links",
+    ),
+    ("| 10.0.0.2(1) | 16666 | 10.0.0.1(0) | 5 | server | time out | ENABLE |", "collective.socket"),
+    ("[ERROR] ['/usr/bin/python', 'a.py'] exits with return code = -9", "memory.host_killed"),
+    ("CalledProcessError: Command 'a' died with <Signals.SIGKILL: 9>.", "memory.host_killed"),
+    ("process rank 2 with PID 0 on node n1 exited on signal 9 (Killed).", "memory.host_killed"),
+    (
+        "process rank 2 with PID 0 on node n1 exited on signal 11 (Segmentation fault).",
+        "system.crashed_child",
+    ),
+    ("[ERROR] ['/usr/bin/python', 'a.py'] exits with return code = -11", "system.crashed_child"),
+    ("ray.exceptions.OutOfMemoryError: Task was killed: the node runs low on memory.", "memory.hostfull"),
+    ("PermissionError: [Errno 13] Permission denied: '/dev/davinci_manager'", "driver.permission"),
+    ("Exception: ASCEND_HOME_PATH environment variable is not set.", "env.home_path"),
+    ("torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError", "collective.master"),
 ]
 
 

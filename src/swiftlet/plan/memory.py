@@ -25,7 +25,7 @@ ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
 CUT = ("zero3", "zero3-offload", "fsdp2", "fsdp2-offload")  # the weights themselves
 SHARDED = ("zero2", *CUT)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
+MLP, ENDS = ("gate_proj", "up_proj", "down_proj"), ("embed_tokens", "lm_head")
 # --gradient_checkpointing: made again is nothing, normalised values with up and the MLP's product, or each whole layer.
 LEVELS = NONE, PARTIAL, FULL = ("false", "partial", "true")
 
@@ -36,7 +36,7 @@ class Setting:
 
     Args:
         itemsize: bytes of a weight or an activation.
-        targets: projections with adapters, of `ATTENTION` and `MLP`; not looked at with `is_full`.
+        targets: matrices with adapters, of `ATTENTION`, `MLP` and `ENDS`; not looked at with `is_full`.
         trained_share: share of the parameters that a full run trains.
         extra_trained: parameters trained whole beside the adapters, such as the embedding.
         states: numbers that the optimizer keeps a parameter.
@@ -107,12 +107,12 @@ def projections(g: Sizes) -> dict[str, tuple[int, int]]:
 
 
 def num_adapter_parameters(g: Sizes, s: Setting) -> int:
-    """Return the parameters that LoRA adds: rank (inputs + outputs) a projection, and the outputs again for DoRA."""
+    """Return the parameters that LoRA adds: rank (inputs + outputs) a matrix, and the outputs again for DoRA."""
     if s.is_full:
         return 0
-    sizes = [size for name, size in projections(g).items() if name in s.targets]
-    a_layer = sum(s.rank * (inputs + outputs) + s.has_dora * outputs for inputs, outputs in sizes)
-    return g.layers * a_layer
+    sizes = [size for name, size in projections(g).items() if name in s.targets] * g.layers
+    sizes += [(g.hidden, g.vocab)] * len(s.targets & set(ENDS))
+    return sum(s.rank * (inputs + outputs) + s.has_dora * outputs for inputs, outputs in sizes)
 
 
 def num_trained(g: Sizes, s: Setting) -> int:
