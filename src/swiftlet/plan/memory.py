@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 from swiftlet.plan.sizes import Sizes
 
-GIB = 2**30
-FP32 = 4
+GIB, FP32 = 2**30, 4
 HOST_CHUNK, HOST_ROWS, HOST_WORDS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 4096, 384 * 2**20, 32
 ROUNDED_ELEMENTS, ROUNDED_COPIES = 2**24, 7  # train/adamw_bf16.py: a chunk, and its fp32 copies
 ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
@@ -138,7 +137,8 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
 
 def spared_per_layer(g: Sizes, s: Setting) -> float:
     """Return the bytes of these that partial recomputing does not keep."""
-    inputs = sum(s.is_full or bool(s.targets & set(names)) for names in (ATTENTION[:3], MLP[:2]))
+    adapted = s.targets & projections(g).keys()
+    inputs = sum(s.is_full or bool(adapted & set(names)) for names in (ATTENTION[:3], MLP[:2]))
     return s.itemsize * s.tokens * (g.hidden * inputs + g.up_width * (1 + s.is_full))
 
 
@@ -160,7 +160,7 @@ def _saved_mlp(g: Sizes, s: Setting) -> float:
     rows = tokens * g.active_experts
     width = 3 * g.expert_intermediate + g.hidden + (g.hidden + g.expert_intermediate if s.is_full else 0)
     shared = 2 * g.shared_intermediate + g.hidden if g.shared_intermediate else 0
-    shared += 2 * g.hidden if s.is_full else 0
+    shared += g.hidden * (2 if s.is_full else bool(reads_input and g.shared_intermediate))
     return rows * e * width + tokens * (e * shared + FP32 * 2 * g.experts)
 
 
