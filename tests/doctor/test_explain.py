@@ -239,6 +239,8 @@ CAUSES = [
     ("OMP: System error #11: Resource temporarily unavailable", "system.processes"),
     ("slurmstepd: error: Detected 1 oom_kill event in StepId=9.0.", "memory.host_killed"),
     ("    Reason:       OOMKilled", "memory.host_killed"),
+    ("Evicted  kubelet  The node was low on resource: memory. Container a was using", "memory.host_killed"),
+    ("Evicted  kubelet  The node was low on resource: ephemeral-storage.", "system.disk"),
     (
         "| 10.0.0.2(1) | 16666 | 10.0.0.1(0) | 5 | server | time out | DISABLE |\n"
         "| 10.0.0.1(0) | 16666 | 10.0.0.2(1) | 5 | client | time out | ENABLE |",
