@@ -3,16 +3,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from swiftlet.commands import engine_setup, model_setup
-from swiftlet.commands.steering import steer
+from swiftlet.commands.steering import card_of, steer
 from swiftlet.device.cpu import open_this
 from swiftlet.errors import OutOfMemoryError
 from swiftlet.files import sha256
 from swiftlet.parallel.engine import build_single_engine
+from swiftlet.plan.cards import read_cards
 from swiftlet.train.memory_trial import MemoryPlan, try_largest
 
 
@@ -195,3 +197,14 @@ def test_a_run_that_fails_leaves_the_terminal_as_it_was(fine_tune, monkeypatch, 
     with pytest.raises(error):
         fine_tune()
     assert closed == [1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "like"), [("npu", "Ascend910_9392", "910B3"), ("cuda", "NVIDIA A10", "A100-80G")]
+)
+def test_a_card_that_is_not_in_the_table_is_planned_like_one_of_its_kind(kind, name, like):
+    device = SimpleNamespace(kind=kind, name=name, memory=lambda: (1, 24 * 2**30))
+    card = card_of(device, 1)
+    assert (card.name, card.memory_gib) == (name, 24)
+    assert card.sources == f"not in the table: rates of {like}"
+    assert card.idle_gib == read_cards()[like].idle_gib

@@ -194,3 +194,91 @@ def test_one_logical_super_pod_of_two_physical_ones():
     found = explained(ranks(("a", 0), ("a", 0), ("a", 1)))
     assert found.first.cause.id == "collective.super_pods" and found.first.fields["what"] == "0, 1"
     assert explained(ranks(("a", 0), ("b", 1), ("a", 0))).first is None
+
+
+HEAD = "[ERROR] 2026-01-01-10:00:00 (PID:{}, Device:3, RankID:{}) ERR02200 DIST call hccl api failed.\n"
+IN_USE = (
+    "EJ0001: Failed to initialize the HCCP process. Reason: Maybe the last training process is running.\n"
+)
+RAISED = 'Traceback (most recent call last):\n  File "/w/a.py", line 3, in f\n    g()\nNameError: g\n'
+
+
+@pytest.mark.parametrize("log", [HEAD.format(7, 3) + IN_USE, RAISED + HEAD.format(7, 3)])
+def test_the_head_of_a_message_says_the_rank_of_all_its_lines(log):
+    found = explained(log)
+    assert look_at(found, "en").startswith("rank 3")
+    assert "?" not in in_words(found, "en")
+
+
+def test_a_head_gives_no_rank_to_lines_of_others():
+    found = explained(HEAD.format(7, 3) + "[rank1]: " + IN_USE)
+    assert look_at(found, "en").startswith("rank 1")
+    assert look_at(explained(HEAD.format(7, 3) + RAISED), "en") == ""
+    assert look_at(explained(HEAD.format(7, -1) + IN_USE), "en") == ""
+
+
+@pytest.mark.parametrize("worker", ["Worker_TP3 pid=9", "Worker_TP3_EP3 pid=9", "VllmWorker TP3 pid=9"])
+def test_a_worker_of_an_inference_server_is_named_by_its_rank(worker):
+    assert look_at(explained(f"({worker}) ERROR 01-01 10:00:00 [a.py:1] {IN_USE}"), "en").startswith("rank 3")
+
+
+LOCATION = (
+    "[rank0]: [ERROR]HCCL(1,python):Cluster Exception Location[IP/ID]:[10.0.0.1/1], ExceptionType:[Heartbeat Lost "
+    "Occurred], Possible Reason:1. Process has exited\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("other", "cause"),
+    [
+        ("[rank1]: ".join(["", *RAISED.splitlines(keepends=True)]), "program.exception"),
+        ("[rank1]: EZ1001: [PID: 5] index dim 3 should equal src dim 2\n", "operator.shape"),
+        ("[rank1]: E90000: Compile operator failed, cause: no tiling\n", "operator.compile"),
+        ("[rank2]: err_type=4[fftsplus sdma error]\n", "collective.heartbeat"),
+        ("[rank1]: error code is 507018\n", "collective.heartbeat"),
+        ("[rank2]: EI0002: The wait execution of the Notify register times out.\n", "collective.heartbeat"),
+    ],
+)
+def test_what_the_lost_rank_says_itself_goes_before_its_lost_heartbeat(other, cause):
+    for log in (LOCATION + other, other + LOCATION):
+        assert explained(log).first.cause.id == cause
+
+
+def test_the_run_log_only_informs_of_the_rank_that_failed_first():
+    heard = (
+        "[INFO] HCCL(6,python):2026-01-01-07:52:59.1 [TaskExecStage][HeartbeatAbnormal]local rank [10.0.0.1/1]: "
+        "crimer rank [10.0.0.2/2] {}by informer rank [10.0.0.3/3]\n"
+    )
+    waited = "[ERROR] HCCL(6,python):2026-01-01-07:59:59.1 [TaskExecStage][Timeout][Host]Task run failed\n"
+    for status in ("", "status[LOST] "):
+        found = explained(heard.format(status) + waited)
+        assert found.first.cause.id == "collective.heartbeat"
+        assert look_at(found, "en") == "device 10.0.0.2/2, which the log itself names"
+
+
+def test_the_device_that_could_not_be_connected_is_named():
+    found = explained(
+        "wait socket establish timeout, role[1] rank[1] timeout[120 s]\nThis node (server 10.0.0.1, device ID 1) "
+        "detects that srcRank (server 10.0.0.1, device ID 1) fails to connect to dstRank (server 10.0.0.2, device ID "
+        "0).\n"
+    )
+    assert look_at(found, "en") == "device 0 of server 10.0.0.2, the other end"
+
+
+def test_a_launcher_names_the_rank_that_was_killed():
+    found = explained(
+        "E0101 10:00:00.0 1 api.py:8] failed (exitcode: -9) local_rank: 2 (pid: 7) of binary: /usr/bin/python\n"
+        "Root Cause (first observed failure):\n[0]:\n  host      : n1\n  rank      : 10 (local_rank: 2)\n"
+        "  exitcode  : -9 (pid: 7)\n"
+    )
+    assert found.first.cause.id == "memory.host_killed"
+    assert look_at(found, "en") == "rank 10, which the log itself names"
+
+
+def test_a_benign_refusal_while_the_first_process_starts_is_no_cause():
+    log = "[W socket.cpp:9] [c10d] The client socket has failed to connect to [n1]:29500 (errno: 111).\n"
+    assert (
+        explained(log + "[rank0]: {'loss': 1.0}\n" + "[rank1]: " + IN_USE).first.cause.id
+        == "collective.left_over"
+    )
+    assert explained(log).first.cause.is_likely

@@ -207,6 +207,58 @@ CAUSES = [
     ("set ifname to [abc] by HCCL_SOCKET_IFNAME, but not found in the environment", "collective.address"),
     ("torch.distributed.elastic.multiprocessing.errors.ChildFailedError:", "system.killed_child"),
     ("Find error, ErrCode=207004, desc=[no device]", "code.207004"),
+    ("task failed, err_type=4[fftsplus sdma error]", "collective.sdma"),
+    ("[InitChannelStage][Timeout]Transport init error!", "collective.socket"),
+    ("RuntimeError: [Rank 0]: Ranks 5 failed to pass monitoredBarrier in 100 ms", "collective.torch_timeout"),
+    ("[topoinfo_ranktableParser.cc:6] json file[/a.json] is not a valid real path", "collective.ranktable"),
+    (
+        "[c10d] The client socket has timed out after 60s while trying to connect to (10.0.0.1, 29500).",
+        "collective.master",
+    ),
+    ("The server socket on [::ffff:10.0.0.1]:4195 has timed out, will retry.", "collective.master"),
+    ("socket.gaierror: [Errno -2] Name or service not known", "system.host_name"),
+    (
+        "The IPv6 network addresses of (master-0, 29500) cannot be retrieved (gai error: -2)",
+        "system.host_name",
+    ),
+    ("OSError: We couldn't connect to 'https://hub.example' to load the files", "system.hub"),
+    (
+        "requests.exceptions.SSLError: HTTPSConnectionPool(host='hub.example', port=443): Max retries exceeded",
+        "system.hub",
+    ),
+    ("OSError: [Errno 30] Read-only file system: '/out/a'", "system.read_only"),
+    ("slurmstepd: error: *** JOB 9 ON n1 CANCELLED AT 2026-01-01 DUE TO TIME LIMIT ***", "system.time_limit"),
+    (
+        "0/4 nodes are available: 4 Insufficient huawei.com/Ascend910.",
+        "system.no_free_device",
+    ),
+    ("docker: unknown or invalid runtime name: ascend.", "driver.docker_runtime"),
+    ('docker: adding custom device "/dev/davinci9": no such file or directory', "driver.device_file"),
+    ("ImportError: libGL.so.1: cannot open shared object file: No such file", "env.library"),
+    ("error while loading shared libraries: libx.so.2: wrong ELF class", "env.library"),
+    ("OMP: System error #11: Resource temporarily unavailable", "system.processes"),
+    ("slurmstepd: error: Detected 1 oom_kill event in StepId=9.0.", "memory.host_killed"),
+    ("    Reason:       OOMKilled", "memory.host_killed"),
+    ("Evicted  kubelet  The node was low on resource: memory. Container a was using", "memory.host_killed"),
+    ("Evicted  kubelet  The node was low on resource: ephemeral-storage.", "system.disk"),
+    (
+        "| 10.0.0.2(1) | 16666 | 10.0.0.1(0) | 5 | server | time out | DISABLE |\n"
+        "| 10.0.0.1(0) | 16666 | 10.0.0.2(1) | 5 | client | time out | ENABLE |",
+        "collective.tls_of_links",
+    ),
+    ("| 10.0.0.2(1) | 16666 | 10.0.0.1(0) | 5 | server | time out | ENABLE |", "collective.socket"),
+    ("[ERROR] ['/usr/bin/python', 'a.py'] exits with return code = -9", "memory.host_killed"),
+    ("CalledProcessError: Command 'a' died with <Signals.SIGKILL: 9>.", "memory.host_killed"),
+    ("process rank 2 with PID 0 on node n1 exited on signal 9 (Killed).", "memory.host_killed"),
+    (
+        "process rank 2 with PID 0 on node n1 exited on signal 11 (Segmentation fault).",
+        "system.crashed_child",
+    ),
+    ("[ERROR] ['/usr/bin/python', 'a.py'] exits with return code = -11", "system.crashed_child"),
+    ("ray.exceptions.OutOfMemoryError: Task was killed: the node runs low on memory.", "memory.hostfull"),
+    ("PermissionError: [Errno 13] Permission denied: '/dev/davinci_manager'", "driver.permission"),
+    ("Exception: ASCEND_HOME_PATH environment variable is not set.", "env.home_path"),
+    ("torch.distributed.elastic.rendezvous.api.RendezvousTimeoutError", "collective.master"),
 ]
 
 
@@ -454,3 +506,10 @@ def test_language_and_what_the_log_does_not_say():
     assert (
         fill("a ({x}) b {y} [{z}]", {"y": "1"}) == "a b 1" and fill("设备 {x}（{y}）", {"x": "2"}) == "设备 2"
     )
+
+
+def test_an_argument_without_its_reason_hides_what_failed():
+    log = "error code is 507011\nInvalid_Argument(EL0003): The argument is invalid.\n error code = 0x800000, dump"
+    found = explained(log)
+    assert found.first is None
+    assert "EL0003" in in_words(found, "en")

@@ -32,6 +32,28 @@ def test_calibration_is_kept_and_found_again(tmp_path, monkeypatch):
     assert card.matrix_gflops[0][0] == 16
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"cpu": {}}',
+        '{"cpu": {"launch_us": "x", "bandwidth_gb_s": 1, "matrix_gflops": [[64, 1]], "date": "d"}}',
+        '{"cpu": {"launch_us": 0, "bandwidth_gb_s": 1, "matrix_gflops": [[64, 1]], "date": "d"}}',
+        '{"cpu": {"launch_us": 1, "bandwidth_gb_s": 1, "matrix_gflops": [], "date": "d"}}',
+    ],
+)
+def test_damaged_measurements_are_a_mistake_that_says_what_to_type(tmp_path, monkeypatch, capsys, text):
+    monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path))
+    path = calibration_file(os.environ)
+    path.write_text(text, "utf-8")
+    for words in (["--calibrate"], ["--model_type", "qwen1half-7b-chat", "--dataset", "blossom-math-zh"]):
+        assert main(["plan", "--device", "cpu", *words]) == 2
+        told = capsys.readouterr().err
+        assert f"{path} holds no measurements of cpu" in told
+        assert f"rm {path}; swift plan --calibrate" in told
+
+
 def test_rates_between_measured_rows_are_interpolated():
     card = replace(host_card(16), matrix_gflops=((10, 1.0), (20, 3.0)))
     assert [matrix_rate(card, rows) / 1e9 for rows in (5, 10, 15, 20, 99)] == [1, 1, 2, 3, 3]

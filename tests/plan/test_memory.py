@@ -19,6 +19,7 @@ from swiftlet.plan import timing
 from swiftlet.plan.cards import read_cards
 from swiftlet.plan.memory import (
     ATTENTION,
+    ENDS,
     LEVELS,
     MLP,
     NONE,
@@ -58,10 +59,14 @@ def test_the_formula_is_the_trace_of_our_own_step(name, is_full, recompute):
     assert estimate(geometry, setting).needed == pytest.approx(expected, rel=0.02)
 
 
-def test_adapters_everywhere_agree_too():
-    setting = Setting(itemsize=4, tokens=256, labels=128, targets=frozenset((*ATTENTION, *MLP)))
-    expected = traced(SMALL["gqa"], 256, is_full=False, targets=("ALL",))
-    assert estimate(SMALL["gqa"], setting).needed == pytest.approx(expected, rel=0.02)
+@pytest.mark.parametrize(("name", "recompute"), [("gqa", NONE), *(("moe", level) for level in LEVELS)])
+def test_adapters_everywhere_agree_too(name, recompute):
+    targets = (*ATTENTION, *MLP)
+    setting = Setting(
+        itemsize=4, tokens=256, labels=128, targets=frozenset(targets), recompute=recompute, is_host=True
+    )
+    expected = traced(SMALL[name], 256, is_full=False, recompute=recompute, targets=targets)
+    assert estimate(SMALL[name], setting).needed == pytest.approx(expected, rel=0.02)
 
 
 def test_parts_follow_from_the_sizes_by_hand():
@@ -134,6 +139,8 @@ def test_more_of_anything_never_needs_less(name, setting):
     assert estimate(geometry, replace(setting, tokens=2 * setting.tokens)).needed >= needed
     assert estimate(geometry, replace(setting, rank=setting.rank + 8)).needed >= needed
     assert estimate(geometry._replace(layers=geometry.layers + 1), setting).needed >= needed
+    everywhere = replace(setting, targets=frozenset((*ATTENTION, *MLP, *ENDS)))
+    assert estimate(geometry, everywhere).needed >= needed
     assert all(part >= 0 for part in estimate(geometry, setting))
     if setting.engine == "zero2" and not setting.is_full:  # its buckets are there once, however many devices
         more = estimate(geometry, replace(setting, world_size=2 * setting.world_size))

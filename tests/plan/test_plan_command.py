@@ -1,6 +1,7 @@
 """`swift plan` as typed: steps, verdicts, what is dominated, and what must never be imported."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -8,9 +9,12 @@ import time
 import pytest
 
 from swiftlet.cli import main
+from swiftlet.commands import sft
 from swiftlet.commands.plan import number_of_processes
+from swiftlet.config.parse import parse
 from swiftlet.errors import UsageError
 from swiftlet.plan.cards import find_card, host_card, parse_devices, read_cards
+from swiftlet.plan.strategies import ENGINES
 
 REFERENCE = (
     "--model_type qwen1half-7b-chat --dataset blossom-math-zh --num_train_epochs 5 --sft_type lora".split()
@@ -241,6 +245,12 @@ def test_the_trace_agrees(plan, model_folder, rows_file):
         ("NVIDIA A100-SXM4-40GB", None, "A100-40G"),
         ("Ascend910B4", None, "910B4"),
         ("h100", None, "H100-80G"),
+        ("NVIDIA H100 PCIe", None, "H100-80G"),
+        ("NVIDIA GeForce RTX 4090", None, "RTX4090"),
+        ("Tesla V100-SXM2-32GB", None, "V100-32G"),
+        ("2xhuawei ascend 910B3", 2, "910B3"),
+        ("8x910B", 8, "910B1"),
+        ("1xL40", 1, "L40S"),
     ],
 )
 def test_devices_as_users_and_drivers_write_them(text, number, name):
@@ -248,8 +258,14 @@ def test_devices_as_users_and_drivers_write_them(text, number, name):
     assert (found[0], found[1].name) == (number, name)
 
 
+@pytest.mark.parametrize(
+    "name", ["B200", "A10", "NVIDIA A10", "H20", "A100-24G", "V100-16G", "-1x910B3", "x910B3", ""]
+)
+def test_another_device_is_not_taken_for_one_of_the_table(name):
+    assert find_card(name) is None
+
+
 def test_unknown_devices_and_sources():
-    assert find_card("B200") is None
     with pytest.raises(UsageError, match="no such device in the table"):
         parse_devices("2xB200")
     assert all(card.sources for card in read_cards().values())
@@ -353,3 +369,76 @@ def test_a_wrong_device_is_told_with_the_other_mistakes(capsys):
     assert main(["plan", *REFERENCE, "--device", "8x910B9", "--sft_type", "lorra"]) == 2
     said = capsys.readouterr().err
     assert "no such device in the table" in said and "'lorra' is not known" in said
+
+
+REFUSED = {
+    ("--use_dora", "true"): {"zero3", "zero3-offload", "fsdp2", "fsdp2-offload"},
+    ("--init_lora_weights", "pissa"): {"zero3", "zero3-offload", "fsdp2", "fsdp2-offload"},
+    ("--predict_with_generate", "true"): {"zero3", "zero3-offload", "fsdp2", "fsdp2-offload"},
+    ("--dtype", "fp16"): {"zero2", "zero3", "zero3-offload"},
+    ("--optim", "adafactor"): {"zero2", "zero3", "zero3-offload"},
+    ("--sft_type", "full", "--optim", "adafactor"): set(ENGINES[1:]),
+    ("--lora_rank", "16"): set(),
+}
+
+
+@pytest.mark.parametrize(("words", "refused"), REFUSED.items())
+def test_what_sft_refuses_is_not_offered(plan, words, refused):
+    typed = [*REFERENCE[:4], *words]
+    found = plan(*typed, "--device", "8x910B3")
+    assert {way["engine"] for way in found["ways"]} == set(ENGINES) - refused
+    for way in found["ways"]:
+        given = shlex.split(way["command"])
+        parsed = parse(sft.ARGS, given[given.index("sft") + 1 :])
+        assert not sft.check(parsed, {}), way["command"]
+
+
+def test_modules_trained_whole_and_ends_with_adapters_count(plan):
+    def memory(*words):
+        parts = plan(*REFERENCE, "--device", "1x910B3", *words)["chosen"]["components"]
+        return parts["adapters"] + parts["gradients"] + parts["optimizer"]
+
+    plain, table, matrix = memory(), 151936 * 4096, 4096 * 4096
+    each = 2 + 4 + 8  # a copy in bf16, its gradient, and AdamW's two numbers
+    for name in ("EMBEDDING", "embedding", "model.embed_tokens", "lm_head"):
+        assert memory("--lora_modules_to_save", name) - plain == pytest.approx(each * table, rel=0.01)
+    assert memory("--lora_modules_to_save", "q_proj") - plain == pytest.approx(32 * each * matrix, rel=0.01)
+    one = memory("--lora_modules_to_save", "model.layers.3.self_attn.q_proj")
+    assert one - plain == pytest.approx(each * matrix, rel=0.01)
+    ends = memory("--lora_target_modules", "DEFAULT", "EMBEDDING", "lm_head")
+    assert ends - plain == pytest.approx(2 * 16 * 8 * (151936 + 4096), rel=0.01)
+
+
+def test_frozen_names_are_not_trained(plan):
+    def trained(*words):
+        return plan(*REFERENCE[:4], "--sft_type", "full", "--device", "8x910B3", *words)["chosen"][
+            "components"
+        ]
+
+    whole, ends = trained()["gradients"], 2 * 2 * 151936 * 4096
+    assert trained("--freeze_parameters", "model.layers")["gradients"] == pytest.approx(ends, rel=0.01)
+    half = trained("--freeze_parameters", *(f"model.layers.{number}." for number in range(16)))["gradients"]
+    assert half == pytest.approx((whole + ends) / 2, rel=0.01)
+    below = trained("--freeze_parameters", "model.embed_tokens", "--freeze_parameters_ratio", "0.5")[
+        "gradients"
+    ]
+    assert below == pytest.approx(whole / 2, rel=0.01)
+    assert trained("--freeze_parameters", "visual.")["gradients"] == whole
+
+
+def test_a_type_that_the_device_lacks_is_refused(capsys):
+    assert main(["plan", *REFERENCE, "--device", "1x910A", "--dtype", "bf16"]) == 2
+    told = capsys.readouterr().err
+    assert "910A does not have bf16; it has fp16, fp32" in told
+    assert "type --dtype fp32" in told
+
+
+def test_machines_have_equally_many_devices(monkeypatch, capsys, plan):
+    monkeypatch.setenv("NNODES", "2")
+    assert main(["plan", *REFERENCE, "--device", "15x910B3"]) == 2
+    told = capsys.readouterr().err
+    assert "15 devices are not as many on each of NNODES=2 machines" in told
+    assert "type --device 16x..." in told
+    assert plan(*REFERENCE, "--device", "16x910B3")["best"]["command"].startswith(
+        "NPROC_PER_NODE=8 NNODES=2 "
+    )

@@ -9,7 +9,7 @@ from swiftlet.models.families import FAMILIES
 from swiftlet.models.geometry import Geometry, geometry_of_config
 from swiftlet.plan.cards import host_card, read_cards
 from swiftlet.plan.memory import ATTENTION, FULL, GIB, MLP, NONE, PARTIAL, Setting
-from swiftlet.plan.strategies import Fed, Job, advise, levels_asked, levels_for, way_of
+from swiftlet.plan.strategies import Fed, Job, advise, devices_needed, levels_asked, levels_for, way_of
 from swiftlet.plan.timing import Load
 
 G = Geometry(1024, 24, 16, 8, 4096, 32000)
@@ -64,3 +64,10 @@ def test_wide_layers_keep_a_processor_busy_with_fewer_tokens(hidden, tokens):
 
     assert busy(host_card(16)) == tokens
     assert busy(read_cards()["A100-80G"]) == 8192
+
+
+def test_no_number_of_devices_is_promised_with_an_engine_that_sft_refuses():
+    whole = job()
+    small = replace(whole, card=replace(whole.card, memory_gib=1.5))
+    assert devices_needed(small, [512]) == 4
+    assert devices_needed(replace(small, engines=("none",)), [512]) is None

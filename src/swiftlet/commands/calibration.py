@@ -13,6 +13,7 @@ from typing import Any
 
 from swiftlet import log
 from swiftlet.config.places import cache_folder
+from swiftlet.errors import UsageError
 from swiftlet.files import write_whole
 from swiftlet.models.geometry import Geometry
 from swiftlet.plan.memory import Setting
@@ -31,22 +32,47 @@ def calibration_file(environ: Mapping[str, str]) -> Path:
 
 
 def measured_here(name: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """Return what was measured of a device of this machine, None where nothing was."""
+    """Return what was measured of a device of this machine, None where nothing was.
+
+    Raises:
+        UsageError: the file holds no such measurements.
+    """
     path = calibration_file(environ)
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8")).get(name)
-    return found if isinstance(found, dict) else None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get(name)
+        if found is not None:
+            _check(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"{path} holds no measurements of {name}: {type(error).__name__}: {error}",
+            f"remove it, or measure again: rm {path}; swift plan --calibrate",
+        ) from error
+    return dict(found) if found is not None else None
+
+
+def _check(measured: Mapping[str, Any]) -> None:
+    """Raise what a wrong measurement raises where it is used."""
+    rates = [float(rate) for rows, rate in measured["matrix_gflops"] if int(rows) > 0]
+    figures = [float(measured["launch_us"]), float(measured["bandwidth_gb_s"]), min(rates)]
+    if not all(figure > 0 for figure in figures) or not isinstance(measured["date"], str):
+        raise ValueError("its figures must be above 0")
 
 
 def calibrate(kind: str) -> dict[str, Any]:
-    """Measure launch time, bandwidth and matrix rate of this machine's device, keep and log them."""
+    """Measure launch time, bandwidth and matrix rate of this machine's device, keep and log them.
+
+    Raises:
+        UsageError: the file in which they are kept is damaged.
+    """
     from swiftlet.device.spec import open_device
     from swiftlet.plan.cards import find_card
 
     device = open_device(kind, environ=os.environ)
     card = find_card(device.name) if device.kind != "cpu" else None
     name = card.name if card else device.kind
+    measured_here(name, os.environ)  # what cannot be read is said before it is measured for
     measured = measure(device) | {"date": date.today().isoformat(), "device": device.name}
     path = calibration_file(os.environ)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -178,7 +178,7 @@ def number_of_processes(environ: Mapping[str, str], named: int | None) -> int:
     """Return the processes of the run: NPROC_PER_NODE x NNODES, else the devices of --device, else those of a launch.
 
     Raises:
-        UsageError: a variable is no number, or asks for more than --device names.
+        UsageError: a variable is no number, or asks for more than --device names or for unequal machines.
     """
     mistakes: list[SwiftletError] = []
     processes = read_whole(environ, PROCESSES, 0, 1, mistakes)
@@ -187,6 +187,12 @@ def number_of_processes(environ: Mapping[str, str], named: int | None) -> int:
     if named is None:
         return (processes or processes_per_node(environ)) * num_nodes
     total = processes * num_nodes
+    if not total and named % num_nodes:
+        more = named + num_nodes - named % num_nodes
+        raise UsageError(
+            f"{named} devices are not as many on each of {NODES}={num_nodes} machines",
+            f"type --device {more}x...",
+        )
     if total > named:
         raise UsageError(
             f"{total} processes do not have a device each of {named}", f"type --device {total}x..."
@@ -200,7 +206,13 @@ def processes_here(world_size: int, environ: Mapping[str, str]) -> int:
 
 
 def dtype_of(asked: str, card: Card) -> str:
-    """Return the type of the weights: as asked, or the device's own choice."""
+    """Return the type of the weights: as asked, or the device's own choice.
+
+    Raises:
+        UsageError: the device does not have the type that was asked for.
+    """
+    if asked == "bf16" and not card.has_bf16:
+        raise UsageError(f"{card.name} does not have bf16; it has fp16, fp32", "type --dtype fp32")
     if asked != "AUTO":
         return asked
     has_bf16 = cpu_has_native_bf16() if card.is_host else card.has_bf16

@@ -183,7 +183,8 @@ def compare(subject: Any, num_tokens: int, recompute: str) -> tuple[float, float
     Args:
         subject: of `commands.planning`.
     """
-    from swiftlet.commands.planning import ITEMSIZES, setting_of
+    from swiftlet.commands.plan_flags import setting_of
+    from swiftlet.commands.planning import ITEMSIZES
 
     args = with_values(subject.args, gradient_checkpointing=recompute)
     number = max(1, round(num_tokens / max(1, subject.longest)))

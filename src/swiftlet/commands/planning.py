@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from swiftlet.commands.model_source import check_trainable, longest_sample, open_template
-from swiftlet.config.deepspeed import is_offloaded, zero_stage
+from swiftlet.commands.plan_flags import engines_of, setting_of
 from swiftlet.config.places import cache_folder
 from swiftlet.data.batching import num_steps, num_steps_per_epoch
 from swiftlet.data.prepare import prepare as prepare_data
@@ -31,14 +31,11 @@ from swiftlet.models.families import Choice, find_model
 from swiftlet.models.geometry import Geometry, geometry_of_config, is_exact
 from swiftlet.models.safety import read_config
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import ATTENTION, MLP, NONE, Setting
-from swiftlet.plan.strategies import FLAGS, Fed, Job, budgets_for, busy_tokens
+from swiftlet.plan.strategies import Fed, Job, budgets_for, busy_tokens
 from swiftlet.plan.timing import Load
 
 ITEMSIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
 LABEL_SHARE = 0.6  # of tokens, where the rows were not read
-# Numbers that an optimizer keeps a parameter; fused AdamW needs no temporary copy.
-STATES = {"sgd": 0, "adafactor": 0, "adagrad": 1, "rmsprop": 1}
 
 
 class Sized(NamedTuple):
@@ -188,51 +185,6 @@ def schedule_of(args: Any, num_rows: int, world_size: int, budget: int = 0) -> S
     return Schedule(train.seed, step_size, steps_per_epoch, total, budget, world_size)
 
 
-def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Setting:
-    """Return what of the arguments shapes memory; tokens are filled in for each way to run."""
-    tuner, train = args.tuner, args.train
-    return Setting(
-        itemsize=itemsize,
-        tokens=1,
-        is_full=tuner.sft_type == "full",
-        rank=tuner.lora_rank,
-        targets=_targets(tuner.lora_target_modules),
-        trained_share=1 - tuner.freeze_parameters_ratio,
-        extra_trained=_saved_whole(tuner.lora_modules_to_save, sizes),
-        has_dora=tuner.use_dora,
-        recompute=NONE if train.gradient_checkpointing == "AUTO" else train.gradient_checkpointing,
-        states=STATES.get(train.optim, 2),
-        engine=_engine(args.parallel),
-        world_size=world_size,
-        keeps_attention=True,
-    )
-
-
-def _engine(parallel: Any) -> str:
-    """Return the name of the engine in plans; what only part of the state is offloaded by is planned without it."""
-    if parallel.deepspeed:
-        if zero_stage(parallel.deepspeed) != 3:
-            return "zero2"
-        return "zero3-offload" if is_offloaded(parallel.deepspeed) else "zero3"
-    return next((name for name, flags in FLAGS.items() if parallel.fsdp in flags), "none")
-
-
-def _targets(names: Sequence[str]) -> frozenset[str]:
-    chosen: set[str] = set()
-    for name in names:
-        known = {"DEFAULT": ATTENTION[:3], "AUTO": ATTENTION[:3], "ALL": (*ATTENTION, *MLP)}
-        chosen |= set(known.get(name.upper(), (name.rpartition(".")[2],)))
-    return frozenset(chosen)
-
-
-def _saved_whole(names: Sequence[str], sizes: Geometry) -> int:
-    """Return the parameters of modules trained whole beside the adapters."""
-    table = sizes.vocab * sizes.hidden
-    each = {"EMBEDDING": table, "embed_tokens": table, "lm_head": table,
-            "LN": sizes.hidden * (sizes.layers * sizes.norms + 1)}  # fmt: skip
-    return sum(each.get(name, 0) for name in names)
-
-
 def job_of(subject: Subject) -> Job:
     """Return the run as the strategies see it."""
     args, rows, schedule = subject.args, subject.rows, subject.schedule
@@ -259,6 +211,7 @@ def job_of(subject: Subject) -> Job:
         _evaluation(subject),
         has_dropout,
         subject.sized.geometry.up_width > 0 and args.model.fused_operators != "false",
+        engines_of(args),
     )
 
 

@@ -23,7 +23,7 @@ from swiftlet.errors import OutOfMemoryError
 from swiftlet.models.geometry import geometry_of_config
 from swiftlet.models.safety import read_config
 from swiftlet.parallel.world import World
-from swiftlet.plan.cards import Card, find_card, host_card, read_cards, with_measured
+from swiftlet.plan.cards import Card, find_card, host_card, like_card, with_measured
 from swiftlet.plan.chosen import pays_to_share
 from swiftlet.plan.memory import CUT, FULL, GIB, NONE, PARTIAL
 from swiftlet.plan.strategies import (
@@ -143,9 +143,8 @@ def card_of(device: Device, local_world_size: int) -> Card:
     if device.kind == "cpu":
         return host_card(total / local_world_size, measured_here(device.kind, os.environ))
     known = find_card(device.name)
-    card = known or replace(
-        read_cards()["A100-80G"], name=device.name, sources="not in the table: rates of an A100"
-    )
+    like = like_card(device.name)
+    card = known or replace(like, name=device.name, sources=f"not in the table: rates of {like.name}")
     measured = measured_here(card.name, os.environ)
     return replace(with_measured(card, measured) if measured else card, memory_gib=total)
 

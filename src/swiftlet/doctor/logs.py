@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 
 from swiftlet.doctor.levels import ERROR, PLAIN, QUIET, STEP, WARNING, error_head, level_of
@@ -30,8 +31,12 @@ HEADING = re.compile(r"==> (?P<path>\S.*?) <==|^\s*(?P<rank>rank ?\d+) ?[:：]\s
 RANK = re.compile(
     r"\[rank ?(\d+)\]|\[Rank ?(\d+)\]|^\W{0,3}[Rr]ank ?(\d+)[:\]]|\bRankID:(\d+)|\brankId\[(\d+)|\bRank\[(\d+)\]"
     # Only at the head: further on it is as often that of a low-rank adapter.
-    r"|^[^A-Za-z]*rank=(\d+)|^\([^()]*[ ,]rank=(\d+)|\bTP(\d+) pid"
+    r"|^[^A-Za-z]*rank=(\d+)|^\([^()]*[ ,]rank=(\d+)|(?:\b|Worker_)TP(\d+)(?:_EP\d+)? pid"
 )
+# The head that torch_npu gives a message alone says the rank; the traceback stands above it, the rest below.
+HEAD_OF_MESSAGE = re.compile(r"\(PID:\d+, Device:-?\d+, RankID:\d+\) ERR\d{5}\b")
+TRACEBACK = "Traceback (most recent call last)"
+LONGEST_BELOW, LONGEST_ABOVE = 12, 400
 SUMMARY = re.compile(r"\brank\s*: (\d+) \(local_rank: \d+\)")  # of a launcher: it holds for the lines below
 SUMMARY_GOES_ON = re.compile(r"\b(?:exitcode|error_file|traceback)\s*: ")
 
@@ -115,7 +120,10 @@ def lines_from(
                 _enter(part, entries)
             if not _repeats(part, seen):
                 level = level_of(part)
+                if level == QUIET and "HeartbeatAbnormal" in part:
+                    level = PLAIN  # CANN's run log only informs of the rank that failed first
                 found += [_line(part.rstrip("\r"), number, state, level, clock)] if level != QUIET else []
+    _lend_ranks(found)
     earliest: dict[str, float | None] = {}
     for line in reversed(found):
         line.rank = line.rank if line.rank is not None else state.ranks.get(line.process or "")
@@ -124,6 +132,23 @@ def lines_from(
         earliest[line.source] = line.time_s
         line.is_survived = line.number < state.steps.get((line.source, line.rank), 0)
     return found
+
+
+def _lend_ranks(lines: list[Line]) -> None:
+    """Give the rank in the head of a message to its other lines, where they say no rank or process of their own."""
+    for at, head in enumerate(lines):
+        if "RankID:" not in head.text or not HEAD_OF_MESSAGE.search(head.text):
+            continue
+        above = lines[max(0, at - LONGEST_ABOVE) : at][::-1]
+        own = list(takewhile(_says_no_rank, above))
+        begin = next((number for number, line in enumerate(own) if TRACEBACK in line.text), 0)
+        below = takewhile(_says_no_rank, lines[at + 1 : at + 1 + LONGEST_BELOW])
+        for line in [*own[: begin + 1], *takewhile(lambda line: TRACEBACK not in line.text, below)]:
+            line.rank = head.rank
+
+
+def _says_no_rank(line: Line) -> bool:
+    return line.rank is None and line.process is None
 
 
 def _enter(text: str, entries: dict[str, set[tuple[int, str]]]) -> None:

@@ -13,6 +13,7 @@ from swiftlet.errors import UsageError, suggest
 
 TABLE = Path(__file__).parent / "data" / "cards.json"
 COUNT = re.compile(r"(\d+)[xX*](.+)")
+VENDOR = re.compile(r"\b(?:(?:nvidia|huawei|ascend|geforce|tesla)[ _-]?)+")
 NAME = re.compile(r"[A-Za-z0-9 _.()+-]+")  # what a user may write of a device
 HOST = "CPU"
 
@@ -58,21 +59,28 @@ def read_cards() -> dict[str, Card]:
     return {name: Card(name, **row) for name, row in rows.items()}
 
 
-def _key(name: str) -> str:
-    short = re.sub(r"[^a-z0-9]", "", name.lower())
-    return re.sub(r"^(nvidia|ascend|geforce)+", "", short).removesuffix("b")
-
-
 def find_card(name: str) -> Card | None:
-    """Return the row whose name is in the name of a device, as its driver or a user writes it, or None.
+    """Return the row of a device, as its driver or a user writes it (Ascend910B4, A100-SXM4-40GB, H100), or None.
 
-    A name without its memory (A100, H100) is the larger card.
+    What follows the model says no more than the memory; a name without it, or that a model begins with (910B), is the
+    largest such card.
     """
-    cards, wanted = read_cards(), _key(name)
-    found = [card for card in cards.values() if all(_key(part) in wanted for part in card.name.split("-"))]
-    short = [card for card in cards.values() if wanted and _key(card.name).startswith(wanted)]
-    chosen = found or short
-    return max(chosen, key=lambda card: (len(card.name), card.memory_gib)) if chosen else None
+    wanted = VENDOR.sub("", name.lower())
+    sizes = {size.removesuffix("b") for size in re.findall(r"(?<![a-z0-9])\d+gb?\b", wanted)}
+    short = re.sub(r"[^a-z0-9]", "", wanted)
+    found = []
+    for card in read_cards().values():
+        model, _, size = card.name.lower().partition("-")
+        is_named = re.match(r"[ _-]?".join(model) + r"(?!\d)", wanted) is not None
+        is_begin = bool(short) and model.startswith(short) and not re.match(r"\d{2}", model[len(short) - 1 :])
+        if (is_named or is_begin) and not (size and sizes and size not in sizes):
+            found.append(card)
+    return max(found, key=lambda card: (len(card.name), card.memory_gib), default=None)
+
+
+def like_card(name: str) -> Card:
+    """Return the card whose rates stand for those of a device that is not in the table."""
+    return read_cards()["910B3" if "ascend" in name.lower() else "A100-80G"]
 
 
 def parse_devices(text: str) -> tuple[int | None, Card]:
@@ -85,8 +93,8 @@ def parse_devices(text: str) -> tuple[int | None, Card]:
     number, name = (int(match[1]), match[2]) if match else (None, text.strip())
     card = find_card(name) if NAME.fullmatch(name) else None
     if card is None or number == 0:
-        reason = "at least one device" if card else suggest(name, read_cards())
-        raise UsageError(f"--device {text}: no such device in the table", f"{reason}, such as 8x910B3")
+        reason = "name at least one device" if card else suggest(name, read_cards())
+        raise UsageError(f"--device {text}: no such device in the table", f"{reason} (such as 8x910B3)")
     return number, card
 
 

@@ -17,15 +17,14 @@ from typing import NamedTuple
 
 from swiftlet.plan.sizes import Sizes
 
-GIB = 2**30
-FP32 = 4
+GIB, FP32 = 2**30, 4
 HOST_CHUNK, HOST_ROWS, HOST_WORDS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 4096, 384 * 2**20, 32
 ROUNDED_ELEMENTS, ROUNDED_COPIES = 2**24, 7  # train/adamw_bf16.py: a chunk, and its fp32 copies
 ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
 CUT = ("zero3", "zero3-offload", "fsdp2", "fsdp2-offload")  # the weights themselves
 SHARDED = ("zero2", *CUT)
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-MLP = ("gate_proj", "up_proj", "down_proj")
+MLP, ENDS = ("gate_proj", "up_proj", "down_proj"), ("embed_tokens", "lm_head")
 # --gradient_checkpointing: made again is nothing, normalised values with up and the MLP's product, or each whole layer.
 LEVELS = NONE, PARTIAL, FULL = ("false", "partial", "true")
 
@@ -36,7 +35,7 @@ class Setting:
 
     Args:
         itemsize: bytes of a weight or an activation.
-        targets: projections with adapters, of `ATTENTION` and `MLP`; not looked at with `is_full`.
+        targets: matrices with adapters, of `ATTENTION`, `MLP` and `ENDS`; not looked at with `is_full`.
         trained_share: share of the parameters that a full run trains.
         extra_trained: parameters trained whole beside the adapters, such as the embedding.
         states: numbers that the optimizer keeps a parameter.
@@ -107,12 +106,12 @@ def projections(g: Sizes) -> dict[str, tuple[int, int]]:
 
 
 def num_adapter_parameters(g: Sizes, s: Setting) -> int:
-    """Return the parameters that LoRA adds: rank (inputs + outputs) a projection, and the outputs again for DoRA."""
+    """Return the parameters that LoRA adds: rank (inputs + outputs) a matrix, and the outputs again for DoRA."""
     if s.is_full:
         return 0
-    sizes = [size for name, size in projections(g).items() if name in s.targets]
-    a_layer = sum(s.rank * (inputs + outputs) + s.has_dora * outputs for inputs, outputs in sizes)
-    return g.layers * a_layer
+    sizes = [size for name, size in projections(g).items() if name in s.targets] * g.layers
+    sizes += [(g.hidden, g.vocab)] * len(s.targets & set(ENDS))
+    return sum(s.rank * (inputs + outputs) + s.has_dora * outputs for inputs, outputs in sizes)
 
 
 def num_trained(g: Sizes, s: Setting) -> int:
@@ -138,7 +137,8 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
 
 def spared_per_layer(g: Sizes, s: Setting) -> float:
     """Return the bytes of these that partial recomputing does not keep."""
-    inputs = sum(s.is_full or bool(s.targets & set(names)) for names in (ATTENTION[:3], MLP[:2]))
+    adapted = s.targets & projections(g).keys()
+    inputs = sum(s.is_full or bool(adapted & set(names)) for names in (ATTENTION[:3], MLP[:2]))
     return s.itemsize * s.tokens * (g.hidden * inputs + g.up_width * (1 + s.is_full))
 
 
@@ -160,7 +160,7 @@ def _saved_mlp(g: Sizes, s: Setting) -> float:
     rows = tokens * g.active_experts
     width = 3 * g.expert_intermediate + g.hidden + (g.hidden + g.expert_intermediate if s.is_full else 0)
     shared = 2 * g.shared_intermediate + g.hidden if g.shared_intermediate else 0
-    shared += 2 * g.hidden if s.is_full else 0
+    shared += g.hidden * (2 if s.is_full else bool(reads_input and g.shared_intermediate))
     return rows * e * width + tokens * (e * shared + FP32 * 2 * g.experts)
 
 

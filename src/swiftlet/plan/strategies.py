@@ -54,6 +54,7 @@ class Job:
         feed: a micro-batch token budget to what the data gives.
         evaluation: loads of one evaluation on one rank, and how many evaluations there are.
         has_partial: the model's modules are known well enough to recompute in part.
+        engines: those with which `swift sft` takes the other flags.
     """
 
     sizes: Sizes
@@ -64,6 +65,7 @@ class Job:
     evaluation: tuple[Sequence[Load], int] = ((), 0)
     has_dropout: bool = True
     has_partial: bool = True
+    engines: tuple[str, ...] = ENGINES
 
 
 class Figures(NamedTuple):
@@ -178,11 +180,11 @@ def different(job: Job, budgets: Iterable[int]) -> list[int]:
     return list(found.values())[::-1]
 
 
-def ways(job: Job, budgets: Iterable[int], engines: Iterable[str] = ENGINES) -> list[Way]:
+def ways(job: Job, budgets: Iterable[int]) -> list[Way]:
     """Return all ways, the best first: those that fit by time, then the tight ones, then the others by memory."""
     found = [
         way_of(job, engine, budget, recompute)
-        for engine in engines
+        for engine in job.engines
         if engine == "none" or job.setting.world_size > 1 or engine.endswith("offload")
         if not (job.card.is_host and engine.endswith("offload"))  # there is no other memory
         for budget in different(job, budgets)
@@ -279,13 +281,11 @@ def advise(job: Job, budgets: Sequence[int], levels: Sequence[str]) -> Advice:
 
 
 def devices_needed(job: Job, budgets: Sequence[int], most: int = 1024) -> int | None:
-    """Return the smallest number of devices (a power of two above the job's) on which a sharded run fits."""
+    """Return the smallest number of devices (a power of two above the job's) on which a run with FSDP2 fits."""
     number = job.setting.world_size * 2
-    while number <= most:
+    while "fsdp2" in job.engines and number <= most:
         wider = replace(job, setting=replace(job.setting, world_size=number))
-        if any(
-            way_of(wider, engine, budgets[-1], FULL).figures.verdict != NO for engine in ("fsdp2", "zero3")
-        ):
+        if way_of(wider, "fsdp2", budgets[-1], FULL).figures.verdict != NO:
             return number
         number *= 2
     return None

@@ -1,0 +1,106 @@
+"""What flags of sft mean to a plan: the setting that shapes its memory, and the engines that go with the others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from swiftlet.config.check_engines import ENGINE_RULES
+from swiftlet.config.deepspeed import is_offloaded, zero_stage
+from swiftlet.config.fields import with_values
+from swiftlet.models.geometry import Geometry
+from swiftlet.plan.memory import ATTENTION, ENDS, MLP, NONE, Setting, projections
+from swiftlet.plan.strategies import FLAGS
+
+# Numbers that an optimizer keeps a parameter; fused AdamW needs no temporary copy.
+STATES = {"sgd": 0, "adafactor": 0, "adagrad": 1, "rmsprop": 1}
+OF_ONE_LAYER = re.compile(r"\.\d+\.")
+
+
+def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Setting:
+    """Return what of the arguments shapes memory; tokens are filled in for each way to run."""
+    tuner, train = args.tuner, args.train
+    return Setting(
+        itemsize=itemsize,
+        tokens=1,
+        is_full=tuner.sft_type == "full",
+        rank=tuner.lora_rank,
+        targets=_targets(tuner.lora_target_modules),
+        trained_share=1 - _frozen_share(tuner, sizes),
+        extra_trained=_saved_whole(tuner.lora_modules_to_save, sizes),
+        has_dora=tuner.use_dora,
+        recompute=NONE if train.gradient_checkpointing == "AUTO" else train.gradient_checkpointing,
+        states=STATES.get(train.optim, 2),
+        engine=_engine(args.parallel),
+        world_size=world_size,
+        keeps_attention=True,
+    )
+
+
+def engines_of(args: Any) -> tuple[str, ...]:
+    """Return the engines with which sft takes the other flags; without one it takes what it was given."""
+    plain = {"deepspeed": None, "fsdp": None, "gradient_checkpointing": NONE}
+
+    def is_taken(flags: Sequence[str]) -> bool:
+        tried = with_values(args, **(plain | {flags[0].removeprefix("--"): flags[1]}))
+        return not any(rule(tried, frozenset()) for rule in ENGINE_RULES)
+
+    return tuple(name for name, flags in FLAGS.items() if not flags or is_taken(flags))
+
+
+def _engine(parallel: Any) -> str:
+    """Return the name of the engine in plans; what only part of the state is offloaded by is planned without it."""
+    if parallel.deepspeed:
+        if zero_stage(parallel.deepspeed) != 3:
+            return "zero2"
+        return "zero3-offload" if is_offloaded(parallel.deepspeed) else "zero3"
+    return next((name for name, flags in FLAGS.items() if parallel.fsdp in flags), "none")
+
+
+def _targets(names: Sequence[str]) -> frozenset[str]:
+    known = {
+        "DEFAULT": ATTENTION[:3],
+        "AUTO": ATTENTION[:3],
+        "ALL": (*ATTENTION, *MLP),
+        "EMBEDDING": ("embed_tokens",),
+    }
+    chosen: set[str] = set()
+    for name in names:
+        chosen |= set(known.get(name.upper(), (name.rpartition(".")[2],)))
+    return frozenset(chosen)
+
+
+def _saved_whole(names: Sequence[str], sizes: Geometry) -> int:
+    """Return the parameters of modules trained whole beside the adapters; of names that differ by model none."""
+    table = sizes.vocab * sizes.hidden
+    ends = dict.fromkeys(ENDS, table) | {"norm": sizes.hidden}
+    ends |= {"EMBEDDING": table, "LN": sizes.hidden * (sizes.layers * sizes.norms + 1)}
+    matrices = {name: inputs * outputs for name, (inputs, outputs) in projections(sizes).items()}
+    matrices |= {"self_attn": sizes.attention_parameters, "mlp": sizes.mlp_parameters(sizes.layers - 1)}
+    number = 0
+    for name in names:
+        last = name.upper() if name.upper() in ends else name.rpartition(".")[2]
+        number += ends.get(last, 0) + matrices.get(last, 0) * (
+            1 if OF_ONE_LAYER.search(name) else sizes.layers
+        )
+    return number
+
+
+def _frozen_share(tuner: Any, sizes: Geometry) -> float:
+    """Return the share of the parameters that a full run does not train: by name, and from the bottom.
+
+    Names are those of most families; of a prefix that begins otherwise, or inside a layer, nothing is known.
+    """
+    total = sizes.num_parameters
+    table = sizes.vocab * sizes.hidden
+    layers = total - table * (1 if sizes.tied else 2) - sizes.hidden
+    parts: list[tuple[str, float]] = [("model.embed_tokens.", table)]
+    parts += [(f"model.layers.{number}.", layers / sizes.layers) for number in range(sizes.layers)]
+    parts += [("model.norm.", sizes.hidden), ("lm_head.", 0 if sizes.tied else table)]
+    limit, passed, frozen = tuner.freeze_parameters_ratio * total, 0.0, 0.0
+    for name, size in parts:
+        below = min(max(limit - passed, 0.0), size)
+        frozen += size if name.startswith(tuple(tuner.freeze_parameters)) else below
+        passed += size
+    return frozen / total
