@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 from functools import partial
@@ -45,6 +46,34 @@ def test_the_same_held_out_rows_come_back(checkpoint, rows_file):
     assert [json.loads(line) for line in file.read_text("utf-8").splitlines()] == rows
     again = infer(ckpt_dir=str(checkpoint), load_dataset_config=True, show_dataset_sample=2, **GREEDY)
     assert again == rows[:2]
+
+
+def test_a_checkpoint_of_relative_paths_is_used_from_another_folder(
+    fine_tune, model_folder, rows_file, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(model_folder.parent)
+    dataset = f"{os.path.relpath(rows_file)}#20"
+    ran = fine_tune(max_steps=3, model_id_or_path=model_folder.name, dataset=dataset)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert len(infer(ckpt_dir=ran.last_checkpoint, load_dataset_config=True, **GREEDY)) == 2
+    assert Path(export(ckpt_dir=ran.last_checkpoint, merge_lora=True, device="cpu")).is_dir()
+
+
+def test_a_run_without_held_out_rows_does_not_propose_to_answer_them(fine_tune, capfd):
+    ran = fine_tune(max_steps=3, dataset_test_ratio=0, eval_steps=None)
+    assert f"next: swift infer --ckpt_dir {ran.last_checkpoint}\n" in capfd.readouterr().err
+
+
+def test_a_process_that_answers_is_bound_unless_told_otherwise(checkpoint, monkeypatch, capfd):
+    from swiftlet.commands import answering
+
+    monkeypatch.setattr(answering, "bind_process", lambda *asked: [f"bound {asked[:3]}"])
+    options = {"ckpt_dir": str(checkpoint), "load_dataset_config": True, "show_dataset_sample": 1, **GREEDY}
+    infer(**options)
+    assert "bound ('cpu', 0, 1)" in capfd.readouterr().err
+    infer(**options, bind_cpu=False)
+    assert "bound" not in capfd.readouterr().err
 
 
 def test_held_out_rows_that_the_run_did_not_evaluate_are_counted(fine_tune, capfd):

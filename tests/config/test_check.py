@@ -56,8 +56,6 @@ def sft(words):
         ("--deepspeed {", "--deepspeed is not JSON"),
         ("--resume_from_checkpoint nowhere", "no such checkpoint folder: nowhere"),
         ("--model_id_or_path ./nowhere", "no such folder: ./nowhere"),
-        ("--val_dataset missing.jsonl", "no such data file or folder: missing.jsonl"),
-        ("--val_dataset missing.ndjson.gz#5", "no such data file or folder: missing.ndjson.gz"),
         ("--max_length 0", "--max_length must be above 0"),
         ("--max_steps 0", "--max_steps must be above 0, or -1 for no limit, found 0"),
         ("--save_total_limit 0", "--save_total_limit must be above 0, or -1 for all, found 0"),
@@ -109,6 +107,9 @@ def test_each_rule_says_what_is_wrong_and_what_to_type(words, expected):
     [
         "--save_strategy no",
         "--temperature 0.9 --max_new_tokens 5",  # they go into generation_config.json
+        "--val_dataset gsm8k --dataset_test_ratio 0",
+        "--warmup_ratio 0 --warmup_steps 5",
+        "--deepspeed none --fsdp full_shard",
         "--evaluation_strategy no --eval_steps 5",  # the steps between checkpoints
         "--evaluation_strategy epoch --eval_steps 5",
         "--dataset_test_ratio 0 --eval_steps 5",
@@ -201,6 +202,11 @@ def test_what_concerns_rows_has_no_effect_in_a_chat(words):
     (message,) = infer(f"--model_type tiny-math-chat {words}")
     assert message.startswith(f"{words.split()[0]} has no effect in a chat, and no dataset is named")
     assert "\nhint: remove it, or add --dataset NAME_OR_FILE" in message
+
+
+def test_infer_holds_nothing_out_of_rows_for_validation():
+    (message,) = infer("--model_type tiny-math-chat --val_dataset gsm8k --dataset_test_ratio 0.1")
+    assert message.startswith("--val_dataset and --dataset_test_ratio exclude each other")
 
 
 def test_what_has_no_effect_on_answers_to_rows(tmp_path):

@@ -33,7 +33,8 @@ def test_values_of_every_type():
 def test_a_comma_inside_the_name_of_a_file_does_not_split_it(tmp_path):
     file = tmp_path / "a,b.jsonl"
     file.touch()
-    assert parse(SftArgs, ["--dataset", str(file)]).args.data.dataset == (str(file),)
+    for text in (str(file), f"{file}#20"):
+        assert parse(SftArgs, ["--dataset", text]).args.data.dataset == (text,)
 
 
 def test_columns_repeat_and_take_json():
@@ -169,7 +170,8 @@ def test_yaml_values_are_what_was_written(tmp_path):
 
 def test_a_json_file_through_config(tmp_path):
     file = tmp_path / "run.json"
-    file.write_text(json.dumps({"deepspeed": {"zero_optimization": {"stage": 2}}, "lora_rank": 4}))
+    text = json.dumps({"deepspeed": {"zero_optimization": {"stage": 2}}, "lora_rank": 4})
+    file.write_text(text, encoding="utf-8-sig")  # editors of Windows begin a file so
     parsed = parse(SftArgs, ["--config", str(file)])
     assert json.loads(parsed.args.parallel.deepspeed) == {"zero_optimization": {"stage": 2}}
     assert parsed.args.tuner.lora_rank == 4

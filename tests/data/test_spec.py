@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from swiftlet.data.datasets import DATASETS, by_id
-from swiftlet.data.spec import DatasetSpec, parse_spec, parse_specs
+from swiftlet.data.spec import DatasetSpec, absolute_text, parse_spec, parse_specs
 from swiftlet.errors import UsageError
 
 
@@ -109,3 +109,12 @@ def test_the_table_of_datasets_is_whole():
             assert row.lengths.min <= row.lengths.mean <= row.lengths.max, name
     assert by_id("azure99/blossom-math-v2") is DATASETS["blossom-math-zh"]
     assert by_id("nobody/nothing") is None
+
+
+def test_a_path_means_the_same_from_another_folder_and_other_names_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    assert absolute_text("rows") == f"{tmp_path}/rows"
+    assert absolute_text("rows:en/zh#20") == f"{tmp_path}/rows:en/zh#20"
+    for text in ("demo-math-zh#20", "HF::openai/gsm8k:main#7", "self-cognition:Ada/ACME"):
+        assert absolute_text(text) == text

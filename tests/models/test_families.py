@@ -237,3 +237,20 @@ def test_a_copy_of_such_a_model_at_hand_is_taken_as_it_is(tmp_path):
     local = ModelArgs(model_type="baichuan2-7b-chat", model_id_or_path=str(tmp_path))
     asked = ModelArgs(model_type="internlm2_5-7b-chat", trust_remote_code=True)
     assert [*unknown_names(local, DataArgs()), *unknown_names(asked, DataArgs())] == []
+
+
+def test_data_that_is_not_there_is_named_with_its_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows" / "en").mkdir(parents=True)
+    (tmp_path / "C#1").mkdir()
+    (tmp_path / "C#1" / "a.jsonl").touch()
+    model = ModelArgs(model_type="tiny-math-chat")
+    here = DataArgs(("./rows:en", f"{tmp_path}/rows:en#5", "./C#1/a.jsonl#5"))
+    assert [*unknown_names(model, here)] == []
+    gone = DataArgs(("a.jsonl b.jsonl", "./no:en#5"), ("missing.ndjson.gz#5",))
+    assert [str(mistake) for mistake in unknown_names(model, gone)] == [
+        "no such data file or folder: a.jsonl b.jsonl\n"
+        "hint: check the path given to --dataset; several are words of their own, or separated by commas",
+        "no such data file or folder: ./no\nhint: check the path given to --dataset",
+        "no such data file or folder: missing.ndjson.gz\nhint: check the path given to --val_dataset",
+    ]

@@ -114,7 +114,9 @@ def test_shards_are_read_through_their_index(tmp_path):
 def test_generation_settings_come_from_the_folder(tmp_path):
     save(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9], "top_k": 5}')
-    assert load(tmp_path).generation_config.eos_token_id == [7, 9]
+    settings = load(tmp_path).generation_config
+    assert settings.eos_token_id == [7, 9]
+    assert settings.top_k is None  # greedy generation would be warned of it
 
 
 def test_a_tied_config_with_two_matrices_keeps_both_and_says_so(tmp_path, capsys):

@@ -143,6 +143,7 @@ def test_a_log_that_cannot_be_written_costs_one_warning(tmp_path, caplog, monkey
 
 
 def test_a_picture_a_scalar(tmp_path, build_job):
+    tmp_path = tmp_path / "two words"
     job = build_job(tmp_path)
     train(job.run, job.state)
     found = summarise(job.run.report, job.state, job.run.saver, "swift infer --ckpt_dir {checkpoint}")
@@ -153,7 +154,7 @@ def test_a_picture_a_scalar(tmp_path, build_job):
     assert f"best_model_checkpoint: {best}" in found
     assert f"last_model_checkpoint: {tmp_path / 'checkpoint-6'}" in found
     assert f"images_dir: {tmp_path / 'images'}" in found
-    assert f"next: swift infer --ckpt_dir {best}" in found
+    assert f"next: swift infer --ckpt_dir '{best}'" in found
     last = json.loads((tmp_path / "logging.jsonl").read_text().splitlines()[-1])
     assert last["global_step"] == 6
     assert last["train_runtime"] > 0

@@ -177,6 +177,13 @@ def test_what_can_be_asked_for(saved, tmp_path):
         choose_checkpoint(str(saved / "checkpoint-1"), saved)
 
 
+def test_a_relative_folder_becomes_absolute(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for asked in ("run/checkpoint-2", "~/run/checkpoint-2"):
+        assert choose_checkpoint(asked, tmp_path).path == saved / "checkpoint-2"
+
+
 def test_another_identity_is_refused_unless_told(saved, caplog):
     checkpoint = open_checkpoint(saved / "checkpoint-3")
     check_identity(checkpoint, Identity("data", "base", {"lr": 1e-2}), is_override=False)

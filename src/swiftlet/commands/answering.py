@@ -17,6 +17,7 @@ from swiftlet.commands.model_source import context_length, longest_sample
 from swiftlet.data.prepare import read_split
 from swiftlet.data.rows import Sample
 from swiftlet.data.template import TemplateError
+from swiftlet.device.placement import bind_process
 from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, open_device, resolve_dtype
 from swiftlet.errors import DataError
@@ -34,9 +35,13 @@ LINE = "-" * 50
 
 def _open(ready: Ready) -> tuple[Device, World]:
     machine = ready.args.machine
-    device = open_device(
-        machine.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")), environ=os.environ
-    )
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = open_device(machine.device, local_rank=local_rank, environ=os.environ)
+    if machine.bind_cpu:
+        for line in bind_process(
+            device.kind, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.environ
+        ):
+            log.info(line)
     for line in apply_settings(device):
         log.info(line)
     return device, init_world(device.backend, device.torch_device)

@@ -45,15 +45,29 @@ def unknown_names(model: Any, data: Any, *, is_trained: bool = False) -> Iterato
             named_template(model.template_type)
     except UsageError as mistake:
         yield mistake
-    for text in (*data.dataset, *data.val_dataset):
-        try:
-            parse_specs([text])
-        except UsageError as mistake:
-            yield mistake
+    for flag, texts in (("dataset", data.dataset), ("val_dataset", data.val_dataset)):
+        for text in texts:
+            yield from _dataset_mistakes(flag, text)
     try:
         check_columns(data.columns)
     except UsageError as mistake:
         yield mistake
+
+
+def _dataset_mistakes(flag: str, text: str) -> Iterator[UsageError]:
+    try:
+        specs = parse_specs([text])
+    except UsageError as mistake:
+        yield mistake
+        return
+    for spec in specs:
+        if spec.kind == "path" and not os.path.exists(spec.location):
+            several = (
+                "; several are words of their own, or separated by commas" if " " in spec.location else ""
+            )
+            yield UsageError(
+                f"no such data file or folder: {spec.location}", f"check the path given to --{flag}{several}"
+            )
 
 
 def _model_mistakes(model: Any, is_trained: bool) -> Iterator[UsageError]:
@@ -94,7 +108,7 @@ def find_source(model: Any) -> Source:
     """
     choice = find_model(model.model_type, model.model_id_or_path)
     folder = fetch(choice, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
-    return Source(choice.name, folder)
+    return Source(choice.name, folder.absolute())  # a checkpoint names it, and is used from other folders
 
 
 def check_trainable(folder: Path) -> None:

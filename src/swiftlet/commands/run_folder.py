@@ -17,6 +17,7 @@ from typing import Any
 
 from swiftlet import __version__, log
 from swiftlet.config.fields import to_flat
+from swiftlet.data.spec import absolute_text
 from swiftlet.errors import CheckpointError, UsageError
 from swiftlet.files import write_whole
 from swiftlet.log import MASK, is_secret_name, redacted
@@ -129,8 +130,12 @@ def shaping_settings(args: Any) -> dict[str, Any]:
 
 
 def args_text(args: Any, extra: Mapping[str, Any], *, of_checkpoint: bool = False) -> str:
-    """Return the arguments and further facts of a run as JSON, without secrets; `hidden` names what held one."""
+    """Return the arguments and further facts of a run as JSON, without secrets; `hidden` names what held one.
+
+    Paths of data are absolute: a checkpoint is used from other folders too.
+    """
     flat = {"swiftlet_version": __version__, **to_flat(args), **extra}
+    flat |= {name: [absolute_text(text) for text in flat[name]] for name in ("dataset", "val_dataset")}
     if of_checkpoint:
         flat = {name: value for name, value in flat.items() if name not in OF_THIS_START}
     shown = {

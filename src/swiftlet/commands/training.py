@@ -51,7 +51,7 @@ from swiftlet.train.statefile import open_optimizer
 from swiftlet.train.summary import summarise
 
 LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # set by torchrun
-NEXT = "swift infer --ckpt_dir {checkpoint} --load_dataset_config true"
+NEXT, HELD_OUT = "swift infer --ckpt_dir {checkpoint}", "--load_dataset_config true"
 
 
 def train_model(args: Any, ready: Ready) -> Outcome:
@@ -225,7 +225,7 @@ def _in_use(device: Device) -> int:
 def _outcome(run: Run, state: TrainState, ready: Ready) -> Outcome:
     saver, report = run.saver, run.report
     if isinstance(report, Report):
-        summarise(report, state, saver, NEXT)
+        summarise(report, state, saver, NEXT if ready.data.val is None else f"{NEXT} {HELD_OUT}")
     return outcome_of(ready.folder, saver.saved_steps if saver is not None else [], state)
 
 

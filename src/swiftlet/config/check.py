@@ -14,7 +14,7 @@ from swiftlet.config.args import AUTO
 from swiftlet.config.check_effects import INFER, SFT, without_effect
 from swiftlet.config.check_engines import ENGINE_RULES
 from swiftlet.config.deepspeed import NAMES, read_settings, settings_mistake
-from swiftlet.config.filenames import SUFFIXES, unpacked_name
+from swiftlet.config.fields import to_flat
 from swiftlet.config.lora import start_mistake
 from swiftlet.config.parse import Parsed
 from swiftlet.errors import SwiftletError, UsageError
@@ -25,13 +25,13 @@ Rule = Callable[[Any, frozenset[str]], "UsageError | None"]
 def check_sft(parsed: Parsed) -> list[SwiftletError]:
     """Return every mistake of an sft command line, those of parsing first."""
     useless = without_effect(SFT, parsed.args, parsed.given)
-    return [*parsed.mistakes, *_found(SFT_RULES, parsed), *_missing_files(parsed.args.data), *useless]
+    return [*parsed.mistakes, *_found(SFT_RULES, parsed), *useless]
 
 
 def check_infer(parsed: Parsed) -> list[SwiftletError]:
     """Return every mistake of an infer command line."""
     useless = without_effect(INFER, parsed.args, parsed.given)
-    return [*parsed.mistakes, *_found(INFER_RULES, parsed), *_missing_files(parsed.args.data), *useless]
+    return [*parsed.mistakes, *_found(INFER_RULES, parsed), *useless]
 
 
 def check_export(parsed: Parsed) -> list[SwiftletError]:
@@ -87,25 +87,23 @@ def _dataset_named(args: Any, given: frozenset[str]) -> UsageError | None:
     )
 
 
-def _missing_files(data: Any) -> Iterator[UsageError]:
-    for flag, specs in (("dataset", data.dataset), ("val_dataset", data.val_dataset)):
-        for spec in specs:
-            path = spec.partition("#")[0]
-            looks_local = path.startswith((".", "/", "~")) or unpacked_name(path).endswith(SUFFIXES)
-            if looks_local and not os.path.exists(spec) and not os.path.exists(os.path.expanduser(path)):
-                yield UsageError(f"no such data file or folder: {path}", f"check the path given to --{flag}")
-
-
 def _pairs_that_exclude(args: Any, given: frozenset[str]) -> UsageError | None:
     pairs = (
         ("val_dataset", "dataset_test_ratio"),
         ("warmup_ratio", "warmup_steps"),
         ("deepspeed", "fsdp"),
     )
+    values = to_flat(args)
+    asked = {name for name in given if _asks(name, values[name])}
     for one, other in pairs:
-        if one in given and other in given:
+        if one in asked and other in asked:
             return UsageError(f"--{one} and --{other} exclude each other", "keep one of them")
     return None
+
+
+def _asks(name: str, value: Any) -> bool:
+    """Return whether a value asks for something: nothing and a share of 0 do not, 0 steps do."""
+    return value not in (None, []) and not (name.endswith("_ratio") and value == 0)
 
 
 def _init_weights(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -157,7 +155,7 @@ def _report_to(args: Any, given: frozenset[str]) -> UsageError | None:
 
 def _resume(args: Any, given: frozenset[str]) -> UsageError | None:
     path = args.output.resume_from_checkpoint
-    if path in (None, "auto") or Path(path).is_dir():
+    if path in (None, "auto") or Path(path).expanduser().is_dir():
         return None
     return UsageError(
         f"no such checkpoint folder: {path}", "give checkpoint-N's folder, or --resume_from_checkpoint auto"
@@ -262,6 +260,7 @@ INFER_RULES: tuple[Rule, ...] = (
     _source_of_answers,
     _checkpoint_folder,
     _model_folder,
+    _pairs_that_exclude,
     _needs_checkpoint,
 )
 EXPORT_RULES: tuple[Rule, ...] = (_export_checkpoint, _export_work, _export_folder)

@@ -33,7 +33,7 @@ def read_config(path: str) -> dict[str, Any]:
             f"{path} has {file.stat().st_size} bytes: not a file of arguments", "keep it below 1 MB"
         )
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is not UTF-8: {error.reason} at byte {error.start}", "save it as UTF-8"

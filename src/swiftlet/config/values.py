@@ -134,7 +134,8 @@ def _several(flag: Flag, raw: Any) -> tuple[str, ...]:
         if flag.is_text and word:
             values.append(str(word))
             continue
-        parts = [str(word)] if os.path.exists(str(word)) else str(word).split(",")
+        is_path = os.path.exists(str(word)) or os.path.exists(str(word).rpartition("#")[0])  # NAME#2000
+        parts = [str(word)] if is_path else str(word).split(",")
         values += [part.strip() for part in parts if part.strip()]
     is_empty = bool(words) or isinstance(raw, (list, tuple))
     if not values and (flag.choices or flag.default or not is_empty or any(words)):

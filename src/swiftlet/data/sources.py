@@ -63,7 +63,9 @@ def files_of(spec: DatasetSpec) -> list[Path]:
     if spec.kind == "path":
         path = Path(spec.location)
         if not path.exists():
-            raise DataError(f"no such data file or folder: {path}", "check the path given to --dataset")
+            raise DataError(
+                f"no such data file or folder: {path}", "check the path given to --dataset or --val_dataset"
+            )
         if not path.is_dir():
             return [_known(path)]
         return choose_files(path, spec.subsets, spec.split)

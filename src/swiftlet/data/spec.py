@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from swiftlet.config.filenames import SUFFIXES, unpacked_name
 from swiftlet.data.datasets import DATASETS
@@ -79,6 +80,20 @@ def parse_specs(texts: Iterable[str]) -> tuple[DatasetSpec, ...]:
         parts = [text] if whole else [part.strip() for part in text.split(",") if part.strip()]
         specs += [parse_spec(part) for part in parts or [text]]
     return tuple(specs)
+
+
+def absolute_text(text: str) -> str:
+    """Return a value of `--dataset` that means the same in any working folder.
+
+    Raises:
+        UsageError: as `parse_spec`.
+    """
+    spec = parse_spec(text)
+    if spec.kind != "path":
+        return text
+    subsets = f":{'/'.join(spec.subsets)}" if spec.subsets else ""
+    count = f"#{spec.num_samples}" if spec.num_samples else ""
+    return f"{Path(spec.location).absolute()}{subsets}{count}"
 
 
 def _split_count(text: str) -> tuple[str, int | None]:

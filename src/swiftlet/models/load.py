@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 GENERATION_CONFIG = "generation_config.json"
+SAMPLING = ("temperature", "top_k", "top_p")
 QUANTISED = {"gptq": "gptqmodel", "awq": "gptqmodel"}  # method -> the package that transformers needs for it
 CONVERSION = "automatic conversion of the weights"
 LONGEST_LIST = 5
@@ -267,9 +268,10 @@ def _settle(model: PreTrainedModel, folder: Path) -> None:
         log.warning(f"{folder}: config.json ties head and embedding, the files hold two; both are kept")
         model.config.tie_word_embeddings = False
     if (folder / GENERATION_CONFIG).is_file():
-        model.generation_config = GenerationConfig.from_dict(
-            without_code_fields(read_json(inside(folder, GENERATION_CONFIG)))
-        )
+        settings = without_code_fields(read_json(inside(folder, GENERATION_CONFIG)))
+        # Who generates says how to sample; of what is left here, greedy generation would be warned as "not valid".
+        kept = {name: value for name, value in settings.items() if name not in SAMPLING}
+        model.generation_config = GenerationConfig.from_dict(kept)
 
 
 def _one_line(error: Exception) -> str:

@@ -146,7 +146,7 @@ def choose_checkpoint(
     """
     if asked == AUTO:
         return find_checkpoint(output_dir, foreign)
-    path = Path(asked)
+    path = Path(asked).expanduser().absolute()
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {asked}: no such folder", "a checkpoint-N folder, or auto")
     if NUMBERED.match(path.name) or (path / STATE_FILE).exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def summarise(report: Report, state: TrainState, saver: Saver | None, next_comma
         f"images_dir: {report.folder / IMAGES}",
     ]
     if next_command and (best or last):
-        lines.append("next: " + next_command.replace("{checkpoint}", best or last or ""))
+        lines.append("next: " + next_command.replace("{checkpoint}", shlex.quote(best or last or "")))
     for text in lines:
         log.info(text)
     return lines
