@@ -36,12 +36,17 @@ class Hang(NamedTuple):
 
 @dataclass
 class Pace:
-    """The time between the steps of the slowest rank seen so far."""
+    """The time between the steps of the slowest rank seen so far.
+
+    Args:
+        excused_s: no silence before this moment counts, because no rank could be heard.
+    """
 
     hang_timeout_s: float | None = None
     last: dict[int, Beat] = field(default_factory=dict)
     step_times_s: list[float] = field(default_factory=list)
     gone: list[Beat] = field(default_factory=list)
+    excused_s: float = 0.0
 
     def see(self, beats: Sequence[Beat]) -> bool:
         """Take in the latest beats; return whether a rank has gone since the last time that was not at its end."""
@@ -77,7 +82,11 @@ def find_hang(beats: Sequence[Beat], pace: Pace, now_s: float) -> Hang | None:
     All ranks of a step wait for the slowest, so the one to blame is, of those that are silent, the one furthest
     behind: the lowest step, and at the same step the one that has been silent longest, unless `blame` finds out more.
     """
-    silent = [beat for beat in beats if beat.phase != "end" and now_s - beat.time_s > pace.limit_s(beat)]
+    silent = [
+        beat
+        for beat in beats
+        if beat.phase != "end" and now_s - max(beat.time_s, pace.excused_s) > pace.limit_s(beat)
+    ]
     if not silent:
         return None
     culprit = min(silent, key=lambda beat: (beat.step, beat.time_s))
@@ -101,10 +110,13 @@ def is_waiting(text: str) -> bool:
     return any(COLLECTIVE.search(line) for line in main[:INNERMOST])
 
 
-def with_missing(beats: Sequence[Beat], ranks: Sequence[int], started_s: float) -> list[Beat]:
-    """Return the beats, and for each rank that has given none one of the moment of the start."""
+def with_missing(
+    beats: Sequence[Beat], ranks: Sequence[int], started_s: float, last: Mapping[int, Beat]
+) -> list[Beat]:
+    """Return the beats, and for each rank without one its last, or one of the moment of the start."""
     known = {beat.rank for beat in beats}
-    return [*beats, *(Beat(rank, NOBODY, "start", 0, started_s) for rank in ranks if rank not in known)]
+    missing = [rank for rank in ranks if rank not in known]
+    return [*beats, *(last.get(rank, Beat(rank, NOBODY, "start", 0, started_s)) for rank in missing)]
 
 
 def is_running(pid: int) -> bool:

@@ -3,7 +3,8 @@
 Off and free unless `SWIFTLET_HEARTBEAT_DIR` is set, which the launcher does. A rank writes where it is (phase and
 step) to `rank-N.json`, its last words to `rank-N.end.json`, and on SIGUSR1 the stacks of its threads to
 `rank-N.stacks` (by a C handler, so a rank that holds the interpreter lock answers too). Times are of the machine's
-monotonic clock, which all its processes share: setting the date does not make a rank look silent.
+monotonic clock, which all its processes share: setting the date does not make a rank look silent. A folder that takes
+no files costs the watch, never the run.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from types import TracebackType
 from typing import NamedTuple
 
 from swiftlet.files import write_whole
-from swiftlet.log import redact
+from swiftlet.log import redact, warning
 
 VARIABLE = "SWIFTLET_HEARTBEAT_DIR"
 FAILED = 1
 TICK_S = 5.0
+PROBE, PROBE_BYTES = "probe", 2**16
 
 
 class Beat(NamedTuple):
@@ -49,6 +51,7 @@ class End(NamedTuple):
 
 
 _last: Beat | None = None  # of this process
+_warned: set[Path] = set()  # folders that did not take a sign of life
 
 
 def _folder() -> Path | None:
@@ -67,7 +70,14 @@ def beat(phase: str, step: int = 0) -> None:
         return
     global _last
     _last = Beat(_rank(), os.getpid(), phase, step, time.monotonic())
-    write_whole(folder / f"rank-{_last.rank}.json", json.dumps(_last._asdict()))
+    try:
+        write_whole(folder / f"rank-{_last.rank}.json", json.dumps(_last._asdict()))
+    except OSError as error:
+        if folder not in _warned:
+            warning(
+                f"no sign of life can be written to {folder}: {error.strerror}; the run goes on unwatched"
+            )
+        _warned.add(folder)
 
 
 def tick() -> None:
@@ -77,10 +87,14 @@ def tick() -> None:
 
 
 def end(exit_code: int, message: str = "") -> None:
-    """Leave the last words of this rank."""
+    """Leave the last words of this rank; what cannot be left is said at once."""
     folder = _folder()
-    if folder is not None:
+    if folder is None:
+        return
+    try:
         write_end(folder, End(_rank(), exit_code, message, time.monotonic()))
+    except OSError:
+        print(f"rank {_rank()}: {message}", file=sys.stderr)
 
 
 def write_end(folder: Path, words: End) -> None:
@@ -96,6 +110,18 @@ def killed(rank: int, number: int, folder: Path) -> End:
     guess = "; a machine that is out of memory does that (see dmesg)" if number == signal.SIGKILL else ""
     message = f"killed by signal {number} ({signal.Signals(number).name}) {where}{guess}"
     return End(rank, 128 + number if is_asked else FAILED, message, 0.0)
+
+
+def takes_signs(folder: Path) -> bool:
+    """Return whether ranks could write their signs of life to a folder; one that was removed is made again."""
+    is_there = folder.is_dir()
+    try:
+        folder.mkdir(exist_ok=True)
+        write_whole(folder / PROBE, " " * PROBE_BYTES)
+        (folder / PROBE).unlink()
+    except OSError:
+        return False
+    return is_there
 
 
 def is_watched() -> bool:

@@ -26,6 +26,7 @@ SILENT = "(no answer)"
 GRACE_S = 5.0
 ENDING_S = 30.0
 POLL_S = 0.1
+GO_ON = "--resume_from_checkpoint auto goes on from the last checkpoint"
 
 
 def stacks(folder: Path, beats: Sequence[Beat]) -> dict[int, str]:
@@ -65,12 +66,13 @@ def members(folder: Path) -> list[int]:
     return found
 
 
-def end_group(process: subprocess.Popen[bytes], folder: Path) -> None:
+def end_group(process: subprocess.Popen[bytes], folder: Path, *, grace_s: float = GRACE_S) -> None:
     """End the launcher and every process of the run: first by request, then by force."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=GRACE_S)
+    if grace_s:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=grace_s)
     until = time.monotonic() + GRACE_S
     seen: set[int] = set()
     while (left := members(folder)) and time.monotonic() < until:
@@ -98,7 +100,8 @@ def watch(
 ) -> int:
     """Run the launcher's command under watch and return the exit code of the run.
 
-    SIGTERM and SIGINT are passed on to the ranks, which save at the next step and leave.
+    SIGTERM and SIGINT are passed on to the ranks, which save at the next step and leave. The second one ends all at
+    once: a rank that waits for another in a collective cannot hear it.
 
     Args:
         ranks: the ranks of this node, which must all show themselves.
@@ -115,10 +118,16 @@ def watch(
     try:
         while process.poll() is None:
             time.sleep(POLL_S)
-            beats = with_missing(heartbeat.read_beats(folder), ranks, started_s)
+            if len(asked) > 1:
+                end_group(process, folder, grace_s=0.0)
+                print(f"ended at once by signal {asked[-1]}, the second one; {GO_ON}", file=sys.stderr)
+                return 128 + asked[-1]
+            beats = with_missing(heartbeat.read_beats(folder), ranks, started_s, pace.last)
             is_new = pace.see(beats)
             hang = find_hang(beats, pace, time.monotonic())
-            if hang is not None:
+            if hang is not None and not heartbeat.takes_signs(folder):
+                pace.excused_s = time.monotonic()  # who cannot be heard is not silent
+            elif hang is not None:
                 texts = stacks(folder, beats)
                 hang = blame(hang, beats, texts, time.monotonic())
                 warning(report_hang(hang, beats, texts, num_nodes=num_nodes))
@@ -145,6 +154,8 @@ def _passing(
 ) -> Callable[[int, object], None]:
     def pass_on(number: int, frame: object) -> None:
         asked.append(number)
+        if len(asked) > 1:
+            return
         beats = heartbeat.read_beats(folder)
         for beat in beats:
             _signal(beat.pid, number)

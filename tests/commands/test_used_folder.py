@@ -1,6 +1,9 @@
 """A new run in the folder of an earlier one: nothing is lost, nothing mixes, and `auto` finds the run's own."""
 
+import errno
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,7 +56,37 @@ def test_a_run_that_does_not_begin_moves_nothing(fine_tune, tmp_path):
         fine_tune(max_steps=1, dataset=str(bad))
     with locked(folder), pytest.raises(UsageError, match="already running in"):
         fine_tune(max_steps=1)
-    assert set(names(folder.iterdir())) - {"bad_rows.jsonl"} == set(before)
+    assert set(names(folder.iterdir())) == {*before, "refused-bad_rows.jsonl"}
+
+
+def test_the_bad_rows_of_an_earlier_run_stay_its_own(fine_tune, tmp_path, rows_file):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(Path(rows_file).read_text("utf-8") + "{\n", "utf-8")
+    skipping = {"max_steps": 1, "bad_rows": "skip", "max_bad_fraction": 0.5}
+    folder = Path(fine_tune(**skipping, dataset=str(bad)).output_dir)
+    told = (folder / "bad_rows.jsonl").read_text("utf-8")
+    with locked(folder), pytest.raises(UsageError, match="already running in"):
+        fine_tune(max_steps=1)
+    bad.write_text("{\n", "utf-8")
+    with pytest.raises(DataError):
+        fine_tune(**skipping, dataset=str(bad))
+    assert (folder / "bad_rows.jsonl").read_text("utf-8") == told
+    fine_tune(max_steps=1)
+    (former,) = folder.glob("former-run-*")
+    assert (former / "bad_rows.jsonl").read_text("utf-8") == told
+    assert not (folder / "bad_rows.jsonl").exists()
+
+
+def test_a_full_disk_that_takes_no_bad_rows_is_named(fine_tune, tmp_path, rows_file, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(Path(rows_file).read_text("utf-8") + "{\n", "utf-8")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(UsageError, match=r"run/bad_rows\.jsonl cannot be written: No space left") as caught:
+        fine_tune(max_steps=1, dataset=str(bad), bad_rows="skip", max_bad_fraction=0.5)
+    assert caught.value.hint == "choose another --output_dir"
 
 
 def test_a_process_of_a_run_leaves_its_folder_to_the_launcher(fine_tune, monkeypatch):

@@ -79,7 +79,7 @@ def test_a_flag_without_effect_stops_also_when_the_rows_are_known_already(tmp_pa
 
     def act(columns):
         args = DataArgs(dataset=(path,), columns=columns, dataset_test_ratio=0.0)
-        return prepare(args, template, max_length=64, cache_dir=tmp_path / "cache", output_dir=None)
+        return prepare(args, template, max_length=64, cache_dir=tmp_path / "cache", bad_rows=None)
 
     assert len(act({"q": "query"}).train) == 6
     for _ in range(2):

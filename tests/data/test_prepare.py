@@ -73,7 +73,7 @@ class Kitchen:
             template or self.template,
             max_length=max_length,
             cache_dir=self.folder / "cache",
-            output_dir=self.output,
+            bad_rows=self.output / "bad_rows.jsonl",
         )
 
     def stores(self):
@@ -581,7 +581,7 @@ from swiftlet.config.args import DataArgs
 from swiftlet.data.prepare import prepare
 folder = Path(sys.argv[2])
 args = DataArgs(dataset=(str(folder / "rows.jsonl"),), preprocess_num_proc=2)
-made = prepare(args, make_template(folder / "tokenizer"), max_length=64, cache_dir=folder / "cache", output_dir=None)
+made = prepare(args, make_template(folder / "tokenizer"), max_length=64, cache_dir=folder / "cache", bad_rows=None)
 print(made.data_hash)
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,6 +39,9 @@ with heartbeat.answering():
             heartbeat.end(143, "stopped")
             sys.exit(143)
         if what == "well" and step == 5:
+            heartbeat.beat("end", step)
+            sys.exit(0)
+        if what == "late" and step == 30:
             heartbeat.beat("end", step)
             sys.exit(0)
         if step == 3 and rank == 1:
@@ -140,6 +144,25 @@ def test_sigterm_is_passed_on_and_every_rank_leaves(tmp_path, said):
     assert run(tmp_path, "none", 60)[0] == 143
 
 
+def test_a_second_signal_ends_at_once_ranks_that_cannot_hear_it(tmp_path, said, capfd):
+    def stop():
+        until = time.monotonic() + 60
+        while [beat.step for beat in heartbeat.read_beats(tmp_path)] != [3, 3] and time.monotonic() < until:
+            time.sleep(0.05)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+
+    threading.Thread(target=stop).start()
+    code, seconds, pids = run(tmp_path, "stop", 120)
+    assert code == 143
+    assert seconds < 60
+    assert not any(is_running(pid) for pid in pids)
+    assert (
+        "ended at once by signal 15, the second one; --resume_from_checkpoint auto" in capfd.readouterr().err
+    )
+
+
 def test_a_long_evaluation_is_legal_and_the_last_rank_is_to_blame():
     pace = Pace()
     pace.see([Beat(0, 1, "step", 1, 0.0), Beat(1, 2, "step", 1, 0.0)])
@@ -185,6 +208,37 @@ def test_beats_and_last_words_are_read_back(tmp_path, monkeypatch):
     assert watchdog.exit_code([end], 1) == 5
 
 
+def test_a_folder_that_takes_no_signs_of_life_costs_a_warning(tmp_path, monkeypatch, capfd):
+    gone = tmp_path / "gone"
+    monkeypatch.setenv(heartbeat.VARIABLE, str(gone))
+    heartbeat.beat("step", 1)
+    heartbeat.beat("step", 2)
+    heartbeat.end(6, "error: loss is not finite")
+    said = capfd.readouterr().err
+    assert (
+        said.count(f"no sign of life can be written to {gone}: No such file or directory; the run goes on")
+        == 1
+    )
+    assert "rank 0: error: loss is not finite" in said
+    assert not heartbeat.takes_signs(gone)  # nobody could write to it until now
+    assert heartbeat.takes_signs(gone)
+    monkeypatch.setattr(heartbeat, "PROBE", "absent/probe")
+    assert not heartbeat.takes_signs(gone)
+
+
+def test_ranks_that_cannot_be_heard_are_not_silent(tmp_path, said):
+    def remove():
+        until = time.monotonic() + 60
+        while len(heartbeat.read_beats(tmp_path / "beats")) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        shutil.rmtree(tmp_path / "beats")
+
+    (tmp_path / "beats").mkdir()
+    threading.Thread(target=remove).start()
+    assert run(tmp_path / "beats", "late")[0] == 0
+    assert said == []
+
+
 def test_a_log_that_cannot_be_read_hides_no_cause(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("ASCEND_PROCESS_LOG_PATH", str(tmp_path))
     (tmp_path / "plog").mkdir()
@@ -224,7 +278,7 @@ def test_at_the_same_step_the_one_that_waits_for_nobody_is_to_blame(texts, rank)
 
 
 def test_a_rank_that_never_shows_itself_is_named():
-    beats = hangs.with_missing([Beat(0, 1, "start", 0, 100.0)], (0, 1), 100.0)
+    beats = hangs.with_missing([Beat(0, 1, "start", 0, 100.0)], (0, 1), 100.0, {})
     assert find_hang(beats, Pace(), 200.0) is None
     hang = find_hang(beats, Pace(), 500.0)
     assert "phase start" in hangs.report_hang(hang, beats, {})

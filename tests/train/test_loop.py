@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 
+from swiftlet import heartbeat
 from swiftlet.errors import CheckpointError, DataError, NonFiniteError, OutOfMemoryError, SaveError
 from swiftlet.files import sha256
 from swiftlet.train.loop import train
@@ -297,6 +298,14 @@ def test_a_signal_before_the_first_step_ends_the_run_at_once(number):
         time.sleep(5)
         raise AssertionError("the signal was put off")
     assert caught.value.exit_code == 128 + number
+
+
+def test_a_signal_that_reaches_a_watched_rank_several_times_is_one_request(tmp_path, monkeypatch):
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path))
+    request = StopRequest(is_stepping=True)
+    for _ in range(3):  # from outside, from the watchdog and from torchrun
+        request.handle(signal.SIGTERM, None)
+    assert request.number == signal.SIGTERM
 
 
 def test_a_signal_between_steps_says_what_happens_next(capfd):

@@ -184,6 +184,14 @@ def test_a_relative_folder_becomes_absolute(saved, tmp_path, monkeypatch):
         assert choose_checkpoint(asked, tmp_path).path == saved / "checkpoint-2"
 
 
+def test_a_checkpoint_is_found_where_it_lies_however_it_is_named(saved, tmp_path, monkeypatch):
+    (tmp_path / "latest").symlink_to(saved / "checkpoint-1")
+    monkeypatch.chdir(saved / "checkpoint-1")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for asked in (str(tmp_path / "latest"), ".", "../checkpoint-1", "~/latest"):
+        assert choose_checkpoint(asked, saved).path == saved / "checkpoint-1"
+
+
 def test_another_identity_is_refused_unless_told(saved, caplog):
     checkpoint = open_checkpoint(saved / "checkpoint-3")
     check_identity(checkpoint, Identity("data", "base", {"lr": 1e-2}), is_override=False)

@@ -127,7 +127,7 @@ def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Row
     if folder is not None and all(is_here(spec) for spec in (*specs, *val_specs)):
         _, template = open_template(folder, template_type=args.model.template_type, system=args.model.system)
         data = prepare_data(
-            args.data, template, max_length=max_length, cache_dir=cache_folder(environ), output_dir=None
+            args.data, template, max_length=max_length, cache_dir=cache_folder(environ), bad_rows=None
         )
         tokens = max(int(data.train.lengths.sum()), 1)
         val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)

@@ -17,6 +17,7 @@ from typing import Any
 
 from swiftlet import __version__, log
 from swiftlet.config.fields import to_flat
+from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.data.spec import absolute_text
 from swiftlet.errors import CheckpointError, UsageError
 from swiftlet.files import write_whole
@@ -55,7 +56,7 @@ OF_THE_WEIGHTS = frozenset(
 )
 # What shows that a folder holds a run, and what else belongs to it.
 OF_A_RUN = (f"{PREFIX}*", LOGGING_FILE, ARGS_FILE)
-BESIDE_IT = (EVENTS, IMAGES)
+BESIDE_IT = (EVENTS, IMAGES, BAD_ROWS)
 
 
 def runs_root(output: Any, name: str) -> Path:
@@ -95,13 +96,18 @@ def run_folder(output: Any, name: str, resumed: Path | None) -> Path:
     return Path(told) if told else new_folder(output, name)
 
 
+def holds_run(folder: Path) -> bool:
+    """Return whether an earlier run, or one under way, has left anything in the folder."""
+    return any(True for pattern in OF_A_RUN for _ in folder.glob(pattern))
+
+
 def set_aside_former(folder: Path) -> None:
     """Move what an earlier run left in the folder of a new one into a folder in it, so that they never mix.
 
     Raises:
         UsageError: the folder cannot be written, or a run is under way in it.
     """
-    if not any(True for pattern in OF_A_RUN for _ in folder.glob(pattern)):
+    if not holds_run(folder):
         return
     with locked(folder):
         aside = folder / f"{FORMER}{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +30,7 @@ from swiftlet.commands.run_folder import (
     DATA_HASH,
     RESUMED,
     VARIABLE,
+    holds_run,
     run_folder,
     runs_root,
     set_aside_former,
@@ -37,6 +39,7 @@ from swiftlet.commands.run_folder import (
 from swiftlet.commands.step_size import fit_step
 from swiftlet.config.args import SftArgs
 from swiftlet.config.check import check_sft
+from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.config.places import cache_folder
 from swiftlet.config.resolve import inherited, not_needed, resolve_sft
@@ -141,11 +144,16 @@ def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:
     folder = run_folder(args.output, source.name, checkpoint.path if checkpoint else None)
     max_length = longest_sample(args.data.max_length, source.folder)
     heartbeat.beat("tokenise")
+    is_new = args.output.resume_from_checkpoint is None and VARIABLE not in environ and log.rank() == 0
     data = prepare_data(
-        args.data, template, max_length=max_length, cache_dir=cache_folder(environ), output_dir=folder
+        args.data,
+        template,
+        max_length=max_length,
+        cache_dir=cache_folder(environ),
+        bad_rows=folder / BAD_ROWS,
+        refused_rows=folder / f"refused-{BAD_ROWS}" if is_new and holds_run(folder) else None,
+        claim=partial(set_aside_former, folder) if is_new else lambda: None,
     )
-    if args.output.resume_from_checkpoint is None and VARIABLE not in environ and log.rank() == 0:
-        set_aside_former(folder)
     return Ready(source, template, max_length, checkpoint, folder, data)
 
 

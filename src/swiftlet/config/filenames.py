@@ -1,10 +1,12 @@
-"""Names of files that several rooms look for: rows of data, and the chat templates beside a tokenizer."""
+"""Names of files that several rooms look for: rows of data, the bad ones, and the chat
+templates beside a tokenizer."""
 
 from __future__ import annotations
 
 SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".txt", ".arrow")
 COMPRESSED = (".gz", ".bz2", ".xz")
 TEMPLATE_FOLDERS = ("chat_templates", "additional_chat_templates")  # transformers writes the second one now
+BAD_ROWS = "bad_rows.jsonl"  # names the rows that a run has left out, or that kept it from starting
 
 
 def unpacked_name(name: str) -> str:

@@ -18,13 +18,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.data.encode import EncodedChunk
 from swiftlet.data.report import DataReport
 from swiftlet.data.store import FILES, ROWS, SEAL, TOKENS
 from swiftlet.errors import UsageError
 from swiftlet.files import sha256, sync, write_whole
 
-BAD_ROWS, JOURNAL = "bad_rows.jsonl", "journal.json"
+JOURNAL = "journal.json"
 SAVE_EVERY_S = 5.0
 GLANCE_S = 0.5
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from swiftlet import heartbeat, log
 from swiftlet.config.args import DataArgs
+from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.data.cachekey import hash_files, store_key
-from swiftlet.data.draft import BAD_ROWS, Draft, locked, read_seal, unwritable
+from swiftlet.data.draft import Draft, locked, read_seal, unwritable
 from swiftlet.data.duplicates import count_duplicates, mark_duplicates
 from swiftlet.data.encode import Encoder, content_hash
 from swiftlet.data.fill import fill, read_chunks
@@ -30,7 +31,7 @@ from swiftlet.data.split import Split, hold_out
 from swiftlet.data.store import TokenStore, write_split
 from swiftlet.data.template import Template
 from swiftlet.data.verdict import check_bad, check_report
-from swiftlet.errors import DataError
+from swiftlet.errors import DataError, UsageError
 
 TRAIN, VAL = "train", "val"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -96,18 +97,27 @@ class _Request:
 
 
 def prepare(
-    args: DataArgs, template: Template, *, max_length: int, cache_dir: Path, output_dir: Path | None
+    args: DataArgs,
+    template: Template,
+    *,
+    max_length: int,
+    cache_dir: Path,
+    bad_rows: Path | None,
+    refused_rows: Path | None = None,
+    claim: Callable[[], None] = lambda: None,
 ) -> Prepared:
     """Return the rows of --dataset and --val_dataset as tokens, split, checked and reported.
 
     Args:
         max_length: longest sample [tokens]; 0 or less for no limit.
         cache_dir: where stores are kept, each under the hash of what it follows from.
-        output_dir: where bad_rows.jsonl is written when there are bad rows.
+        bad_rows: the file that names the bad rows of a run.
+        refused_rows: the file that names them where they may not be trained on; `bad_rows` when not given.
+        claim: called when the rows may be trained on, before `bad_rows` is written: it makes room for it.
 
     Raises:
         DataError: the rows may not be trained on; the message says which and why.
-        UsageError: a value of --dataset means nothing, one of --columns has no effect, or the cache cannot be written.
+        UsageError: a value of --dataset means nothing, one of --columns has no effect, or a folder cannot be written.
     """
     encoder = Encoder(template, dict(args.columns), max(0, max_length), args.truncation_strategy)
     request = _Request(args, parse_specs(args.dataset), parse_specs(args.val_dataset), encoder)
@@ -119,15 +129,25 @@ def prepare(
     folder = cache_dir / request.key(hashes)
     seal = read_seal(folder)
     try:
-        report = DataReport.from_dict(seal["report"]) if seal else _make(request, folder, hashes, output_dir)
+        report = (
+            DataReport.from_dict(seal["report"])
+            if seal
+            else _make(request, folder, hashes, refused_rows or bad_rows)
+        )
     except OSError as error:
         if error.errno in FULL:
             raise unwritable(cache_dir, error) from error
         raise
-    _tell(report, folder, output_dir)
-    if report.num_rows:
-        check_used(args.columns, {*report.columns})
-    check_report(report, args)
+    _tell(report)
+    try:
+        if report.num_rows:
+            check_used(args.columns, {*report.columns})
+        check_report(report, args)
+    except (DataError, UsageError):
+        _put_bad_rows(report, folder, refused_rows or bad_rows)
+        raise
+    claim()
+    _put_bad_rows(report, folder, bad_rows)
     train, val = TokenStore(folder, TRAIN), TokenStore(folder, VAL)
     if len(train) == 0:
         raise DataError(
@@ -140,7 +160,7 @@ def prepare(
     return Prepared(train, val if len(val) else None, report, joined)
 
 
-def _make(request: _Request, folder: Path, hashes: dict[str, str], output_dir: Path | None) -> DataReport:
+def _make(request: _Request, folder: Path, hashes: dict[str, str], refused_rows: Path | None) -> DataReport:
     with locked(folder.with_suffix(".lock"), _say_waiting):
         seal = read_seal(folder)
         if seal:
@@ -159,7 +179,8 @@ def _make(request: _Request, folder: Path, hashes: dict[str, str], output_dir: P
         )
         draft.close()
         if not is_whole:
-            _tell(draft.report, draft.folder, output_dir)
+            _tell(draft.report)
+            _put_bad_rows(draft.report, draft.folder, refused_rows)
             check_bad(draft.report, request.args, is_whole=False)
         request.check_unchanged(hashes, folder.parent)
         _finish(draft, request.args)
@@ -190,23 +211,31 @@ def _finish(draft: Draft, args: DataArgs) -> None:
     report.train, report.val = lengths_of(TokenStore(folder, TRAIN)), lengths_of(TokenStore(folder, VAL))
 
 
-def _tell(report: DataReport, folder: Path, output_dir: Path | None) -> None:
-    """Log the report, and put bad_rows.jsonl where the user looks for it: one of the processes of a run does."""
+def _tell(report: DataReport) -> None:
+    """Log the report: one of the processes of a run does."""
     if log.rank() != 0:
         return
     for line in report.lines():
         log.info(line)
     for line in report.warnings():
         log.warning(line)
-    if output_dir is None:
+
+
+def _put_bad_rows(report: DataReport, folder: Path, target: Path | None) -> None:
+    """Put bad_rows.jsonl where the user looks for it, and remove one of an earlier attempt."""
+    if log.rank() != 0 or target is None:
         return
-    target = output_dir / BAD_ROWS
-    if report.num_bad:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(folder / BAD_ROWS, target)
-        log.info(f"bad rows: {target}")
-    else:
-        target.unlink(missing_ok=True)
+    try:
+        if report.num_bad:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / BAD_ROWS, target)
+            log.info(f"bad rows: {target}")
+        else:
+            target.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{target} cannot be written: {error.strerror}", "choose another --output_dir"
+        ) from error
 
 
 def read_split(args: DataArgs) -> tuple[int, list[Sample]]:

@@ -146,9 +146,10 @@ def choose_checkpoint(
     """
     if asked == AUTO:
         return find_checkpoint(output_dir, foreign)
-    path = Path(asked).expanduser().absolute()
+    path = Path(asked).expanduser()
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {asked}: no such folder", "a checkpoint-N folder, or auto")
+    path = path.resolve()  # the run goes on beside the checkpoint itself, not beside a link to it or in it
     if NUMBERED.match(path.name) or (path / STATE_FILE).exists():
         checkpoint = open_checkpoint(path)
         if isinstance(checkpoint, str):

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM ask for a stop at the next step boundary; a second one stops at once.
 
-Before the first step there is nothing to save, and the first one stops at once. A handler only sets a flag or raises:
-no collective and no file is touched inside it.
+Under a watchdog the second one is the watchdog's to count: whoever signals a whole tree of processes reaches a rank
+directly, by the watchdog and by torchrun, and means it once. Before the first step there is nothing to save, and the
+first one stops at once. A handler only sets a flag or raises: no collective and no file is touched inside it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 
-from swiftlet import log
+from swiftlet import heartbeat, log
 from swiftlet.errors import SwiftletError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -41,12 +42,14 @@ class StopRequest:
         return self.number != 0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Note the signal; the second one ends the process as if there were no handler.
+        """Note the signal; the second one ends a process that nobody watches as if there were no handler.
 
         Raises:
             Interrupted: no step was made yet.
         """
         if self.number:
+            if heartbeat.is_watched():
+                return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.number = number
