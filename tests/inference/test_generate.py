@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from swiftlet.errors import DataError
 from swiftlet.inference.generate import Generator, Settings, batches_by_length
+from swiftlet.models.load import load_model
 from swiftlet.models.rope import forget_lengths
 
 PROMPTS = [[2, 5, 7, 8, 3], [2, 5, 9], [7], [2, 5, 9, 10, 11, 12, 3, 6]]
@@ -36,6 +37,17 @@ def test_a_batch_with_padding_answers_as_each_prompt_alone(tiny_qwen2, tiny_toke
     engine = generator(tiny_qwen2, tiny_tokenizer)
     expected = [engine.text(greedy(tiny_qwen2, prompt, 6)) for prompt in PROMPTS]
     assert engine.answers(PROMPTS) == expected
+
+
+@pytest.mark.parametrize("settings", ['{"return_dict_in_generate": true}', '{"num_return_sequences": 2}'])
+def test_a_folder_that_asks_generate_for_more_than_tokens_answers_all_the_same(
+    settings, tiny_qwen2, tiny_tokenizer, tmp_path
+):
+    tiny_qwen2.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(settings)
+    model = load_model(tmp_path, dtype=torch.float32, device=torch.device("cpu"))
+    expected = generator(tiny_qwen2, tiny_tokenizer).answers(PROMPTS)
+    assert generator(model, tiny_tokenizer).answers(PROMPTS) == expected
 
 
 def test_a_model_that_sees_padding_answers_prompts_of_one_length_together(tiny_tokenizer, capsys):

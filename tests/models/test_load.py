@@ -119,6 +119,22 @@ def test_generation_settings_come_from_the_folder(tmp_path):
     assert settings.top_k is None  # greedy generation would be warned of it
 
 
+def test_generation_settings_that_answer_in_another_way_are_left_out_and_named(tmp_path, capsys):
+    save(tmp_path)
+    (tmp_path / "generation_config.json").write_text(
+        '{"num_return_sequences": 1, "return_dict_in_generate": true, "stop_strings": ["\\n\\n"], "min_p": 0.1}'
+    )
+    settings = load(tmp_path).generation_config
+    said = capsys.readouterr().err
+    assert (
+        "generation_config.json: return_dict_in_generate, stop_strings not used here; --stop_words ends"
+        in said
+    )
+    assert settings.stop_strings is None
+    assert not settings.return_dict_in_generate
+    assert settings.min_p == 0.1
+
+
 def test_a_tied_config_with_two_matrices_keeps_both_and_says_so(tmp_path, capsys):
     saved = save(tmp_path, tie_word_embeddings=False)
     edit_config(tmp_path, tie_word_embeddings=True)

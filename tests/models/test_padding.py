@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_models import make
+from tiny_models import OWN, make
 
 from swiftlet.models.padding import ignores_padding
 
@@ -18,3 +18,8 @@ def test_attention_masks_padding_out(kind, dtype):
 @pytest.mark.parametrize("kind", ["minimax"])
 def test_a_state_that_padding_gets_into_is_found_out(kind):
     assert not ignores_padding(make(kind), 0)
+
+
+def test_sparse_attention_chooses_otherwise_beside_padding():
+    sizes = OWN["deepseek_v3"] | {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 64}
+    assert not ignores_padding(make("deepseek_v32", **sizes), 0)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from swiftlet.config.lora import changes_base, is_exact
 from swiftlet.errors import CheckpointError, SwiftletError, describe
 from swiftlet.models.base_hash import check_base
 from swiftlet.models.decoder import Decoder
@@ -24,6 +25,7 @@ from swiftlet.models.decoder_lora import (
     saved_tensors,
     set_tensors,
 )
+from swiftlet.models.head import inner_model
 from swiftlet.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, inside, read_header, read_json
 from swiftlet.models.start import take_up_start
 
@@ -42,6 +44,7 @@ NO_EFFECT = (
     "peft_type task_type auto_mapping peft_version base_model_name_or_path revision inference_mode init_lora_weights "
     "loftq_config eva_config corda_config lora_ga_config runtime_config megatron_core qalora_group_size"
 ).split()
+START = "init_lora_weights"
 PLAIN = "r lora_alpha lora_dropout target_modules use_rslora".split()
 LONGEST_LIST = 3
 
@@ -83,7 +86,21 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         raise SwiftletError(
             f"the adapter in {folder} uses {settings}, which is not known here", "merge it with peft"
         )
-    return {name: raw[name] for name in TAKEN if raw.get(name) is not None}
+    fields = {name: raw[name] for name in TAKEN if raw.get(name) is not None}
+    return fields | _start_to_repeat(folder, raw.get(START))
+
+
+def _start_to_repeat(folder: Path, init: Any) -> dict[str, str]:
+    """Return the start that the base has to be changed by again, as peft itself does; mostly there is none."""
+    if not changes_base(init):
+        return {}
+    if not is_exact(init):
+        raise SwiftletError(
+            f"the adapter in {folder} is relative to a base that {START}={describe(init, 40)} has changed, "
+            "and that base cannot be computed again",
+            "save it with path_initial_model_for_weight_conversion of peft, or merge it where it was trained",
+        )
+    return {START: init}
 
 
 def plain_fields(folder: Path) -> LoraFields | None:
@@ -144,10 +161,19 @@ def load_adapter(
     if isinstance(start, dict):
         tensors = take_up_start(wrapped, tensors, int(start["rank"]))
         wrapped.peft_config["default"].init_lora_weights = str(start["init"])
-    _check_fits(folder, adapter_tensors(wrapped), tensors)
+    _check_fits(folder, {**adapter_tensors(wrapped), **_base_words(wrapped, tensors)}, tensors)
     with quiet_peft():
         set_peft_model_state_dict(wrapped, tensors)
     return wrapped if is_trainable else wrapped.requires_grad_(False)
+
+
+def _base_words(model: PeftModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the base's embedding and head where the adapter has them too: peft saves them beside their adapters."""
+    inner = inner_model(model)
+    modules = (inner.get_input_embeddings(), inner.get_output_embeddings())
+    ids = {id(parameter) for module in modules if module is not None for parameter in module.parameters()}
+    state = model.state_dict(keep_vars=True)
+    return {name: tensor for name, tensor in state.items() if name in tensors and id(tensor) in ids}
 
 
 def _read_note(folder: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from swiftlet.errors import SwiftletError
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_config import decoder_config
 from swiftlet.models.decoder_load import load_decoder
+from swiftlet.models.generation_file import read_generation_config
 from swiftlet.models.hollow import make_hollow, meta_tensors
 from swiftlet.models.rope import forget_lengths
 from swiftlet.models.safety import (
@@ -25,19 +26,14 @@ from swiftlet.models.safety import (
     TensorInfo,
     check_may_run_code,
     for_library,
-    inside,
     read_config,
     read_header,
-    read_json,
     weight_files,
-    without_code_fields,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-GENERATION_CONFIG = "generation_config.json"
-SAMPLING = ("temperature", "top_k", "top_p")
 QUANTISED = {"gptq": "gptqmodel", "awq": "gptqmodel"}  # method -> the package that transformers needs for it
 CONVERSION = "automatic conversion of the weights"
 LONGEST_LIST = 5
@@ -255,8 +251,6 @@ def _own_memory(model: PreTrainedModel) -> None:
 
 def _settle(model: PreTrainedModel, folder: Path) -> None:
     """Set what does not come with the weights: path, generation settings, a tied head, rotations that start afresh."""
-    from transformers import GenerationConfig
-
     model.config._name_or_path = str(folder)
     forget_lengths(model)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
@@ -267,11 +261,7 @@ def _settle(model: PreTrainedModel, folder: Path) -> None:
     ):
         log.warning(f"{folder}: config.json ties head and embedding, the files hold two; both are kept")
         model.config.tie_word_embeddings = False
-    if (folder / GENERATION_CONFIG).is_file():
-        settings = without_code_fields(read_json(inside(folder, GENERATION_CONFIG)))
-        # Who generates says how to sample; of what is left here, greedy generation would be warned as "not valid".
-        kept = {name: value for name, value in settings.items() if name not in SAMPLING}
-        model.generation_config = GenerationConfig.from_dict(kept)
+    model.generation_config = read_generation_config(folder) or model.generation_config
 
 
 def _one_line(error: Exception) -> str:

@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 SHORT, LONG, STEPS = 3, 11, 3
+# How many keys, or blocks of them, a query of sparse attention chooses: what is tried here is too short to choose from.
+CHOOSES_KEYS = ("index_topk", "index_topk_blocks")
 
 
 @torch.inference_mode()
 def ignores_padding(model: Any, pad_id: int) -> bool:
     """Return whether the logits of a short prompt, and of tokens after it, are the same with padding as without."""
+    settings = model.config.get_text_config()
+    if any(getattr(settings, name, None) for name in CHOOSES_KEYS):
+        return False
     long = list(range(1, LONG + 1))
     short = long[:SHORT]
     alone = _logits(model, [short], pad_id)

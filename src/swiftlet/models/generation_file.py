@@ -1,0 +1,37 @@
+"""What of a model's generation_config.json is used: nothing that answers in another way or returns more than tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from swiftlet import log
+from swiftlet.models.safety import inside, read_json, without_code_fields
+from swiftlet.models.save import GENERATION_CONFIG
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+# Each takes a tokenizer, a second model, more memory or a clock, or changes the shape of what generate returns.
+NOT_USED = (
+    "assistant_early_exit constraints dola_layers force_words_ids is_assistant max_time num_return_sequences "
+    "output_attentions output_hidden_states output_logits output_scores penalty_alpha prompt_lookup_num_tokens "
+    "return_dict_in_generate stop_strings token_healing"
+).split()
+SAMPLING = ("temperature", "top_k", "top_p")
+
+
+def read_generation_config(folder: Path) -> GenerationConfig | None:
+    """Return how a model says that it answers, without what is not used here; None where it says nothing."""
+    from transformers import GenerationConfig
+
+    if not (folder / GENERATION_CONFIG).is_file():
+        return None
+    fields = without_code_fields(read_json(inside(folder, GENERATION_CONFIG)))
+    found = {name: fields.pop(name, None) for name in NOT_USED}
+    odd = [name for name, value in found.items() if value and (name, value) != ("num_return_sequences", 1)]
+    if odd:
+        hint = "; --stop_words ends answers at a text" if "stop_strings" in odd else ""
+        log.warning(f"{folder / GENERATION_CONFIG}: {', '.join(odd)} not used here{hint}")
+    # Who generates says how to sample; of what is left here, greedy generation would be warned as "not valid".
+    return GenerationConfig.from_dict({name: value for name, value in fields.items() if name not in SAMPLING})
