@@ -50,13 +50,6 @@ int aclrtGetSysParamOpt(int option, int64_t *value) {
 
 int aclrtCtxGetSysParamOpt(int option, int64_t *value) { return aclrtGetSysParamOpt(option, value); }
 
-/* No graph is being captured. */
-int aclmdlRICaptureGetInfo(void *stream, int *status, void **model) {
-    *status = 0;
-    *model = NULL;
-    return OK;
-}
-
 int aclrtDeviceGetBareTgid(int *pid) {
     *pid = getpid();
     return OK;
@@ -124,7 +117,6 @@ DOES_NOTHING(aclrtSetStreamAttribute)
 DOES_NOTHING(aclrtSetStreamFailureMode)
 DOES_NOTHING(aclrtSetStreamOverflowSwitch)
 DOES_NOTHING(aclrtSetSysParamOpt)
-DOES_NOTHING(aclrtStreamWaitEvent)
 DOES_NOTHING(aclrtSubscribeReport)
 DOES_NOTHING(aclrtUnSubscribeReport)
 DOES_NOTHING(aclrtUseStreamResInCurrentThread)
