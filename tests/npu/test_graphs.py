@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -132,3 +134,24 @@ def test_a_graph_prints_its_work_and_forgets_it(npu, tmp_path):
     with torch.npu.graph(other):
         npu.npu_swiglu(x)
     assert len(graphs.works) == known
+
+
+def test_communication_on_a_captured_stream_is_refused(tmp_path):
+    script = tmp_path / "capture.py"
+    script.write_text(
+        "import os, torch, torch.distributed as dist, torch.multiprocessing as mp\n"
+        "def work(rank, store):\n"
+        "    torch.npu.set_device(rank)\n"
+        "    dist.init_process_group('hccl', init_method=f'file://{store}', rank=rank, world_size=2)\n"
+        "    x = torch.ones(2, device='npu')\n    dist.all_reduce(x)\n"
+        "    try:\n"
+        "        with torch.npu.graph(torch.npu.NPUGraph()):\n            dist.all_reduce(x)\n"
+        "    finally:\n        os._exit(0 if x.tolist() == [2, 2] else 1)\n"
+        f"if __name__ == '__main__':\n    mp.spawn(work, args=('{tmp_path}/store',), nprocs=2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0 and "communication on a captured stream is not simulated" in done.stderr, (
+        done.stderr
+    )

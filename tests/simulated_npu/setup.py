@@ -35,6 +35,7 @@ RUNTIME = (
     "streams.c",
     "graph.c",
     "sharing.c",
+    "virtual.c",
     "limits.c",
     "profiling.c",
     "inert.c",

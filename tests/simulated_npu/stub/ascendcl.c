@@ -224,35 +224,3 @@ aclError aclrtMemsetAsync(void *to, size_t room, int value, size_t bytes, void *
 }
 
 aclError aclrtPointerGetAttributes(const void *pointer, void *attributes) { return OK; }
-
-/* ---- virtual memory of expandable segments: an address range, and pages that are mapped into it ---- */
-
-aclError aclrtReserveMemAddress(void **pointer, size_t bytes, size_t alignment, void *wish, uint64_t flags) {
-    *pointer = mmap(wish, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return *pointer == MAP_FAILED ? fault_set(OUT_OF_MEMORY, __func__) : OK;
-}
-
-aclError aclrtReleaseMemAddress(void *pointer) { return OK; }
-
-aclError aclrtMallocPhysical(void **handle, size_t bytes, const void *properties, uint64_t flags) {
-    NEED_DEVICE();
-    RETURN_FAULT();
-    if (machine_take(card(), bytes)) return fault_set(OUT_OF_MEMORY, __func__);
-    Block *block = malloc(sizeof *block);
-    *block = (Block){.bytes = bytes, .card = card()};
-    *handle = block;
-    return OK;
-}
-
-aclError aclrtFreePhysical(void *handle) {
-    Block *block = handle;
-    machine_give(block->card, block->bytes);
-    free(block);
-    return OK;
-}
-
-aclError aclrtMapMem(void *pointer, size_t bytes, size_t offset, void *handle, uint64_t flags) {
-    return mprotect(pointer, bytes, READ_WRITE) ? fault_set(INVALID_PARAM, __func__) : OK;
-}
-
-aclError aclrtUnmapMem(void *pointer) { return OK; }

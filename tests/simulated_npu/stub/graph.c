@@ -217,8 +217,6 @@ int aclmdlRICaptureEnd(void *stream, void **model) {
     return OK;
 }
 
-int aclmdlRICaptureThreadExchangeMode(int *mode) { return OK; }
-
 int aclmdlRIGetId(void *model, uint32_t *id) {
     *id = ((Graph *)model)->id;
     return OK;
@@ -299,5 +297,3 @@ int aclmdlRIDebugJsonPrint(void *model, const char *path, uint32_t flags) {
     fclose(file);
     return OK;
 }
-
-int aclmdlRIDebugPrint(void *model) { return OK; }

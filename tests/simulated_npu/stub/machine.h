@@ -62,6 +62,7 @@ size_t machine_capacity(void);         /* bytes of a card */
 size_t machine_used(int physical);     /* bytes in use by all living processes */
 int machine_take(int physical, size_t bytes); /* OK or OUT_OF_MEMORY */
 void machine_give(int physical, size_t bytes);
+int sharing_file(char *start, size_t bytes);  /* the file that is from now on behind this memory, or -1 */
 const char *machine_folder(void); /* where processes meet: $NPUSIM_STATE, else a folder of the user */
 
 /* Faults of $NPUSIM_FAULT, see ../README.md. fault_check returns what the call must return; it may also never
