@@ -90,6 +90,15 @@ def test_norms_and_gates_give_integers(npu):
     near(first.float(), (normed / 0.05).round().clamp(-128, 127), 1.01)
     first, _, _, found, _ = npu.npu_add_rms_norm_dynamic_quant(x.npu(), y.npu(), gamma[0].npu())
     near(first.float() * found[:, None], normed, 0.05)
+    half, beta = x.half(), torch.zeros(8).half()
+    keys = [
+        t.npu()
+        for t in (gamma[:1].half(), beta, torch.tensor([20.0]).half(), torch.tensor([1], dtype=torch.int8))
+    ]
+    expected = (
+        (F.rms_norm(half.float(), (8,), gamma[0].half().float(), 1e-6) * 20 + 1).round().clamp(-128, 127)
+    )
+    near(npu.npu_rms_norm_quant(half.npu(), *keys).float(), expected, 1.01)
     wide = torch.randn(4, 16)
     gated = wide[:, :8] * F.silu(wide[:, 8:])
     values, factor = npu.npu_swiglu_quant(wide.npu(), quant_mode=1, dst_type=torch.int8)

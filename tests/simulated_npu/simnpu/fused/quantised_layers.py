@@ -90,3 +90,18 @@ def add_rms_norm_dynamic_quant(
         dynamic(y, None, smooth_scale2, (-1,)) if smooth_scale2 is not None else (first * 0, scale1 * 0)
     )
     return first, second, total, scale1.squeeze(-1), scale2.squeeze(-1)
+
+
+@kernel("npu_rms_norm_quant")
+def rms_norm_quant(
+    x: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    scale: Tensor,
+    offset: Tensor,
+    epsilon: float,
+    dst_dtype: int | None,
+) -> Tensor:
+    """Multiplies by the scale, which the operator with an addition divides by."""
+    y = rms_norm(x.float(), gamma.float().flatten(), epsilon)[0] + beta.float().flatten()
+    return integers(y * scale.float() + offset.float(), 1 if dst_dtype is None else dst_dtype)
