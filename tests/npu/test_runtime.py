@@ -71,7 +71,8 @@ def test_profilers_start_and_stop(tmp_path):
     assert list(tmp_path.glob("*_ascend_pt"))
 
 
-def test_another_process_sees_and_changes_the_same_memory(tmp_path):
+@pytest.mark.parametrize("segments", ["expandable_segments:False", "expandable_segments:True"])
+def test_another_process_sees_and_changes_the_same_memory(tmp_path, segments):
     script = tmp_path / "share.py"
     script.write_text(
         "import torch, torch.multiprocessing as mp\n"
@@ -86,8 +87,7 @@ def test_another_process_sees_and_changes_the_same_memory(tmp_path):
         "    torch.npu.synchronize()\n    queue.put(mine)\n"
         "    done.wait(120)\n    process.join(60)\n    print(mine.tolist())\n"
     )
-    # Segments that grow, which runs before this one may have asked for, are not simulated as shared memory.
-    done = run_python(str(script), PYTORCH_NPU_ALLOC_CONF="expandable_segments:False")
+    done = run_python(str(script), PYTORCH_NPU_ALLOC_CONF=segments)
     assert done.stdout.strip() == "[10.0, 11.0, 12.0]", done.stderr
 
 

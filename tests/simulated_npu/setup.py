@@ -28,7 +28,18 @@ EMPTY_LIBRARIES = (
     "msprofiler",
     "mspti",
 )
-RUNTIME = ("machine.c", "fault.c", "ascendcl.c", "sharing.c", "limits.c", "profiling.c", "inert.c")
+RUNTIME = (
+    "machine.c",
+    "fault.c",
+    "ascendcl.c",
+    "streams.c",
+    "graph.c",
+    "sharing.c",
+    "virtual.c",
+    "limits.c",
+    "profiling.c",
+    "inert.c",
+)
 
 
 def package(name: str) -> Path:
@@ -42,7 +53,7 @@ def package(name: str) -> Path:
 def compiled(source: Path, compiler: list[str]) -> str:
     """Path of the object of one source."""
     target = OBJECTS / f"{source.name}.o"
-    headers = source.parent.glob("*.h")
+    headers = HERE.glob("*/*.h")
     newest = max(path.stat().st_mtime for path in (source, Path(__file__), *headers))
     if not target.exists() or target.stat().st_mtime < newest:
         subprocess.run([*compiler, "-c", str(source), "-o", str(target)], check=True)
@@ -90,7 +101,9 @@ def build_override(folder: Path) -> None:
         include / "third_party/hccl/inc",
     ]
     compiler = ["g++", *CXX_FLAGS, *(f"-I{place}" for place in places)]
-    objects = [compiled(HERE / "src" / name, compiler) for name in ("fallback.cpp", "install.cpp")]
+    objects = [
+        compiled(HERE / "src" / name, compiler) for name in ("fallback.cpp", "graph.cpp", "install.cpp")
+    ]
     libraries = [
         f"-L{torch / 'lib'}",
         f"-L{torch_npu / 'lib'}",
@@ -98,6 +111,8 @@ def build_override(folder: Path) -> None:
         "-ltorch_cpu",
         "-lc10",
         "-ltorch_npu",
+        f"-L{folder}",
+        "-lascendcl",
     ]
     # what libtorch_npu.so itself needs is loaded by preload.py, not found by the linker
     link(

@@ -17,6 +17,7 @@
 #include <typeinfo>
 #include <unordered_set>
 
+#include "graph.h"
 #include "torch_npu/csrc/core/npu/NPUStream.h"
 
 namespace simnpu {
@@ -33,17 +34,6 @@ c10::Storage alias_storage(const c10::Storage& storage) {
   at::DataPtr data(storage.mutable_data(), keeper, [](void* it) { delete static_cast<Keeper*>(it); }, Device(c10::kCPU));
   return c10::Storage(c10::make_intrusive<c10::StorageImpl>(
       c10::StorageImpl::use_byte_size_t(), storage.nbytes(), std::move(data), c10::GetCPUAllocator(), true));
-}
-
-at::Tensor cpu_like(const at::Tensor& tensor, c10::Storage storage) {
-  auto result = at::detail::make_tensor<c10::TensorImpl>(
-      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
-  auto* impl = result.unsafeGetTensorImpl();
-  impl->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
-  if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
-  if (tensor.is_conj()) impl->_set_conj(true);
-  if (tensor.is_neg()) impl->_set_neg(true);
-  return result;
 }
 
 // The tail that torch_npu puts on its messages.
@@ -153,9 +143,7 @@ class Call {
       }
     }
     auto result = at::empty_strided(tensor.sizes(), tensor.strides(), tensor.options().device(target()));
-    const auto offset = tensor.storage_offset() * tensor.itemsize();
-    const auto bytes = std::min(result.storage().nbytes(), tensor.storage().nbytes() - offset);
-    if (tensor.numel()) std::memcpy(result.mutable_data_ptr(), tensor.const_data_ptr(), bytes);
+    put(tensor, result);
     return result;
   }
 
@@ -188,17 +176,11 @@ class Call {
   c10::SmallVector<std::pair<at::Tensor, c10::Storage>, 8> storages_;
 };
 
-// A CPU generator with a seed of the npu generator's state, which moves on as it would on the device.
-at::Generator cpu_generator(const std::optional<at::Generator>& given, Device device) {
+// The generator that was given, or the card's own.
+at::Generator npu_generator(const std::optional<at::Generator>& given, Device device) {
   TORCH_CHECK(!given || given->device().is_privateuseone(), "Expected a '", device,
               "' generator device but found '", given->device(), "'");
-  auto generator =
-      given ? *given : at::globalContext().getAcceleratorHooksInterface(NPU).getDefaultGenerator(device.index());
-  std::lock_guard<std::mutex> guard(generator.mutex());
-  const auto offset = generator.get_offset();
-  auto result = at::detail::createCPUGenerator(generator.current_seed() + offset * 0x9E3779B97F4A7C15ull);
-  generator.set_offset(offset + 4);
-  return result;
+  return given ? *given : at::globalContext().getAcceleratorHooksInterface(NPU).getDefaultGenerator(device.index());
 }
 
 template <class Element, class Map>
@@ -223,27 +205,47 @@ void arguments_to_cpu(Call& call, IValue& value) {
   }
 }
 
-// Some random operators (dropout) take no generator: they draw from the CPU's default one, which is lent our state.
-void redispatch_with_default_generator(const c10::OperatorHandle& op, torch::jit::Stack* stack, Device device) {
+// Operators without a slot for a generator (dropout) draw from the CPU's default one, which is lent our state.
+void redispatch_with_default_generator(const c10::OperatorHandle& op, torch::jit::Stack* stack, const Seed& seed) {
   auto generator = at::detail::getDefaultCPUGenerator();
   auto saved = generator.get_state();
-  generator.set_state(cpu_generator(std::nullopt, device).get_state());
+  generator.set_state(cpu_generator(seed).get_state());
   op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
   generator.set_state(saved);
 }
 
-// Refusals of arguments carry torch_npu's tail; errors of another class (IndexError ...) do not.
-void redispatch(const c10::OperatorHandle& op, torch::jit::Stack* stack, Device device, bool lends_generator) {
-  try {
-    if (lends_generator) return redispatch_with_default_generator(op, stack, device);
-    op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
-  } catch (const c10::Error& error) {
-    if (typeid(error) != typeid(c10::Error)) throw;
-    TORCH_CHECK(false, error.msg(), error_tail(device.index(), "ERR01001 OPS invalid parameter"));
+// How an operator runs on CPU tensors, where it takes a generator and what that begins with.
+struct Run {
+  Device device;
+  std::optional<size_t> generator_slot;
+  std::optional<Seed> seed;
+
+  void operator()(const c10::OperatorHandle& op, torch::jit::Stack* stack) const {
+    // Refusals of arguments carry torch_npu's tail; errors of another class (IndexError ...) do not.
+    try {
+      if (seed && !generator_slot) return redispatch_with_default_generator(op, stack, *seed);
+      const auto base = stack->size() - op.schema().arguments().size();
+      if (generator_slot) (*stack)[base + *generator_slot] = cpu_generator(*seed);
+      op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+    } catch (const c10::Error& error) {
+      if (typeid(error) != typeid(c10::Error)) throw;
+      TORCH_CHECK(false, error.msg(), error_tail(device.index(), "ERR01001 OPS invalid parameter"));
+    }
   }
-}
+};
 
 }  // namespace
+
+at::Tensor cpu_like(const at::Tensor& tensor, c10::Storage storage) {
+  auto result = at::detail::make_tensor<c10::TensorImpl>(
+      std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
+  auto* impl = result.unsafeGetTensorImpl();
+  impl->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
+  if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) impl->set_wrapped_number(true);
+  if (tensor.is_conj()) impl->_set_conj(true);
+  if (tensor.is_neg()) impl->_set_neg(true);
+  return result;
+}
 
 at::Tensor cpu_alias(const at::Tensor& tensor) {
   finish_queued_work(tensor.device());
@@ -253,10 +255,12 @@ at::Tensor cpu_alias(const at::Tensor& tensor) {
 void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const auto& arguments = schema.arguments();
-  finish_queued_work(current_device());
   const size_t base = stack->size() - arguments.size();
   Call call(schema.name());
   count(schema.name(), launches(schema.name(), (*stack)[base]));
+  auto* graph = current_graph();  // waits for what is queued
+  std::vector<IValue> given;
+  if (graph) given.assign(stack->begin() + base, stack->end());
   std::optional<size_t> generator_slot;
   std::optional<at::Generator> generator;
   bool non_blocking = false;
@@ -274,8 +278,10 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     count("copy:d2h");
     wait_for(target);
   }
-  if (generator_slot) (*stack)[base + *generator_slot] = cpu_generator(generator, target);
-  redispatch(op, stack, target, !generator_slot && op.hasTag(at::Tag::nondeterministic_seeded));
+  Run run{target, generator_slot, std::nullopt};
+  if (generator_slot || op.hasTag(at::Tag::nondeterministic_seeded)) run.seed = draw(npu_generator(generator, target), 4);
+  if (graph) keep_written(graph, schema, given);
+  run(op, stack);
   call.write_back_shapes();
   for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); i++) {
     IValue& value = (*stack)[i];
@@ -285,6 +291,7 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
       value = mapped(value.toTensorList(), [&](const at::Tensor& tensor) { return call.to_npu(tensor); });
     }
   }
+  if (graph) record(graph, op, given, *stack, run);
 }
 
 }  // namespace simnpu

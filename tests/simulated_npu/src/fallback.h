@@ -6,6 +6,9 @@
 
 namespace simnpu {
 
+// A CPU tensor like a tensor, over this storage.
+at::Tensor cpu_like(const at::Tensor& tensor, c10::Storage storage);
+
 // A CPU tensor over the memory of an npu tensor, in which all work that was queued before is done.
 at::Tensor cpu_alias(const at::Tensor& tensor);
 

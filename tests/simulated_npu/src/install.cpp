@@ -77,6 +77,17 @@ void divide_in_place(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
 }
 
+// Cards have no doubles: torch_npu makes floats where only the type changes.
+void copy_to(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const size_t base = stack->size() - op.schema().arguments().size();
+  auto& dtype = (*stack)[base + 1];
+  if (dtype == c10::IValue(at::kDouble) && (*stack)[base + 2].isNone() && (*stack)[base + 3].isNone()) {
+    TORCH_WARN_ONCE("Device do not support double dtype now, dtype cast replace with float.");
+    dtype = at::kFloat;
+  }
+  op.callBoxedForDispatchKey(DispatchKey::CompositeExplicitAutograd, *stack);
+}
+
 bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, const std::string& name) {
   const bool has_npu = op.hasKernelForDispatchKey(DispatchKey::PrivateUse1);
   const bool has_cpu = op.hasKernelForDispatchKey(DispatchKey::CPU);
@@ -87,6 +98,8 @@ bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, cons
   if (!has_npu) return false;
   if (name == "div_.Tensor" || name == "div_.Scalar") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&divide_in_place>());
+  } else if (name == "_to_copy") {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_to>());
   } else if (has_cpu || name == "copy_" || ((is_explicit || is_structured) && !is_view_or_factory(op.schema()))) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
   } else if (is_explicit) {

@@ -1,15 +1,14 @@
-/* A stub of the Ascend runtime: devices, contexts, memory, streams and events over host memory.
+/* A stub of the Ascend runtime: devices, contexts and memory, which is the host's.
  *
- * Only names, argument lists and return codes are those of the real one. Streams are synchronous: work is done when
- * its call returns, so a missing synchronisation is never caught here. */
+ * Only names, argument lists and return codes are those of the real one. */
 #define _GNU_SOURCE
+#include "graph.h"
 #include "machine.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { READ_WRITE = PROT_READ | PROT_WRITE };
@@ -18,24 +17,10 @@ typedef int aclError;
 /* As in the real runtime a thread has no device until it sets one: torch_npu relies on the error that this gives. */
 static __thread int device = -1;
 static int contexts[MAX_CARDS];
-static long synchronisations;
 
 static int card(void) { return machine_physical(device); }
 
 int machine_current(void) { return card(); }
-
-#define RETURN_FAULT()                               \
-    do {                                             \
-        int code_ = fault_check(__func__, card());   \
-        if (code_) return code_;                     \
-    } while (0)
-#define NEED_DEVICE()                                           \
-    do {                                                        \
-        if (device < 0) return fault_set(CONTEXT_NULL, __func__);    \
-    } while (0)
-
-/* How often this process waited for a device: read by simnpu.trace. */
-long npusim_synchronisations(void) { return synchronisations; }
 
 /* ---- process and device ---- */
 
@@ -221,6 +206,8 @@ aclError aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, int 
 }
 
 aclError aclrtMemcpyAsync(void *to, size_t room, const void *from, size_t bytes, int kind, void *stream) {
+    Graph *graph = graph_of(stream);
+    if (graph && bytes <= room) graph_add_move(graph, to, from, bytes, 0);
     return aclrtMemcpy(to, room, from, bytes, kind);
 }
 
@@ -230,114 +217,10 @@ aclError aclrtMemset(void *to, size_t room, int value, size_t bytes) {
 }
 
 aclError aclrtMemsetAsync(void *to, size_t room, int value, size_t bytes, void *stream) {
+    Graph *graph = graph_of(stream);
+    if (graph) graph_add_move(graph, to, NULL, bytes, value);
     memset(to, value, bytes);
     return OK;
 }
 
 aclError aclrtPointerGetAttributes(const void *pointer, void *attributes) { return OK; }
-
-/* ---- virtual memory of expandable segments: an address range, and pages that are mapped into it ---- */
-
-aclError aclrtReserveMemAddress(void **pointer, size_t bytes, size_t alignment, void *wish, uint64_t flags) {
-    *pointer = mmap(wish, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return *pointer == MAP_FAILED ? fault_set(OUT_OF_MEMORY, __func__) : OK;
-}
-
-aclError aclrtReleaseMemAddress(void *pointer) { return OK; }
-
-aclError aclrtMallocPhysical(void **handle, size_t bytes, const void *properties, uint64_t flags) {
-    NEED_DEVICE();
-    RETURN_FAULT();
-    if (machine_take(card(), bytes)) return fault_set(OUT_OF_MEMORY, __func__);
-    Block *block = malloc(sizeof *block);
-    *block = (Block){.bytes = bytes, .card = card()};
-    *handle = block;
-    return OK;
-}
-
-aclError aclrtFreePhysical(void *handle) {
-    Block *block = handle;
-    machine_give(block->card, block->bytes);
-    free(block);
-    return OK;
-}
-
-aclError aclrtMapMem(void *pointer, size_t bytes, size_t offset, void *handle, uint64_t flags) {
-    return mprotect(pointer, bytes, READ_WRITE) ? fault_set(INVALID_PARAM, __func__) : OK;
-}
-
-aclError aclrtUnmapMem(void *pointer) { return OK; }
-
-/* ---- streams and events ---- */
-
-static void *token(void) { return calloc(1, sizeof(Token)); }
-
-#define CREATE(name, ...)                   \
-    aclError name(void **made, ##__VA_ARGS__) { \
-        NEED_DEVICE();                      \
-        RETURN_FAULT();                     \
-        *made = token();                    \
-        return OK;                          \
-    }
-CREATE(aclrtCreateStream)
-CREATE(aclrtCreateStreamWithConfig, uint32_t priority, uint32_t flags)
-CREATE(aclrtCreateEvent)
-CREATE(aclrtCreateEventWithFlag, uint32_t flags)
-CREATE(aclrtCreateEventExWithFlag, uint32_t flags)
-
-aclError aclrtDestroyEvent(void *event) {
-    free(event);
-    return OK;
-}
-
-aclError aclrtRecordEvent(void *event, void *stream) {
-    RETURN_FAULT();
-    if (event) clock_gettime(CLOCK_MONOTONIC, &((Token *)event)->recorded);
-    return OK;
-}
-
-aclError aclrtEventElapsedTime(float *milliseconds, void *begin, void *end) {
-    const struct timespec *from = &((Token *)begin)->recorded, *to = &((Token *)end)->recorded;
-    *milliseconds = (float)((double)(to->tv_sec - from->tv_sec) * 1e3 + (double)(to->tv_nsec - from->tv_nsec) / 1e6);
-    return OK;
-}
-
-aclError aclrtQueryEventStatus(void *event, int *status) {
-    RETURN_FAULT();
-    *status = 1; /* complete */
-    return fault_pending();
-}
-
-aclError aclrtQueryEventWaitStatus(void *event, int *status) {
-    *status = 1;
-    return OK;
-}
-
-aclError aclrtStreamQuery(void *stream, int *status) {
-    RETURN_FAULT();
-    *status = 0; /* complete */
-    return OK;
-}
-
-#define WAIT(name, ...)                     \
-    aclError name(__VA_ARGS__) {            \
-        synchronisations++;                 \
-        RETURN_FAULT();                     \
-        return fault_pending();             \
-    }
-WAIT(aclrtSynchronizeEvent, void *event)
-WAIT(aclrtSynchronizeStream, void *stream)
-WAIT(aclrtSynchronizeStreamWithTimeout, void *stream, int milliseconds)
-WAIT(aclrtSynchronizeDevice, void)
-WAIT(aclrtSynchronizeDeviceWithTimeout, int milliseconds)
-
-aclError aclrtDeviceGetStreamPriorityRange(int *least, int *greatest) {
-    *least = 7;
-    *greatest = 0;
-    return OK;
-}
-
-aclError aclrtStreamGetId(void *stream, int *id) {
-    *id = 1;
-    return OK;
-}

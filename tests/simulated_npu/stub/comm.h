@@ -60,6 +60,7 @@ size_t comm_push(Comm *comm, uint32_t to, const char *bytes, size_t length);  /*
 size_t comm_pull(Comm *comm, uint32_t from, char *bytes, size_t length);      /* bytes given, maybe 0 */
 int comm_pause(Comm *comm, double *waited);         /* waits for a change of mailboxes; HCCL_TIMEOUT if too long */
 
+int hccl_check(void *stream, const char *call);      /* before a call that communicates: OK, or what it must return */
 int hccl_outcome(int code, const char *call);       /* what a call returns to torch_npu for the outcome of its work */
 
 size_t type_size(int type);

@@ -63,6 +63,12 @@ static const char *reason_of(int code) {
     switch (code) {
         case INVALID_DEVICE: return "EE1001: The argument is invalid.Reason: Set device failed, invalid device.";
         case CONTEXT_NULL: return "EE1001: The argument is invalid. Reason: the context is empty, set a device first.";
+        case STREAM_CAPTURED: return "EE1001: The argument is invalid. Reason: the stream is captured.";
+        case STREAM_NOT_CAPTURED: return "EE1001: The argument is invalid. Reason: the stream is not in capture status.";
+        case CAPTURE_MODE_NOT_SUPPORTED:
+            return "EE1001: The argument is invalid. Reason: a stream is captured, the current operation is not supported.";
+        case CAPTURE_UNMATCHED: return "EE1001: The argument is invalid. Reason: the capture was not begun on this stream.";
+        case CAPTURE_INVALIDATED: return "EE9999: Inner Error! The capture status is invalidated.";
         case OUT_OF_MEMORY: return "EL0004: Failed to allocate memory. Possible Cause: Available memory is insufficient.";
         case LOST_HEARTBEAT: return "EE9999: Inner Error! the heartbeat of the device is lost.";
         case DEVICE_OPEN_FAILED: return "EE9999: Inner Error! halDeviceOpen failed, the device cannot be opened.";

@@ -4,6 +4,7 @@
  * work on the device, and the next wait for the device reports 507048 like the real one. */
 #define _GNU_SOURCE
 #include "comm.h"
+#include "graph.h"
 #include "machine.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,8 +26,14 @@ int hccl_outcome(int code, const char *call) {
     return code;
 }
 
-static int begin(Comm *comm, const char *call, uint64_t count, int type, int operation, int root, uint64_t rounds) {
-    int code = fault_check(call, machine_current());
+/* Before any call that communicates. A graph would have to meet the peers again at each replay. */
+int hccl_check(void *stream, const char *call) {
+    if (!graph_of(stream)) return fault_check(call, machine_current());
+    return fault_set_text("npusim: communication on a captured stream is not simulated.", HCCL_NOT_SUPPORTED, call);
+}
+
+static int begin(Comm *comm, void *stream, const char *call, uint64_t count, int type, int operation, int root, uint64_t rounds) {
+    int code = hccl_check(stream, call);
     if (code) return code;
     Intent intent = {.count = count, .rounds = rounds, .type = type, .operation = operation, .root = root, .pid = getpid()};
     snprintf(intent.call, sizeof intent.call, "%s", call);
@@ -135,35 +142,35 @@ static int take_from_root(void *context, uint32_t rank, size_t offset, const cha
 }
 
 int HcclAllReduce(void *from, void *to, uint64_t count, int type, int operation, void *comm, void *stream) {
-    int code = begin(comm, __func__, count, type, operation, 0, 0);
+    int code = begin(comm, stream, __func__, count, type, operation, 0, 0);
     Target target = {.to = to, .type = type, .operation = operation, .wanted = 1};
     if (!code) code = show_and_read(comm, from, count * type_size(type), add_up, &target);
     return hccl_outcome(code, __func__);
 }
 
 int HcclReduce(void *from, void *to, uint64_t count, int type, int operation, uint32_t root, void *comm, void *stream) {
-    int code = begin(comm, __func__, count, type, operation, (int)root, 0);
+    int code = begin(comm, stream, __func__, count, type, operation, (int)root, 0);
     Target target = {.to = to, .type = type, .operation = operation, .wanted = ((Comm *)comm)->rank == root};
     if (!code) code = show_and_read(comm, from, count * type_size(type), add_up, &target);
     return hccl_outcome(code, __func__);
 }
 
 int HcclAllGather(void *from, void *to, uint64_t count, int type, void *comm, void *stream) {
-    int code = begin(comm, __func__, count, type, 0, 0, 0);
+    int code = begin(comm, stream, __func__, count, type, 0, 0, 0);
     Target target = {.to = to, .length = count * type_size(type)};
     if (!code) code = show_and_read(comm, from, target.length, place, &target);
     return hccl_outcome(code, __func__);
 }
 
 int HcclBroadcast(void *buffer, uint64_t count, int type, uint32_t root, void *comm, void *stream) {
-    int code = begin(comm, __func__, count, type, 0, (int)root, 0);
+    int code = begin(comm, stream, __func__, count, type, 0, (int)root, 0);
     int is_root = ((Comm *)comm)->rank == root;
     Target target = {.to = buffer, .wanted = !is_root, .root = (int)root};
     if (!code) code = show_and_read(comm, is_root ? buffer : NULL, count * type_size(type), take_from_root, &target);
     return hccl_outcome(code, __func__);
 }
 
-int HcclBarrier(void *comm, void *stream) { return hccl_outcome(begin(comm, __func__, 0, 0, 0, 0, 0), __func__); }
+int HcclBarrier(void *comm, void *stream) { return hccl_outcome(begin(comm, stream, __func__, 0, 0, 0, 0, 0), __func__); }
 
 /* ---- collectives in which every pair of ranks has a piece of its own ---- */
 
@@ -193,13 +200,13 @@ static int read_round(Comm *comm, const Exchange *x, size_t offset, size_t slot)
     return HCCL_SUCCESS;
 }
 
-static int exchange(Comm *comm, const char *call, const Exchange *x, uint64_t count, int type, int operation, int root) {
+static int exchange(Comm *comm, void *stream, const char *call, const Exchange *x, uint64_t count, int type, int operation, int root) {
     size_t slot = WINDOW / comm->size / 16 * 16, most = 0;
     for (uint32_t rank = 0; rank < comm->size; rank++) {
         if (x->from && x->from_bytes[rank] > most) most = x->from_bytes[rank];
         if (x->to_bytes[rank] > most) most = x->to_bytes[rank];
     }
-    int code = begin(comm, call, count, type, operation, root, (most + slot - 1) / slot);
+    int code = begin(comm, stream, call, count, type, operation, root, (most + slot - 1) / slot);
     uint64_t rounds = code ? 0 : comm_most_rounds(comm);
     for (uint64_t round = 0; round < rounds && !code; round++) {
         size_t offset = round * slot;
@@ -231,7 +238,7 @@ int HcclReduceScatter(void *from, void *to, uint64_t count, int type, int operat
     uint64_t bytes[MAX_RANKS], starts[MAX_RANKS], zeros[MAX_RANKS] = {0};
     even(bytes, starts, ((Comm *)comm)->size, count * type_size(type));
     Exchange x = {from, bytes, starts, to, bytes, zeros, 1, type, operation};
-    return exchange(comm, __func__, &x, count, type, operation, 0);
+    return exchange(comm, stream, __func__, &x, count, type, operation, 0);
 }
 
 int HcclReduceScatterV(void *from, const uint64_t *counts, const uint64_t *displacements, void *to, uint64_t count,
@@ -242,7 +249,7 @@ int HcclReduceScatterV(void *from, const uint64_t *counts, const uint64_t *displ
     scaled(starts, displacements, size, type_size(type));
     even(own, unused, size, count * type_size(type));
     Exchange x = {from, bytes, starts, to, own, zeros, 1, type, operation};
-    return exchange(comm, __func__, &x, 0, type, operation, 0);
+    return exchange(comm, stream, __func__, &x, 0, type, operation, 0);
 }
 
 int HcclAllGatherV(void *from, uint64_t count, void *to, const uint64_t *counts, const uint64_t *displacements,
@@ -253,7 +260,7 @@ int HcclAllGatherV(void *from, uint64_t count, void *to, const uint64_t *counts,
     scaled(bytes, counts, size, type_size(type));
     scaled(starts, displacements, size, type_size(type));
     Exchange x = {from, own, zeros, to, bytes, starts, 0, 0, 0};
-    return exchange(comm, __func__, &x, 0, type, 0, 0);
+    return exchange(comm, stream, __func__, &x, 0, type, 0, 0);
 }
 
 int HcclScatter(void *from, void *to, uint64_t count, int type, uint32_t root, void *comm, void *stream) {
@@ -261,7 +268,7 @@ int HcclScatter(void *from, void *to, uint64_t count, int type, uint32_t root, v
     even(bytes, starts, ((Comm *)comm)->size, count * type_size(type));
     own[root] = count * type_size(type);
     Exchange x = {((Comm *)comm)->rank == root ? from : NULL, bytes, starts, to, own, zeros, 0, 0, 0};
-    return exchange(comm, __func__, &x, count, type, 0, (int)root);
+    return exchange(comm, stream, __func__, &x, count, type, 0, (int)root);
 }
 
 int HcclAlltoAllV(const void *from, const uint64_t *from_counts, const uint64_t *from_places, int type, void *to,
@@ -273,7 +280,7 @@ int HcclAlltoAllV(const void *from, const uint64_t *from_counts, const uint64_t 
     scaled(got, to_counts, size, type_size(to_type));
     scaled(got_at, to_places, size, type_size(to_type));
     Exchange x = {from, given, given_at, to, got, got_at, 0, 0, 0};
-    return exchange(comm, __func__, &x, 0, type, 0, 0);
+    return exchange(comm, stream, __func__, &x, 0, type, 0, 0);
 }
 
 int HcclAlltoAll(const void *from, uint64_t count, int type, void *to, uint64_t to_count, int to_type, void *comm,
@@ -281,5 +288,5 @@ int HcclAlltoAll(const void *from, uint64_t count, int type, void *to, uint64_t 
     uint64_t bytes[MAX_RANKS], starts[MAX_RANKS];
     even(bytes, starts, ((Comm *)comm)->size, count * type_size(type));
     Exchange x = {from, bytes, starts, to, bytes, starts, 0, 0, 0};
-    return exchange(comm, __func__, &x, count, type, 0, 0);
+    return exchange(comm, stream, __func__, &x, count, type, 0, 0);
 }

@@ -50,13 +50,6 @@ int aclrtGetSysParamOpt(int option, int64_t *value) {
 
 int aclrtCtxGetSysParamOpt(int option, int64_t *value) { return aclrtGetSysParamOpt(option, value); }
 
-/* No graph is being captured. */
-int aclmdlRICaptureGetInfo(void *stream, int *status, void **model) {
-    *status = 0;
-    *model = NULL;
-    return OK;
-}
-
 int aclrtDeviceGetBareTgid(int *pid) {
     *pid = getpid();
     return OK;
@@ -94,6 +87,8 @@ DOES_NOTHING(aclSetTensorPlaceMent)
 DOES_NOTHING(aclSetTensorShape)
 DOES_NOTHING(aclmdlFinalizeDump)
 DOES_NOTHING(aclmdlInitDump)
+DOES_NOTHING(aclmdlRICaptureThreadExchangeMode)
+DOES_NOTHING(aclmdlRIDebugPrint)
 DOES_NOTHING(aclmdlSetDump)
 DOES_NOTHING(aclopCreateAttr)
 DOES_NOTHING(aclopDestroyAttr)
@@ -112,6 +107,7 @@ DOES_NOTHING(aclrtDestroyStream)
 DOES_NOTHING(aclrtDestroyStreamForce)
 DOES_NOTHING(aclrtDeviceEnablePeerAccess)
 DOES_NOTHING(aclrtIpcMemSetImportPid)
+DOES_NOTHING(aclrtMemSetPidToShareableHandle)
 DOES_NOTHING(aclrtPeekAtLastError)
 DOES_NOTHING(aclrtProcessReport)
 DOES_NOTHING(aclrtResetEvent)
@@ -124,7 +120,6 @@ DOES_NOTHING(aclrtSetStreamAttribute)
 DOES_NOTHING(aclrtSetStreamFailureMode)
 DOES_NOTHING(aclrtSetStreamOverflowSwitch)
 DOES_NOTHING(aclrtSetSysParamOpt)
-DOES_NOTHING(aclrtStreamWaitEvent)
 DOES_NOTHING(aclrtSubscribeReport)
 DOES_NOTHING(aclrtUnSubscribeReport)
 DOES_NOTHING(aclrtUseStreamResInCurrentThread)
@@ -181,9 +176,6 @@ int aclopCompileAndExecute(const char *type, int inputs, const void *const *inpu
 IS_REFUSED(aclrtBinaryGetFunction)
 IS_REFUSED(aclrtBinaryLoadFromData)
 IS_REFUSED(aclrtGetFunctionAddr)
-IS_REFUSED(aclrtMemExportToShareableHandle)
-IS_REFUSED(aclrtMemImportFromShareableHandle)
-IS_REFUSED(aclrtMemSetPidToShareableHandle)
 IS_REFUSED(rtDevBinaryRegister)
 IS_REFUSED(rtFunctionRegister)
 IS_REFUSED(rtGetC2cCtrlAddr)

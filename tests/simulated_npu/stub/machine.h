@@ -16,10 +16,15 @@ enum {
     INVALID_PARAM = 107000,
     INVALID_DEVICE = 107001,
     CONTEXT_NULL = 107002,
+    STREAM_CAPTURED = 107027,
+    STREAM_NOT_CAPTURED = 107029,
+    CAPTURE_MODE_NOT_SUPPORTED = 107030,
+    CAPTURE_UNMATCHED = 107036,
     NOT_SUPPORTED = 207000,
     OUT_OF_MEMORY = 207001,
     LOST_HEARTBEAT = 507010,
     DEVICE_OPEN_FAILED = 507033,
+    CAPTURE_INVALIDATED = 507903,
 };
 
 /* One process that uses cards. The layout is read by bin/npu-smi too: keep them in step. */
@@ -42,9 +47,12 @@ typedef struct {
 typedef struct {
     struct timespec recorded;
     uint32_t limits[CORE_KINDS];
+    uint32_t capture; /* the graph that the stream is captured for, or that was when the event was recorded */
+    uint32_t update;  /* the graph that replaces a group's work */
 } Token;
 
 int aclrtGetDevice(int *id);
+int aclrtSetDevice(int id);
 const char *aclrtGetSocName(void);
 int machine_cards(void);               /* cards in the machine */
 int machine_visible(int *physical);    /* cards this process may see; their physical ids */
@@ -54,6 +62,7 @@ size_t machine_capacity(void);         /* bytes of a card */
 size_t machine_used(int physical);     /* bytes in use by all living processes */
 int machine_take(int physical, size_t bytes); /* OK or OUT_OF_MEMORY */
 void machine_give(int physical, size_t bytes);
+int sharing_file(char *start, size_t bytes);  /* the file that is from now on behind this memory, or -1 */
 const char *machine_folder(void); /* where processes meet: $NPUSIM_STATE, else a folder of the user */
 
 /* Faults of $NPUSIM_FAULT, see ../README.md. fault_check returns what the call must return; it may also never
@@ -65,4 +74,15 @@ int fault_set(int code, const char *call);                              /* says 
 int fault_set_text(const char *text, int code, const char *call);       /* the same in other words */
 void fault_set_later(int code, const char *call);                       /* the next wait for the device fails */
 int fault_pending(void);                                                /* its code, or OK */
+
+/* What most calls of the runtime begin with. */
+#define RETURN_FAULT()                                        \
+    do {                                                      \
+        int code_ = fault_check(__func__, machine_current()); \
+        if (code_) return code_;                              \
+    } while (0)
+#define NEED_DEVICE()                                                      \
+    do {                                                                   \
+        if (machine_current() < 0) return fault_set(CONTEXT_NULL, __func__); \
+    } while (0)
 #endif

@@ -27,19 +27,19 @@ typedef struct Opened {
 static Opened *opened;
 static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
 
-/* Puts a file behind a block at the same address, with what is in the block. */
-static int share(char *start, Block *block) {
+/* Puts a file behind memory at the same address, with what is in it; -1 where that fails. */
+int sharing_file(char *start, size_t bytes) {
     int file = memfd_create("npusim", MFD_CLOEXEC);
     if (file < 0) return -1;
-    for (size_t done = 0; done < block->bytes;) {
-        ssize_t now = write(file, start + done, block->bytes - done);
+    for (size_t done = 0; done < bytes;) {
+        ssize_t now = write(file, start + done, bytes - done);
         if (now <= 0) break;
         done += (size_t)now;
     }
     struct stat written;
     void *mapped = MAP_FAILED;
-    if (!fstat(file, &written) && (size_t)written.st_size == block->bytes) {
-        mapped = mmap(start, block->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0);
+    if (!fstat(file, &written) && (size_t)written.st_size == bytes) {
+        mapped = mmap(start, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0);
     }
     if (mapped == MAP_FAILED) {
         close(file);
@@ -52,7 +52,7 @@ static int share(char *start, Block *block) {
 int aclrtIpcMemGetExportKey(void *pointer, size_t bytes, char *key, size_t length, uint64_t flags) {
     Block *block = (Block *)((char *)pointer - HEADER);
     pthread_mutex_lock(&guard);
-    if (block->file <= 0) block->file = share(pointer, block);
+    if (block->file <= 0) block->file = sharing_file(pointer, block->bytes);
     pthread_mutex_unlock(&guard);
     if (block->file < 0) return fault_set(OUT_OF_MEMORY, __func__);
     snprintf(key, length, "/proc/%d/fd/%d", getpid(), block->file);

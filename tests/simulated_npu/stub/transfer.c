@@ -1,6 +1,5 @@
 /* Sends and receives: one by one, in a batch, or all those of a group when it ends. */
 #include "comm.h"
-#include "machine.h"
 #include <pthread.h>
 #include <stdlib.h>
 
@@ -57,24 +56,24 @@ static int is_left_to_group(const Job *jobs, size_t count) {
     return inside;
 }
 
-static int transfer(const Transfer *transfers, uint32_t count, void *comm, const char *call) {
+static int transfer(const Transfer *transfers, uint32_t count, void *comm, void *stream, const char *call) {
     Job jobs[count];
-    int code = fault_check(call, machine_current());
+    int code = hccl_check(stream, call);
     for (uint32_t i = 0; i < count; i++) jobs[i] = (Job){transfers[i], comm, 0};
     if (!code && !is_left_to_group(jobs, count)) code = run(jobs, count);
     return hccl_outcome(code, call);
 }
 
 int HcclBatchSendRecv(Transfer *transfers, uint32_t count, void *comm, void *stream) {
-    return transfer(transfers, count, comm, __func__);
+    return transfer(transfers, count, comm, stream, __func__);
 }
 
 int HcclSend(void *buffer, uint64_t count, int type, uint32_t to, void *comm, void *stream) {
-    return transfer(&(Transfer){0, buffer, count, type, to}, 1, comm, __func__);
+    return transfer(&(Transfer){0, buffer, count, type, to}, 1, comm, stream, __func__);
 }
 
 int HcclRecv(void *buffer, uint64_t count, int type, uint32_t from, void *comm, void *stream) {
-    return transfer(&(Transfer){1, buffer, count, type, from}, 1, comm, __func__);
+    return transfer(&(Transfer){1, buffer, count, type, from}, 1, comm, stream, __func__);
 }
 
 int HcclGroupStart(void) {

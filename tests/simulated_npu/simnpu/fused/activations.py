@@ -84,3 +84,10 @@ def geglu_grad(
     grad_output: Tensor, input: Tensor, gelu: Tensor, dim: int, approximate: int, activate_left: bool
 ) -> Tensor:
     return gradients(lambda x: geglu(x, dim, approximate, activate_left)[0], [input], [grad_output])[0]
+
+
+@kernel("npu_gelu_mul")
+def gelu_mul(input: Tensor, approximate: str) -> Tensor:
+    """gelu(first half) * second half."""
+    first, second = input.float().chunk(2, -1)
+    return (F.gelu(first, approximate=approximate) * second).to(input.dtype)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from simnpu.fused.attention_maths import Setting, attention, score_count
-from simnpu.fused.kernels import gradients, kernel
+from simnpu.fused.kernels import NotSimulated, gradients, kernel
 from simnpu.fused.random import keep_bits, next_seed, unpacked
 
 HOST_LENGTHS = ("actual_seq_qlen", "actual_seq_kvlen", "seed", "offset")
@@ -149,3 +149,32 @@ def fusion_attention_grad_v3(
     )  # fmt: skip
     drawn = [0 if value is None else int(value) for value in (seed, offset)]
     return backward(query, key, value, dy, setting, *drawn)
+
+
+@kernel("npu_ring_attention_update")
+def ring_attention_update(
+    prev_attn_out: Tensor, prev_softmax_max: Tensor, prev_softmax_sum: Tensor, cur_attn_out: Tensor,
+    cur_softmax_max: Tensor, cur_softmax_sum: Tensor, actual_seq_qlen: Tensor | None, input_layout: str,
+    input_softmax_layout: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Attention over two pieces of the keys, from what each gave alone; the statistics are repeated eight times."""
+    if (input_layout, input_softmax_layout) not in (("SBH", ""), ("SBH", "SBH"), ("TND", "TND")):
+        raise NotSimulated(
+            f"the simulator has no ring attention of {input_layout!r} with {input_softmax_layout!r}"
+        )
+    maximum = torch.maximum(prev_softmax_max, cur_softmax_max)
+    parts = [
+        (total * (own - maximum).exp(), out.float())
+        for own, total, out in (
+            (prev_softmax_max, prev_softmax_sum, prev_attn_out), (cur_softmax_max, cur_softmax_sum, cur_attn_out)
+        )
+    ]  # fmt: skip
+    total = parts[0][0] + parts[1][0]
+    result = torch.zeros_like(parts[0][1])
+    for weight, out in parts:
+        share = (weight / total)[..., :1]
+        if input_layout == "SBH":
+            share = share.permute(2, 0, 1, 3)
+            out = out.unflatten(2, (share.shape[2], -1))
+        result += (out * share).view(result.shape)
+    return result.to(prev_attn_out.dtype), maximum, total

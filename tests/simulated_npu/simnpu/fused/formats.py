@@ -14,6 +14,8 @@ FIRST_TYPES = (
 # torch's numbers of types; torch_npu adds some from 285 on, which the CPU has not.
 TYPES = dict(enumerate(FIRST_TYPES)) | {15: torch.bfloat16, 23: torch.float8_e5m2, 24: torch.float8_e4m3fn}
 
+BASE_FORMATS = (0, 1, 2, 27, 30)  # NCHW, NHWC, ND, NDHWC, NCDHW: the bytes are in plain order on the card too
+
 
 def need_plain_types(*numbers: int | None) -> None:
     for number in numbers:
@@ -56,10 +58,11 @@ def format_cast(input: Tensor, acl_format: int) -> Tensor:
     """torch_npu itself makes the tensor: it knows sizes, and whether internal formats are allowed."""
     if torch.ops.simnpu.get_format(input) == acl_format:
         return input
-    result = torch.ops.npu.empty_with_format(
+    result = torch.ops.npu.unsafe_empty_with_format(
         input.shape, dtype=input.dtype, device=input.device, acl_format=acl_format
     )
-    return result.copy_(input)
+    result.copy_(input)
+    return torch.ops.simnpu.set_format(result, acl_format) if acl_format in BASE_FORMATS else result
 
 
 # The customized type and the input's choose how a private format lays its bytes out, which stay in plain order here.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from simnpu.fused.attention_maths import ALL, DEFAULT, LAYOUTS, Setting, attend, join_heads, split_heads
-from simnpu.fused.kernels import NotSimulated, check, kernel
+from simnpu.fused.kernels import NotSimulated, check, kernel, libraries
 
 
 def heads_of(x: Tensor, heads: int, layout: str) -> Tensor:
@@ -158,3 +158,41 @@ def fused_infer_attention_score_v2(
         query, key, value, setting, num_key_value_heads, actual_seq_qlen, actual_seq_kvlen, block_table, query_rope,
         key_rope,
     ), return_softmax_lse)  # fmt: skip
+
+
+# Captured graphs ask for the results' place before they run the variants with `out`.
+@kernel("_npu_fused_infer_attention_score_infer_output")
+def infer_output(
+    query: Tensor, value: Tensor, input_layout: str, block_table: Tensor | None, num_heads: int,
+    num_key_value_heads: int, softmax_lse_flag: bool, query_rope: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    layout, _, out_layout = input_layout.partition("_")
+    queries = heads_of(query, num_heads, layout)
+    packed_heads = layout in ("BSH", "SBH") or (block_table is not None and value.dim() == 3)
+    width = value.shape[-1] // (num_key_value_heads or num_heads) if packed_heads else value.shape[-1]
+    out = query.new_empty(*queries.shape[:3], width)
+    lse = torch.empty(*queries.shape[:3], 1)
+    if (out_layout or layout) == "TND":
+        out, lse = (x[0].transpose(0, 1).contiguous() for x in (out, lse))
+    else:
+        out = join_heads(out, out_layout or layout).contiguous()
+    return with_lse((out, lse), softmax_lse_flag)
+
+
+@kernel("_npu_fused_infer_attention_score_v2_infer_output")
+def infer_output_v2(
+    query: Tensor, value: Tensor, input_layout: str, block_table: Tensor | None, num_query_heads: int,
+    num_key_value_heads: int, return_softmax_lse: bool, query_rope: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return infer_output(
+        query, value, input_layout, block_table, num_query_heads, num_key_value_heads, return_softmax_lse, query_rope
+    )  # fmt: skip
+
+
+def workspace(query: Tensor, *args: object, **kwargs: object) -> Tensor:
+    """Kernels here take their own memory of the host."""
+    return torch.empty(1, dtype=torch.uint8, device=query.device)
+
+
+for version in ("fused_infer_attention_score", "fused_infer_attention_score_v2"):
+    libraries["npu"].impl(f"_npu_{version}_get_max_workspace", workspace, "PrivateUse1")

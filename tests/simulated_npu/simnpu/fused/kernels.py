@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simnpu import graphs
+
 # they live as long as the process
 libraries = {space: torch.library.Library(space, "IMPL") for space in ("npu", "aten")}  # noqa: TOR901
 
@@ -47,6 +49,15 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """An argument with every tensor in it changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(mapped(change, item) for item in value)
+    return value
+
+
 class Sides:
     """The tensors of one call on both sides: npu tensors and the CPU tensors over their bytes."""
 
@@ -55,31 +66,22 @@ class Sides:
         self.originals: dict[int, Tensor] = {}
         self.aliases: list[Tensor] = []  # keeps the ids in `originals` alive
 
-    def to_cpu(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if value.device.type == "cpu":
-                return value
-            alias = torch.ops.simnpu.cpu_alias(value.detach())
-            self.originals[id(alias)] = value
-            self.aliases.append(alias)
-            return alias
-        if isinstance(value, (list, tuple)):
-            return type(value)(self.to_cpu(item) for item in value)
-        return value
+    def to_cpu(self, tensor: Tensor) -> Tensor:
+        if tensor.device.type == "cpu":
+            return tensor
+        alias = torch.ops.simnpu.cpu_alias(tensor.detach())
+        self.originals[id(alias)] = tensor
+        self.aliases.append(alias)
+        return alias
 
-    def adopted(self, value: Tensor) -> Tensor:
-        """A new npu tensor with these values; no operator of the device, as a real kernel writes its own result."""
-        result = torch.empty_like(value, device=self.device)
-        torch.ops.simnpu.cpu_alias(result).copy_(value)
+    def to_npu(self, tensor: Tensor) -> Tensor:
+        """The argument that this is, or a new npu tensor with these values, which no operator of the device makes."""
+        original = self.originals.get(id(tensor))
+        if original is not None:
+            return original
+        result = torch.empty_like(tensor, device=self.device)
+        torch.ops.simnpu.cpu_alias(result).copy_(tensor)
         return result
-
-    def to_npu(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            original = self.originals.get(id(value))
-            return self.adopted(value) if original is None else original
-        if isinstance(value, (list, tuple)):
-            return type(value)(self.to_npu(item) for item in value)
-        return value
 
 
 def device_of(name: str, values: dict[str, Any], may_be_cpu: Sequence[str]) -> torch.device:
@@ -93,6 +95,41 @@ def device_of(name: str, values: dict[str, Any], may_be_cpu: Sequence[str]) -> t
         )
     on_npu = [tensor.device for tensor in found if tensor.device.type != "cpu"]
     return on_npu[0] if on_npu else torch.device("npu", torch.npu.current_device())
+
+
+def on_cpu(function: Callable, used: dict[str, Any], out: Any, device: torch.device) -> Any:
+    """Runs a kernel; the results go into `out` where there is one."""
+    sides = Sides(device)
+    with torch.no_grad():
+        result = function(**{key: mapped(sides.to_cpu, value) for key, value in used.items()})
+        return mapped(sides.to_npu, result) if out is None else fill(out, result)
+
+
+def recorded(
+    name: str,
+    function: Callable,
+    used: dict[str, Any],
+    out: Any,
+    written: Sequence[str],
+    device: torch.device,
+) -> Any:
+    """The same while the stream is captured: a graph runs it again on the same memory, whoever has that then."""
+    borrow = torch.ops.simnpu.borrowed
+    for tensor in tensors_in([out, *(used.get(key) for key in written)]):
+        torch.ops.simnpu.keep(tensor)
+    with graphs.drawing() as seeds:
+        result = on_cpu(function, used, out, device)
+    inputs = {key: mapped(borrow, value) for key, value in used.items()}
+    targets = [borrow(tensor) for tensor in tensors_in(result)]
+
+    def again() -> None:
+        with torch.no_grad(), graphs.drawing(seeds):
+            for target, value in zip(targets, tensors_in(function(**inputs)), strict=True):
+                if target.data_ptr() != value.data_ptr():
+                    target.copy_(value)
+
+    graphs.record(name, again)
+    return result
 
 
 def kernel(*names: str, host: Sequence[str] = (), on_host: bool = True) -> Callable[[Callable], Callable]:
@@ -113,11 +150,15 @@ def kernel(*names: str, host: Sequence[str] = (), on_host: bool = True) -> Calla
     return register
 
 
-def fill(out: Tensor | list[Tensor], result: Tensor | Sequence[Tensor]) -> None:
-    """Gives results to the tensors of `out`."""
-    one = isinstance(out, Tensor)
-    for target, value in zip([out] if one else out, [result] if one else result, strict=True):
-        target.resize_(value.shape).copy_(value)
+def fill(out: Tensor | list[Tensor], result: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    """Gives results, on either side, to the tensors of `out`."""
+    pairs = zip(tensors_in(out), tensors_in(result), strict=True)
+    for target, value in pairs:
+        target.resize_(value.shape)
+        if value.device.type == "cpu":
+            target = torch.ops.simnpu.cpu_alias(target)
+        target.copy_(value)
+    return out
 
 
 def register_one(name: str, function: Callable, host: Sequence[str], on_host: bool) -> None:
@@ -131,6 +172,9 @@ def register_one(name: str, function: Callable, host: Sequence[str], on_host: bo
     wanted = inspect.signature(function).parameters
     unknown = set(wanted) - set(order)
     assert not unknown, f"{space}::{operator} has no argument {unknown}; it has {order}"
+    written = [
+        argument.name for argument in schema.arguments if argument.alias_info and argument.alias_info.is_write
+    ]
     fills_out = "out" in order and "out" not in wanted
     ignored = WITHOUT_EFFECT | ({"out"} if fills_out else set())
 
@@ -141,17 +185,14 @@ def register_one(name: str, function: Callable, host: Sequence[str], on_host: bo
                 raise NotSimulated(f"{space}::{operator}: the simulator does not know {key}={values[key]!r}")
         used = {key: values[key] for key in wanted}
         torch.ops.simnpu.count(f"{space}::{operator}")
+        out = values["out"] if fills_out else None
         device = device_of(f"{space}::{operator}", used, host)
         if not on_host:
             result = function(**used)
-        else:
-            sides = Sides(device)
-            with torch.no_grad():
-                result = sides.to_npu(function(**{key: sides.to_cpu(value) for key, value in used.items()}))
-        if not fills_out:
-            return result
-        fill(values["out"], result)
-        return values["out"]
+            return fill(out, result) if fills_out else result
+        if torch.ops.simnpu.is_recording():
+            return recorded(operator, function, used, out, written, device)
+        return on_cpu(function, used, out, device)
 
     libraries[space].impl(operator, call, "PrivateUse1")
 

@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from simnpu.fused.formats import TYPES
 from simnpu.fused.kernels import NotSimulated, kernel
+from simnpu.fused.quantisation import plain_weight, quantised_product
 
 
 @kernel("npu_linear")
@@ -53,6 +55,13 @@ def group_products(x: list[Tensor], matrices: list[Tensor], offsets: list[Tensor
     ]
 
 
+def of_groups(values: list[Tensor] | None, dims: int) -> list[Tensor] | None:
+    """One tensor for each group, from one for all with a dim more, or a list of them."""
+    if not values:
+        return None
+    return [item for value in values for item in (value if value.dim() == dims + 1 else [value])]
+
+
 @kernel("npu_grouped_matmul", "npu_grouped_matmul.List")
 def grouped_matmul(
     x: list[Tensor],
@@ -62,10 +71,20 @@ def grouped_matmul(
     split_item: int | None,
     group_type: int | None,
     group_list_type: int | None,
+    scale: list[Tensor] | None,
+    per_token_scale: list[Tensor] | None,
+    antiquant_scale: list[Tensor] | None,
+    antiquant_offset: list[Tensor] | None,
+    output_dtype: int | None,
 ) -> list[Tensor]:
     """Each group of rows times its own matrix: experts. With group_type 2 the columns of x meet rows of the weight."""
-    offsets = [offset for item in bias for offset in (item if item.dim() == 2 else [item])] if bias else None
-    matrices = [matrix for item in weight for matrix in (item if item.dim() == 3 else [item])]
+    offsets, matrices = of_groups(bias, 1), of_groups(weight, 2)
+    if antiquant_scale:
+        lows = of_groups(antiquant_offset, 1) or [None] * len(matrices)
+        scales = of_groups(antiquant_scale, 1)
+        matrices = [
+            plain_weight(matrix, scales[i], lows[i], 0).to(x[0].dtype) for i, matrix in enumerate(matrices)
+        ]
     lengths = group_lengths(group_list, group_list_type) if group_list is not None else []
     if not lengths or len(x) > 1:
         parts = list(x)
@@ -76,5 +95,15 @@ def grouped_matmul(
         return [torch.stack(products)] if split_item in (2, 3) else products
     else:
         raise NotSimulated(f"npu::npu_grouped_matmul: group_type {group_type} with {len(x)} inputs")
-    products = group_products(parts, matrices, offsets)
+    if scale:
+        scales, kind = of_groups(scale, 1), TYPES[5 if output_dtype is None else output_dtype]
+        tokens = torch.cat(per_token_scale).split([len(part) for part in parts]) if per_token_scale else None
+        products = [
+            quantised_product(part, matrices[i], scales[i], tokens and tokens[i], offsets and offsets[i]).to(
+                kind
+            )
+            for i, part in enumerate(parts)
+        ]
+    else:
+        products = group_products(parts, matrices, offsets)
     return [torch.cat(products)] if split_item in (2, 3) else products

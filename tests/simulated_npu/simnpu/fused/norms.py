@@ -49,6 +49,16 @@ def add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float) -> tuple
     return y, rstd, total
 
 
+@kernel("npu_add_rms_norm_cast")
+def add_rms_norm_cast(
+    x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The norm in float32 and in the inputs' type, rstd, and the sum."""
+    total = x1 + x2
+    y, rstd = rms_norm(total, gamma, epsilon)
+    return y.float(), y, rstd, total
+
+
 @kernel("npu_deep_norm")
 def deep_norm(
     x: Tensor, gx: Tensor, beta: Tensor, gamma: Tensor, alpha: float, epsilon: float
@@ -128,3 +138,16 @@ def group_norm_silu(
     mean = groups.mean(-1)
     rstd = torch.rsqrt(groups.var(-1, unbiased=False) + eps)
     return F.silu(F.group_norm(input, group, weight, bias, eps)), mean.to(input.dtype), rstd.to(input.dtype)
+
+
+@kernel("npu_group_norm_swish")
+def group_norm_swish(
+    input: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float | None, swish_scale: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """With y = group_norm(input): y * sigmoid(scale * y), and mean and rstd of every group."""
+    y = F.group_norm(input.float(), num_groups, weight.float(), bias.float(), eps)
+    groups = input.float().reshape(input.shape[0], num_groups, -1)
+    rstd = torch.rsqrt(groups.var(-1, unbiased=False) + eps)
+    return (y * torch.sigmoid(swish_scale * y)).to(input.dtype), *(
+        x.to(input.dtype) for x in (groups.mean(-1), rstd)
+    )

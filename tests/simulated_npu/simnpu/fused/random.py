@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from simnpu import graphs
 from simnpu.fused.kernels import kernel
 
 
@@ -28,10 +29,8 @@ def unpacked(mask: Tensor, count: int) -> Tensor:
 
 def next_seed(step: int = 10) -> tuple[int, int]:
     """Seed and offset of the current card's generator, which moves on."""
-    generator = torch.npu.default_generators[torch.npu.current_device()]
-    seed, offset = generator.initial_seed(), generator.get_offset()
-    generator.set_offset(offset + (step + 3) // 4 * 4)
-    return seed, offset
+    device = torch.device("npu", torch.npu.current_device())
+    return graphs.draw(device, (step + 3) // 4 * 4)
 
 
 @kernel("_npu_dropout_gen_mask.Tensor")

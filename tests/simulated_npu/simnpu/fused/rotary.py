@@ -45,3 +45,10 @@ def apply_rotary_pos_emb(
     for x in (query, key):
         x.copy_((cos * x + sin * rotated(x, rotary_mode)).to(x.dtype))
     return query, key
+
+
+@kernel("npu_interleave_rope")
+def interleave_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Brings the even elements before the odd ones, then turns the halves."""
+    halves = torch.cat((x[..., ::2], x[..., 1::2]), -1)
+    return (cos * halves + sin * rotated(halves, "half")).to(x.dtype)

@@ -1,0 +1,48 @@
+"""Types and formats that cards keep, on simulated NPUs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.npu_sim
+
+
+def test_doubles_become_floats_on_the_card_with_a_warning():
+    x = torch.ones(2, device="npu")
+    with pytest.warns(
+        UserWarning, match="Device do not support double dtype now, dtype cast replace with float"
+    ):
+        assert x.double().dtype == torch.float32
+    assert x.to(torch.float64).dtype == torch.float32
+    assert x.to("cpu", torch.float64).dtype == torch.float64
+    assert torch.ones(2, dtype=torch.float64).npu().dtype == torch.float64
+
+
+def test_private_formats_need_to_be_allowed():
+    import torch_npu
+
+    x = torch.ones(2, 3, 32, 32, device="npu")
+    assert torch_npu.get_npu_format(torch_npu.npu_format_cast(x, 2)) == torch_npu.Format.ND
+    assert torch_npu.get_npu_format(torch_npu.npu_format_cast(x, 29)) == torch_npu.Format.NCHW
+    torch.npu.config.allow_internal_format = True
+    try:
+        assert torch_npu.get_npu_format(torch_npu.npu_format_cast(x, 29)) == torch_npu.Format.FRACTAL_NZ
+    finally:
+        torch.npu.config.allow_internal_format = False
+
+
+def test_a_thread_without_a_card_may_make_a_stream():
+    import ctypes
+    import threading
+
+    found = []
+
+    def make():
+        stream = ctypes.c_void_p(0)
+        found.append((int(torch.npu.npurt().npuStreamCreate(ctypes.addressof(stream))), bool(stream.value)))
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    thread.join()
+    assert found == [(0, True)]
