@@ -22,6 +22,7 @@ from swiftlet.models.hollow import make_hollow, meta_tensors
 from swiftlet.models.rope import forget_lengths
 from swiftlet.models.safety import (
     CONFIG,
+    GENERATION_CONFIG,
     TensorInfo,
     check_may_run_code,
     for_library,
@@ -36,7 +37,6 @@ from swiftlet.models.safety import (
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-GENERATION_CONFIG = "generation_config.json"
 QUANTISED = {"gptq": "gptqmodel", "awq": "gptqmodel"}  # method -> the package that transformers needs for it
 CONVERSION = "automatic conversion of the weights"
 LONGEST_LIST = 5
