@@ -22,6 +22,7 @@ SLACK_SHARE, LEAST_SLACK, MOST_SLACK = 0.20, 16 * 2**20, 0.7 * GIB  # of the all
 BUSY_TOKENS, BUSY_TOKENS_HOST = 8192, 1024
 BUSY_ELEMENTS_HOST, FEWEST_TOKENS = 2**19, 512  # tokens x hidden size, see docs/benchmarks.md
 SAME = 1.05  # ways whose times differ by less are equally fast
+MOST_DEVICES = 1024
 ENGINES = ("none", "zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
 FLAGS = {
     "none": (),
@@ -178,11 +179,11 @@ def different(job: Job, budgets: Iterable[int]) -> list[int]:
     return list(found.values())[::-1]
 
 
-def ways(job: Job, budgets: Iterable[int], engines: Iterable[str] = ENGINES) -> list[Way]:
+def ways(job: Job, budgets: Iterable[int]) -> list[Way]:
     """Return all ways, the best first: those that fit by time, then the tight ones, then the others by memory."""
     found = [
         way_of(job, engine, budget, recompute)
-        for engine in engines
+        for engine in ENGINES
         if engine == "none" or job.setting.world_size > 1 or engine.endswith("offload")
         if not (job.card.is_host and engine.endswith("offload"))  # there is no other memory
         for budget in different(job, budgets)
@@ -278,10 +279,10 @@ def advise(job: Job, budgets: Sequence[int], levels: Sequence[str]) -> Advice:
     return Advice(None, nearest)
 
 
-def devices_needed(job: Job, budgets: Sequence[int], most: int = 1024) -> int | None:
+def devices_needed(job: Job, budgets: Sequence[int]) -> int | None:
     """Return the smallest number of devices (a power of two above the job's) on which a sharded run fits."""
     number = job.setting.world_size * 2
-    while number <= most:
+    while number <= MOST_DEVICES:
         wider = replace(job, setting=replace(job.setting, world_size=number))
         if any(
             way_of(wider, engine, budgets[-1], FULL).figures.verdict != NO for engine in ("fsdp2", "zero3")
