@@ -7,9 +7,10 @@ import torch
 from tiny_models import logits, make, save
 
 from swiftlet.errors import UsageError
+from swiftlet.models.adapter import load_adapter
 from swiftlet.models.load import load_model
 from swiftlet.models.save import write_model
-from swiftlet.models.tuner import LoraSettings, apply_lora, frozen_matrices, load_adapter
+from swiftlet.models.tuner import LoraSettings, apply_lora, frozen_matrices
 
 CPU = torch.device("cpu")
 EXPERTS = {"mlp.experts.gate_up_proj", "mlp.experts.down_proj"}

@@ -7,17 +7,16 @@ import torch
 from tiny_models import logits, make, save
 
 from swiftlet.errors import CheckpointError, SwiftletError, UsageError
+from swiftlet.models.adapter import load_adapter
 from swiftlet.models.load import load_model
 from swiftlet.models.save import model_bytes, write_model
-from swiftlet.models.targets import resolve_saved
+from swiftlet.models.targets import resolve_saved, resolve_targets
 from swiftlet.models.tuner import (
     LoraSettings,
     apply_full,
     apply_lora,
     describe_parameters,
-    load_adapter,
     parameter_groups_lora_plus,
-    resolve_targets,
 )
 
 CPU = torch.device("cpu")

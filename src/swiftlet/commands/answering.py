@@ -25,8 +25,8 @@ from swiftlet.inference.answers import PROGRESS_BAR_ABOVE, ResultFile, Row, answ
 from swiftlet.inference.chat import Chat
 from swiftlet.inference.generate import Generator
 from swiftlet.inference.metrics import score
+from swiftlet.models.adapter import load_adapter
 from swiftlet.models.load import load_model
-from swiftlet.models.tuner import load_adapter
 from swiftlet.parallel.world import World, close_world, init_world
 from swiftlet.startup import without_collector
 

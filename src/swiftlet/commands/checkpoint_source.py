@@ -14,11 +14,10 @@ from swiftlet.commands.run_folder import ARGS_FILE, HIDDEN, read_args
 from swiftlet.config.fields import flags_of, with_values
 from swiftlet.config.parse import parse_mapping
 from swiftlet.errors import CheckpointError, SwiftletError, describe, raise_all
-from swiftlet.models.safety import read_json
+from swiftlet.models.safety import ADAPTER_CONFIG, read_json
 from swiftlet.train.manifest import NAME as MANIFEST
 from swiftlet.train.manifest import OPTIMIZER_FILES, STATE_FILE, find_damage, read_manifest
 
-ADAPTER_FILE = "adapter_config.json"
 CHECKED = (
     "SWIFTLET_CHECKED_CHECKPOINT"  # what the launcher has checked byte by byte, for the processes of a run
 )
@@ -59,7 +58,7 @@ def open_checkpoint_source(ckpt_dir: str, model: Any) -> CheckpointSource:
     folder = Path(ckpt_dir).expanduser().absolute()
     check_files(folder)
     args = read_args(folder)
-    if not (folder / ADAPTER_FILE).is_file():
+    if not (folder / ADAPTER_CONFIG).is_file():
         if log.rank() == 0:
             check_weights(folder)
         return CheckpointSource(folder, None, args)
@@ -103,7 +102,7 @@ def _recorded_base(folder: Path, args: Mapping[str, Any], trust_remote_code: boo
                 f"by its name either: {error.message}",
                 hint,
             ) from error
-    base = read_json(folder / ADAPTER_FILE).get("base_model_name_or_path")
+    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if base and Path(str(base)).is_dir():
         return Source(Path(str(base)).name, Path(str(base)))
     raise CheckpointError(f"{folder} is an adapter, and its base model {base!r} is not on this machine", hint)

@@ -21,12 +21,12 @@ from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.device.possible import impossible
 from swiftlet.errors import CheckpointError, SwiftletError, UsageError, raise_all
 from swiftlet.files import sha256, sync
+from swiftlet.models.safety import ADAPTER_WEIGHTS
 from swiftlet.train.lock import drafting, remove_abandoned
 from swiftlet.train.manifest import DRAFT, saving
 
 ARGS = ExportArgs
 EXAMPLE = "swift export --ckpt_dir output/.../checkpoint-100 --merge_lora true"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:

@@ -16,10 +16,10 @@ from swiftlet.commands.side_files import PROMPTS_FILE, chats, read_chats
 from swiftlet.data.template import Template
 from swiftlet.device.spec import dtype_name, open_device, resolve_dtype
 from swiftlet.inference import proof
+from swiftlet.models.adapter import load_adapter
 from swiftlet.models.load import load_model
 from swiftlet.models.merge import merge_adapter
 from swiftlet.models.save import COPIED, copy_files, write_model
-from swiftlet.models.tuner import load_adapter
 from swiftlet.train.manifest import saving
 
 

@@ -15,7 +15,7 @@ from swiftlet.config.check_engines import is_sharded
 from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.errors import UsageError
 from swiftlet.models import tuner
-from swiftlet.models.adapter import plain_fields
+from swiftlet.models.adapter import load_adapter, plain_fields
 from swiftlet.models.causal import CausalLM, apply_partial_checkpointing, build_causal
 from swiftlet.models.hollow import hollow_copies
 from swiftlet.models.load import load_model, load_plain
@@ -46,7 +46,7 @@ def build_model(setup: Setup) -> CausalLM:
             model, freeze_parameters=settings.freeze_parameters, freeze_ratio=settings.freeze_parameters_ratio
         )
     elif checkpoint is not None:
-        model = tuner.load_adapter(model, checkpoint.path, is_trainable=True)
+        model = load_adapter(model, checkpoint.path, is_trainable=True)
     else:
         model = tuner.apply_lora(model, lora_settings(settings))
         if any(name.upper() == "ALL" for name in settings.lora_target_modules):

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from swiftlet.commands.calibration import measured_here
 from swiftlet.commands.model_source import unknown_names
-from swiftlet.commands.plan_report import Answer, draw, show, to_json
+from swiftlet.commands.plan_chart import draw
+from swiftlet.commands.plan_report import Answer, show, to_json
 from swiftlet.commands.planning import Subject, build_subject, job_of
 from swiftlet.config.args import (
     DEVICES,
@@ -34,6 +35,9 @@ from swiftlet.device.visible import PROCESSES, VISIBLE, processes_per_node, read
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.plan.cards import Card, find_card, host_card, parse_devices, with_measured
 from swiftlet.plan.strategies import (
+    NO,
+    Job,
+    Way,
     advise,
     devices_needed,
     different,
@@ -144,8 +148,8 @@ def make_answer(parsed: Parsed, environ: Mapping[str, str]) -> Answer:
     advice = advise(job, budgets, levels_asked(job, asked))
     chosen = advice.way or advice.nearest
     table = ways(job, budgets)
-    traced = _trace(subject, chosen.budget, chosen.recompute) if args.plan.trace else None
-    more = devices_needed(job, budgets) if table[0].figures.verdict == "does not fit" else None
+    traced = _trace(subject, job, chosen) if args.plan.trace else None
+    more = devices_needed(job, budgets) if table[0].figures.verdict == NO else None
     start = command_start(world_size, environ)
     words = command_words(parsed)
     return Answer(subject, job, note, chosen, advice.way is not None, table, start, words, traced, more)
@@ -250,10 +254,9 @@ def _as_words(value: Any) -> list[str]:
     return [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
 
 
-def _trace(subject: Subject, budget: int, recompute: str) -> tuple[float, float]:
+def _trace(subject: Subject, job: Job, chosen: Way) -> tuple[float, float]:
     """Return (traced, analytical) bytes of a step as one process of this kind of device makes it."""
     from swiftlet.commands.plan_trace import compare
 
-    job = job_of(subject)
-    way = way_of(job, "none", budget, recompute)
-    return compare(subject, way.largest, recompute)
+    way = way_of(job, "none", chosen.budget, chosen.recompute)
+    return compare(subject, way.largest, chosen.recompute)

@@ -25,7 +25,7 @@ from swiftlet.device.spec import DTYPES
 from swiftlet.models import tuner
 from swiftlet.models.causal import apply_partial_checkpointing, build_causal
 from swiftlet.models.geometry import Geometry
-from swiftlet.models.safety import for_library, read_config
+from swiftlet.models.safety import CONFIG, for_library, read_config
 from swiftlet.parallel.engine import build_single_engine
 from swiftlet.parallel.world import World
 from swiftlet.plan.live import LiveBytes
@@ -210,7 +210,7 @@ def _traced_bytes(subject: Any, args: Any, lengths: list[int], num_layers: int) 
     from swiftlet.commands.model_setup import lora_settings
 
     sized = subject.sized
-    has_config = sized.folder is not None and (sized.folder / "config.json").is_file()
+    has_config = sized.folder is not None and (sized.folder / CONFIG).is_file()
     config = config_in(sized.folder) if has_config else config_of(sized.geometry)
     config.num_hidden_layers = num_layers
     if getattr(config, "layer_types", None):

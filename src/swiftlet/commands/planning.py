@@ -29,7 +29,7 @@ from swiftlet.errors import DataError, UsageError
 from swiftlet.hub import cached_folder
 from swiftlet.models.families import Choice, find_model
 from swiftlet.models.geometry import Geometry, geometry_of_config, is_exact
-from swiftlet.models.safety import read_config
+from swiftlet.models.safety import CONFIG, read_config
 from swiftlet.plan.cards import Card
 from swiftlet.plan.strategies import Fed, Job, budgets_for, busy_tokens
 from swiftlet.plan.timing import Load
@@ -100,13 +100,13 @@ def find_sizes(model: Any) -> Sized:
     """
     choice = find_model(model.model_type, model.model_id_or_path)
     folder = local_copy(choice, model.model_revision)
-    if folder is not None and (folder / "config.json").is_file():
+    if folder is not None and (folder / CONFIG).is_file():
         check_trainable(folder)
         config = read_config(folder)
         geometry = geometry_of_config(config)
         if geometry is not None:
             near = "" if is_exact(config) else " (near, not exact, for this architecture)"
-            return Sized(choice.name, geometry, f"{folder / 'config.json'}{near}", folder)
+            return Sized(choice.name, geometry, f"{folder / CONFIG}{near}", folder)
     if choice.family is not None and choice.family.geometry is not None:
         return Sized(choice.name, choice.family.geometry, "the family table", folder)
     raise UsageError(

@@ -65,7 +65,7 @@ def runs_root(output: Any, name: str) -> Path:
     return root / name if output.add_output_dir_suffix else root
 
 
-def new_folder(output: Any, name: str, now: datetime | None = None) -> Path:
+def new_folder(output: Any, name: str) -> Path:
     """Make and return the folder of a new run.
 
     Raises:
@@ -76,7 +76,7 @@ def new_folder(output: Any, name: str, now: datetime | None = None) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         while output.add_output_dir_suffix:
             numbers = [int(match[1]) for entry in root.iterdir() if (match := NUMBERED.fullmatch(entry.name))]
-            time = (now or datetime.now()).strftime("%Y%m%d-%H%M%S")
+            time = datetime.now().strftime("%Y%m%d-%H%M%S")
             folder = root / f"v{max(numbers, default=-1) + 1}-{time}"
             try:
                 folder.mkdir()

@@ -14,8 +14,7 @@ from swiftlet.commands.evaluation import generation_settings
 from swiftlet.commands.merge_proof import WEIGHTS
 from swiftlet.commands.sft import Ready, Setup
 from swiftlet.data.template import Template, TemplateError
-from swiftlet.models.safety import read_json
-from swiftlet.models.save import GENERATION_CONFIG
+from swiftlet.models.safety import GENERATION_CONFIG, read_json
 from swiftlet.models.whole_hash import weights_hash
 
 PROMPTS_FILE, CHATS_FILE = "proof_prompts.json", "proof_chats.json"

@@ -21,7 +21,7 @@ from swiftlet.data.survey import largest_micro_batch
 from swiftlet.device.spec import Device
 from swiftlet.errors import OutOfMemoryError
 from swiftlet.models.geometry import geometry_of_config
-from swiftlet.models.safety import read_config
+from swiftlet.models.safety import CONFIG, read_config
 from swiftlet.parallel.world import World
 from swiftlet.plan.cards import Card, find_card, host_card, like_card, with_measured
 from swiftlet.plan.chosen import pays_to_share
@@ -76,7 +76,7 @@ def steer(setup: Setup, local_world_size: int) -> Steered:
         budget = budgets_for(longest, busy, args.train.micro_batch_tokens, is_packed=args.data.packing)[0]
         return Steered(args, budget, _memory(setup, budget, "", HINT), None)
     card = card_of(device, local_world_size)
-    subject = _subject(setup, Sized(ready.source.name, sizes, "config.json", ready.source.folder), card)
+    subject = _subject(setup, Sized(ready.source.name, sizes, CONFIG, ready.source.folder), card)
     job, budgets = job_of(subject), subject.budgets
     asked = args.train.gradient_checkpointing
     advice = advise(job, budgets, levels_asked(job, asked))

@@ -31,6 +31,7 @@ from swiftlet.device.spec import Device, dtype_name, open_device, resolve_dtype
 from swiftlet.errors import OutOfMemoryError
 from swiftlet.models import tuner
 from swiftlet.models.arena import trim
+from swiftlet.models.base_hash import base_hash
 from swiftlet.models.causal import CausalLM
 from swiftlet.models.save import model_bytes
 from swiftlet.parallel.world import close_world, init_world
@@ -83,7 +84,7 @@ def train_model(args: Any, ready: Ready) -> Outcome:
 
 def _train(setup: Setup, stop: StopRequest) -> Outcome:
     args, ready, _, world = setup
-    base = tuner.base_hash(ready.source.folder)
+    base = base_hash(ready.source.folder)
     text = partial(
         args_text,
         args,

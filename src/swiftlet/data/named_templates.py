@@ -18,16 +18,14 @@ class NamedTemplate(NamedTuple):
     control: tuple[str, ...] = ()
 
 
-def _turns(first: str, system: str, user: str, assistant: str, generation: str, tool: str = "") -> str:
+def _turns(first: str, system: str, user: str, assistant: str, generation: str) -> str:
     """Join the parts of a template whose turns have no condition but their role."""
-    tool_part = "{% elif m.role == 'tool' %}" + tool if tool else ""
     return (
         first
         + "{% for m in messages %}{% if m.role == 'system' %}"
         + system
         + "{% elif m.role == 'user' %}"
         + user
-        + tool_part
         + "{% elif m.role == 'assistant' %}"
         + assistant
         + "{% else %}{{ raise_exception('this template has no role ' + m.role) }}{% endif %}{% endfor %}"

@@ -148,16 +148,22 @@ def prepare(
         raise
     claim()
     _put_bad_rows(report, folder, bad_rows)
+    train, val = _open(folder, report, has_val=bool(args.val_dataset) or args.dataset_test_ratio > 0)
+    joined = hashlib.sha256(f"{train.data_hash} {val.data_hash}".encode()).hexdigest()
+    return Prepared(train, val if len(val) else None, report, joined)
+
+
+def _open(folder: Path, report: DataReport, *, has_val: bool) -> tuple[TokenStore, TokenStore]:
+    """Return the rows to train on and those held out, where some are to be."""
     train, val = TokenStore(folder, TRAIN), TokenStore(folder, VAL)
     if len(train) == 0:
         raise DataError(
             f"none of {report.num_rows} rows is left to train on",
             "hold out fewer with --dataset_test_ratio 0",
         )
-    if len(val) == 0 and (args.val_dataset or args.dataset_test_ratio > 0):
+    if len(val) == 0 and has_val:
         log.warning("no row is left for validation: there is no evaluation")
-    joined = hashlib.sha256(f"{train.data_hash} {val.data_hash}".encode()).hexdigest()
-    return Prepared(train, val if len(val) else None, report, joined)
+    return train, val
 
 
 def _make(request: _Request, folder: Path, hashes: dict[str, str], refused_rows: Path | None) -> DataReport:

@@ -130,6 +130,7 @@ BUSY_SHARE = 0.15  # an idle card has 4 to 9 % in use by its own firmware
 FULL_SHARE = 0.9
 OWN_DDR_MB = 3072  # of a card without HBM, whose own system lives there too: 2.7 GB on a 310
 MOST_LISTED = 8  # processes that npu-smi lists of a chip
+MOST_NAMED = 4
 INCOMPLETE = "the table of npu-smi is incomplete: there may be more cards, or more processes on them"
 
 
@@ -201,10 +202,10 @@ def busy_command(chip: Chip, free: Sequence[int]) -> str:
     return _list_holders(chip) if chip.processes and not _is_elsewhere(chip) else "npu-smi info"
 
 
-def _holders(chip: Chip, named: int = 4) -> str:
+def _holders(chip: Chip) -> str:
     """Return who holds a card, in words; npu-smi does not list all of many."""
-    names = [f"process {one.pid} {one.name}".strip() for one in chip.processes[:named]]
-    others = len(chip.processes) - named
+    names = [f"process {one.pid} {one.name}".strip() for one in chip.processes[:MOST_NAMED]]
+    others = len(chip.processes) - MOST_NAMED
     if others <= 0:
         return ", ".join(names)
     least = "at least " if len(chip.processes) >= MOST_LISTED else ""

@@ -71,13 +71,13 @@ def model_folder(
     return _folder("model", ms_id, hf_id, revision, patterns)
 
 
-def dataset_folder(ms_id: str | None, hf_id: str | None, *, revision: str | None = None) -> Path:
+def dataset_folder(ms_id: str | None, hf_id: str | None) -> Path:
     """Return the local folder of a dataset's files, downloading it when no copy is cached.
 
     Raises:
         SwiftletError: neither the cache nor the hub has it, or the hub cannot be reached.
     """
-    return _folder("dataset", ms_id, hf_id, revision, DATA_FILES)
+    return _folder("dataset", ms_id, hf_id, None, DATA_FILES)
 
 
 def cached_folder(

@@ -258,13 +258,6 @@ def lora_linears(
     return _LoraLinears.apply(x, up, p, layers[0].number, parts, again, scales, *tensors)
 
 
-def lora_linear(
-    x: Tensor,
-    layer: Layer,
-    *,
-    up: Tensor | None = None,
-    parts: Parts = PLAIN_PARTS,
-    again: Recompute | None = None,
-) -> Tensor:
+def lora_linear(x: Tensor, layer: Layer, *, up: Tensor | None = None, parts: Parts = PLAIN_PARTS) -> Tensor:
     """Return what `lora_linears` does of one layer."""
-    return lora_linears(x, [layer], up=up, parts=parts, again=again)[0]
+    return lora_linears(x, [layer], up=up, parts=parts)[0]

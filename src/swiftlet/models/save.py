@@ -22,7 +22,15 @@ from swiftlet.config.filenames import TEMPLATE_FOLDERS
 from swiftlet.models.adapter import BASE_NOTE, adapter_tensors
 from swiftlet.models.base_hash import base_hash
 from swiftlet.models.decoder import Decoder
-from swiftlet.models.safety import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, INDEX, SINGLE, read_config
+from swiftlet.models.safety import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    CONFIG,
+    GENERATION_CONFIG,
+    INDEX,
+    SINGLE,
+    read_config,
+)
 from swiftlet.models.start import has_start, with_start
 from swiftlet.models.tensor_file import write_tensors
 
@@ -32,7 +40,6 @@ if TYPE_CHECKING:
 MAX_SHARD_BYTES = 5 * 10**9
 METADATA = {"format": "pt"}  # one entry: the order of several is not the same in every process
 BLOCK = re.compile(r"^(.*?\.\d+)\.")
-GENERATION_CONFIG = "generation_config.json"
 NOT_KEPT = re.compile(r"^(_name_or_path|quantization_config|torch_dtype|.*(attn|experts)_implementation.*)$")
 COPIED = (
     "tokenizer.json",

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from swiftlet.config.lora import is_taken_from_base, start_mistake
 from swiftlet.errors import UsageError, suggest
-from swiftlet.models.adapter import adapted_weight, load_adapter, quiet_peft
-from swiftlet.models.base_hash import base_hash, check_base
+from swiftlet.models.adapter import adapted_weight, quiet_peft
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt, are_plain_targets
 from swiftlet.models.head import inner_model
@@ -27,18 +26,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-__all__ = [
-    "LoraSettings",
-    "apply_full",
-    "apply_lora",
-    "base_hash",
-    "check_base",
-    "describe_parameters",
-    "frozen_matrices",
-    "load_adapter",
-    "parameter_groups_lora_plus",
-    "resolve_targets",
-]
 OF_ADAPTERS = ("lora_", "original_module", "modules_to_save")
 
 

@@ -22,6 +22,7 @@ SLACK_SHARE, LEAST_SLACK, MOST_SLACK = 0.20, 16 * 2**20, 0.7 * GIB  # of the all
 BUSY_TOKENS, BUSY_TOKENS_HOST = 8192, 1024
 BUSY_ELEMENTS_HOST, FEWEST_TOKENS = 2**19, 512  # tokens x hidden size, see docs/benchmarks.md
 SAME = 1.05  # ways whose times differ by less are equally fast
+MOST_DEVICES = 1024
 ENGINES = ("none", "zero2", "zero3", "zero3-offload", "fsdp2", "fsdp2-offload")
 FLAGS = {
     "none": (),
@@ -280,10 +281,10 @@ def advise(job: Job, budgets: Sequence[int], levels: Sequence[str]) -> Advice:
     return Advice(None, nearest)
 
 
-def devices_needed(job: Job, budgets: Sequence[int], most: int = 1024) -> int | None:
+def devices_needed(job: Job, budgets: Sequence[int]) -> int | None:
     """Return the smallest number of devices (a power of two above the job's) on which a run with FSDP2 fits."""
     number = job.setting.world_size * 2
-    while "fsdp2" in job.engines and number <= most:
+    while "fsdp2" in job.engines and number <= MOST_DEVICES:
         wider = replace(job, setting=replace(job.setting, world_size=number))
         if way_of(wider, "fsdp2", budgets[-1], FULL).figures.verdict != NO:
             return number
