@@ -115,7 +115,7 @@ def _open_closed_streams() -> None:
 
 def _escape_what_the_terminal_lacks() -> None:
     """Print letters that the encoding of standard output lacks as escapes, as standard error does."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
