@@ -180,8 +180,7 @@ def test_what_can_be_asked_for(saved, tmp_path):
 def test_a_checkpoint_is_found_where_it_lies_however_it_is_named(saved, tmp_path, monkeypatch):
     (tmp_path / "latest").symlink_to(saved / "checkpoint-1")
     monkeypatch.chdir(saved / "checkpoint-1")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for asked in (str(tmp_path / "latest"), ".", "../checkpoint-1", "~/latest"):
+    for asked in (str(tmp_path / "latest"), ".", "../checkpoint-1"):
         assert choose_checkpoint(asked, saved).path == saved / "checkpoint-1"
 
 

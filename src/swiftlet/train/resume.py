@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swiftlet import log
-from swiftlet.config.places import expanded
 from swiftlet.errors import CheckpointError
 from swiftlet.faults import fault
 from swiftlet.train.manifest import NAME, PREFIX, STATE_FILE, Identity, Manifest, find_damage, read_manifest
@@ -147,7 +146,7 @@ def choose_checkpoint(
     """
     if asked == AUTO:
         return find_checkpoint(output_dir, foreign)
-    path = expanded(asked)
+    path = Path(asked)
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {asked}: no such folder", "a checkpoint-N folder, or auto")
     path = path.resolve()  # the run goes on beside the checkpoint itself, not beside a link to it or in it
