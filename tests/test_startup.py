@@ -1,11 +1,12 @@
-"""Imports and loading without the collector of cycles."""
+"""Processes that import nothing from the working folder, and loading without the collector of cycles."""
 
 import gc
+import subprocess
 import weakref
 
 import pytest
 
-from swiftlet.startup import without_collector
+from swiftlet.startup import module_command, without_collector
 
 
 class Node:
@@ -37,3 +38,13 @@ def test_an_error_inside_leaves_the_collector_on():
     with pytest.raises(ValueError, match="bad import"), without_collector():
         raise ValueError("bad import")
     assert gc.isenabled()
+
+
+def test_a_process_runs_nothing_that_lies_in_the_working_folder(tmp_path, monkeypatch):
+    for name in ("json", "queue", "runpy", "swiftlet"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('ran what was there')")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    command = [*module_command("swiftlet.cli"), "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.startswith("swiftlet ")

@@ -8,6 +8,7 @@ module has `ARGS` (its arguments), `EXAMPLE`, `check(parsed, environ)` (every mi
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import select
 import sys
@@ -112,6 +113,12 @@ def _open_closed_streams() -> None:
             setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
+def _escape_what_the_terminal_lacks() -> None:
+    """Print letters that the encoding of standard output lacks as escapes, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
     from swiftlet.config.parse import parse
 
@@ -159,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from swiftlet.log import print_traceback
 
     _open_closed_streams()
+    _escape_what_the_terminal_lacks()
     sys.excepthook = print_traceback
     try:
         return run_command(sys.argv[1:] if argv is None else argv)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
@@ -27,6 +26,7 @@ from swiftlet.device.visible import read_whole
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.faults import RESTARTS
 from swiftlet.log import redact, warning
+from swiftlet.startup import module_command
 from swiftlet.train.resume import list_checkpoints
 from swiftlet.watchdog import watch
 
@@ -88,11 +88,11 @@ def _with_visible_devices(environ: Mapping[str, str], processes: int, mistakes: 
 
 def worker_command(name: str, words: Sequence[str], shape: Shape) -> list[str]:
     """Return the command line that starts the processes of one node, as a list: torchrun, or the only process."""
-    process = [sys.executable, "-m", "swiftlet.cli", name, *words]
+    process = [*module_command("swiftlet.cli"), name, *words]
     if shape.world_size == 1:
         return process
     meeting = ["--standalone"] if shape.num_nodes == 1 else _meeting(shape)
-    start = [sys.executable, "-m", "swiftlet.elastic", *meeting]
+    start = [*module_command("swiftlet.elastic"), *meeting]
     return [*start, f"--nproc_per_node={shape.processes_per_node}", "--no-python", *process]
 
 

@@ -1,14 +1,29 @@
-"""Imports and loading without the collector of cycles, which walks all objects made so far again and again.
+"""How Python starts here: processes that import nothing from the working folder, and imports without the collector.
 
-Modules and models live as long as the process: what is there afterwards is never walked again.
+The collector of cycles walks all objects made so far again and again. Modules and models live as long as the process:
+what is there afterwards is never walked again.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+PACKAGES = str(Path(__file__).parents[1])  # the folder that holds this package
+# `python -m` looks for modules in the working folder first: a json.py among the user's data would run as ours.
+START = (
+    "import sys; sys.path[:] = [*filter(None, sys.path), {folder!r}]; import runpy; "
+    "runpy.run_module({module!r}, run_name='__main__', alter_sys=True)"
+)
+
+
+def module_command(module: str) -> list[str]:
+    """Return the words that start a module of ours as a process of its own, whatever lies in the working folder."""
+    return [sys.executable, "-c", START.format(folder=PACKAGES, module=module)]
 
 
 @contextmanager

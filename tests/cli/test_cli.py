@@ -263,6 +263,20 @@ def test_a_working_folder_that_cannot_be_used_is_named(tmp_path, name):
     assert "hint: " in done.stderr
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:surrogateescape", "gbk", "latin-1"])
+def test_letters_that_a_terminal_lacks_are_printed_as_escapes(tmp_path, encoding):
+    code = (
+        "import sys; from swiftlet import cli\n"
+        "cli.run_command = lambda argv: print('3 × 4 \U0001f680') or 0\n"
+        "sys.exit(cli.main([]))"
+    )
+    environ = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout.decode(encoding.partition(":")[0])
+    assert shown in ("3 × 4 \\U0001f680\n", "3 \\xd7 4 \\U0001f680\n")
+
+
 @pytest.mark.parametrize("closed", ["2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_are_open_for_files_and_children(tmp_path, closed):
     code = (

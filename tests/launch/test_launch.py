@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +11,7 @@ from swiftlet.commands.run_folder import VARIABLE
 from swiftlet.config.args import SftArgs
 from swiftlet.config.parse import parse
 from swiftlet.launch import Shape, is_watched, read_shape, worker_command
+from swiftlet.startup import module_command
 
 
 def shape(environ):
@@ -23,7 +23,7 @@ def shape(environ):
 def test_one_node_meets_by_itself_and_several_at_the_master():
     one = worker_command("sft", ["--a", "b c"], shape({}))
     assert "--standalone" in one
-    assert one[-6:] == [sys.executable, "-m", "swiftlet.cli", "sft", "--a", "b c"]
+    assert one[-6:] == [*module_command("swiftlet.cli"), "sft", "--a", "b c"]
     many = worker_command(
         "sft", [], shape({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "h", "MASTER_PORT": "7"})
     )
@@ -45,7 +45,7 @@ def test_a_single_process_is_watched_where_that_is_asked_for():
     assert is_watched(shape({}), parse(SftArgs, words))
     worker = Shape(2, 1, 0, "", 0, True)
     assert not is_watched(worker, parse(SftArgs, [*words, "--max_restarts", "2"]))
-    assert worker_command("sft", words, alone) == [sys.executable, "-m", "swiftlet.cli", "sft", *words]
+    assert worker_command("sft", words, alone) == [*module_command("swiftlet.cli"), "sft", *words]
 
 
 @pytest.mark.parametrize(

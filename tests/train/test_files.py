@@ -132,6 +132,20 @@ def test_lines_after_a_checkpoint_are_forgotten(tmp_path):
     forget_after(tmp_path / "none.jsonl", 2)
 
 
+def test_a_log_that_a_disk_has_spoilt_keeps_its_good_lines(tmp_path, capsys):
+    file = tmp_path / "logging.jsonl"
+    good = json.dumps({"global_step": 1, "note": "好"}, ensure_ascii=False).encode() + b"\n"
+    file.write_bytes(good + b'{"global_step": 2, "\xff\xfe"}\n' + bytes(64) + b"\n")
+    forget_after(file, 2)
+    assert file.read_bytes() == good
+    (tmp_path / "folder.jsonl").mkdir()
+    forget_after(tmp_path / "folder.jsonl", 2)
+    assert (
+        "folder.jsonl cannot be cut back to step 2: Is a directory; the run goes on"
+        in capsys.readouterr().err
+    )
+
+
 def test_a_log_that_cannot_be_written_costs_one_warning(tmp_path, caplog, monkeypatch):
     state = TrainState(4, 1, 4)
     report = build_report(tmp_path, state, peak_memory_bytes=lambda: 0)

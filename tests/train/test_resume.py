@@ -187,8 +187,7 @@ def test_a_relative_folder_becomes_absolute(saved, tmp_path, monkeypatch):
 def test_a_checkpoint_is_found_where_it_lies_however_it_is_named(saved, tmp_path, monkeypatch):
     (tmp_path / "latest").symlink_to(saved / "checkpoint-1")
     monkeypatch.chdir(saved / "checkpoint-1")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for asked in (str(tmp_path / "latest"), ".", "../checkpoint-1", "~/latest"):
+    for asked in (str(tmp_path / "latest"), ".", "../checkpoint-1"):
         assert choose_checkpoint(asked, saved).path == saved / "checkpoint-1"
 
 

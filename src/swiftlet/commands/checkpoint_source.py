@@ -13,6 +13,7 @@ from swiftlet.commands.model_source import Source, find_source
 from swiftlet.commands.run_folder import ARGS_FILE, HIDDEN, read_args
 from swiftlet.config.fields import flags_of, with_values
 from swiftlet.config.parse import parse_mapping
+from swiftlet.config.places import expanded
 from swiftlet.errors import CheckpointError, SwiftletError, describe, raise_all
 from swiftlet.models.safety import ADAPTER_CONFIG, read_json
 from swiftlet.train.manifest import NAME as MANIFEST
@@ -55,7 +56,7 @@ def open_checkpoint_source(ckpt_dir: str, model: Any) -> CheckpointSource:
         CheckpointError: a file is not what the manifest or the proof of a merge says, or the base model is not known
             or not there.
     """
-    folder = Path(ckpt_dir).expanduser().absolute()
+    folder = expanded(ckpt_dir).absolute()
     check_files(folder)
     args = read_args(folder)
     if not (folder / ADAPTER_CONFIG).is_file():

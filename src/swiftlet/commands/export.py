@@ -18,6 +18,7 @@ from swiftlet.commands.run_folder import ARGS_FILE
 from swiftlet.config.args import ExportArgs
 from swiftlet.config.check import check_export
 from swiftlet.config.parse import Parsed, parse_mapping
+from swiftlet.config.places import expanded
 from swiftlet.device.possible import impossible
 from swiftlet.errors import CheckpointError, SwiftletError, UsageError, raise_all
 from swiftlet.files import sha256, sync
@@ -82,7 +83,7 @@ def merge(args: Any) -> Path:
     """
     source = open_checkpoint_source(args.checkpoint.ckpt_dir, args.checkpoint)
     asked = args.merge.export_dir
-    target = (Path(asked).expanduser() if asked else merged_folder(source.folder)).resolve()
+    target = (expanded(asked) if asked else merged_folder(source.folder)).resolve()
     if target.exists():
         _check_replaceable(target, source, is_asked=args.merge.overwrite)
     prefix = f"{DRAFT}{target.name}-"

@@ -25,6 +25,7 @@ from swiftlet.commands.model_source import (
 from swiftlet.config.args import InferArgs
 from swiftlet.config.check import check_infer
 from swiftlet.config.parse import Parsed, parse_mapping
+from swiftlet.config.places import expanded
 from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.startup import without_collector
@@ -165,9 +166,9 @@ def result_path(ready: Ready) -> Path:
     """Return the file of the results: below the checkpoint, or below output/ for a model without one."""
     asked = ready.args.answer.result_dir
     if asked:
-        folder = Path(asked).expanduser()
+        folder = expanded(asked)
     elif ready.args.answer.ckpt_dir:
-        folder = Path(ready.args.answer.ckpt_dir).expanduser() / RESULTS
+        folder = expanded(ready.args.answer.ckpt_dir) / RESULTS
     else:
         folder = Path("output") / (ready.args.model.model_type or ready.source.folder.name) / RESULTS
     return folder / f"{datetime.now():%Y%m%d-%H%M%S}.jsonl"

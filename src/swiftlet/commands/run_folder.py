@@ -18,6 +18,7 @@ from typing import Any
 from swiftlet import __version__, log
 from swiftlet.config.fields import to_flat
 from swiftlet.config.filenames import BAD_ROWS
+from swiftlet.config.places import expanded
 from swiftlet.data.spec import absolute_text
 from swiftlet.errors import CheckpointError, UsageError
 from swiftlet.files import write_whole
@@ -61,7 +62,7 @@ BESIDE_IT = (EVENTS, IMAGES, BAD_ROWS)
 
 def runs_root(output: Any, name: str) -> Path:
     """Return the folder in which the runs of this model stand, without making it."""
-    root = Path(output.output_dir).expanduser().absolute()
+    root = expanded(output.output_dir).absolute()
     return root / name if output.add_output_dir_suffix else root
 
 

@@ -41,7 +41,7 @@ from swiftlet.config.args import SftArgs
 from swiftlet.config.check import check_sft
 from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.config.parse import Parsed, parse_mapping
-from swiftlet.config.places import cache_folder
+from swiftlet.config.places import cache_folder, expanded
 from swiftlet.config.resolve import inherited, not_needed, resolve_sft
 from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, UsageError, raise_all
@@ -164,7 +164,7 @@ def _checkpoint(args: Any, source: Source, environ: Mapping[str, str]) -> Checkp
     if output.resume_from_checkpoint is None:
         return None
     root, foreign = runs_root(output, source.name), _foreign(args, source)
-    found = choose_checkpoint(output.resume_from_checkpoint, root, foreign)
+    found = choose_checkpoint(str(expanded(output.resume_from_checkpoint)), root, foreign)
     if found is None:
         log.info(f"no checkpoint below {root}: the run starts from its beginning")
     return found

@@ -17,6 +17,7 @@ from swiftlet.config.deepspeed import NAMES, read_settings, settings_mistake
 from swiftlet.config.fields import to_flat
 from swiftlet.config.lora import start_mistake
 from swiftlet.config.parse import Parsed
+from swiftlet.config.places import expanded
 from swiftlet.errors import SwiftletError, UsageError
 
 Rule = Callable[[Any, frozenset[str]], "UsageError | None"]
@@ -63,7 +64,7 @@ def model_folder_mistake(path: str | None) -> UsageError | None:
     looks_local = path.startswith((".", "/", "~")) or os.path.isdir(path) or path.count("/") > 1
     if not looks_local:
         return None
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.is_dir():
         return UsageError(
             f"no such folder: {path}", "give a folder with config.json, or a hub id such as Qwen/Qwen2.5-7B"
@@ -155,7 +156,7 @@ def _report_to(args: Any, given: frozenset[str]) -> UsageError | None:
 
 def _resume(args: Any, given: frozenset[str]) -> UsageError | None:
     path = args.output.resume_from_checkpoint
-    if path in (None, "auto") or Path(path).expanduser().is_dir():
+    if path in (None, "auto") or expanded(path).is_dir():
         return None
     return UsageError(
         f"no such checkpoint folder: {path}", "give checkpoint-N's folder, or --resume_from_checkpoint auto"
@@ -186,7 +187,7 @@ def _checkpoint_folder(args: Any, given: frozenset[str]) -> UsageError | None:
 def _checkpoint_mistake(path: str | None, *, is_merged: bool) -> UsageError | None:
     if path is None:
         return None
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     if not folder.is_dir():
         return UsageError(
             f"no such checkpoint folder: {path}", "the folder is printed at the end of swift sft"

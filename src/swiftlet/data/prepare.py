@@ -139,13 +139,7 @@ def prepare(
             raise unwritable(cache_dir, error) from error
         raise
     _tell(report)
-    try:
-        if report.num_rows:
-            check_used(args.columns, {*report.columns})
-        check_report(report, args)
-    except (DataError, UsageError):
-        _put_bad_rows(report, folder, refused_rows or bad_rows)
-        raise
+    _check(report, args, folder, refused_rows or bad_rows)
     claim()
     _put_bad_rows(report, folder, bad_rows)
     train, val = _open(folder, report, has_val=bool(args.val_dataset) or args.dataset_test_ratio > 0)
@@ -164,6 +158,17 @@ def _open(folder: Path, report: DataReport, *, has_val: bool) -> tuple[TokenStor
     if len(val) == 0 and has_val:
         log.warning("no row is left for validation: there is no evaluation")
     return train, val
+
+
+def _check(report: DataReport, args: DataArgs, folder: Path, refused_rows: Path | None) -> None:
+    """Check that the rows may be trained on; where not, name the bad ones in `refused_rows`."""
+    try:
+        if report.num_rows:
+            check_used(args.columns, {*report.columns})
+        check_report(report, args)
+    except (DataError, UsageError):
+        _put_bad_rows(report, folder, refused_rows)
+        raise
 
 
 def _make(request: _Request, folder: Path, hashes: dict[str, str], refused_rows: Path | None) -> DataReport:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from swiftlet.doctor.finding import Finding, found
 from swiftlet.doctor.logs import lines_of
 from swiftlet.doctor.scene import Scene
 from swiftlet.doctor.tables import fill, load
+from swiftlet.startup import module_command
 
 CHILD = "swiftlet.doctor.live_child"
 POLL_S = 0.05
@@ -72,7 +72,7 @@ def _together(said: Sequence[Sequence[Finding]]) -> Iterator[Finding]:
 def _start(kind: str, numbers: Sequence[int], meeting: str, environ: Mapping[str, str], folder: Path) -> Job:
     name = f"{len(list(folder.glob('*.out')))}"
     output, errors = folder / f"{name}.out", folder / f"{name}.err"
-    command = [sys.executable, "-m", CHILD, kind, ",".join(map(str, numbers)), meeting]
+    command = [*module_command(CHILD), kind, ",".join(map(str, numbers)), meeting]
     with output.open("wb") as out, errors.open("wb") as err:
         return Job(subprocess.Popen(command, stdout=out, stderr=err, env=dict(environ)), output, errors)
 

@@ -7,6 +7,7 @@ code, or of a cause with a known id, replaces ours; the rest is added.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -93,7 +94,7 @@ def user_folder(environ: Mapping[str, str]) -> Path:
     """Return the folder of a user's own tables: SWIFTLET_DOCTOR_DIR, else swiftlet/doctor where settings live."""
     if environ.get(VARIABLE):
         return Path(environ[VARIABLE])
-    settings = environ.get("XDG_CONFIG_HOME") or str(Path(environ.get("HOME", "~")).expanduser() / ".config")
+    settings = environ.get("XDG_CONFIG_HOME") or f"{environ.get('HOME') or os.path.expanduser('~')}/.config"
     return Path(settings) / "swiftlet" / "doctor"
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from swiftlet.config.filenames import SUFFIXES, unpacked_name
+from swiftlet.config.places import expanded
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
@@ -25,16 +26,16 @@ def hf_cache() -> Path:
     """Return the cache folder of Hugging Face's client, from its environment variables."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(name):
-            return Path(os.path.expandvars(os.environ[name])).expanduser()
+            return expanded(os.path.expandvars(os.environ[name]))
     home = os.environ.get("HF_HOME")
     if not home:
         home = f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return Path(os.path.expandvars(home)).expanduser() / "hub"
+    return expanded(os.path.expandvars(home)) / "hub"
 
 
 def ms_cache() -> Path:
     """Return the cache folder of ModelScope's client, from its environment variable."""
-    return Path(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope").expanduser()
+    return expanded(os.environ.get("MODELSCOPE_CACHE") or "~/.cache/modelscope")
 
 
 def hf_snapshot(kind: str, repo: str, revision: str | None) -> Path | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swiftlet import hub
+from swiftlet.config.places import expanded
 from swiftlet.errors import UsageError, pick
 from swiftlet.models.families_other import other_rows
 from swiftlet.models.families_qwen import Row, qwen_rows
@@ -93,7 +94,7 @@ def find_model(model_type: str | None, model_id_or_path: str | None) -> Choice:
         if family is None:
             raise UsageError("no model is given", "use --model_type NAME or --model_id_or_path FOLDER")
         return Choice(family.model_type, family, family.folder, family.ms_id, family.hf_id)
-    path = Path(given).expanduser()
+    path = expanded(given)
     if path.is_dir():
         return Choice(model_type or path.resolve().name, family, path, None, None)
     if family is None and given in FAMILIES:

@@ -214,14 +214,17 @@ def forget_after(logging_file: Path, step: int) -> None:
     if not logging_file.exists():
         return
     kept = []
-    for line in logging_file.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        if entry.get("global_step", 0) <= step and "train_runtime" not in entry:
-            kept.append(line)
-    write_whole(logging_file, "".join(kept))
+    try:
+        for line in logging_file.read_bytes().splitlines(keepends=True):
+            try:
+                entry = json.loads(line)
+            except ValueError:  # cut off by a kill, or what a disk has made of it when the power failed
+                continue
+            if entry.get("global_step", 0) <= step and "train_runtime" not in entry:
+                kept.append(line.decode())
+        write_whole(logging_file, "".join(kept))
+    except OSError as error:
+        log.warning(f"{logging_file} cannot be cut back to step {step}: {error.strerror}; the run goes on")
 
 
 def has_summary(folder: Path) -> bool:

@@ -146,7 +146,7 @@ def choose_checkpoint(
     """
     if asked == AUTO:
         return find_checkpoint(output_dir, foreign)
-    path = Path(asked).expanduser()
+    path = Path(asked)
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint at {asked}: no such folder", "a checkpoint-N folder, or auto")
     path = path.resolve()  # the run goes on beside the checkpoint itself, not beside a link to it or in it
