@@ -16,7 +16,7 @@ from swiftlet.commands.sft import Setup
 from swiftlet.commands.side_files import base_file, side_files
 from swiftlet.config.check_engines import is_sharded
 from swiftlet.models.causal import CausalLM
-from swiftlet.models.save import tensors_to_save, write_gathered, write_model
+from swiftlet.models.save import tensors_to_save, to_save, write_gathered, write_model
 from swiftlet.parallel.engine import Engine
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.manifest import Identity
@@ -67,11 +67,19 @@ class Content:
         if whole is None:
             is_adapter = self.is_adapter
             whole = tensors_to_save(self.model.model, is_adapter=is_adapter) if world.is_main else iter(())
-        return partial(self._write, folder, copied(whole))
+        taken = copied(whole)  # on every rank, as gathering takes all of them
+        if not world.is_main:
+            return lambda: None
+        # by now: what is written beside the next step must not ask the model for its state
+        return partial(
+            self._write, folder, dict(to_save(self.model.model, taken, is_adapter=self.is_adapter))
+        )
 
-    def _write(self, folder: Path, tensors: list[tuple[str, torch.Tensor]]) -> None:
+    def _write(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         source = self.setup.ready.source.folder
-        write_model(self.model.model, folder, source=source, is_adapter=self.is_adapter, tensors=tensors)
+        write_model(
+            self.model.model, folder, source=source, is_adapter=self.is_adapter, tensors=tensors.items()
+        )
         self._write_files(folder)
 
     def _write_files(self, folder: Path) -> None:

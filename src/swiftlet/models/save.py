@@ -75,11 +75,11 @@ def write_model(
 
     Args:
         source: the base model's folder, whose tokenizer files are copied byte by byte.
-        tensors: names as in `model.named_parameters()` (for an adapter at least the trained ones) and whole tensors;
-            the model's own when not given. Every rank takes them one by one, in the same order.
+        tensors: what `to_save` returns, or a part of that at a time; the model's own when not given. Every rank takes
+            them one by one, in the same order.
         is_writer: whether this process writes; the others only take part in gathering.
     """
-    pairs = _own(model) if tensors is None else _once(model, tensors)
+    pairs = to_save(model, _own(model), is_adapter=is_adapter) if tensors is None else iter(tensors)
     if is_adapter:
         state = {name: _plain(tensor) for name, tensor in pairs}
         if is_writer:
@@ -99,8 +99,22 @@ def model_bytes(model: nn.Module, is_adapter: bool) -> int:
     return number * (2 if is_adapter and has_start(model) else 1)
 
 
+def to_save(
+    model: nn.Module, tensors: Iterable[tuple[str, Tensor]], *, is_adapter: bool
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield tensors by the names that `write_model` takes them by.
+
+    Not while a pass runs: FSDP2 shards a module again whenever its state is asked for.
+
+    Args:
+        tensors: names as in `model.named_parameters()` (for an adapter at least the trained ones) and whole tensors.
+    """
+    pairs = _once(model, tensors)
+    yield from adapter_tensors(model, dict(pairs)).items() if is_adapter else pairs  # type: ignore[arg-type]
+
+
 def tensors_to_save(model: nn.Module, *, is_adapter: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a model that `write_model` needs: the trained ones for an adapter, else all."""
+    """Yield the tensors of a model that are saved: the trained ones for an adapter, else all."""
     return ((name, tensor) for name, tensor in _own(model) if tensor.requires_grad or not is_adapter)
 
 
@@ -119,7 +133,7 @@ def write_gathered(
             folder,
             source=source,
             is_adapter=False,
-            tensors=tensors,
+            tensors=to_save(model, tensors, is_adapter=False),
             is_writer=is_writer,
             max_shard_bytes=max_shard_bytes,
         )
@@ -155,8 +169,7 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu").contiguous()
 
 
-def _write_adapter(model: Any, folder: Path, source: Path, state: dict[str, Tensor]) -> None:
-    tensors = {name: _plain(tensor) for name, tensor in adapter_tensors(model, state).items()}
+def _write_adapter(model: Any, folder: Path, source: Path, tensors: dict[str, Tensor]) -> None:
     config = model.peft_config["default"]
     fields = config.to_dict() | {"inference_mode": True, "base_model_name_or_path": str(source)}
     note: dict[str, Any] = {"base_hash": base_hash(source)}
