@@ -1,13 +1,15 @@
 """Names to folders: a model or dataset of ModelScope or Hugging Face, from the local cache or by download.
 
 The cache is looked at first, laid out as the clients of both hubs lay it out, and a complete copy is used without
-any connection. Only what is missing is downloaded, by the hub's own client, and never a file that holds code.
+any connection. Only what is missing is downloaded, by the hub's own client, and never a file that holds code; a
+download of ours that was cut short leaves a marker (`unfinished.py`), and what has one is downloaded on.
 ModelScope is the default; USE_HF=1 chooses Hugging Face. Imports the clients inside functions: they are slow.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from swiftlet import log
 from swiftlet.config.filenames import COMPRESSED, SUFFIXES
 from swiftlet.errors import SwiftletError
 from swiftlet.hub.cache import hf_cache, hf_snapshot, ms_cache, ms_snapshot
+from swiftlet.hub.unfinished import find_marker, held, marker_of
 
 CONNECT_TIMEOUT_S = 5.0
 TRUE = {"1", "true", "yes", "on"}
@@ -29,7 +32,12 @@ LEFT_OUT = ["original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "consol
 
 @dataclass(frozen=True)
 class Hub:
-    """One hub: its name, its cache, how a cached copy is found and how a missing one is fetched."""
+    """One hub: its name, its cache, how a cached copy is found and how a missing one is fetched.
+
+    Attributes:
+        locks: the folder of the cache in which the client keeps its locks.
+        branch: what the client takes where no revision is given.
+    """
 
     name: str
     cache: Callable[[], Path]
@@ -37,6 +45,21 @@ class Hub:
     fetch: Callable[[str, str, str | None, list[str], list[str]], str]
     endpoint: Callable[[], str]
     command: str
+    locks: str
+    branch: str
+
+    def marker(self, kind: str, repo: str, revision: str | None) -> Path:
+        """Return where the marker of an unfinished download lies."""
+        return marker_of(self.cache() / self.locks, kind, repo, revision or self.branch)
+
+    def unfinished(self, kind: str, repo: str, revision: str | None) -> Path | None:
+        """Return the marker by which what is cached of a repository is no more than a part."""
+        return find_marker(self.marker(kind, repo, revision), self.find(kind, repo, revision))
+
+    def find_whole(self, kind: str, repo: str, revision: str | None) -> Path | None:
+        """Return the cached copy, but none whose download is under way or was cut short."""
+        found = self.find(kind, repo, revision)
+        return None if found and find_marker(self.marker(kind, repo, revision), found) else found
 
     def download_command(self, repo: str, kind: str, revision: str | None) -> str:
         """Return what to type on a machine with a connection."""
@@ -92,7 +115,7 @@ def cached_folder(
         SwiftletError: no id is given.
     """
     hub, repo = _choose(kind, ms_id, hf_id)
-    return hub.find(kind, repo, revision)
+    return hub.find_whole(kind, repo, revision)
 
 
 def _folder(
@@ -104,7 +127,7 @@ def _folder(
             raise SwiftletError(f"{name!r} is no id of a hub", "write owner/name, or the path of a folder")
     if hub is not _hubs()[0]:
         log.info(f"{repo} is known on {hub.name} only, so it is taken from there")
-    found = hub.find(kind, repo, revision)
+    found = hub.find_whole(kind, repo, revision)
     if found is not None:
         log.info(f"{kind} {repo}: {found}")
         return found
@@ -112,13 +135,21 @@ def _folder(
     if problem is None:
         log.info(f"downloading {kind} {repo} from {hub.name}")
         problem = _download(hub, kind, repo, revision, patterns)
-        found = hub.find(kind, repo, revision)
+        found = hub.find_whole(kind, repo, revision)
         if problem is None and found is not None:
             return found
         problem = problem or f"its files there are no complete {kind} in a format that is read here"
+    advice = _advice(hub, kind, repo, ms_id if hub is HUGGING_FACE else hf_id, revision)
+    marker = hub.unfinished(kind, repo, revision)
+    if marker is not None:
+        raise SwiftletError(
+            f"the download of {kind} {repo} of {hub.name} to {hub.cache()} was cut short, and the rest cannot be "
+            f"downloaded: {problem}",
+            f"type the same command again with a connection: it goes on where it stopped; or {advice}; "
+            f"or, to use the files there as they are: rm {shlex.quote(str(marker))}",
+        )
     raise SwiftletError(
-        f"{kind} {repo} of {hub.name} is not in {hub.cache()} and cannot be downloaded: {problem}",
-        _advice(hub, kind, repo, ms_id if hub is HUGGING_FACE else hf_id, revision),
+        f"{kind} {repo} of {hub.name} is not in {hub.cache()} and cannot be downloaded: {problem}", advice
     )
 
 
@@ -153,7 +184,21 @@ def _unreachable(hub: Hub) -> str | None:
 
 
 def _download(hub: Hub, kind: str, repo: str, revision: str | None, patterns: list[str]) -> str | None:
-    """Fetch a repository into the cache; return why that failed, or None."""
+    """Fetch a repository into the cache, or wait for a process that does; return why that failed, or None."""
+    try:
+        with held(hub.marker(kind, repo, revision)) as marker:
+            if hub.find_whole(kind, repo, revision) is not None:
+                return None
+            marker.set(f"{kind} {repo} is being downloaded, or its download was cut short\n")
+            problem = _fetch(hub, kind, repo, revision, patterns)
+            if problem is None or hub.find(kind, repo, revision) is None:
+                marker.clear()
+    except OSError as error:
+        return _first_line(error)
+    return problem
+
+
+def _fetch(hub: Hub, kind: str, repo: str, revision: str | None, patterns: list[str]) -> str | None:
     try:
         hub.fetch(kind, repo, revision, patterns, LEFT_OUT if kind == "model" else [])
     except ImportError as error:
@@ -171,7 +216,7 @@ def _first_line(error: Exception) -> str:
 def _advice(hub: Hub, kind: str, repo: str, other_id: str | None, revision: str | None) -> str:
     other = HUGGING_FACE if hub is MODELSCOPE else MODELSCOPE
     setting = "USE_HF=1" if hub is MODELSCOPE else "USE_HF=0"
-    if other_id and other.find(kind, other_id, revision) is not None:
+    if other_id and other.find_whole(kind, other_id, revision) is not None:
         return f"the cache of {other.name} has it as {other_id}: put {setting} before the command"
     flag = "--model_id_or_path FOLDER" if kind == "model" else "--dataset FOLDER"
     advice = (
@@ -201,10 +246,12 @@ def _fetch_ms(kind: str, repo: str, revision: str | None, allow: list[str], igno
 
 
 def _fetch_hf(kind: str, repo: str, revision: str | None, allow: list[str], ignore: list[str]) -> str:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HTTPError
 
     try:
+        # before version 1.22 the client takes what is cached for all there is where the hub lists no files
+        HfApi(endpoint=_hf_endpoint()).repo_info(repo, repo_type=kind, revision=revision)
         path = snapshot_download(
             repo,
             repo_type=kind,
@@ -228,5 +275,7 @@ def _hf_endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-MODELSCOPE = Hub("ModelScope", ms_cache, ms_snapshot, _fetch_ms, _ms_endpoint, "modelscope")
-HUGGING_FACE = Hub("Hugging Face", hf_cache, hf_snapshot, _fetch_hf, _hf_endpoint, "hf")
+MODELSCOPE = Hub(
+    "ModelScope", ms_cache, ms_snapshot, _fetch_ms, _ms_endpoint, "modelscope", ".lock", "master"
+)
+HUGGING_FACE = Hub("Hugging Face", hf_cache, hf_snapshot, _fetch_hf, _hf_endpoint, "hf", ".locks", "main")
