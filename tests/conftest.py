@@ -71,19 +71,19 @@ def save_folder(folder, kind, tokenizer, **sizes):
     import transformers
 
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=3,
-        **sizes,
-    )
+    usual = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+        "bos_token_id": None,
+        "eos_token_id": 3,
+    }
+    config = getattr(transformers, f"{kind}Config")(**{**usual, **sizes})
     getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
@@ -109,6 +109,40 @@ def experts_folder(tmp_path_factory, tiny_tokenizer):
         num_experts_per_tok=2,
         moe_intermediate_size=16,
         shared_expert_intermediate_size=24,
+    )
+
+
+@pytest.fixture(scope="session")
+def hybrid_folder(tmp_path_factory, tiny_tokenizer):
+    """The folder of a model that cannot tell packed samples apart: a state space layer, attention, experts."""
+    return save_folder(
+        tmp_path_factory.mktemp("hybrid"),
+        "GraniteMoeHybrid",
+        tiny_tokenizer,
+        layer_types=["mamba", "attention"],
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        shared_intermediate_size=24,
+        mamba_n_heads=8,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        mamba_chunk_size=8,
+    )
+
+
+@pytest.fixture(scope="session")
+def mamba_folder(tmp_path_factory, tiny_tokenizer):
+    """The folder of a model of state space layers alone, whose memory no plan knows."""
+    return save_folder(
+        tmp_path_factory.mktemp("mamba"),
+        "Mamba2",
+        tiny_tokenizer,
+        num_attention_heads=None,
+        num_heads=8,
+        head_dim=8,
+        state_size=8,
+        n_groups=1,
+        chunk_size=8,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from swiftlet import heartbeat, log
+from swiftlet.commands.model_setup import needs_even_passes
 from swiftlet.commands.model_source import context_length
 from swiftlet.commands.sft import Setup
 from swiftlet.data.formats import Sample
@@ -27,7 +28,7 @@ def build_evaluator(setup: Setup, model: CausalLM, token_budget: int) -> Callabl
     if val is None or len(val) == 0:
         log.info("there are no validation rows: nothing is evaluated")
         return None
-    budget = max(int(val.lengths.max()), token_budget)
+    budget = 0 if needs_even_passes(args, model) else max(int(val.lengths.max()), token_budget)
     generate = _generated_scores(setup, model) if args.train.predict_with_generate else None
     return Evaluator(model, val, budget, setup.world, setup.device.torch_device, more_scores=generate)
 

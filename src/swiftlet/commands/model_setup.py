@@ -114,6 +114,14 @@ def is_plain(setup: Setup) -> bool:
     return tuner.is_plain(lora_settings(args.tuner))
 
 
+def needs_even_passes(args: Any, model: CausalLM) -> bool:
+    """Return whether each micro-batch has to be one sample: every pass gathers weights, so ranks make as many passes.
+
+    Ranks have as many micro-batches as each other; one of a model that cannot pack takes a pass for each sample.
+    """
+    return is_sharded(args) and not model.is_packed
+
+
 def weights_folder(setup: Setup) -> Path:
     """Return the folder of the weights that training starts from: the base model's, or those of a full checkpoint."""
     checkpoint, is_full = setup.ready.checkpoint, setup.args.tuner.sft_type == "full"

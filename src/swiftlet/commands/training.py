@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ import torch
 from swiftlet import heartbeat, log
 from swiftlet.commands.engine_setup import Trainer, build_engine
 from swiftlet.commands.evaluation import build_evaluator
-from swiftlet.commands.model_setup import build_model
+from swiftlet.commands.model_setup import build_model, needs_even_passes
 from swiftlet.commands.run_folder import OF_THE_WEIGHTS, args_text, shaping_settings, write_args
 from swiftlet.commands.saving import build_saver
 from swiftlet.commands.sft import Outcome, Ready, Setup, outcome_of
 from swiftlet.commands.steering import Steered, steer
 from swiftlet.config.fields import with_values
-from swiftlet.data.batching import Batches, num_steps, num_steps_per_epoch
+from swiftlet.data.batching import Batches, collate, num_steps, num_steps_per_epoch
 from swiftlet.data.loader import load_steps
 from swiftlet.device.placement import bind_process
 from swiftlet.device.settings import apply_settings
@@ -163,7 +164,11 @@ def _run(
     state: TrainState,
 ) -> Run:
     args, ready, device, world = setup
-    budget, store = steered.token_budget, ready.data.train
+    budget, memory, store = steered.token_budget, steered.memory, ready.data.train
+    if needs_even_passes(args, model):
+        budget = 0
+        if memory.largest is not None:
+            memory = replace(memory, largest=collate(store, [int(store.lengths.argmax())]))
     train_args, output = args.train, args.output
     batches = Batches(
         store,
@@ -200,7 +205,7 @@ def _run(
         max_grad_norm=train_args.max_grad_norm,
         spikes=find_policy(train_args.spike_policy),
         name_rows=lambda ids: [store.origin(i) for i in ids],
-        memory=steered.memory,
+        memory=memory,
     )
 
 

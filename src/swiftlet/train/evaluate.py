@@ -28,7 +28,7 @@ class Evaluator:
     """Evaluates a model on `store`.
 
     Args:
-        token_budget: most tokens in one micro-batch.
+        token_budget: most tokens in one micro-batch; 0 puts each sample alone.
         more_scores: further figures, such as those of generated answers; called on every rank.
     """
 
