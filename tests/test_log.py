@@ -95,11 +95,11 @@ def sft_text(**options):
 def test_arguments_are_kept_word_for_word():
     options = {"system": 'Use the header Bearer abc123", or a task-oriented one', "lazy_tokenize": True}
     kept = sft_text(
-        dataset=["task-classification-data/train.jsonl"], columns={"answer_key": "response"}, **options
+        dataset=["/data/task-classification-data/train.jsonl"], columns={"answer_key": "response"}, **options
     )
     assert kept["system"] == options["system"]
     assert kept["lazy_tokenize"] is True
-    assert kept["dataset"] == ["task-classification-data/train.jsonl"]
+    assert kept["dataset"] == ["/data/task-classification-data/train.jsonl"]
     assert kept["columns"] == {"answer_key": "response"}
     assert "hidden" not in kept
 

@@ -206,7 +206,7 @@ def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(
     args = parse_mapping(SftArgs, {"dataset": str(rows_file), "dataset_test_ratio": 0.1}).args
     template = build_template(load_tokenizer(model_folder))
     cache = rows_file.parent / "cache"
-    store = prepare(args.data, template, max_length=128, cache_dir=cache, output_dir=None).train
+    store = prepare(args.data, template, max_length=128, cache_dir=cache, bad_rows=None).train
     order = Batches(store, 42, 4, len(store) // 4, 0)
     found = []
     for step in range(10):

@@ -9,7 +9,7 @@ from swiftlet.errors import CheckpointError, SwiftletError
 from swiftlet.models.adapter import plain_fields, quiet_peft
 from swiftlet.models.load import load_model
 from swiftlet.models.merge import merge_adapter
-from swiftlet.models.tuner import load_adapter
+from swiftlet.models.adapter import load_adapter
 
 CPU = torch.device("cpu")
 

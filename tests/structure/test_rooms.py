@@ -182,3 +182,9 @@ def test_the_picture_of_the_rooms_shows_every_room():
     picture = (SRC.parents[1] / "docs" / "architecture.svg").read_text(encoding="utf-8")
     rooms = sorted(path.parent.name for path in SRC.glob("*/__init__.py"))
     assert rooms and [name for name in rooms if f">{name}<" not in picture] == []
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """Pytest imports them by their name alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}

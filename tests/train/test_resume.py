@@ -177,13 +177,6 @@ def test_what_can_be_asked_for(saved, tmp_path):
         choose_checkpoint(str(saved / "checkpoint-1"), saved)
 
 
-def test_a_relative_folder_becomes_absolute(saved, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for asked in ("run/checkpoint-2", "~/run/checkpoint-2"):
-        assert choose_checkpoint(asked, tmp_path).path == saved / "checkpoint-2"
-
-
 def test_a_checkpoint_is_found_where_it_lies_however_it_is_named(saved, tmp_path, monkeypatch):
     (tmp_path / "latest").symlink_to(saved / "checkpoint-1")
     monkeypatch.chdir(saved / "checkpoint-1")
