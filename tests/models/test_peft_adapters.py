@@ -6,10 +6,9 @@ from peft import LoraConfig, get_peft_model
 from tiny_models import logits, save
 
 from swiftlet.errors import CheckpointError, SwiftletError
-from swiftlet.models.adapter import plain_fields, quiet_peft
+from swiftlet.models.adapter import load_adapter, plain_fields, quiet_peft
 from swiftlet.models.load import load_model
 from swiftlet.models.merge import merge_adapter
-from swiftlet.models.adapter import load_adapter
 
 CPU = torch.device("cpu")
 
