@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from nearness import assert_near
 
 pytestmark = pytest.mark.npu_sim
 
@@ -17,11 +18,6 @@ def npu():
     return torch_npu
 
 
-def near(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-3) -> None:
-    assert found.device.type == "npu"
-    torch.testing.assert_close(found.cpu(), expected, rtol=tolerance, atol=tolerance)
-
-
 def int8(*shape: int) -> torch.Tensor:
     return torch.randint(-9, 10, shape, dtype=torch.int8)
 
@@ -30,22 +26,22 @@ def test_rows_are_quantised_by_their_largest(npu):
     x, smooth = torch.randn(4, 16), torch.rand(16) + 0.5
     values, scale = npu.npu_dynamic_quant(x.npu(), smooth_scales=smooth.npu())
     expected = (x * smooth).abs().amax(1) / 127
-    near(scale, expected)
-    near(values, (x * smooth / expected[:, None]).round().to(torch.int8), 0)
+    assert_near(scale, expected)
+    assert_near(values, (x * smooth / expected[:, None]).round().to(torch.int8), 0)
     words, scale = npu.npu_dynamic_quant(x.npu(), dst_type=torch.quint4x2)
     assert words.dtype == torch.int32 and words.shape == (4, 2)
-    near(npu.npu_anti_quant(words, scale[:1]).float()[0], x[0], x.abs().max().item() / 7)
+    assert_near(npu.npu_anti_quant(words, scale[:1]).float()[0], x[0], x.abs().max().item() / 7)
     whole, scale, offset = npu.npu_dynamic_quant_asymmetric(x.npu())
-    near((whole.float() - offset[:, None]) * scale[:, None], x, 0.05)
+    assert_near((whole.float() - offset[:, None]) * scale[:, None], x, 0.05)
 
 
 def test_values_are_quantised_and_come_back(npu):
     x, scale = torch.randn(3, 8).half(), torch.tensor([0.1])
     values = npu.npu_quantize(x.npu(), scale.npu(), torch.tensor([3.0]).npu(), torch.qint8, 1)
-    near(values, (x.float() / 0.1 + 3).round().to(torch.int8), 0)
+    assert_near(values, (x.float() / 0.1 + 3).round().to(torch.int8), 0)
     back = npu.npu_anti_quant(values, scale.npu(), offset=torch.tensor([-3.0]).npu())
     assert back.dtype == torch.float16
-    near(back.float(), x.float(), 0.06)
+    assert_near(back.float(), x.float(), 0.06)
     with pytest.raises(RuntimeError, match="the simulator does not quantise to the type number"):
         npu.npu_quantize(x.npu(), scale.npu(), None, torch.float32, 1)
 
@@ -55,13 +51,13 @@ def test_products_of_integers(npu):
     plain = a.float() @ b.float()
     keys = {"pertoken_scale": tokens.npu(), "output_dtype": torch.bfloat16}
     found = npu.npu_quant_matmul(a.npu(), b.npu(), scale.npu(), **keys)
-    near(found, (plain * scale * tokens[:, None]).bfloat16(), 0.02)
+    assert_near(found, (plain * scale * tokens[:, None]).bfloat16(), 0.02)
     bits = npu.npu_trans_quant_param(torch.tensor([0.5], device="npu"), torch.tensor([-2.0], device="npu"))
     assert bits.item() == 0x3F000000 | 0x1FE << 37 | 1 << 46
     bias = torch.randint(-5, 5, (8,), dtype=torch.int32)
     found = npu.npu_quant_matmul(a.npu(), b.npu(), bits, bias=bias.npu(), output_dtype=torch.float16)
-    near(found.float(), (plain + bias) * 0.5)
-    near(
+    assert_near(found.float(), (plain + bias) * 0.5)
+    assert_near(
         npu.npu_quant_matmul(a.npu(), b.npu(), bits), (plain * 0.5).round().clamp(-128, 127).to(torch.int8), 0
     )
     packed = npu.npu_convert_weight_to_int4pack(
@@ -78,7 +74,7 @@ def test_weights_are_quantised_for_themselves(npu):
         found = npu.npu_weight_quant_batchmatmul(
             x.npu(), form, scale.npu(), offset.npu(), antiquant_group_size=8
         )
-        near(found.float(), x.float() @ wide.float(), 0.05)
+        assert_near(found.float(), x.float() @ wide.float(), 0.05)
 
 
 def test_norms_and_gates_give_integers(npu):
@@ -86,10 +82,10 @@ def test_norms_and_gates_give_integers(npu):
     normed = F.rms_norm(x + y, (8,), gamma[0], 1e-6)
     scale = torch.full((8,), 0.05)
     first, _, total = npu.npu_add_rms_norm_quant(x.npu(), y.npu(), gamma[0].npu(), scale.npu(), None)
-    near(total, x + y)
-    near(first.float(), (normed / 0.05).round().clamp(-128, 127), 1.01)
+    assert_near(total, x + y)
+    assert_near(first.float(), (normed / 0.05).round().clamp(-128, 127), 1.01)
     first, _, _, found, _ = npu.npu_add_rms_norm_dynamic_quant(x.npu(), y.npu(), gamma[0].npu())
-    near(first.float() * found[:, None], normed, 0.05)
+    assert_near(first.float() * found[:, None], normed, 0.05)
     half, beta = x.half(), torch.zeros(8).half()
     keys = [
         t.npu()
@@ -98,12 +94,12 @@ def test_norms_and_gates_give_integers(npu):
     expected = (
         (F.rms_norm(half.float(), (8,), gamma[0].half().float(), 1e-6) * 20 + 1).round().clamp(-128, 127)
     )
-    near(npu.npu_rms_norm_quant(half.npu(), *keys).float(), expected, 1.01)
+    assert_near(npu.npu_rms_norm_quant(half.npu(), *keys).float(), expected, 1.01)
     wide = torch.randn(4, 16)
     gated = wide[:, :8] * F.silu(wide[:, 8:])
     values, factor = npu.npu_swiglu_quant(wide.npu(), quant_mode=1, dst_type=torch.int8)
-    near(factor, 127 / gated.abs().amax(1))
-    near(values.float() / factor[:, None], gated, 0.05)
+    assert_near(factor, 127 / gated.abs().amax(1))
+    assert_near(values.float() / factor[:, None], gated, 0.05)
     whole, weights, tokens = torch.randint(-50, 50, (4, 16)), torch.rand(2, 16) * 0.1, torch.rand(4)
     groups = torch.tensor([1, 3])
     plain = whole * weights[[0, 1, 1, 1]] * tokens[:, None]
@@ -111,10 +107,10 @@ def test_norms_and_gates_give_integers(npu):
         whole.int().npu(), weight_scale=weights.npu(), activation_scale=tokens.npu(), group_index=groups.npu(),
         activate_left=True, quant_mode=1,
     )  # fmt: skip
-    near(values.float() * found[:, None], F.silu(plain[:, :8]) * plain[:, 8:], 0.05)
+    assert_near(values.float() * found[:, None], F.silu(plain[:, :8]) * plain[:, 8:], 0.05)
     bias = torch.randint(-9, 9, (16,), dtype=torch.int32)
     found = npu.npu_dequant_bias(whole.int().npu(), weights[0].npu(), tokens.npu(), bias.npu())
-    near(found.float(), (whole + bias) * weights[0] * tokens[:, None], 0.02)
+    assert_near(found.float(), (whole + bias) * weights[0] * tokens[:, None], 0.02)
 
 
 def dense(x, experts, weights, matrices):
@@ -130,7 +126,7 @@ def test_a_mixture_of_experts_by_its_first_way(npu):
     x, scores, matrices = torch.randn(6, 8), torch.randn(6, 4), torch.randn(4, 8, 8)
     weights, experts, rows = npu.npu_moe_gating_top_k_softmax(scores.npu(), k=2)
     expected = scores.softmax(-1).topk(2)
-    near(weights, expected.values)
+    assert_near(weights, expected.values)
     assert experts.tolist() == expected.indices.tolist() and rows[:, 1].tolist() == [6, 7, 8, 9, 10, 11]
     moved, places, ordered = npu.npu_moe_init_routing(x.npu(), rows, experts, 6)
     ends = npu.npu_moe_compute_expert_tokens(ordered, 4)
@@ -138,7 +134,7 @@ def test_a_mixture_of_experts_by_its_first_way(npu):
     keys = {"group_list": ends.long(), "split_item": 2, "group_type": 0}
     done = npu.npu_grouped_matmul([moved], [matrices.npu()], **keys)[0]
     out = npu.npu_moe_finalize_routing(done, None, None, None, weights, places, experts)
-    near(out, dense(x, experts.cpu(), weights.cpu(), matrices))
+    assert_near(out, dense(x, experts.cpu(), weights.cpu(), matrices))
 
 
 @pytest.mark.parametrize("kind", ["plain", "int8 and int8", "int8 weights"])
@@ -162,7 +158,7 @@ def test_a_mixture_of_experts_by_its_second_way(npu, kind):
         scales = {"scale": [scale.npu()], "per_token_scale": [tokens], "output_dtype": torch.bfloat16}
         done = npu.npu_grouped_matmul([small], [matrices.npu()], **scales, **keys)[0].float()
     out = npu.npu_moe_finalize_routing(done, None, None, None, weights.npu(), places, None, drop_pad_mode=2)
-    near(out, dense(x, experts, weights, wide), 0.2 if kind == "int8 and int8" else 1e-3)
+    assert_near(out, dense(x, experts, weights, wide), 0.2 if kind == "int8 and int8" else 1e-3)
 
 
 def test_the_best_experts_of_the_best_groups(npu):
@@ -171,14 +167,14 @@ def test_the_best_experts_of_the_best_groups(npu):
         x.npu(), 2, bias=bias.npu(), k_group=1, group_count=2, group_select_mode=1, norm_type=1, out_flag=True,
         routed_scaling_factor=2.5,
     )  # fmt: skip
-    near(whole, x.sigmoid())
+    assert_near(whole, x.sigmoid())
     scores = (x.sigmoid() + bias).view(5, 2, 4)
     group = scores.topk(2, -1).values.sum(-1).argmax(-1)
     for row in range(5):
         best = scores[row, group[row]].topk(2).indices + 4 * group[row]
         assert experts[row].tolist() == best.tolist()
         chosen = x[row].sigmoid()[best]
-        near(weights[row], chosen / chosen.sum() * 2.5)
+        assert_near(weights[row], chosen / chosen.sum() * 2.5)
 
 
 def test_tokens_go_to_experts_and_back_with_gradients(npu):
@@ -193,11 +189,11 @@ def test_tokens_go_to_experts_and_back_with_gradients(npu):
     y, q = (t.detach().cpu().requires_grad_() for t in (x, probs))
     again = (y[:, None] * q[..., None] * (places.cpu().view(4, 2, 1) + 1)).sum(1)
     again.square().sum().backward()
-    near(back.detach(), again.detach())
-    near(x.grad, y.grad)
-    near(probs.grad, q.grad)
+    assert_near(back.detach(), again.detach())
+    assert_near(x.grad, y.grad)
+    assert_near(probs.grad, q.grad)
     few, _ = npu.npu_moe_token_permute(x.detach(), experts, num_out_tokens=3)
-    near(few, permuted.detach().cpu()[:3])
+    assert_near(few, permuted.detach().cpu()[:3])
 
 
 def test_rows_of_ranks_are_ordered_by_expert(npu):
