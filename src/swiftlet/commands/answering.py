@@ -17,7 +17,7 @@ from swiftlet.commands.model_source import context_length, longest_sample
 from swiftlet.data.prepare import read_split
 from swiftlet.data.rows import Sample
 from swiftlet.data.template import TemplateError
-from swiftlet.device.placement import bind_process
+from swiftlet.device.placement import bind_process, local_place
 from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, open_device, resolve_dtype
 from swiftlet.errors import DataError
@@ -35,12 +35,10 @@ LINE = "-" * 50
 
 def _open(ready: Ready) -> tuple[Device, World]:
     machine = ready.args.machine
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank, local_world_size = local_place(os.environ)
     device = open_device(machine.device, local_rank=local_rank, environ=os.environ)
     if machine.bind_cpu:
-        for line in bind_process(
-            device.kind, local_rank, int(os.environ.get("LOCAL_WORLD_SIZE", "1")), os.environ
-        ):
+        for line in bind_process(device.kind, local_rank, local_world_size, os.environ):
             log.info(line)
     for line in apply_settings(device):
         log.info(line)

@@ -84,12 +84,13 @@ def _capture(args: Any, causal: CausalLM, device: Device) -> None:
     """
     if not args.model.graph_capture:
         return
-    reason = f"{device.name} records no passes" if device.capture is None else obstacle(causal)
-    if reason is None and device.capture is not None:
-        record_passes(causal, device.capture, log.warning)
-        log.info("training passes are recorded as graphs and replayed (--graph_capture)")
-        return
-    raise UsageError(f"--graph_capture: {reason}", "leave it out")
+    if device.capture is None:
+        raise UsageError(f"--graph_capture: {device.name} records no passes", "leave it out")
+    reason = obstacle(causal)
+    if reason is not None:
+        raise UsageError(f"--graph_capture: {reason}", "leave it out")
+    record_passes(causal, device.capture, log.warning)
+    log.info("training passes are recorded as graphs and replayed (--graph_capture)")
 
 
 def _say_frozen(model: Any) -> None:

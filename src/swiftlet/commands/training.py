@@ -26,7 +26,7 @@ from swiftlet.commands.steering import Steered, steer
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import Batches, collate, num_steps, num_steps_per_epoch
 from swiftlet.data.loader import load_steps
-from swiftlet.device.placement import bind_process
+from swiftlet.device.placement import bind_process, local_place
 from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, dtype_name, open_device, resolve_dtype
 from swiftlet.errors import OutOfMemoryError
@@ -52,13 +52,12 @@ from swiftlet.train.state import TrainState
 from swiftlet.train.statefile import open_optimizer
 from swiftlet.train.summary import summarise
 
-LOCAL = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}  # set by torchrun
 NEXT, HELD_OUT = "swift infer --ckpt_dir {checkpoint}", "--load_dataset_config true"
 
 
 def train_model(args: Any, ready: Ready) -> Outcome:
     """Train the model that is ready and return where everything is."""
-    local_rank, local_world_size = (int(os.environ.get(name, default)) for name, default in LOCAL.items())
+    local_rank, local_world_size = local_place(os.environ)
     device = open_device(args.parallel.device, local_rank=local_rank, environ=os.environ)
     if args.parallel.bind_cpu:
         for line in bind_process(device.kind, local_rank, local_world_size, os.environ):
@@ -96,7 +95,7 @@ def _train(setup: Setup, stop: StopRequest) -> Outcome:
         return _finished(ready.folder, ready.checkpoint.path, state)
     if world.is_main:
         write_args(ready.folder, text())
-    steered = steer(setup, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    steered = steer(setup, local_place(os.environ)[1])
     setup = setup._replace(args=steered.args)
     heartbeat.beat("load")
     with without_collector():
