@@ -53,7 +53,8 @@ def test_no_bit_of_a_gradient_changes_and_less_is_held(name, is_full, dtype):
     loss, grads, held = step(copy.deepcopy(model), is_partial=False)
     again_loss, again_grads, again_held = step(model, is_partial=True)
     torch.testing.assert_close((again_loss, again_grads), (loss, grads), rtol=0, atol=0)
-    assert again_held < held
+    has_up, keeps_normed = name not in ("gemma2", "phi3"), not is_full and dtype == torch.float32
+    assert again_held < held or (again_held == held and keeps_normed and not has_up)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -73,14 +74,13 @@ def test_the_decoder_of_our_own_does_so_too(tmp_path, is_full, dtype):
     assert found[1][2] < found[0][2]
 
 
-@pytest.mark.parametrize(("is_full", "spared"), [(False, INNER + 2 * HIDDEN), (True, 2 * INNER + 2 * HIDDEN)])
+# A frozen norm in fp32 keeps its output alone, recomputing or not: nothing more is spared there.
+@pytest.mark.parametrize(("is_full", "spared"), [(False, INNER), (True, 2 * INNER + 2 * HIDDEN)])
 def test_up_the_product_and_normalised_values_are_not_held(is_full, spared):
     model = tuned("llama", is_full, torch.float32)
     held = step(copy.deepcopy(model), is_partial=False)[2]
-    # The first norm of LoRA has no gradient, so only now is its input kept.
-    first = 0 if is_full else HIDDEN
     layers = SMALL["num_hidden_layers"]
-    assert held - step(model, is_partial=True)[2] == 4 * TOKENS * (layers * spared - first)
+    assert held - step(model, is_partial=True)[2] == 4 * TOKENS * layers * spared
 
 
 def test_an_operator_that_keeps_its_inputs_in_a_tensor_of_its_own_is_left_out():
@@ -107,7 +107,7 @@ def test_layers_whose_up_is_kept_are_counted():
     apply_partial_checkpointing(build_causal(build("phi3")), lines.append)
     assert lines == [
         "gradient_checkpointing partial: 0 of 2 layers of Phi3ForCausalLM have a gated MLP of a known build; the "
-        "others make only normalised values again"
+        "others spare only normalised values"
     ]
     apply_partial_checkpointing(build_causal(build("llama")), lines.append)
     assert len(lines) == 1

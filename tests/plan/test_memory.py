@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swiftlet.commands import plan_trace
+from swiftlet.commands.plan_flags import setting_of
 from swiftlet.config.args import SftArgs
 from swiftlet.config.fields import with_values
 from swiftlet.models import tuner
@@ -67,6 +68,17 @@ def test_adapters_everywhere_agree_too(name, recompute):
     )
     expected = traced(SMALL[name], 256, is_full=False, recompute=recompute, targets=targets)
     assert estimate(SMALL[name], setting).needed == pytest.approx(expected, rel=0.02)
+
+
+def test_trained_norms_agree_too():
+    settings = tuner.LoraSettings(dropout=0.0, target_modules=("DEFAULT",), modules_to_save=("LN",))
+    geometry = SMALL["llama"]
+    model = plan_trace.build_empty(plan_trace.config_of(geometry), SftArgs().tuner, torch.float32, settings)
+    found = plan_trace.trace_step(model, SftArgs(), [128, 128], num_labels=128)
+    args = with_values(SftArgs(), lora_modules_to_save=("LN",))
+    setting = replace(setting_of(args, geometry, 1, 4), tokens=256, labels=128, is_host=True)
+    assert setting.trains_norms and not setting.keeps_normed
+    assert estimate(geometry, setting).needed == pytest.approx(found.resident + found.peak, rel=0.01)
 
 
 def test_parts_follow_from_the_sizes_by_hand():

@@ -276,7 +276,7 @@ def apply_partial_checkpointing(causal: CausalLM, log: Log = lambda message: Non
     if again.num_ups < num_layers:
         log(
             f"gradient_checkpointing partial: {again.num_ups} of {num_layers} layers of {name} have a gated MLP of a "
-            "known build; the others make only normalised values again"
+            "known build; the others spare only normalised values"
         )
     again.is_on = True
 

@@ -17,7 +17,7 @@ from swiftlet.device.kernels import PLAIN, SwigluParts
 from swiftlet.models.head import is_near
 from swiftlet.models.lora_layers import active_layer, project_together
 from swiftlet.models.lora_linear import PLAIN_PARTS, Parts, lora_linear
-from swiftlet.models.norm import rms_norm
+from swiftlet.models.norm import keeps_output, rms_norm
 from swiftlet.models.recompute import Recompute
 from swiftlet.models.rotary import apply_rotary
 from swiftlet.models.swiglu import swiglu as plain_swiglu
@@ -79,7 +79,7 @@ def norm_forward(norm: Callable[..., Tensor], again: Recompute) -> Callable[...,
     """Return the forward of an RMS norm that uses `norm`."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return _offered(again, hidden_states, lambda x: norm(x, self.weight, _epsilon(self)))
+        return _normed(norm, hidden_states, self.weight, _epsilon(self), again)
 
     return forward
 
@@ -88,9 +88,18 @@ def shifted_norm_forward(norm: Callable[..., Tensor], again: Recompute) -> Calla
     """Return the forward of an RMS norm whose factor is 1 + weight, as in Gemma."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return _offered(again, hidden_states, lambda x: norm(x, 1 + self.weight.float(), _epsilon(self)))
+        return _normed(norm, hidden_states, 1 + self.weight.float(), _epsilon(self), again)
 
     return forward
+
+
+def _normed(
+    norm: Callable[..., Tensor], x: Tensor, weight_H: Tensor, epsilon: float, again: Recompute
+) -> Tensor:
+    """Return the normalised x; the backward pass makes it again where it would need x as well."""
+    if norm is rms_norm and keeps_output(x, weight_H):
+        return norm(x, weight_H, epsilon)
+    return _offered(again, x, lambda x: norm(x, weight_H, epsilon))
 
 
 def _offered(again: Recompute, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:

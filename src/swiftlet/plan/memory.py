@@ -1,9 +1,9 @@
 """Memory of one training step on one device, by component, from sizes alone: no weights, no device, no torch.
 
 The terms are those of the step in `train` over `models`: packed samples, chunked cross entropy, norms and gated MLPs
-that keep their inputs alone, flat gradients. The trace (`commands/plan_trace.py`) runs that very step on fake tensors
-and must agree. Per layer and token the backward pass needs: the input of both norms (2 H), the normalised input (H
-where an adapter or a trained weight reads it), rotated q and k, v, the attention's output where its kernel keeps it,
+that keep one tensor alone (norms their input, frozen ones in fp32 on a processor their output), flat gradients. The trace (`commands/plan_trace.py`) runs that very step on fake tensors
+and must agree. Per layer and token the backward pass needs: what both norms keep (2 H), the normalised input (H where an
+adapter or a trained weight reads it and the norm keeps another), rotated q and k, v, the attention's output where its kernel keeps it,
 gate and up (2 I), and, where they are trained, the inputs of o, gate/up and down.
 
 Shapes: T tokens of the largest micro-batch, N its labels, H hidden, I intermediate, V vocabulary, R rank.
@@ -12,6 +12,7 @@ Shapes: T tokens of the largest micro-batch, N its labels, H hidden, I intermedi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ class Setting:
         recompute: of LEVELS.
         labels: labelled tokens among `tokens`; all where None.
         is_host: the device is the processor, where a chunk of logits is smaller.
+        trains_norms: the weights of norms are among what is trained.
     """
 
     itemsize: int
@@ -61,6 +63,13 @@ class Setting:
     keeps_attention: bool = True
     labels: int | None = None
     is_host: bool = False
+    trains_norms: bool = False
+
+    @property
+    def keeps_normed(self) -> bool:
+        """Return whether norms keep their output, see models/norm.py; ZeRO-3 trains with the model's own."""
+        is_frozen = not self.is_full and not self.trains_norms
+        return is_frozen and self.is_host and self.itemsize == FP32 and not self.engine.startswith("zero3")
 
     @property
     def num_labels(self) -> int:
@@ -122,10 +131,10 @@ def num_trained(g: Sizes, s: Setting) -> int:
 
 
 def saved_per_layer(g: Sizes, s: Setting) -> float:
-    """Return the bytes that one layer keeps for its backward pass, its input among them."""
+    """Return the bytes that one layer keeps for its backward pass, among them its input or what is made of it."""
     e, tokens = s.itemsize, s.tokens
     query, key = g.heads * g.dim, g.kv_heads * g.dim
-    reads_input = s.is_full or s.targets & set(ATTENTION[:3])
+    reads_input = s.is_full or _reads_normed(s, ATTENTION[:3])
     width = 2 * g.hidden + (g.hidden if reads_input else 0) + query + 2 * key
     width += query if s.keeps_attention or s.is_full or "o_proj" in s.targets else 0
     width += query + key if g.qk_norm else 0
@@ -137,9 +146,14 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
 
 def spared_per_layer(g: Sizes, s: Setting) -> float:
     """Return the bytes of these that partial recomputing does not keep."""
-    adapted = s.targets & projections(g).keys()
-    inputs = sum(s.is_full or bool(adapted & set(names)) for names in (ATTENTION[:3], MLP[:2]))
+    kinds = [frozenset(names) & projections(g).keys() for names in (ATTENTION[:3], MLP[:2])]
+    inputs = sum(s.is_full or _reads_normed(s, names) for names in kinds)
     return s.itemsize * s.tokens * (g.hidden * inputs + g.up_width * (1 + s.is_full))
+
+
+def _reads_normed(s: Setting, names: Iterable[str]) -> bool:
+    """Return whether adapters of these matrices keep a normalised input that its norm does not keep anyway."""
+    return not s.keeps_normed and bool(s.targets & set(names))
 
 
 def _cast_adapters(g: Sizes, s: Setting) -> float:
@@ -151,7 +165,7 @@ def _cast_adapters(g: Sizes, s: Setting) -> float:
 
 def _saved_mlp(g: Sizes, s: Setting) -> float:
     e, tokens = s.itemsize, s.tokens
-    reads_input = s.is_full or s.targets & {"gate_proj", "up_proj"}
+    reads_input = s.is_full or _reads_normed(s, MLP[:2])
     if not g.experts:
         width = 2 * g.intermediate + (g.hidden if reads_input else 0)
         return tokens * e * (width + (g.intermediate if s.is_full else 0))
@@ -195,10 +209,13 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     kept = g.layers * (stream if s.recompute == FULL else layer - spared)
     kept += 2 * e * tokens * g.dim + e * labels * g.hidden  # cos and sin; the gradient of the hidden states
     # Layer 0 keeps nothing of its input, unless that is trained or recomputed from; the last norm keeps its own.
-    reads_input = s.is_full or (s.recompute == PARTIAL and s.targets & set(ATTENTION[:3]))
+    if s.keeps_normed:
+        reads_input = bool(s.targets & set(ATTENTION[:3]))
+    else:
+        reads_input = s.is_full or (s.recompute == PARTIAL and _reads_normed(s, ATTENTION[:3]))
     kept += stream + FP32 * tokens if reads_input or s.recompute == FULL else 0
     inside = kept - e * labels * g.hidden - stream - FP32 * tokens + _mlp_backward(g, s)
-    inside += layer - stream if s.recompute == FULL else 0
+    inside += layer - (0 if s.keeps_normed else stream) if s.recompute == FULL else 0
     if trains_head(s) and g.tied:
         head_weight = e * g.vocab * g.hidden
         inside = max(inside + head_weight, 3 * head_weight)
@@ -210,6 +227,7 @@ def _head(g: Sizes, s: Setting) -> float:
     e, (rows, words), weight = s.itemsize, head_chunk(g, s), g.vocab * g.hidden
     both = e * s.tokens * g.hidden + e * s.num_labels * g.hidden  # all hidden states, and the labelled ones
     raw, wide = e * rows * words, 0 if e == FP32 else FP32 * rows * words
+    both -= e * s.tokens * g.hidden if s.keeps_normed else 0  # the last norm keeps them
     forward = both + raw + max(wide, 3 * FP32 * rows * g.hidden)
     if not trains_head(s):
         return forward
@@ -223,7 +241,7 @@ def _mlp_backward(g: Sizes, s: Setting) -> float:
     e, wide = s.itemsize, s.itemsize * s.tokens * widest(g)
     stream = e * s.tokens * g.hidden
     again = e * s.tokens * g.up_width * (s.recompute == PARTIAL)
-    if s.recompute == PARTIAL and (s.is_full or s.targets & set(MLP[:2])):
+    if s.recompute == PARTIAL and (s.is_full or _reads_normed(s, MLP[:2])):
         stream += stream  # the normalised input
     if s.is_full:  # the product is freed once the gradient of down's weight is made
         return stream + 2 * again + max(2 * wide, wide + e * g.hidden * g.intermediate)
