@@ -165,16 +165,6 @@ class _LoraLinears(torch.autograd.Function):
             [_times(_thin(all_grad_TO[i], all_b_OR[i].t()), scales[i]) for i in numbers], 1
         )
         dropout = Dropout(ctx.p, ctx.seed, parts.dropout, ctx.short, ctx.rows) if ctx.p > 0 else None
-        grad_input = grad_up = None
-        if needs_x or needs_up:
-            grad_input = torch.mm(all_grad_TO[0], weights[0], out=_flat(empty(ctx.shape, grads[0])))
-            for i in numbers[1:]:
-                grad_input.addmm_(all_grad_TO[i], weights[i])
-            if dropout is None:
-                grad_input.addmm_(grad_reduced_TS, a_SI)
-            else:
-                spread_TI = empty_like(grad_input)
-                dropout.add_zeroed_(grad_input, torch.mm(grad_reduced_TS, a_SI, out=spread_TI))
         input_TI = x_TI
         if up_TI is not None and any(needs_weight + needs_a):
             input_TI = parts.silu_mul(x_TI, up_TI)
@@ -193,6 +183,17 @@ class _LoraLinears(torch.autograd.Function):
             if needs_b[i]:
                 grad_OR = _grad_b(reduced_TR, all_grad_TO[i], ctx.dtypes[i][1])
                 all_grad_b[i] = _times(grad_OR, scales[i])
+        grad_input = grad_up = None
+        if needs_x or needs_up:  # last, when nothing else of its size is there
+            grad_input = torch.mm(all_grad_TO[0], weights[0], out=_flat(empty(ctx.shape, grads[0])))
+            for i in numbers[1:]:
+                grad_input.addmm_(all_grad_TO[i], weights[i])
+            if dropout is None:
+                grad_input.addmm_(grad_reduced_TS, a_SI)
+            else:
+                spread_TI = torch.mm(grad_reduced_TS, a_SI, out=empty_like(grad_input))
+                dropout.add_zeroed_(grad_input, spread_TI)
+                del spread_TI
         if grad_input is not None and up_TI is not None:
             grad_input, grad_up = parts.silu_mul_backward(grad_input, x_TI, up_TI)
         grad_x, grad_up = (None if grad is None else grad.view(ctx.shape) for grad in (grad_input, grad_up))

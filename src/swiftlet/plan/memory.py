@@ -1,10 +1,11 @@
 """Memory of one training step on one device, by component, from sizes alone: no weights, no device, no torch.
 
-The terms are those of the step in `train` over `models`: packed samples, chunked cross entropy, norms and gated MLPs
-that keep one tensor alone (norms their input, frozen ones in fp32 on a processor their output), flat gradients. The trace (`commands/plan_trace.py`) runs that very step on fake tensors
-and must agree. Per layer and token the backward pass needs: what both norms keep (2 H), the normalised input (H where an
-adapter or a trained weight reads it and the norm keeps another), rotated q and k, v, the attention's output where its kernel keeps it,
-gate and up (2 I), and, where they are trained, the inputs of o, gate/up and down.
+The terms are those of the step in `train` over `models`: packed samples, chunked cross entropy, gated MLPs that keep
+their inputs alone, norms that keep their input or (frozen, in fp32 on a processor) their output, flat gradients. The
+trace (`commands/plan_trace.py`) runs that very step on fake tensors and must agree. Per layer and token the backward
+pass needs: what both norms keep (2 H), the normalised inputs (H each where an adapter or a trained weight reads one that
+its norm does not keep), rotated q and k, v, the attention's output where its kernel keeps it, gate and up (2 I), and,
+where they are trained, the inputs of o, gate/up and down.
 
 Shapes: T tokens of the largest micro-batch, N its labels, H hidden, I intermediate, V vocabulary, R rank.
 """
@@ -245,7 +246,10 @@ def _mlp_backward(g: Sizes, s: Setting) -> float:
         stream += stream  # the normalised input
     if s.is_full:  # the product is freed once the gradient of down's weight is made
         return stream + 2 * again + max(2 * wide, wide + e * g.hidden * g.intermediate)
-    return stream + again + (4 if "down_proj" in s.targets else 3) * wide
+    if "down_proj" not in s.targets:  # gradients of the product, of gate and of up
+        return stream + again + 3 * wide
+    # Adapters of down write gate's gradient over the product's; the places that dropout zeroes take half as much.
+    return stream + again + (2.5 if s.is_host and not g.experts else 4) * wide
 
 
 def trained_itemsize(s: Setting) -> int:
