@@ -20,8 +20,8 @@ from swiftlet.models.arena import empty
 if TYPE_CHECKING:
     from swiftlet.models.cross_entropy import Head
 
-# Blocks of 8 MiB: up to 1 024 rows and 16 384 words take the same time within 4 % (docs/benchmarks.md).
-ROWS, WORDS = 512, 4096
+# Blocks of 4 MiB: up to 1 024 rows and 16 384 words take the same time within 4 % (docs/benchmarks.md).
+ROWS, WORDS = 512, 2048
 
 
 class Found(NamedTuple):

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from swiftlet.plan.sizes import Sizes
 
 GIB, FP32 = 2**30, 4
-HOST_CHUNK, HOST_ROWS, HOST_WORDS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 4096, 384 * 2**20, 32
+HOST_CHUNK, HOST_ROWS, HOST_WORDS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 2048, 384 * 2**20, 32
 ROUNDED_ELEMENTS, ROUNDED_COPIES = 2**24, 7  # train/adamw_bf16.py: a chunk, and its fp32 copies
 ZERO2_BUCKET, ZERO3_LIVE = 2e8, 1e9  # elements; contract section 7
 CUT = ("zero3", "zero3-offload", "fsdp2", "fsdp2-offload")  # the weights themselves
