@@ -29,7 +29,7 @@ from swiftlet.data.loader import load_steps
 from swiftlet.device.placement import bind_process, local_place
 from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, dtype_name, open_device, resolve_dtype
-from swiftlet.errors import OutOfMemoryError
+from swiftlet.errors import OutOfMemoryError, first_line
 from swiftlet.models import tuner
 from swiftlet.models.arena import trim
 from swiftlet.models.base_hash import base_hash
@@ -75,7 +75,7 @@ def train_model(args: Any, ready: Ready) -> Outcome:
             return _train(Setup(args, ready, device, world), stop)
     except torch.OutOfMemoryError as error:  # while loading or evaluating: of a step the loop says more
         raise OutOfMemoryError(
-            f"out of memory: {str(error).strip().splitlines()[0]}",
+            f"out of memory: {first_line(error)}",
             "choose a free device or one with more memory; swift plan says what a run needs",
         ) from error
     finally:
