@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from swiftlet.config.args import AUTO
 from swiftlet.device.affinity import Binding, apply, as_text, bind
 from swiftlet.device.cards import PCI, Cards, Chip, Finding, check_cards, chips_of, look_at_cards
 from swiftlet.device.nvidia_smi import Gpu, look_at_gpus
-from swiftlet.device.settings import AUTO
 from swiftlet.device.topology import parse_ranges
 from swiftlet.device.visible import ASCEND, CUDA, NUMBER, PROCESSES, processes_per_node, visible_ids
 
