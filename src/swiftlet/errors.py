@@ -114,3 +114,9 @@ def describe(value: Any, limit: int = 80) -> str:
     """Return `value` as a short quoted string for a message."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says that is not blank, the name of its class where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

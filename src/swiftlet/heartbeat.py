@@ -22,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from swiftlet import log
 from swiftlet.files import write_whole
-from swiftlet.log import redact, warning
 
 VARIABLE = "SWIFTLET_HEARTBEAT_DIR"
 FAILED = 1
@@ -59,22 +59,18 @@ def _folder() -> Path | None:
     return Path(text) if text else None
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
 def beat(phase: str, step: int = 0) -> None:
     """Say that this rank is alive, in which phase and at which step."""
     folder = _folder()
     if folder is None:
         return
     global _last
-    _last = Beat(_rank(), os.getpid(), phase, step, time.monotonic())
+    _last = Beat(log.rank(), os.getpid(), phase, step, time.monotonic())
     try:
         write_whole(folder / f"rank-{_last.rank}.json", json.dumps(_last._asdict()))
     except OSError as error:
         if folder not in _warned:
-            warning(
+            log.warning(
                 f"no sign of life can be written to {folder}: {error.strerror}; the run goes on unwatched"
             )
         _warned.add(folder)
@@ -92,9 +88,9 @@ def end(exit_code: int, message: str = "") -> None:
     if folder is None:
         return
     try:
-        write_end(folder, End(_rank(), exit_code, message, time.monotonic()))
+        write_end(folder, End(log.rank(), exit_code, message, time.monotonic()))
     except OSError:
-        print(f"rank {_rank()}: {message}", file=sys.stderr)
+        print(f"rank {log.rank()}: {message}", file=sys.stderr)
 
 
 def write_end(folder: Path, words: End) -> None:
@@ -139,7 +135,7 @@ def answering() -> Iterator[None]:
     former = sys.excepthook
     sys.excepthook = _say_last_words
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for a request that comes when nobody answers any more
-    with (folder / f"rank-{_rank()}.stacks").open("w", encoding="utf-8") as file:
+    with (folder / f"rank-{log.rank()}.stacks").open("w", encoding="utf-8") as file:
         faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
         try:
             yield
@@ -151,7 +147,7 @@ def answering() -> Iterator[None]:
 
 def _say_last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Leave the traceback to the watchdog: ranks that fail because another one is gone must not speak before it."""
-    end(1, redact("".join(traceback.format_exception(kind, error, trace))).rstrip())
+    end(1, log.redact("".join(traceback.format_exception(kind, error, trace))).rstrip())
 
 
 def read_beats(folder: Path) -> list[Beat]:

@@ -66,9 +66,9 @@ def test_a_run_without_held_out_rows_does_not_propose_to_answer_them(fine_tune, 
 
 
 def test_a_process_that_answers_is_bound_unless_told_otherwise(checkpoint, monkeypatch, capfd):
-    from swiftlet.commands import answering
+    from swiftlet.commands import device_setup
 
-    monkeypatch.setattr(answering, "bind_process", lambda *asked: [f"bound {asked[:3]}"])
+    monkeypatch.setattr(device_setup, "bind_process", lambda *asked: [f"bound {asked[:3]}"])
     options = {"ckpt_dir": str(checkpoint), "load_dataset_config": True, "show_dataset_sample": 1, **GREEDY}
     infer(**options)
     assert "bound ('cpu', 0, 1)" in capfd.readouterr().err

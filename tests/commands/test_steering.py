@@ -28,7 +28,7 @@ def with_memory(monkeypatch):
         device = open_this(0)
         calls = device.calls._replace(memory=lambda: (num_bytes, num_bytes))
         object.__setattr__(device, "calls", calls)
-        monkeypatch.setattr("swiftlet.commands.training.open_device", lambda *a, **k: device)
+        monkeypatch.setattr("swiftlet.commands.device_setup.open_device", lambda *a, **k: device)
 
     return give
 

@@ -1,12 +1,10 @@
-"""Make the helpers of this folder and the toy of the train room importable, in child processes too."""
+"""Make the helpers of this folder and the warm server importable, in child processes too."""
 
 import os
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-for folder in (HERE, HERE.parent / "train"):
-    sys.path.insert(0, str(folder))
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    [str(HERE), str(HERE.parent / "train"), os.environ.get("PYTHONPATH", "")]
-)
+FOLDERS = [str(HERE), str(HERE.parent / "faults")]
+sys.path[:0] = FOLDERS
+os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, os.environ.get("PYTHONPATH", "")])

@@ -1,15 +1,16 @@
-"""Run a function in several gloo processes and return what each gave."""
+"""Run a function in several gloo processes, forked from the warm server, and return what each gave."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from harness import server
 
 
 def free_port() -> int:
@@ -42,12 +43,11 @@ def _enter(
 
 def on_ranks(function: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
     """Return function(world, *arguments) of each rank, as JSON values."""
-    spawn = multiprocessing.get_context("spawn")
-    port = free_port()
+    context, port = server(), free_port()
     with tempfile.TemporaryDirectory() as folder:
         outs = [f"{folder}/{rank}.json" for rank in range(world_size)]
         processes = [
-            spawn.Process(target=_enter, args=(function, rank, world_size, port, outs[rank], arguments))
+            context.Process(target=_enter, args=(function, rank, world_size, port, outs[rank], arguments))
             for rank in range(world_size)
         ]
         for process in processes:

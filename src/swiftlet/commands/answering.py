@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,15 +10,14 @@ from typing import Any
 import torch
 
 from swiftlet import heartbeat, log
+from swiftlet.commands.device_setup import open_own_device
 from swiftlet.commands.evaluation import generation_settings, sample_row, stop_ids
 from swiftlet.commands.infer import Ready
 from swiftlet.commands.model_source import context_length, longest_sample
 from swiftlet.data.prepare import read_split
 from swiftlet.data.rows import Sample
 from swiftlet.data.template import TemplateError
-from swiftlet.device.placement import bind_process, local_place
-from swiftlet.device.settings import apply_settings
-from swiftlet.device.spec import Device, open_device, resolve_dtype
+from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.errors import DataError
 from swiftlet.inference.answers import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows
 from swiftlet.inference.chat import Chat
@@ -35,13 +33,7 @@ LINE = "-" * 50
 
 def _open(ready: Ready) -> tuple[Device, World]:
     machine = ready.args.machine
-    local_rank, local_world_size = local_place(os.environ)
-    device = open_device(machine.device, local_rank=local_rank, environ=os.environ)
-    if machine.bind_cpu:
-        for line in bind_process(device.kind, local_rank, local_world_size, os.environ):
-            log.info(line)
-    for line in apply_settings(device):
-        log.info(line)
+    device, _ = open_own_device(machine.device, is_bound=machine.bind_cpu)
     return device, init_world(device.backend, device.torch_device)
 
 

@@ -11,6 +11,7 @@ from swiftlet import log
 from swiftlet.commands.merge_proof import check_weights
 from swiftlet.commands.model_source import Source, find_source
 from swiftlet.commands.run_folder import ARGS_FILE, HIDDEN, read_args
+from swiftlet.config.args import ModelArgs
 from swiftlet.config.fields import flags_of, with_values
 from swiftlet.config.parse import parse_mapping
 from swiftlet.config.places import expanded
@@ -94,7 +95,7 @@ def _recorded_base(folder: Path, args: Mapping[str, Any], trust_remote_code: boo
         names = {name: args.get(name) for name in ("model_type", "model_id_or_path", "model_revision")}
         names = {name: None if value is None else str(value) for name, value in names.items()}
         try:
-            return find_source(_Names(**names, trust_remote_code=trust_remote_code))
+            return find_source(ModelArgs(**names, trust_remote_code=trust_remote_code))
         except SwiftletError as error:
             if not recorded:
                 raise
@@ -107,13 +108,6 @@ def _recorded_base(folder: Path, args: Mapping[str, Any], trust_remote_code: boo
     if base and Path(str(base)).is_dir():
         return Source(Path(str(base)).name, Path(str(base)))
     raise CheckpointError(f"{folder} is an adapter, and its base model {base!r} is not on this machine", hint)
-
-
-class _Names(NamedTuple):
-    model_type: str | None
-    model_id_or_path: str | None
-    model_revision: str | None
-    trust_remote_code: bool
 
 
 def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], *, with_data: bool) -> Any:

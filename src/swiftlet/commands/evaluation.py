@@ -35,15 +35,7 @@ def build_evaluator(setup: Setup, model: CausalLM, token_budget: int) -> Callabl
 
 def generation_settings(generation: Any) -> Settings:
     """Return how answers are chosen, from the arguments."""
-    return Settings(
-        max_new_tokens=generation.max_new_tokens,
-        do_sample=generation.do_sample,
-        temperature=generation.temperature,
-        top_k=generation.top_k,
-        top_p=generation.top_p,
-        repetition_penalty=generation.repetition_penalty,
-        stop_words=tuple(generation.stop_words),
-    )
+    return Settings(**vars(generation))
 
 
 def stop_ids(template: Template, words: Sequence[str]) -> list[int]:

@@ -20,7 +20,7 @@ from swiftlet.config.fields import to_flat
 from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.config.places import expanded
 from swiftlet.data.spec import absolute_text
-from swiftlet.errors import CheckpointError, UsageError
+from swiftlet.errors import CheckpointError
 from swiftlet.files import write_whole
 from swiftlet.log import MASK, is_secret_name, redacted
 from swiftlet.train.lock import locked, unwritable
@@ -118,9 +118,7 @@ def set_aside_former(folder: Path) -> None:
                 for path in folder.glob(pattern):
                     path.rename(aside / path.name)
         except OSError as error:
-            raise UsageError(
-                f"{folder} cannot be written: {error.strerror}", "choose another --output_dir"
-            ) from error
+            raise unwritable(folder, error) from error
     log.warning(
         f"{folder} holds an earlier run, which is now in {aside.name}; --resume_from_checkpoint {aside} continues it"
     )

@@ -5,7 +5,6 @@ Every process of the run goes through the same lines; only the first one writes 
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -16,20 +15,20 @@ from typing import Any
 import torch
 
 from swiftlet import heartbeat, log
+from swiftlet.commands.device_setup import open_own_device
 from swiftlet.commands.engine_setup import Trainer, build_engine
 from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.model_setup import build_model, needs_even_passes
+from swiftlet.commands.planning import schedule_of
 from swiftlet.commands.run_folder import OF_THE_WEIGHTS, args_text, shaping_settings, write_args
 from swiftlet.commands.saving import build_saver
 from swiftlet.commands.sft import Outcome, Ready, Setup, outcome_of
 from swiftlet.commands.steering import Steered, steer
 from swiftlet.config.fields import with_values
-from swiftlet.data.batching import Batches, collate, num_steps, num_steps_per_epoch
+from swiftlet.data.batching import Batches, collate, num_steps
 from swiftlet.data.loader import load_steps
-from swiftlet.device.placement import bind_process, local_place
-from swiftlet.device.settings import apply_settings
-from swiftlet.device.spec import Device, dtype_name, open_device, resolve_dtype
-from swiftlet.errors import OutOfMemoryError
+from swiftlet.device.spec import Device, dtype_name, resolve_dtype
+from swiftlet.errors import OutOfMemoryError, first_line
 from swiftlet.models import tuner
 from swiftlet.models.arena import trim
 from swiftlet.models.base_hash import base_hash
@@ -57,13 +56,9 @@ NEXT, HELD_OUT = "swift infer --ckpt_dir {checkpoint}", "--load_dataset_config t
 
 def train_model(args: Any, ready: Ready) -> Outcome:
     """Train the model that is ready and return where everything is."""
-    local_rank, local_world_size = local_place(os.environ)
-    device = open_device(args.parallel.device, local_rank=local_rank, environ=os.environ)
-    if args.parallel.bind_cpu:
-        for line in bind_process(device.kind, local_rank, local_world_size, os.environ):
-            log.info(line)
-    for line in apply_settings(device, deterministic=args.train.deterministic):
-        log.info(line)
+    device, local_world_size = open_own_device(
+        args.parallel.device, is_bound=args.parallel.bind_cpu, deterministic=args.train.deterministic
+    )
     dtype = dtype_name(resolve_dtype(args.model.dtype, device))
     args = with_values(args, dtype=dtype)
     heartbeat.beat("init")
@@ -72,17 +67,17 @@ def train_model(args: Any, ready: Ready) -> Outcome:
     world = init_world(backend, device.torch_device, timeout_s=args.parallel.ddp_timeout, always=needs_group)
     try:
         with listening() as stop, locked(ready.folder) if world.is_main else nullcontext():
-            return _train(Setup(args, ready, device, world), stop)
+            return _train(Setup(args, ready, device, world), local_world_size, stop)
     except torch.OutOfMemoryError as error:  # while loading or evaluating: of a step the loop says more
         raise OutOfMemoryError(
-            f"out of memory: {str(error).strip().splitlines()[0]}",
+            f"out of memory: {first_line(error)}",
             "choose a free device or one with more memory; swift plan says what a run needs",
         ) from error
     finally:
         close_world(world, is_failed=sys.exc_info()[0] is not None)
 
 
-def _train(setup: Setup, stop: StopRequest) -> Outcome:
+def _train(setup: Setup, local_world_size: int, stop: StopRequest) -> Outcome:
     args, ready, _, world = setup
     base = base_hash(ready.source.folder)
     text = partial(
@@ -95,7 +90,7 @@ def _train(setup: Setup, stop: StopRequest) -> Outcome:
         return _finished(ready.folder, ready.checkpoint.path, state)
     if world.is_main:
         write_args(ready.folder, text())
-    steered = steer(setup, local_place(os.environ)[1])
+    steered = steer(setup, local_world_size)
     setup = setup._replace(args=steered.args)
     heartbeat.beat("load")
     with without_collector():
@@ -125,15 +120,9 @@ def _train(setup: Setup, stop: StopRequest) -> Outcome:
 def _state(setup: Setup, base: str) -> tuple[TrainState, Identity]:
     """Return where the run starts, and what its checkpoints belong to."""
     args, ready = setup.args, setup.ready
-    train_args, world_size = args.train, setup.world.world_size
-    batch = train_args.batch_size * train_args.gradient_accumulation_steps * world_size
-    steps_per_epoch = num_steps_per_epoch(
-        len(ready.data.train),
-        batch_size=train_args.batch_size,
-        accumulation=train_args.gradient_accumulation_steps,
-        world_size=world_size,
-    )
-    total = num_steps(steps_per_epoch, train_args.num_train_epochs, train_args.max_steps)
+    train_args = args.train
+    schedule = schedule_of(args, len(ready.data.train), setup.world.world_size)
+    batch, steps_per_epoch, total = schedule.step_size, schedule.steps_per_epoch, schedule.num_steps
     identity = Identity(ready.data.data_hash, base, {**shaping_settings(args), "step_size": batch})
     if ready.checkpoint is None:
         log.info(f"{total} steps of {batch} samples, {steps_per_epoch} an epoch")

@@ -32,9 +32,14 @@ def arg(
         example: a value for the hint of a mistake, where the default is none.
         is_text: taken as it was typed: white space and commas belong to it, and one value may be empty.
     """
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "below": below}
-    metadata = {"help": help_text, "choices": tuple(choices), "minus_one": minus_one, **bounds}
-    metadata |= {"example": example, "is_text": is_text}
+    metadata = {
+        "help": help_text,
+        "choices": tuple(choices),
+        "bounds": {"at_least": at_least, "above": above, "at_most": at_most, "below": below},
+        "minus_one": minus_one,
+        "example": example,
+        "is_text": is_text,
+    }
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -70,8 +75,7 @@ def _kind_of(hint: Any) -> tuple[type, bool]:
     return typing.get_origin(hint) or hint, is_optional
 
 
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """Return the default value of a dataclass field."""
+def _default_of(field: dataclasses.Field[Any]) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return field.default
@@ -91,19 +95,9 @@ def flags_of(command_args: Any) -> dict[str, Flag]:
         hints = typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             kind, is_optional = _kind_of(hints[field.name])
-            bounds = {key: field.metadata[key] for key in ("at_least", "above", "at_most", "below")}
             assert field.name not in flags, f"two groups declare {field.name}"
-            flags[field.name] = Flag(
-                field.name,
-                group,
-                kind,
-                is_optional,
-                default_of(field),
-                field.metadata["help"],
-                field.metadata["choices"],
-                bounds,
-                *(field.metadata[key] for key in ("minus_one", "example", "is_text")),
-            )
+            default = _default_of(field)
+            flags[field.name] = Flag(field.name, group, kind, is_optional, default, **field.metadata)
     return flags
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from swiftlet.device.machine import TIMEOUT_S, ask, find_npu_smi
 from swiftlet.device.npu_smi import Card, Info, Process, is_info, parse_info
 from swiftlet.device.npu_smi_lists import Row, explain_error, find_error, is_mapping, parse_mapping
-from swiftlet.device.topology import Topology, TopologyError, is_topology, parse_ranges, parse_topology
+from swiftlet.device.topology import (
+    Topology,
+    TopologyError,
+    cpus_beside,
+    each_of,
+    is_topology,
+    parse_topology,
+)
 from swiftlet.device.visible import ASCEND, CardNumbers
-
-PCI = Path("/sys/bus/pci/devices")
 
 
 @dataclass
@@ -99,9 +103,8 @@ def _near(topology: Topology | None, name: str, card: Card) -> list[int]:
     """Return the processors next to a chip: of the matrix, else as the kernel knows them by its PCI address."""
     ranges = topology.cpu_affinity.get(name, []) if topology else []
     if not ranges and card.bus_id:
-        place = PCI / card.bus_id.lower() / "local_cpulist"
-        ranges = parse_ranges(place.read_text(encoding="ascii")) if place.is_file() else []
-    return [cpu for first, last in ranges for cpu in range(first, last + 1)]
+        ranges = cpus_beside(card.bus_id)
+    return each_of(ranges)
 
 
 def chips_of(machine: Cards) -> list[Chip]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from swiftlet.device.machine import Machine
-from swiftlet.device.spec import Calls, Device, Sight
+from swiftlet.device.spec import Device, Sight, calls_of, dtypes_of
 from swiftlet.device.visible import CUDA, is_hidden
 
 
@@ -59,15 +59,8 @@ def open_this(local_rank: int) -> Device:
         torch_device=torch.device("cuda", local_rank),
         backend="nccl",
         default_dtype="bf16" if has_bf16 else "fp32",
-        dtypes=frozenset({"bf16", "fp16", "fp32"} if has_bf16 else {"fp16", "fp32"}),
-        calls=Calls(
-            lambda: torch.cuda.max_memory_allocated(local_rank),
-            lambda: torch.cuda.reset_peak_memory_stats(local_rank),
-            lambda: torch.cuda.mem_get_info(local_rank),
-            lambda: torch.cuda.synchronize(local_rank),
-            torch.cuda.empty_cache,
-            lambda: torch.cuda.max_memory_reserved(local_rank),
-        ),
+        dtypes=dtypes_of(has_bf16=has_bf16),
+        calls=calls_of(torch.cuda, local_rank),
         kernels=CUDA_KERNELS,
         kernel_errors=KERNEL_ERRORS,
         capture=partial(_capture, pool=torch.cuda.graph_pool_handle()),

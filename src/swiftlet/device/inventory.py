@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from swiftlet.config.args import AUTO
 from swiftlet.device.cards import chips_of, look_at_cards
 from swiftlet.device.nvidia_smi import look_at_gpus
-from swiftlet.device.settings import AUTO, guess_kind
+from swiftlet.device.settings import guess_kind
 from swiftlet.device.visible import ASCEND, CUDA, visible_ids
 
 GIB = 2**30

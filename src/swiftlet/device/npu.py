@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from swiftlet.device.machine import Machine
-from swiftlet.device.spec import Build, Calls, Device, Sight
+from swiftlet.device.spec import Build, Device, Sight, calls_of, dtypes_of
 from swiftlet.device.visible import ASCEND
 
 SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
@@ -108,15 +108,8 @@ def open_this(local_rank: int) -> Device:
         torch_device=torch.device("npu", local_rank),
         backend="hccl",
         default_dtype="bf16" if has_bf16 else "fp32",
-        dtypes=frozenset({"bf16", "fp16", "fp32"} if has_bf16 else {"fp16", "fp32"}),
-        calls=Calls(
-            lambda: int(npu.max_memory_allocated(local_rank)),
-            lambda: npu.reset_peak_memory_stats(local_rank),
-            lambda: npu.mem_get_info(local_rank),
-            lambda: npu.synchronize(local_rank),
-            npu.empty_cache,
-            lambda: int(npu.max_memory_reserved(local_rank)),
-        ),
+        dtypes=dtypes_of(has_bf16=has_bf16),
+        calls=calls_of(npu, local_rank),
         optimizers=OPTIMIZERS,
         kernels=NPU_KERNELS,
         can_overlap_between_nodes=False,

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from swiftlet.config.args import AUTO
 from swiftlet.device.affinity import Binding, apply, as_text, bind
-from swiftlet.device.cards import PCI, Cards, Chip, Finding, check_cards, chips_of, look_at_cards
+from swiftlet.device.cards import Cards, Chip, Finding, check_cards, chips_of, look_at_cards
 from swiftlet.device.nvidia_smi import Gpu, look_at_gpus
-from swiftlet.device.settings import AUTO
-from swiftlet.device.topology import parse_ranges
+from swiftlet.device.topology import PCI, cpus_beside, each_of
 from swiftlet.device.visible import ASCEND, CUDA, NUMBER, PROCESSES, processes_per_node, visible_ids
 
 
@@ -64,13 +64,8 @@ def near_of(chips: Sequence[Chip]) -> dict[int, list[int]]:
 
 def near_gpus(gpus: Sequence[Gpu], folder: Path = PCI) -> dict[int, list[int]]:
     """Return the processors next to each GPU, as the kernel knows them by its PCI address."""
-    near = {}
-    for gpu in gpus:
-        # nvidia-smi writes the domain with eight digits, the kernel with four.
-        place = folder / gpu.bus_id.lower()[-12:] / "local_cpulist"
-        ranges = parse_ranges(place.read_text(encoding="ascii")) if place.is_file() else []
-        near[gpu.number] = [cpu for first, last in ranges for cpu in range(first, last + 1)]
-    return near
+    # nvidia-smi writes the domain with eight digits, the kernel with four.
+    return {gpu.number: each_of(cpus_beside(gpu.bus_id[-12:], folder)) for gpu in gpus}
 
 
 def _near_devices(kind: str, environ: Mapping[str, str]) -> tuple[dict[int, list[int]], str]:

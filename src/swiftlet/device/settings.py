@@ -9,12 +9,12 @@ import importlib.util
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from swiftlet.config.args import AUTO
 from swiftlet.device.machine import Machine, look_at_machine
 
 if TYPE_CHECKING:
     from swiftlet.device.spec import Device
 
-AUTO = "AUTO"
 HCCL_STEP_S = 68  # HCCL_EXEC_TIMEOUT is a multiple of it on the first 910. Source: CANN's list of variables
 CONNECT_S = (120, 7200)  # the range of HCCL_CONNECT_TIMEOUT. Source: the same
 

@@ -41,6 +41,23 @@ class Calls(NamedTuple):
     peak_reserved_bytes: Callable[[], int] = lambda: 0
 
 
+def calls_of(library: Any, index: int) -> Calls:
+    """Return the calls of an accelerator, whose library has torch's own names for them."""
+    return Calls(
+        lambda: int(library.max_memory_allocated(index)),
+        lambda: library.reset_peak_memory_stats(index),
+        lambda: library.mem_get_info(index),
+        lambda: library.synchronize(index),
+        library.empty_cache,
+        lambda: int(library.max_memory_reserved(index)),
+    )
+
+
+def dtypes_of(*, has_bf16: bool) -> frozenset[str]:
+    """Return the types that an accelerator multiplies, by the names of --dtype."""
+    return frozenset(DTYPES) if has_bf16 else frozenset(DTYPES) - {"bf16"}
+
+
 @dataclass(frozen=True)
 class Device:
     """One device of this process, and the facts by which runs on it differ."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from swiftlet.errors import SwiftletError
 
+PCI = Path("/sys/bus/pci/devices")
 NAME = re.compile(r"(?:NPU|Phy-ID)\d+")
 OTHER = re.compile(r"NIC\d+")
 LINK = re.compile(r"[A-Z][A-Za-z0-9_+-]*")
@@ -50,6 +53,17 @@ def parse_ranges(text: str) -> list[list[int]]:
         first = int(found.group(1))
         ranges.append([first, int(found.group(2) or first)])
     return ranges
+
+
+def cpus_beside(bus_id: str, folder: Path = PCI) -> list[list[int]]:
+    """Return the processors next to a PCI address, as the kernel knows them, as pairs (first, last)."""
+    place = folder / bus_id.lower() / "local_cpulist"
+    return parse_ranges(place.read_text(encoding="ascii")) if place.is_file() else []
+
+
+def each_of(ranges: Iterable[Sequence[int]]) -> list[int]:
+    """Return the processors in pairs (first, last)."""
+    return [cpu for first, last in ranges for cpu in range(first, last + 1)]
 
 
 def is_topology(text: str) -> bool:

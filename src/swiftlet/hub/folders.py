@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from swiftlet import log
 from swiftlet.config.filenames import COMPRESSED, SUFFIXES
-from swiftlet.errors import SwiftletError
+from swiftlet.errors import SwiftletError, first_line
 from swiftlet.hub.cache import hf_cache, hf_snapshot, ms_cache, ms_snapshot
 from swiftlet.hub.unfinished import find_marker, held, marker_of
 
@@ -194,7 +194,7 @@ def _download(hub: Hub, kind: str, repo: str, revision: str | None, patterns: li
             if problem is None or hub.find(kind, repo, revision) is None:
                 marker.clear()
     except OSError as error:
-        return _first_line(error)
+        return first_line(error)
     return problem
 
 
@@ -204,13 +204,8 @@ def _fetch(hub: Hub, kind: str, repo: str, revision: str | None, patterns: list[
     except ImportError as error:
         return f"{error}; pip install {error.name}"
     except (OSError, ValueError, RuntimeError) as error:
-        return _first_line(error)
+        return first_line(error)
     return None
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _advice(hub: Hub, kind: str, repo: str, other_id: str | None, revision: str | None) -> str:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftlet.errors import DataError, SaveError
+from swiftlet.files import write_whole
 from swiftlet.inference.generate import Generator, batches_by_length
 
 PROGRESS_BAR_ABOVE = 100
@@ -110,13 +111,9 @@ class ResultFile:
         ordered = [self.results[index] for index in sorted(self.results)]
         text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in ordered)
         with self._writing():
-            self._whole().write_text(text, encoding="utf-8")
-            self._whole().rename(self.path)
+            write_whole(self.path, text)
             self.discard()
         return ordered
-
-    def _whole(self) -> Path:
-        return self.path.with_suffix(".tmp")
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -124,8 +121,6 @@ class ResultFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             yield
         except OSError as error:
-            with suppress(OSError):
-                self._whole().unlink(missing_ok=True)
             raise SaveError(
                 f"{self.path} could not be written: {error.strerror}; answers so far may be in {self._draft().name}",
                 "free space there, or type --result_dir FOLDER",

@@ -13,7 +13,7 @@ import torch
 
 from swiftlet import log
 from swiftlet.errors import DataError
-from swiftlet.models.padding import ignores_padding
+from swiftlet.models.padding import ignores_padding, left_padded
 from swiftlet.models.rope import follows_length
 
 Decode = Callable[[Sequence[int]], str]
@@ -161,12 +161,8 @@ class Generator:
         from transformers import GenerationConfig
 
         longest = max(len(row) for row in rows)
-        device = next(self.model.parameters()).device
-        padded = [[self._pad_id()] * (longest - len(row)) + row for row in rows]
-        mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
         output_BT = self.model.generate(
-            input_ids=torch.tensor(padded, device=device),
-            attention_mask=torch.tensor(mask, device=device),
+            **left_padded(rows, self._pad_id(), next(self.model.parameters()).device),
             generation_config=GenerationConfig(**self._options(room)),
             streamer=streamer,
             stopping_criteria=self._stopping(longest - num_made),

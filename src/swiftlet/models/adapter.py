@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftlet.config.lora import changes_base, is_exact
-from swiftlet.errors import CheckpointError, SwiftletError, describe
+from swiftlet.errors import CheckpointError, SwiftletError, describe, first_line
 from swiftlet.models.base_hash import check_base
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import (
@@ -155,7 +155,7 @@ def load_adapter(
             wrapped: Any = get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"the adapter in {folder} does not fit {type(model).__name__}: {str(error).splitlines()[0]}",
+            f"the adapter in {folder} does not fit {type(model).__name__}: {first_line(error)}",
             "give the base model it was trained on with --model_id_or_path",
         ) from error
     if isinstance(start, dict):

@@ -9,6 +9,8 @@ Shapes: T tokens of all samples, L tokens of one sample, Q heads, K key-value he
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -63,15 +65,17 @@ def segment_attention(
     lengths = [end - start for start, end in pairwise(cu_seqlens)]
     samples = zip(*(tensor.split(lengths, dim=1) for tensor in (query_QTD, key_KTD, value_KTD)), strict=True)
     is_plain = softcap is None and sinks_Q is None
+    attend = partial(_sdpa, scale=scale, dropout_p=dropout_p)
+    if not is_plain:
+        attend = partial(_by_definition, scale=scale, softcap=softcap, sinks_Q=sinks_Q, dropout_p=dropout_p)
     outputs = []
     for query, key, value in samples:
         key, value = _repeat(key, query.shape[0]), _repeat(value, query.shape[0])
-        if not is_plain:
-            output = _explicit(query, key, value, scale, window, softcap, sinks_Q, dropout_p)
-        elif window is None or window >= query.shape[1]:
-            output = _sdpa(query, key, value, scale, dropout_p)
+        length = query.shape[1]
+        if is_plain and (window is None or window >= length):
+            output = attend(query, key, value, None)
         else:
-            output = _sliding(query, key, value, scale, window, dropout_p)
+            output = _by_blocks(query, key, value, window or length, attend)
         outputs.append(output.transpose(0, 1))
     return torch.cat(outputs)
 
@@ -82,7 +86,7 @@ def _repeat(tensor_KLD: Tensor, num_heads: int) -> Tensor:
 
 
 def _sdpa(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, dropout_p: float, mask: Tensor | None = None
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, dropout_p: float
 ) -> Tensor:
     output = scaled_dot_product_attention(
         query[None],
@@ -110,36 +114,13 @@ def _mask(first_key: int, start: int, end: int, window: int, device: torch.devic
     return (distance >= 0) & (distance < window)
 
 
-def _sliding(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, window: int, dropout_p: float
+def _by_blocks(
+    query: Tensor, key: Tensor, value: Tensor, window: int, attend: Callable[..., Tensor]
 ) -> Tensor:
     parts = []
     for first_key, start, end in _blocks(query.shape[1], window):
         mask = _mask(first_key, start, end, window, query.device)
-        parts.append(
-            _sdpa(query[:, start:end], key[:, first_key:end], value[:, first_key:end], scale, dropout_p, mask)
-        )
-    return torch.cat(parts, dim=1)
-
-
-def _explicit(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    sinks_Q: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
-    length = query.shape[1]
-    parts = []
-    for first_key, start, end in _blocks(length, window or length):
-        mask = _mask(first_key, start, end, window or length, query.device)
-        keys, values = key[:, first_key:end], value[:, first_key:end]
-        parts.append(
-            _by_definition(query[:, start:end], keys, values, mask, scale, softcap, sinks_Q, dropout_p)
-        )
+        parts.append(attend(query[:, start:end], key[:, first_key:end], value[:, first_key:end], mask))
     return torch.cat(parts, dim=1)
 
 
@@ -148,6 +129,7 @@ def _by_definition(
     key: Tensor,
     value: Tensor,
     mask: Tensor,
+    *,
     scale: float,
     softcap: float | None,
     sinks_Q: Tensor | None,
@@ -254,4 +236,7 @@ def _unpacked(
     mask = seen if attention_mask is None else attention_mask
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keys, values = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    return _by_definition(query, keys, values, mask, scale, softcap, s_aux, dropout).transpose(1, 2), None
+    output = _by_definition(
+        query, keys, values, mask, scale=scale, softcap=softcap, sinks_Q=s_aux, dropout_p=dropout
+    )
+    return output.transpose(1, 2), None

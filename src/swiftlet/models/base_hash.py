@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from swiftlet.errors import CheckpointError
-from swiftlet.models.safety import read_config, read_header, weight_files, without_code_fields
+from swiftlet.models.safety import read_config, tensors_in, without_code_fields
 
 SAMPLE_BYTES, NUM_SAMPLES = 256, 5
 NOT_IDENTITY = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
@@ -27,9 +27,7 @@ def base_hash(folder: Path) -> str:
     """
     config = {k: v for k, v in without_code_fields(read_config(folder)).items() if k not in NOT_IDENTITY}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    tensors = {
-        name: (path, info) for path in weight_files(folder) for name, info in read_header(path).items()
-    }
+    tensors = {name: (path, info) for path, name, info in tensors_in(folder)}
     with ExitStack() as stack:
         files = {
             path: stack.enter_context(path.open("rb")) for path in {path for path, _ in tensors.values()}

@@ -48,7 +48,7 @@ def frequencies(rope: Rope, head_dim: int) -> Tensor:
     angles = 1.0 / (rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
     if not rope.stretch:
         return angles
-    factor, low, high, length = (rope.stretch[name] for name in rope.stretch)
+    factor, low, high, length = rope.stretch.values()
     wavelengths = 2 * math.pi / angles
     stretched = torch.where(wavelengths > length / low, angles / factor, angles)
     share = (length / wavelengths - low) / (high - low)

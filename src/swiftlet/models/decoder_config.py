@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftlet.models.geometry import is_size
-from swiftlet.models.safety import read_config, read_header, weight_files
+from swiftlet.models.safety import read_config, tensors_in
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -78,12 +78,7 @@ def decoder_config(folder: Path) -> DecoderConfig | None:
     if config is None:
         return None
     wanted = dict(weight_shapes(config))
-    found = {
-        name: tuple(entry.shape)
-        for path in weight_files(folder)
-        for name, entry in read_header(path).items()
-        if not name.endswith(NOT_WEIGHTS)
-    }
+    found = {name: info.shape for _, name, info in tensors_in(folder) if not name.endswith(NOT_WEIGHTS)}
     return config if found == wanted else None
 
 

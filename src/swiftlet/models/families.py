@@ -1,12 +1,11 @@
 """Which models have a name here, and what the user's --model_type and --model_id_or_path stand for. No torch.
 
-The table is data (`rows.py`, `rows_other.py`). A local folder or a hub id needs no row: its config.json and its
-tokenizer say all that is needed.
+The table is data (`families_qwen.py`, `families_other.py`). A local folder or a hub id needs no row: its config.json
+and its tokenizer say all that is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,37 +13,11 @@ from swiftlet import hub
 from swiftlet.config.places import expanded
 from swiftlet.errors import UsageError, pick
 from swiftlet.models.families_other import other_rows
-from swiftlet.models.families_qwen import Row, qwen_rows
-from swiftlet.models.geometry import Geometry
+from swiftlet.models.families_qwen import qwen_rows
+from swiftlet.models.family import Family
 
 HERE = Path(__file__).parent
 EMBEDDED = {"tiny-math-chat": HERE / "tiny_math_chat"}
-
-
-class Family(NamedTuple):
-    """A named model.
-
-    Args:
-        geometry: its sizes; None where only its config.json has them.
-        quantised: "gptq" or "awq"; such a model is for `swift infer`.
-        needs_code: its Python code comes with it: --trust_remote_code true.
-        is_bin_only: its weights are published in no format that is read here.
-        folder: where its files lie inside this package.
-    """
-
-    model_type: str
-    ms_id: str | None = None
-    hf_id: str | None = None
-    geometry: Geometry | None = None
-    quantised: str | None = None
-    needs_code: bool = False
-    is_bin_only: bool = False
-    folder: Path | None = None
-
-    @property
-    def num_parameters(self) -> int | None:
-        """Return the exact number of parameters, None where the geometry is not known."""
-        return self.geometry.num_parameters if self.geometry else None
 
 
 class Choice(NamedTuple):
@@ -57,24 +30,7 @@ class Choice(NamedTuple):
     hf_id: str | None
 
 
-def _family(row: Row) -> Family:
-    return Family(
-        row.model_type,
-        row.ms_id,
-        row.hf_id,
-        geometry=row.geometry,
-        quantised=row.quantised,
-        needs_code=row.needs_code,
-        is_bin_only=row.is_bin_only,
-    )
-
-
-def _rows() -> Iterator[Row]:
-    yield from qwen_rows()
-    yield from other_rows()
-
-
-FAMILIES: dict[str, Family] = {row.model_type: _family(row) for row in _rows()} | {
+FAMILIES: dict[str, Family] = {row.model_type: row for row in (*qwen_rows(), *other_rows())} | {
     name: Family(name, folder=folder) for name, folder in EMBEDDED.items()
 }
 

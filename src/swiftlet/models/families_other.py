@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
-from swiftlet.models.families_qwen import Q2, Q3, Row
+from swiftlet.models.families_qwen import Q2, Q3
+from swiftlet.models.family import Family
 from swiftlet.models.geometry import Geometry
 
 G = Geometry
@@ -63,79 +64,79 @@ SMOLLM = {
 META, LR = "meta-llama", "LLM-Research"
 
 
-def _llama() -> Iterator[Row]:
+def _llama() -> Iterator[Family]:
     for size, geometry in LLAMA2.items():
-        yield Row(f"llama2-{size}", f"modelscope/Llama-2-{size}-ms", f"{META}/Llama-2-{size}-hf", geometry)
+        yield Family(f"llama2-{size}", f"modelscope/Llama-2-{size}-ms", f"{META}/Llama-2-{size}-hf", geometry)
         hf_id = f"{META}/Llama-2-{size}-chat-hf"
-        yield Row(f"llama2-{size}-chat", f"modelscope/Llama-2-{size}-chat-ms", hf_id, geometry)
+        yield Family(f"llama2-{size}-chat", f"modelscope/Llama-2-{size}-chat-ms", hf_id, geometry)
     for suffix, end in (("", ""), ("-instruct", "-Instruct")):
         for size, geometry in (("8B", LLAMA3_8B), ("70B", LLAMA3_70B)):
             repo = f"Meta-Llama-3-{size}{end}"
-            yield Row(f"llama3-{size.lower()}{suffix}", f"{LR}/{repo}", f"{META}/{repo}", geometry)
+            yield Family(f"llama3-{size.lower()}{suffix}", f"{LR}/{repo}", f"{META}/{repo}", geometry)
         for size, geometry in (("8B", LLAMA3_8B), ("70B", LLAMA3_70B), ("405B", LLAMA3_405B)):
             ms_id, hf_id = f"{LR}/Meta-Llama-3.1-{size}{end}", f"{META}/Llama-3.1-{size}{end}"
-            yield Row(f"llama3_1-{size.lower()}{suffix}", ms_id, hf_id, geometry)
+            yield Family(f"llama3_1-{size.lower()}{suffix}", ms_id, hf_id, geometry)
         for size, tied in LLAMA3_2.items():
             repo = f"Llama-3.2-{size.upper()}{end}"
-            yield Row(f"llama3_2-{size}{suffix}", f"{LR}/{repo}", f"{META}/{repo}", tied)
+            yield Family(f"llama3_2-{size}{suffix}", f"{LR}/{repo}", f"{META}/{repo}", tied)
     repo = "Llama-3.3-70B-Instruct"
-    yield Row("llama3_3-70b-instruct", f"{LR}/{repo}", f"{META}/{repo}", LLAMA3_70B)
+    yield Family("llama3_3-70b-instruct", f"{LR}/{repo}", f"{META}/{repo}", LLAMA3_70B)
 
 
-def _mistral() -> Iterator[Row]:
+def _mistral() -> Iterator[Family]:
     ms, hf, v3 = "AI-ModelScope", "mistralai", MISTRAL._replace(vocab=32768)
-    yield Row("mistral-7b", f"{ms}/Mistral-7B-v0.1", f"{hf}/Mistral-7B-v0.1", MISTRAL)
-    yield Row("mistral-7b-v3", f"{LR}/Mistral-7B-v0.3", f"{hf}/Mistral-7B-v0.3", v3)
+    yield Family("mistral-7b", f"{ms}/Mistral-7B-v0.1", f"{hf}/Mistral-7B-v0.1", MISTRAL)
+    yield Family("mistral-7b-v3", f"{LR}/Mistral-7B-v0.3", f"{hf}/Mistral-7B-v0.3", v3)
     for short, version, geometry in (("", "v0.1", MISTRAL), ("-v2", "v0.2", MISTRAL), ("-v3", "v0.3", v3)):
         repo = f"Mistral-7B-Instruct-{version}"
         owner = LR if version == "v0.3" else ms
-        yield Row(f"mistral-7b-instruct{short}", f"{owner}/{repo}", f"{hf}/{repo}", geometry)
+        yield Family(f"mistral-7b-instruct{short}", f"{owner}/{repo}", f"{hf}/{repo}", geometry)
     nemo = G(5120, 40, 32, 8, 14336, 131072, head_dim=128)
     for suffix, end in (("", "-Base-2407"), ("-instruct", "-Instruct-2407")):
         repo = f"Mistral-Nemo{end}"
-        yield Row(f"mistral-nemo-12b{suffix}", f"{ms}/{repo}", f"{hf}/{repo}", nemo)
+        yield Family(f"mistral-nemo-12b{suffix}", f"{ms}/{repo}", f"{hf}/{repo}", nemo)
     small = "Mistral-Small-24B-Instruct-2501"
     sizes = G(5120, 40, 32, 8, 32768, 131072, head_dim=128)
-    yield Row("mistral-small-24b-instruct", f"mistralai/{small}", f"{hf}/{small}", sizes)
+    yield Family("mistral-small-24b-instruct", f"mistralai/{small}", f"{hf}/{small}", sizes)
     for suffix, end in (("", "-v0.1"), ("-instruct", "-Instruct-v0.1")):
         repo = f"Mixtral-8x7B{end}"
-        yield Row(f"mixtral-moe-7b{suffix}", f"{ms}/{repo}", f"{hf}/{repo}", MIXTRAL_8X7B)
+        yield Family(f"mixtral-moe-7b{suffix}", f"{ms}/{repo}", f"{hf}/{repo}", MIXTRAL_8X7B)
     repo = "Mixtral-8x22B-Instruct-v0.1"
-    yield Row("mixtral-moe-8x22b-instruct", f"{ms}/{repo}", f"{hf}/{repo}", MIXTRAL_8X22B)
+    yield Family("mixtral-moe-8x22b-instruct", f"{ms}/{repo}", f"{hf}/{repo}", MIXTRAL_8X22B)
 
 
-def _gemma() -> Iterator[Row]:
+def _gemma() -> Iterator[Family]:
     for size, geometry in GEMMA2.items():
         for suffix, end in (("", ""), ("-instruct", "-it")):
             repo = f"gemma-2-{size}{end}"
-            yield Row(f"gemma2-{size}{suffix}", f"{LR}/{repo}", f"google/{repo}", geometry)
+            yield Family(f"gemma2-{size}{suffix}", f"{LR}/{repo}", f"google/{repo}", geometry)
     for size, text_only in GEMMA3.items():
         for suffix, end in (("", "" if size == "270m" else "-pt"), ("-instruct", "-it")):
             repo = f"gemma-3-{size}{end}"
-            yield Row(f"gemma3-{size}{suffix}", f"{LR}/{repo}", f"google/{repo}", text_only)
+            yield Family(f"gemma3-{size}{suffix}", f"{LR}/{repo}", f"google/{repo}", text_only)
 
 
-def _phi() -> Iterator[Row]:
+def _phi() -> Iterator[Family]:
     for size, geometry in (("mini", PHI3_MINI), ("medium", PHI3_MEDIUM)):
         for context in ("4k", "128k"):
             repo = f"Phi-3-{size}-{context}-instruct"
-            yield Row(f"phi3-{size}-{context}-instruct", f"{LR}/{repo}", f"microsoft/{repo}", geometry)
+            yield Family(f"phi3-{size}-{context}-instruct", f"{LR}/{repo}", f"microsoft/{repo}", geometry)
     phi4, mini = PHI3_MEDIUM._replace(vocab=100352), joined(3072, 32, 24, 8, 8192, 200064, tied=True)
     for name, repo, geometry in (
         ("phi3_5-mini-instruct", "Phi-3.5-mini-instruct", PHI3_MINI),
         ("phi4", "phi-4", phi4),
         ("phi4-mini-instruct", "Phi-4-mini-instruct", mini),
     ):
-        yield Row(name, f"{LR}/{repo}", f"microsoft/{repo}", geometry)
+        yield Family(name, f"{LR}/{repo}", f"microsoft/{repo}", geometry)
 
 
-def _chinese_labs() -> Iterator[Row]:
+def _chinese_labs() -> Iterator[Family]:
     for suffix, end in (("", ""), ("-chat", "-chat")):
-        yield Row(f"glm4-9b{suffix}", f"ZhipuAI/glm-4-9b{end}-hf", f"THUDM/glm-4-9b{end}-hf", GLM4_9B)
+        yield Family(f"glm4-9b{suffix}", f"ZhipuAI/glm-4-9b{end}-hf", f"THUDM/glm-4-9b{end}-hf", GLM4_9B)
     for size, sizes in (("9B", GLM4_9B._replace(norms=4)), ("32B", None)):
         for kind, name in (("GLM-4", "glm4-{}-0414"), ("GLM-Z1", "glm4-z1-{}-0414")):
             repo = f"{kind}-{size}-0414"
-            yield Row(name.format(size.lower()), f"ZhipuAI/{repo}", f"zai-org/{repo}", sizes)
+            yield Family(name.format(size.lower()), f"ZhipuAI/{repo}", f"zai-org/{repo}", sizes)
     lab = "Shanghai_AI_Laboratory"
     for size, internlm in INTERNLM2.items():
         written = size.replace("_", ".")
@@ -143,48 +144,48 @@ def _chinese_labs() -> Iterator[Row]:
             for suffix, middle, end in (("", "", ""), ("-chat", "-chat" if tag == "2" else "", "-chat")):
                 repo = f"{old}{middle}-{written}{end if tag != '2' else ''}"
                 ids = (f"{lab}/{repo}", f"internlm/{repo}")
-                yield Row(f"internlm{tag}-{size}{suffix}", *ids, internlm, needs_code=True)
+                yield Family(f"internlm{tag}-{size}{suffix}", *ids, internlm, needs_code=True)
     sizes3 = joined(4096, 48, 32, 2, 10240, 128512, head_dim=128)
     repo = "internlm3-8b-instruct"
-    yield Row(repo, f"{lab}/{repo}", f"internlm/{repo}", sizes3)
+    yield Family(repo, f"{lab}/{repo}", f"internlm/{repo}", sizes3)
     for size, yi in YI.items():
         for name, middle in (("yi", ""), ("yi-1_5", "-1.5")):
             for suffix, end in (("", ""), ("-chat", "-Chat")):
                 if (name, size, suffix) != ("yi", "9b", "-chat"):
                     repo = f"Yi{middle}-{size.upper()}{end}"
-                    yield Row(f"{name}-{size}{suffix}", f"01ai/{repo}", f"01-ai/{repo}", yi)
+                    yield Family(f"{name}-{size}{suffix}", f"01ai/{repo}", f"01-ai/{repo}", yi)
     for size, baichuan in BAICHUAN2.items():
         for suffix, end in (("", "-Base"), ("-chat", "-Chat")):
             repo = f"Baichuan2-{size.upper()}{end}"
             ids = (f"baichuan-inc/{repo}", f"baichuan-inc/{repo}")
-            yield Row(f"baichuan2-{size}{suffix}", *ids, baichuan, needs_code=True, is_bin_only=True)
+            yield Family(f"baichuan2-{size}{suffix}", *ids, baichuan, needs_code=True, is_bin_only=True)
 
 
-def _deepseek_and_smollm() -> Iterator[Row]:
+def _deepseek_and_smollm() -> Iterator[Family]:
     r1 = "deepseek-ai/DeepSeek-R1-Distill"
     distilled = {size: Q2[size] for size in ("1_5b", "7b", "14b", "32b")}
     distilled["1_5b"] = Q2["1_5b"]._replace(tied=False)
     for size, geometry in distilled.items():
         repo = f"{r1}-Qwen-{size.replace('_', '.').upper()}"
-        yield Row(f"deepseek-r1-distill-qwen-{size}", repo, repo, geometry)
+        yield Family(f"deepseek-r1-distill-qwen-{size}", repo, repo, geometry)
     for size, geometry in (("8b", LLAMA3_8B), ("70b", LLAMA3_70B)):
         repo = f"{r1}-Llama-{size.upper()}"
-        yield Row(f"deepseek-r1-distill-llama-{size}", repo, repo, geometry)
+        yield Family(f"deepseek-r1-distill-llama-{size}", repo, repo, geometry)
     repo = "deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"
-    yield Row("deepseek-r1-0528-qwen3-8b", repo, repo, Q3["8b"])
+    yield Family("deepseek-r1-0528-qwen3-8b", repo, repo, Q3["8b"])
     for size, geometry in SMOLLM.items():
         written = size.replace("_", ".").upper()
         for name, middle in (("smollm", ""), ("smollm2", "2")):
             for suffix, end in (("", ""), ("-instruct", "-Instruct")):
                 repo = f"HuggingFaceTB/SmolLM{middle}-{written}{end}"
-                yield Row(f"{name}-{size}{suffix}", repo, repo, geometry)
+                yield Family(f"{name}-{size}{suffix}", repo, repo, geometry)
     smollm3 = G(2048, 36, 16, 4, 11008, 128256, tied=True)
     for suffix, end in (("", ""), ("-base", "-Base")):
         repo = f"HuggingFaceTB/SmolLM3-3B{end}"
-        yield Row(f"smollm3-3b{suffix}", repo, repo, smollm3)
+        yield Family(f"smollm3-3b{suffix}", repo, repo, smollm3)
 
 
-def other_rows() -> Iterator[Row]:
+def other_rows() -> Iterator[Family]:
     """Yield the rows of all families but Qwen."""
     yield from _llama()
     yield from _mistral()

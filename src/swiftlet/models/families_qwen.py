@@ -6,22 +6,9 @@ A row without a geometry is one whose sizes were not certain when it was written
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
+from swiftlet.models.family import Family
 from swiftlet.models.geometry import Geometry
-
-
-class Row(NamedTuple):
-    """One model: its name here, its id on ModelScope and on Hugging Face, its sizes."""
-
-    model_type: str
-    ms_id: str | None
-    hf_id: str | None
-    geometry: Geometry | None = None
-    quantised: str | None = None
-    needs_code: bool = False
-    is_bin_only: bool = False
-
 
 G = Geometry
 Q15 = {
@@ -72,23 +59,23 @@ def _written(size: str) -> str:
     return size.replace("_", ".").upper()
 
 
-def _qwen1half() -> Iterator[Row]:
+def _qwen1half() -> Iterator[Family]:
     moe = {"moe-a2_7b": Q15_MOE}
     for size, geometry in {**Q15, **moe}.items():
         written = "MoE-A2.7B" if size == "moe-a2_7b" else _written(size)
         for suffix, end in (("", ""), ("-chat", "-Chat")):
             repo = f"Qwen1.5-{written}{end}"
-            yield Row(f"qwen1half-{size}{suffix}", f"qwen/{repo}", f"Qwen/{repo}", geometry)
+            yield Family(f"qwen1half-{size}{suffix}", f"qwen/{repo}", f"Qwen/{repo}", geometry)
         for short, end, method in QUANTISED:
             if _is_published(size, short):
                 repo = f"Qwen1.5-{written}-Chat-{end}"
                 name = f"qwen1half-{size}-chat-{short}"
-                yield Row(name, f"qwen/{repo}", f"Qwen/{repo}", geometry, method)
+                yield Family(name, f"qwen/{repo}", f"Qwen/{repo}", geometry, method)
     for suffix, end in (("", ""), ("-chat", "-Chat")):
         repo = f"CodeQwen1.5-7B{end}"
-        yield Row(f"codeqwen1half-7b{suffix}", f"qwen/{repo}", f"Qwen/{repo}", CODEQWEN)
+        yield Family(f"codeqwen1half-7b{suffix}", f"qwen/{repo}", f"Qwen/{repo}", CODEQWEN)
     repo = "CodeQwen1.5-7B-Chat-AWQ"
-    yield Row("codeqwen1half-7b-chat-awq", f"qwen/{repo}", f"Qwen/{repo}", CODEQWEN, "awq")
+    yield Family("codeqwen1half-7b-chat-awq", f"qwen/{repo}", f"Qwen/{repo}", CODEQWEN, "awq")
 
 
 def _is_published(size: str, short: str) -> bool:
@@ -99,20 +86,20 @@ def _is_published(size: str, short: str) -> bool:
     return True
 
 
-def _qwen2() -> Iterator[Row]:
+def _qwen2() -> Iterator[Family]:
     for size in ("0_5b", "1_5b", "7b", "72b"):
         for suffix, end in (("", ""), ("-instruct", "-Instruct")):
             repo = f"Qwen2-{_written(size)}{end}"
-            yield Row(f"qwen2-{size}{suffix}", f"qwen/{repo}", f"Qwen/{repo}", Q2[size])
+            yield Family(f"qwen2-{size}{suffix}", f"qwen/{repo}", f"Qwen/{repo}", Q2[size])
         for short, tail, method in QUANTISED:
             repo = f"Qwen2-{_written(size)}-Instruct-{tail}"
-            yield Row(f"qwen2-{size}-instruct-{short}", f"qwen/{repo}", f"Qwen/{repo}", Q2[size], method)
+            yield Family(f"qwen2-{size}-instruct-{short}", f"qwen/{repo}", f"Qwen/{repo}", Q2[size], method)
     for suffix, end in (("", ""), ("-instruct", "-Instruct")):
         repo = f"Qwen2-57B-A14B{end}"
-        yield Row(f"qwen2-57b-a14b{suffix}", f"qwen/{repo}", f"Qwen/{repo}", Q2_MOE)
+        yield Family(f"qwen2-57b-a14b{suffix}", f"qwen/{repo}", f"Qwen/{repo}", Q2_MOE)
 
 
-def _qwen2_5() -> Iterator[Row]:
+def _qwen2_5() -> Iterator[Family]:
     kinds = {
         "": tuple(Q2),
         "-coder": ("0_5b", "1_5b", "3b", "7b", "14b", "32b"),
@@ -122,31 +109,31 @@ def _qwen2_5() -> Iterator[Row]:
         for size in sizes:
             for suffix, end in (("", ""), ("-instruct", "-Instruct")):
                 repo = f"Qwen2.5{kind.title()}-{_written(size)}{end}"
-                yield Row(f"qwen2_5{kind}-{size}{suffix}", f"Qwen/{repo}", f"Qwen/{repo}", Q2[size])
+                yield Family(f"qwen2_5{kind}-{size}{suffix}", f"Qwen/{repo}", f"Qwen/{repo}", Q2[size])
             if kind == "-math":
                 continue
             for short, tail, method in QUANTISED:
                 repo = f"Qwen2.5{kind.title()}-{_written(size)}-Instruct-{tail}"
                 name = f"qwen2_5{kind}-{size}-instruct-{'gptq-' if method == 'gptq' else ''}{short}"
-                yield Row(name, f"Qwen/{repo}", f"Qwen/{repo}", Q2[size], method)
-    yield Row("qwq-32b", "Qwen/QwQ-32B", "Qwen/QwQ-32B", Q2["32b"])
+                yield Family(name, f"Qwen/{repo}", f"Qwen/{repo}", Q2[size], method)
+    yield Family("qwq-32b", "Qwen/QwQ-32B", "Qwen/QwQ-32B", Q2["32b"])
 
 
-def _qwen3() -> Iterator[Row]:
+def _qwen3() -> Iterator[Family]:
     for size, geometry in Q3.items():
         repo = f"Qwen/Qwen3-{_written(size)}"
-        yield Row(f"qwen3-{size}", repo, repo, geometry)
+        yield Family(f"qwen3-{size}", repo, repo, geometry)
         if size not in ("32b", "235b-a22b"):
-            yield Row(f"qwen3-{size}-base", f"{repo}-Base", f"{repo}-Base", geometry)
+            yield Family(f"qwen3-{size}-base", f"{repo}-Base", f"{repo}-Base", geometry)
     for size in ("4b", "30b-a3b", "235b-a22b"):
         for suffix, end in (("-instruct-2507", "-Instruct-2507"), ("-thinking-2507", "-Thinking-2507")):
             repo = f"Qwen/Qwen3-{_written(size)}{end}"
-            yield Row(f"qwen3-{size}{suffix}", repo, repo, Q3[size])
+            yield Family(f"qwen3-{size}{suffix}", repo, repo, Q3[size])
     repo = "Qwen/Qwen3-Coder-30B-A3B-Instruct"
-    yield Row("qwen3-coder-30b-a3b-instruct", repo, repo, Q3["30b-a3b"])
+    yield Family("qwen3-coder-30b-a3b-instruct", repo, repo, Q3["30b-a3b"])
 
 
-def qwen_rows() -> Iterator[Row]:
+def qwen_rows() -> Iterator[Family]:
     """Yield the rows of Qwen 1.5 to 3."""
     yield from _qwen1half()
     yield from _qwen2()

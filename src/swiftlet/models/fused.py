@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.device.kernels import PLAIN, SwigluParts
-from swiftlet.models.head import is_near
+from swiftlet.models.head import is_near, tried
 from swiftlet.models.lora_layers import active_layer, project_together
 from swiftlet.models.lora_linear import PLAIN_PARTS, Parts, lora_linear
 from swiftlet.models.norm import keeps_output, rms_norm
@@ -184,7 +184,6 @@ def _is_silu(mlp: Any) -> bool:
     return torch.allclose(mlp.act_fn(x), torch.nn.functional.silu(x), atol=1e-3)
 
 
-@torch.no_grad()
 def _agrees(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
     """Return whether a replacement gives what the module gives, on two random rows and without dropout.
 
@@ -193,12 +192,10 @@ def _agrees(module: nn.Module, forward: Callable[..., Tensor]) -> bool:
     weight = next(module.parameters())
     if weight.device.type == "meta":
         return False
-    was_training = module.training
-    module.eval()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 2, weight.shape[-1], generator=generator).to(weight.device, _base_dtype(module))
-    expected, found = module(x).float(), forward(module, x).float()
-    module.train(was_training)
+    with tried(module):
+        expected, found = module(x).float(), forward(module, x).float()
     return is_near(found, expected, TOLERANCE)
 
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from swiftlet.device.kernels import DeviceBoundaries
 from swiftlet.device.transfer import send
+from swiftlet.errors import first_line
 from swiftlet.models.row_keys import signed
 
 MOST_GRAPHS = 24  # a recording of a small model takes about 10 MB beside the memory that all of them share
@@ -230,7 +231,7 @@ class Graphs:
         except (
             RuntimeError
         ) as error:  # of the device: an operator that cannot be recorded, or too little memory
-            self._stop(str(error).strip().splitlines()[0])
+            self._stop(first_line(error))
             return
         self._recordings[shape] = _Recording(play, *places)
 

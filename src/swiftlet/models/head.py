@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,21 +41,30 @@ def find_head(model: nn.Module) -> Head | None:
     return Head(module, factor / divisor, softcap)
 
 
-@torch.no_grad()
 def is_its_head(model: nn.Module, head: Head) -> bool:
     """Return whether `head` over the backbone gives the logits of the model itself, tried on two tokens."""
     inner = inner_model(model)
-    was_training = model.training
-    model.eval()
     ids = torch.arange(2, device=head_device(head))[None]
-    own = inner(input_ids=ids, use_cache=False).logits.float()
-    hidden = inner.base_model(input_ids=ids, use_cache=False)
-    hidden = getattr(hidden, "last_hidden_state", None)
-    model.train(was_training)
-    if hidden is None or hidden.ndim != 3:
-        return False
-    ours = head.logits(hidden).float()
+    with tried(model):
+        own = inner(input_ids=ids, use_cache=False).logits.float()
+        outputs = inner.base_model(input_ids=ids, use_cache=False)
+        hidden = getattr(outputs, "last_hidden_state", None)
+        if hidden is None or hidden.ndim != 3:
+            return False
+        ours = head.logits(hidden).float()
     return ours.shape == own.shape and is_near(ours, own, 2e-2)
+
+
+@contextmanager
+def tried(module: nn.Module) -> Iterator[None]:
+    """Let a module compute without dropout and without a gradient meanwhile."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)
 
 
 def is_near(found: Tensor, expected: Tensor, tolerance: float) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.models.head import inner_model
-from swiftlet.models.safety import read_header, weight_files
+from swiftlet.models.safety import tensors_in
 
 FILL = 0.02  # the usual size of a weight: activations keep a size at which wrong formulas are seen
 OF_PEFT = re.compile(r"\.(base_layer|original_module|modules_to_save\.default)(?=\.)")
@@ -42,11 +42,7 @@ class Weight:
 
 def meta_tensors(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return the tensors of a folder by name, without memory."""
-    return {
-        name: torch.empty(entry.shape, dtype=dtype, device="meta")
-        for path in weight_files(folder)
-        for name, entry in read_header(path).items()
-    }
+    return {name: torch.empty(info.shape, dtype=dtype, device="meta") for _, name, info in tensors_in(folder)}
 
 
 @torch.no_grad()
@@ -144,15 +140,14 @@ def _weights(inner: Any, folder: Path) -> Iterator[tuple[str, Weight]]:
     shapes = {_original(name): tensor for name, tensor in inner.state_dict(keep_vars=True).items()}
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     joined: dict[str, tuple[Any, list[tuple[str, str, Path]]]] = {}
-    for path in weight_files(folder):
-        for name, entry in read_header(path).items():
-            target, pattern = rename_source_key(name, renamings, converters, inner.base_model_prefix, shapes)
-            if target not in shapes and name in shapes:
-                target, pattern = name, None
-            if pattern is None:
-                yield target, Weight(torch.Size(entry.shape), partial(_read, path, name))
-            else:
-                joined.setdefault(target, (by_pattern[pattern], []))[1].append((name, pattern, path))
+    for path, name, info in tensors_in(folder):
+        target, pattern = rename_source_key(name, renamings, converters, inner.base_model_prefix, shapes)
+        if target not in shapes and name in shapes:
+            target, pattern = name, None
+        if pattern is None:
+            yield target, Weight(torch.Size(info.shape), partial(_read, path, name))
+        else:
+            joined.setdefault(target, (by_pattern[pattern], []))[1].append((name, pattern, path))
     for target, (converter, sources) in joined.items():
         convert = partial(_convert, inner, converter, target, sources)
         for name in _targets(converter, target, shapes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -110,10 +111,9 @@ def lora_layers(model: nn.Module) -> int:
     return sum(isinstance(module, LoraLayer) for module in model.modules())
 
 
+@cache
 def _fast_class() -> Any:
     """Return the subclass of peft's layer; made on first use, as importing peft costs seconds."""
-    if _FAST:
-        return _FAST[0]
     from peft.tuners.lora import Linear
 
     class FastLoraLinear(Linear):
@@ -128,8 +128,4 @@ def _fast_class() -> Any:
                 return super().forward(x, *args, **kwargs)
             return lora_linear(x, layer, parts=self.parts)
 
-    _FAST.append(FastLoraLinear)
     return FastLoraLinear
-
-
-_FAST: list[type] = []

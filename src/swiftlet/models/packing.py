@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from swiftlet.models.attention import packed_attention, register_packed_attention
 from swiftlet.models.decoder import Decoder
-from swiftlet.models.head import inner_model
+from swiftlet.models.head import inner_model, tried
 from swiftlet.models.hollow import tried_hollow
 from swiftlet.models.rope import follows_length
 
@@ -48,7 +48,6 @@ def let_pack(model: nn.Module) -> bool:
     return is_known
 
 
-@torch.no_grad()
 def _tells_apart(inner: Any) -> bool:
     """Return whether two samples in one pass give what each gives alone, and every attention was told of them."""
     from transformers import AttentionInterface, AttentionMaskInterface
@@ -76,14 +75,12 @@ def _tells_apart(inner: Any) -> bool:
         outputs = inner.base_model(input_ids=ids, position_ids=positions, use_cache=False, **options)
         return outputs[0][0].float()
 
-    was_training = inner.training
-    inner.eval()
-    alone = torch.cat([hidden(*ends) for ends in pairwise(CU_SEQLENS)])
-    AttentionInterface.register(PROBE, attend)
-    AttentionMaskInterface.register(PROBE, sdpa_mask)
-    inner.set_attn_implementation(PROBE)
-    together = hidden(0, len(ids_T), attention_mask=mask, cu_seqlens=CU_SEQLENS)
-    inner.train(was_training)
+    with tried(inner):
+        alone = torch.cat([hidden(*ends) for ends in pairwise(CU_SEQLENS)])
+        AttentionInterface.register(PROBE, attend)
+        AttentionMaskInterface.register(PROBE, sdpa_mask)
+        inner.set_attn_implementation(PROBE)
+        together = hidden(0, len(ids_T), attention_mask=mask, cu_seqlens=CU_SEQLENS)
     # Many layers add up their rounding; a neighbour's influence is larger. Hollow matrices may give rounding alone.
     tolerance = torch.finfo(dtype).eps ** (1 / 3) * max(1.0, float(alone.norm()))
     difference = (together - alone).norm()

@@ -6,6 +6,7 @@ short prompt is tried before the first batch of unequal lengths.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,17 @@ from torch import Tensor
 SHORT, LONG, STEPS = 3, 11, 3
 # How many keys, or blocks of them, a query of sparse attention chooses: what is tried here is too short to choose from.
 CHOOSES_KEYS = ("index_topk", "index_topk_blocks")
+
+
+def left_padded(rows: Sequence[list[int]], pad_id: int, device: torch.device) -> dict[str, Tensor]:
+    """Return the inputs [B, T] of `generate` for prompts that all end at the right."""
+    longest = max(map(len, rows))
+    ids = [[pad_id] * (longest - len(row)) + row for row in rows]
+    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
 
 
 @torch.inference_mode()
@@ -36,12 +48,8 @@ def _logits(model: Any, rows: list[list[int]], pad_id: int) -> Tensor:
     """Return the logits [STEPS, V] of the first row; the same token follows whatever they are."""
     from transformers import GenerationConfig
 
-    longest, device = max(map(len, rows)), next(model.parameters()).device
     output = model.generate(
-        input_ids=torch.tensor([[pad_id] * (longest - len(row)) + row for row in rows], device=device),
-        attention_mask=torch.tensor(
-            [[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device
-        ),
+        **left_padded(rows, pad_id, next(model.parameters()).device),
         generation_config=GenerationConfig(
             max_new_tokens=STEPS,
             do_sample=False,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -256,6 +257,17 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             "it is cut off: download the file again",
         )
     return entries
+
+
+def tensors_in(folder: Path) -> Iterator[tuple[Path, str, TensorInfo]]:
+    """Yield the file, name and header entry of each tensor of a model.
+
+    Raises:
+        SwiftletError: see `weight_files` and `read_header`.
+    """
+    for path in weight_files(folder):
+        for name, info in read_header(path).items():
+            yield path, name, info
 
 
 def _entry(value: dict[str, Any], start: int) -> TensorInfo:

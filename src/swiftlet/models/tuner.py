@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from swiftlet.config.lora import is_taken_from_base, start_mistake
-from swiftlet.errors import UsageError, suggest
+from swiftlet.errors import UsageError, first_line, suggest
 from swiftlet.models.adapter import adapted_weight, quiet_peft
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt, are_plain_targets
@@ -119,7 +119,7 @@ def _wrap(model: PreTrainedModel, settings: LoraSettings, init: str) -> PeftMode
 
 def _refused(model: nn.Module, settings: LoraSettings, has_experts: bool, error: Exception) -> UsageError:
     """Return what to say where peft refuses; on joint matrices of experts it does only plain LoRA without dropout."""
-    asked, reason = " ".join(settings.target_modules), str(error).splitlines()[0]
+    asked, reason = " ".join(settings.target_modules), first_line(error)
     if not has_experts:
         return UsageError(
             f"--lora_target_modules {asked} does not go with {type(model).__name__}: {reason}",

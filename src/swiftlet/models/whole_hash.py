@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from swiftlet.models.safety import read_header, weight_files
-
-CHUNK_BYTES = 2**22
+from swiftlet.files import CHUNK_BYTES
+from swiftlet.models.safety import tensors_in
 
 
 def weights_hash(folder: Path) -> str:
@@ -16,9 +15,7 @@ def weights_hash(folder: Path) -> str:
     Raises:
         SwiftletError: the folder is no readable model.
     """
-    tensors = {
-        name: (path, info) for path in weight_files(folder) for name, info in read_header(path).items()
-    }
+    tensors = {name: (path, info) for path, name, info in tensors_in(folder)}
     digest = hashlib.sha256()
     for name in sorted(tensors):
         path, info = tensors[name]

@@ -6,7 +6,7 @@ Buckets are reduced in one fixed order on every rank, whichever is ready first.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -58,61 +58,34 @@ class Reducer:
         self.works.append(dist.all_reduce(self.buckets[len(self.works)].flat, async_op=True))
 
 
-@dataclass
-class DDPEngine:
+@dataclass(kw_only=True)
+class DDPEngine(SingleEngine):
     """Replicas whose gradients are summed; build it with `build_ddp_engine`."""
 
-    inner: SingleEngine
     reducer: Reducer
 
     def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
         """Add the gradient of `loss`; reduce while the last one runs."""
         if is_last:
             self.reducer.arm()
-        self.inner.backward(loss, is_last=is_last)
+        super().backward(loss, is_last=is_last)
         if is_last:
             self.reducer.finish()
 
-    def grad_norm(self) -> torch.Tensor:
-        """Return the norm of the summed gradient."""
-        return self.inner.grad_norm()
 
-    def update(self, max_grad_norm: float) -> torch.Tensor:
-        """Clip, step and clear; return the norm before clipping."""
-        return self.inner.update(max_grad_norm)
-
-    def drop(self) -> None:
-        """Clear the gradient without an update."""
-        self.inner.drop()
-
-    def bad_gradient(self) -> str | None:
-        """Return the name of the first parameter whose gradient is not finite."""
-        return self.inner.bad_gradient()
-
-    def set_learning_rate(self, factor: float) -> float:
-        """Set each group's rate to `factor` times its peak; return the first group's rate."""
-        return self.inner.set_learning_rate(factor)
-
-    def optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the optimizer state, which every rank has whole."""
-        return self.inner.optimizer_tensors()
-
-    def load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Set the optimizer state on every rank."""
-        self.inner.load_optimizer(tensors)
-
-    def model_tensors(self, *, is_trained: bool) -> None:
-        """Return None: every rank's model has all its tensors."""
+@torch.no_grad()
+def share_start(parameters: Iterable[nn.Parameter], world: World) -> None:
+    """Copy rank 0's values of these parameters to all ranks."""
+    for parameter in parameters:
+        if not world.is_alone:
+            dist.broadcast(parameter.data, src=0)
 
 
 def build_ddp_engine(model: nn.Module, optimizer: Optimizer, world: World) -> DDPEngine:
     """Return an engine of replicas; rank 0's trained parameters are copied to all."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad and not world.is_alone:
-                dist.broadcast(parameter.data, src=0)
-    inner = build_single_engine(model, optimizer)
-    return DDPEngine(inner, build_reducer(inner.gradients))
+    share_start((p for p in model.parameters() if p.requires_grad), world)
+    own = build_single_engine(model, optimizer)
+    return DDPEngine(optimizer, own.gradients, own.pieces, reducer=build_reducer(own.gradients))
 
 
 def build_reducer(gradients: Gradients) -> Reducer:

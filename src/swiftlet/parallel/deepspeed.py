@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.parallel.engine import Trained, set_learning_rate
+from swiftlet.parallel.gradients import first_bad_over_ranks, square_over_ranks
 from swiftlet.parallel.leaf_linear import apply_leaf_linear
 from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors
 from swiftlet.parallel.world import World
@@ -57,11 +58,7 @@ class DeepSpeedEngine:
     def grad_norm(self) -> Tensor:
         """Return the norm of the summed gradient over all partitions."""
         if self._norm is None:
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for _, g in self._gradients()]
-            square = torch.zeros((), device=self.world.device)
-            if norms:
-                square = torch.stack([norm.to(square.device) for norm in norms]).square().sum()
-            self._norm = self.world.sum(square).sqrt()
+            self._norm = square_over_ranks((g for _, g in self._gradients()), self.world).sqrt()
         return self._norm
 
     def update(self, max_grad_norm: float) -> Tensor:
@@ -86,9 +83,7 @@ class DeepSpeedEngine:
 
     def bad_gradient(self) -> str | None:
         """Return the name of the first parameter whose gradient is not finite on any rank; every rank calls it."""
-        bad = [name for name, gradient in self._gradients() if not bool(torch.isfinite(gradient).all())]
-        found = {name for names in self.world.gather(bad[:1]) for name in names}
-        return next((name for name in self.names.values() if name in found), None)
+        return first_bad_over_ranks(self._gradients(), self.names.values(), self.world)
 
     def set_learning_rate(self, factor: float) -> float:
         """Set each group's rate to `factor` times its peak; return the first group's rate."""

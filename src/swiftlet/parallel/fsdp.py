@@ -6,19 +6,18 @@ summed, not averaged, and reduced after each micro-batch: without that every ran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from swiftlet.parallel.ddp import Reducer, build_reducer
+from swiftlet.parallel.ddp import Reducer, build_reducer, share_start
 from swiftlet.parallel.engine import Trained, set_learning_rate
-from swiftlet.parallel.gradients import Gradients, build_gradients
+from swiftlet.parallel.gradients import Gradients, build_gradients, first_bad_over_ranks, square_over_ranks
 from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors, whole_piece
 from swiftlet.parallel.world import World
 
@@ -64,9 +63,7 @@ class FSDPEngine:
     def grad_norm(self) -> Tensor:
         """Return the norm of the summed gradient over all shards and replicas."""
         if self._norm is None:
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self._gradients()]
-            square = torch.stack(norms).square().sum() if norms else torch.zeros((), device=self.world.device)
-            square = self.world.sum(square.to(self.world.device))
+            square = square_over_ranks((g for _, g in self._gradients()), self.world)
             if self.replicas.buckets:
                 square = square + self.replicas.norm().square().to(square)
             self._norm = square.sqrt()
@@ -77,7 +74,7 @@ class FSDPEngine:
         norm = self.grad_norm()
         if max_grad_norm > 0:
             coefficient = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            for gradient in self._gradients():
+            for _, gradient in self._gradients():
                 gradient.mul_(coefficient.to(gradient))
             self.replicas.clip(norm, max_grad_norm)
         for shard in self.shards:
@@ -96,17 +93,8 @@ class FSDPEngine:
 
     def bad_gradient(self) -> str | None:
         """Return the name of the first parameter whose gradient is not finite on any rank; every rank calls it."""
-        bad = [
-            shard.name
-            for shard in self.shards
-            if shard.parameter.grad is not None
-            and not bool(torch.isfinite(shard.parameter.grad.to_local()).all())
-        ]
-        found = {name for names in self.world.gather(bad[:1]) for name in names}
-        return (
-            next((shard.name for shard in self.shards if shard.name in found), None)
-            or self.replicas.first_bad()
-        )
+        names = [shard.name for shard in self.shards]
+        return first_bad_over_ranks(self._gradients(), names, self.world) or self.replicas.first_bad()
 
     def set_learning_rate(self, factor: float) -> float:
         """Set each group's rate to `factor` times its peak; return the first group's rate."""
@@ -130,9 +118,11 @@ class FSDPEngine:
             is_finer = hasattr(tensor, "full_tensor") and tensor.requires_grad
             yield name, whole.detach().to(self.dtype) if is_finer else whole.detach()
 
-    def _gradients(self) -> list[Tensor]:
-        grads = (shard.parameter.grad for shard in self.shards)
-        return [grad.to_local() for grad in grads if grad is not None]
+    def _gradients(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield this rank's rows of the gradient with the names of their parameters."""
+        for shard in self.shards:
+            if shard.parameter.grad is not None:
+                yield shard.name, shard.parameter.grad.to_local()
 
 
 def _inner(module: nn.Module) -> nn.Module:
@@ -176,7 +166,7 @@ def build_fsdp_engine(
             values = sources[shard.name].elements(piece.start, piece.start + piece.size)
             shard.held.data.view(-1).copy_(values)
     pieces |= {name: whole_piece(name, by_name[name]) for name in replicas}
-    _share_start([by_name[name] for name in replicas], world)
+    share_start((by_name[name] for name in replicas), world)
     groups = [
         {**group, "params": [pieces[name].held for name in group["params"]]} for group in trained.groups
     ]
@@ -237,10 +227,3 @@ def _piece(shard: Shard, world: World, dtype: torch.dtype) -> Piece:
     start = min(world.rank * rows, shape[0]) * shape[1:].numel()
     is_master = shard.parameter.requires_grad and dtype != shard.held.dtype
     return Piece(shard.name, shape, shard.held, 0, start, shard.held.numel(), is_master=is_master)
-
-
-@torch.no_grad()
-def _share_start(parameters: Iterable[nn.Parameter], world: World) -> None:
-    for parameter in parameters:
-        if not world.is_alone:
-            dist.broadcast(parameter.data, src=0)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from swiftlet.parallel.world import World
+
 BUCKET_BYTES = 64 * 2**20
 
 
@@ -89,3 +91,19 @@ def _bucket(members: list[tuple[str, nn.Parameter]]) -> Bucket:
     return Bucket(
         names, parameters, [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)], flat
     )
+
+
+def square_over_ranks(parts: Iterable[torch.Tensor], world: World) -> torch.Tensor:
+    """Return the squared 2-norm of a gradient of which each rank has some parts, a float32 scalar; no host sync."""
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]
+    square = torch.stack(norms).square().sum() if norms else torch.zeros((), device=world.device)
+    return world.sum(square.to(world.device))
+
+
+def first_bad_over_ranks(
+    parts: Iterable[tuple[str, torch.Tensor]], names: Iterable[str], world: World
+) -> str | None:
+    """Return the first of these names of which any rank has a part that is not finite; every rank calls it."""
+    bad = [name for name, part in parts if not bool(torch.isfinite(part).all())]
+    found = {name for all_bad in world.gather(bad[:1]) for name in all_bad}
+    return next((name for name in names if name in found), None)

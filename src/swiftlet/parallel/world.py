@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from swiftlet import log
+
 
 @dataclass(frozen=True)
 class World:
@@ -76,8 +78,7 @@ class World:
 
 def world_from_environment() -> tuple[int, int, int]:
     """Return (rank, local_rank, world_size) as the launcher set them; (0, 0, 1) without a launcher."""
-    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return rank, int(os.environ.get("LOCAL_RANK", str(rank))), world_size
+    return log.rank(), int(os.environ.get("LOCAL_RANK", log.rank())), log.world_size()
 
 
 def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, always: bool = False) -> World:

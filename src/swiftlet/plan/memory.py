@@ -179,7 +179,7 @@ def _saved_mlp(g: Sizes, s: Setting) -> float:
     return rows * e * width + tokens * (e * shared + FP32 * 2 * g.experts)
 
 
-def widest(g: Sizes) -> float:
+def widest(g: Sizes) -> int:
     """Return the intermediate width that a token has at once."""
     return g.active_experts * g.expert_intermediate + g.shared_intermediate if g.experts else g.intermediate
 

@@ -21,6 +21,7 @@ from swiftlet.plan.memory import (
     num_trained,
     rounding_bytes,
     trained_itemsize,
+    widest,
 )
 from swiftlet.plan.sizes import Sizes
 
@@ -90,8 +91,7 @@ def attention_flops(g: Sizes, s: Setting, load: Load) -> float:
 def moved_bytes(g: Sizes, s: Setting, load: Load, *, has_dropout: bool) -> float:
     """Return the bytes that operators other than products read and write in one micro-batch."""
     width = MOVED_H * g.hidden + MOVED_HEADS * (g.heads + g.kv_heads) * g.dim
-    wide = g.active_experts * g.expert_intermediate + g.shared_intermediate if g.experts else g.intermediate
-    elements = g.layers * load.tokens * (width + MOVED_I * wide)
+    elements = g.layers * load.tokens * (width + MOVED_I * widest(g))
     elements *= MOVED_AGAIN[s.recompute]
     elements *= MOVED_FULL if s.is_full else MOVED_DROPOUT if has_dropout else 1
     itemsize = FP32 if s.itemsize == FP32 else SHORT_TYPE

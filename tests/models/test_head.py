@@ -1,0 +1,21 @@
+"""Whether a head is the model's own is told by what it gives, not by the dropout of an adapter on it."""
+
+import copy
+
+import torch
+
+from swiftlet.models.head import find_head, is_its_head
+from swiftlet.models.tuner import LoraSettings, apply_lora
+
+
+def test_an_adapted_head_is_the_models_own_while_its_dropout_is_on(tiny_qwen2):
+    settings = LoraSettings(dropout=0.5, target_modules=("lm_head",))
+    model = apply_lora(copy.deepcopy(tiny_qwen2), settings).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # as it is in a run that is continued
+            torch.nn.init.normal_(parameter)
+    head = find_head(model)
+    assert head is not None
+    assert is_its_head(model, head)
+    assert model.training
+    assert not is_its_head(model, head._replace(scale=1.5))
