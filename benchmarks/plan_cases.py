@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 from swiftlet.models.geometry import Geometry
-from swiftlet.plan.memory import FULL, LEVELS, NONE, PARTIAL
+from swiftlet.plan.setting import FULL, LEVELS, NONE, PARTIAL
 from swiftlet.plan.strategies import FLAGS
 
 SIZES = {

@@ -60,7 +60,7 @@ def build(case: Case, folder: Path) -> tuple[Any, Any]:
     from swiftlet.device.cpu import open_this
     from swiftlet.models.causal import apply_partial_checkpointing
     from swiftlet.parallel.world import init_world
-    from swiftlet.plan.memory import PARTIAL
+    from swiftlet.plan.setting import PARTIAL
 
     flags = FLAGS[case.engine]
     args = with_values(
@@ -151,7 +151,8 @@ def calibrated() -> Any:
 
 def measure(case: Case, folder: Path, card: Any) -> dict[str, float]:
     """Return the measured and the predicted figures of one run, in this process; no time without a card."""
-    from swiftlet.plan.memory import Setting, estimate, host_bytes
+    from swiftlet.plan.memory import estimate, host_bytes
+    from swiftlet.plan.setting import Setting
 
     torch.set_num_threads(1)
     trainer, world = build(case, folder)

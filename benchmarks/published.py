@@ -14,15 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from swiftlet.plan.cards import read_cards
-from swiftlet.plan.memory import (
-    ATTENTION,
-    FP32,
-    GIB,
-    ZERO2_BUCKET,
-    ZERO3_LIVE,
-    Setting,
-    num_adapter_parameters,
-)
+from swiftlet.plan.memory import GIB, ZERO2_BUCKET, ZERO3_LIVE
+from swiftlet.plan.setting import ATTENTION, FP32, Setting, num_adapter_parameters
 from swiftlet.plan.sizes import Sizes
 
 DATA = Path(__file__).parent

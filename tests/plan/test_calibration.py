@@ -11,7 +11,7 @@ from swiftlet.commands.calibration import calibration_file, measured_here
 from swiftlet.data.survey import Schedule, largest_micro_batch, sampled_cuts, spread
 from swiftlet.models.families import FAMILIES
 from swiftlet.plan.cards import host_card, read_cards
-from swiftlet.plan.memory import FULL, Setting
+from swiftlet.plan.setting import FULL, Setting
 from swiftlet.plan.timing import Load, matrix_rate, micro_batch
 
 G = FAMILIES["qwen1half-7b-chat"].geometry

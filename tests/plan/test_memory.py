@@ -17,18 +17,10 @@ from swiftlet.models.families import FAMILIES
 from swiftlet.models.frozen_head import ROWS, WORDS
 from swiftlet.models.geometry import Geometry
 from swiftlet.plan import timing
+from swiftlet.plan.activations import head_chunk
 from swiftlet.plan.cards import read_cards
-from swiftlet.plan.memory import (
-    ATTENTION,
-    ENDS,
-    LEVELS,
-    MLP,
-    NONE,
-    Setting,
-    estimate,
-    head_chunk,
-    num_adapter_parameters,
-)
+from swiftlet.plan.memory import estimate
+from swiftlet.plan.setting import ATTENTION, ENDS, LEVELS, MLP, NONE, Setting, num_adapter_parameters
 
 SMALL = {
     "qwen2": Geometry(128, 3, 4, 4, 352, 2000, qkv_bias=True),

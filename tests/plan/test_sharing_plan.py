@@ -10,7 +10,7 @@ from swiftlet.models.geometry import Geometry
 from swiftlet.plan import timing
 from swiftlet.plan.cards import host_card, read_cards
 from swiftlet.plan.chosen import pays_to_share
-from swiftlet.plan.memory import ATTENTION, MLP, Setting
+from swiftlet.plan.setting import ATTENTION, MLP, Setting
 from swiftlet.plan.strategies import Fed, Job, way_of
 from swiftlet.plan.timing import Load
 

@@ -8,7 +8,8 @@ from swiftlet.commands.planning import Sized, Subject
 from swiftlet.models.families import FAMILIES
 from swiftlet.models.geometry import Geometry, geometry_of_config
 from swiftlet.plan.cards import host_card, read_cards
-from swiftlet.plan.memory import ATTENTION, FULL, GIB, MLP, NONE, PARTIAL, Setting
+from swiftlet.plan.memory import GIB
+from swiftlet.plan.setting import ATTENTION, FULL, MLP, NONE, PARTIAL, Setting
 from swiftlet.plan.strategies import Fed, Job, advise, devices_needed, levels_asked, levels_for, way_of
 from swiftlet.plan.timing import Load
 

@@ -16,7 +16,7 @@ from swiftlet.config.places import cache_folder
 from swiftlet.errors import UsageError
 from swiftlet.files import write_whole
 from swiftlet.models.geometry import Geometry
-from swiftlet.plan.memory import Setting
+from swiftlet.plan.setting import Setting
 
 FILE = "calibration.json"
 ROUNDS = 5

@@ -10,7 +10,7 @@ from swiftlet.config.check_engines import ENGINE_RULES
 from swiftlet.config.deepspeed import is_offloaded, zero_stage
 from swiftlet.config.fields import with_values
 from swiftlet.models.geometry import Geometry
-from swiftlet.plan.memory import ATTENTION, ENDS, MLP, NONE, Setting, projections
+from swiftlet.plan.setting import ATTENTION, ENDS, MLP, NONE, Setting, projections
 from swiftlet.plan.strategies import FLAGS
 
 # Numbers that an optimizer keeps a parameter; fused AdamW needs no temporary copy.

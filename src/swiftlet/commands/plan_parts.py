@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
+from swiftlet.plan.activations import head_chunk
 from swiftlet.plan.cards import Card
 from swiftlet.plan.chosen import setting_of_way
-from swiftlet.plan.memory import (
-    CUT,
-    FULL,
-    GIB,
-    NONE,
-    PARTIAL,
-    SHARDED,
-    ZERO2_BUCKET,
-    ZERO3_LIVE,
-    Setting,
-    head_chunk,
-    num_adapter_parameters,
-    num_trained,
-)
+from swiftlet.plan.memory import CUT, GIB, SHARDED, ZERO2_BUCKET, ZERO3_LIVE
+from swiftlet.plan.setting import FULL, NONE, PARTIAL, Setting, num_adapter_parameters, num_trained
 from swiftlet.plan.sizes import Sizes
 from swiftlet.plan.strategies import LEAST_SLACK, MOST_SLACK, SLACK_SHARE, Job, Way
 

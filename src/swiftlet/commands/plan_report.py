@@ -12,7 +12,8 @@ from rich.text import Text
 
 from swiftlet.commands.plan_parts import reserved_source, sources_of, visible_source
 from swiftlet.commands.planning import Subject
-from swiftlet.plan.memory import FULL, GIB, NONE, PARTIAL, host_bytes
+from swiftlet.plan.memory import GIB, host_bytes
+from swiftlet.plan.setting import FULL, NONE, PARTIAL
 from swiftlet.plan.strategies import FITS, NO, TIGHT, Job, Way
 from swiftlet.plan.timing import BAND_GUESSED, BAND_MEASURED
 from swiftlet.train.progress import short_time

@@ -29,7 +29,8 @@ from swiftlet.models.safety import CONFIG, for_library, read_config
 from swiftlet.parallel.engine import build_single_engine
 from swiftlet.parallel.world import World
 from swiftlet.plan.live import LiveBytes
-from swiftlet.plan.memory import FULL, PARTIAL, estimate
+from swiftlet.plan.memory import estimate
+from swiftlet.plan.setting import FULL, PARTIAL
 from swiftlet.train.objective import compute_gradient
 from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
 

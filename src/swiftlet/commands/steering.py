@@ -25,7 +25,8 @@ from swiftlet.models.safety import CONFIG, read_config
 from swiftlet.parallel.world import World
 from swiftlet.plan.cards import Card, find_card, host_card, like_card, with_measured
 from swiftlet.plan.chosen import pays_to_share
-from swiftlet.plan.memory import CUT, FULL, GIB, NONE, PARTIAL
+from swiftlet.plan.memory import CUT, GIB
+from swiftlet.plan.setting import FULL, NONE, PARTIAL
 from swiftlet.plan.strategies import (
     FITS,
     NO,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from swiftlet.plan import timing
-from swiftlet.plan.memory import Setting
+from swiftlet.plan.setting import Setting
 from swiftlet.plan.strategies import Job, Way
 
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from swiftlet.plan import timing
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import FULL, GIB, LEVELS, NONE, PARTIAL, Memory, Setting, estimate
+from swiftlet.plan.memory import GIB, Memory, estimate
+from swiftlet.plan.setting import FULL, LEVELS, NONE, PARTIAL, Setting
 from swiftlet.plan.sizes import Sizes
 from swiftlet.plan.timing import Load
 

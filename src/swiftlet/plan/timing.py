@@ -11,18 +11,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from swiftlet.plan.activations import widest
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import (
-    FP32,
-    FULL,
-    NONE,
-    PARTIAL,
-    Setting,
-    num_trained,
-    rounding_bytes,
-    trained_itemsize,
-    widest,
-)
+from swiftlet.plan.memory import rounding_bytes, trained_itemsize
+from swiftlet.plan.setting import FP32, FULL, NONE, PARTIAL, Setting, num_trained
 from swiftlet.plan.sizes import Sizes
 
 # Kernels a layer: forward and backward, and the forward again where it is recomputed; the rest of a micro-batch.

@@ -1,0 +1,103 @@
+"""What of a run shapes its memory and time, and how many numbers it trains.
+
+Shapes: H hidden, V vocabulary, R rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swiftlet.plan.sizes import Sizes
+
+FP32 = 4
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP, ENDS = ("gate_proj", "up_proj", "down_proj"), ("embed_tokens", "lm_head")
+# --gradient_checkpointing: made again is nothing, normalised values with up and the MLP's product, or each whole layer.
+LEVELS = NONE, PARTIAL, FULL = ("false", "partial", "true")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What of a run shapes its memory.
+
+    Args:
+        itemsize: bytes of a weight or an activation.
+        targets: matrices with adapters, of `ATTENTION`, `MLP` and `ENDS`; not looked at with `is_full`.
+        trained_share: share of the parameters that a full run trains.
+        extra_trained: parameters trained whole beside the adapters, such as the embedding.
+        states: numbers that the optimizer keeps a parameter.
+        engine: none, zero2, zero3, zero3-offload, fsdp2 or fsdp2-offload; with none each rank has a replica.
+        keeps_attention: the attention's kernel keeps its output for the backward pass.
+        recompute: of LEVELS.
+        labels: labelled tokens among `tokens`; all where None.
+        is_host: the device is the processor, where a chunk of logits is smaller.
+        trains_norms: the weights of norms are among what is trained.
+    """
+
+    itemsize: int
+    tokens: int
+    is_full: bool = False
+    rank: int = 8
+    targets: frozenset[str] = frozenset(ATTENTION[:3])
+    trained_share: float = 1.0
+    extra_trained: int = 0
+    has_dora: bool = False
+    recompute: str = NONE
+    states: int = 2
+    engine: str = "none"
+    world_size: int = 1
+    keeps_attention: bool = True
+    labels: int | None = None
+    is_host: bool = False
+    trains_norms: bool = False
+
+    @property
+    def keeps_normed(self) -> bool:
+        """Return whether norms keep their output, see models/norm.py; ZeRO-3 trains with the model's own."""
+        is_frozen = not self.is_full and not self.trains_norms
+        return is_frozen and self.is_host and self.itemsize == FP32 and not self.engine.startswith("zero3")
+
+    @property
+    def num_labels(self) -> int:
+        """Return the labelled tokens."""
+        return self.tokens if self.labels is None else self.labels
+
+
+def projections(g: Sizes) -> dict[str, tuple[int, int]]:
+    """Return (inputs, outputs) of each projection of a layer that can have an adapter."""
+    query, key = g.heads * g.dim, g.kv_heads * g.dim
+    width = g.shared_intermediate if g.experts else g.intermediate
+    found = {
+        "q_proj": (g.hidden, query),
+        "k_proj": (g.hidden, key),
+        "v_proj": (g.hidden, key),
+        "o_proj": (query, g.hidden),
+    }
+    if width:
+        found |= {
+            "gate_proj": (g.hidden, width),
+            "up_proj": (g.hidden, width),
+            "down_proj": (width, g.hidden),
+        }
+    return found
+
+
+def num_adapter_parameters(g: Sizes, s: Setting) -> int:
+    """Return the parameters that LoRA adds: rank (inputs + outputs) a matrix, and the outputs again for DoRA."""
+    if s.is_full:
+        return 0
+    sizes = [size for name, size in projections(g).items() if name in s.targets] * g.layers
+    sizes += [(g.hidden, g.vocab)] * len(s.targets & set(ENDS))
+    return sum(s.rank * (inputs + outputs) + s.has_dora * outputs for inputs, outputs in sizes)
+
+
+def num_trained(g: Sizes, s: Setting) -> int:
+    """Return how many numbers the optimizer trains."""
+    if s.is_full:
+        return round(g.num_parameters * s.trained_share)
+    return num_adapter_parameters(g, s) + s.extra_trained
+
+
+def trains_head(s: Setting) -> bool:
+    """Return whether the head gets a gradient."""
+    return s.is_full and s.trained_share > 0
