@@ -84,6 +84,8 @@ def test_pairs_of_columns(row, messages):
         [{"from": turn, "value": text} for turn, text in zip(["human", "gpt"] * 2, "abcd", strict=True)],
         [{"from": "user", "value": "a"}, {"role": "bot", "content": "b"}, *turns("c", "d")],
         [{"human": "a", "assistant": "b"}, {"human": "c", "assistant": "d"}],
+        [{"input": "a", "output": "b"}, {"user": "c", "assistant": "d"}],
+        [{"query": "a", "response": "b"}, *turns("c", "d")],
         [{"role": "user", "content": [{"type": "text", "text": "a"}]}, *turns("x", "b", "c", "d")[1:]],
         [{"role": "user", "content": [{"type": "text", "value": "a"}, ""]}, *turns("x", "b", "c", "d")[1:]],
         json.dumps(turns("a", "b", "c", "d")),
@@ -92,6 +94,57 @@ def test_pairs_of_columns(row, messages):
 def test_notations_of_a_conversation(name, chat):
     assert sample_of({name: chat, "tools": None}).messages == turns("a", "b", "c", "d")
     assert sample_of({name: chat, "system": "s"}).messages == [SYSTEM, *turns("a", "b", "c", "d")]
+
+
+@pytest.mark.parametrize("key", ["loss", "weight", "output_with_loss"])
+def test_what_stands_beside_a_question_and_answer_is_the_answers(key):
+    chat = [{"input": "a", "output": "b", key: False}, {"input": "c", "output": "d"}]
+    assert [turn.get("loss") for turn in sample_of({"conversation": chat}).messages] == [
+        None, False, None, None,
+    ]  # fmt: skip
+    call = {"name": "f", "arguments": {"x": 1}}
+    chat = [{"human": "a", "assistant": "", "tool_calls": [call], "thinking": "t"}]
+    sample = sample_of({"conversation": chat})
+    assert sample.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
+    assert sample.notes == ("reasoning_unused",)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"prompt": turns("a"), "completion": [{"role": "assistant", "content": "b"}]}, turns("a", "b")),
+        ({"prompt": turns("a", "b", "c"), "completion": "d"}, turns("a", "b", "c", "d")),
+        ({"instruction": "", "input": turns("a"), "output": "b", "system": "s"}, [SYSTEM, *turns("a", "b")]),
+        ({"prompt": [SYSTEM, *turns("a")], "completion": "b", "system": ""}, [SYSTEM, *turns("a", "b")]),
+    ],
+)
+def test_a_question_that_is_a_list_of_turns(row, messages):
+    assert sample_of(row).messages == messages
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        ({"prompt": turns("a"), "completion": ""}, "empty_assistant", "column completion is empty"),
+        ({"prompt": turns("a"), "completion": []}, "schema", "column completion is a list, not a text"),
+        ({"prompt": turns("a"), "completion": turns("b")}, "role_order", "turns 0 and 1 are both user"),
+        ({"prompt": turns("a", "b"), "completion": "c"}, "role_order", "turns 1 and 2 are both assistant"),
+        ({"prompt": ["a"], "completion": "b"}, "schema", "column prompt is a list, not a text"),
+        (
+            {"prompt": turns("a"), "completion": "b", "history": [["q", "r"]]},
+            "columns",
+            "column history beside column prompt: put its turns into one chat",
+        ),
+        (
+            {"instruction": "i", "input": turns("a"), "output": "b"},
+            "columns",
+            "columns instruction and input are one question, and one of them is a list",
+        ),
+    ],
+)
+def test_a_question_of_turns_that_is_none(row, reason, detail):
+    fault = fault_of(row)
+    assert (fault.reason, fault.detail) == (reason, detail)
 
 
 def test_a_system_turn_of_the_conversation_stays():

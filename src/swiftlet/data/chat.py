@@ -15,7 +15,9 @@ from swiftlet.data.toolcalls import parsed, read_calls
 Message = dict[str, Any]
 MEDIA_PARTS = ("image", "video", "audio", "media")
 TEXT_PARTS = {"text", "input_text", "output_text"}
-LOSS_KEYS = ("loss", "train", "weight", "loss_weight")
+# the keys under which one object holds a question and its answer
+PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("query", "response"))
+LOSS_KEYS = ("loss", "train", "weight", "loss_weight", "output_with_loss")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 NUM_NAMES = 12
 
@@ -48,17 +50,26 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
 
 
 def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
-    """Return one turn, or those of a question and an answer that stand in one object, with a system text or without."""
+    """Return one turn, or those of a question and an answer that stand in one object, with a system text or without.
+
+    What else stands in such an object, as whether it is trained on, is the answer's.
+    """
     if not isinstance(turn, dict):
         raise RowFault("schema", f"turn {number} is {kind_of(turn)}, expected an object")
     if not MEDIA.isdisjoint(turn):
         check_media(turn, f"turn {number}: key")
-    if "role" not in turn and "from" not in turn and {"human", "assistant"} <= turn.keys():
-        texts = [(USER, turn["human"]), (ASSISTANT, turn["assistant"])]
-        if holds_something(turn.get("system")):
-            texts.insert(0, (SYSTEM, turn["system"]))
-        return [{"role": role, "content": text} for role, text in texts]
-    return [turn]
+    pairs = [] if "role" in turn or "from" in turn else [keys for keys in PAIRS if turn.keys() >= {*keys}]
+    if len(pairs) != 1 or "instruction" in turn:
+        return [turn]
+    question, answer = pairs[0]
+    others = {key: value for key, value in turn.items() if key not in (question, answer, SYSTEM)}
+    turns = [
+        {"role": USER, "content": turn[question]},
+        {**others, "role": ASSISTANT, "content": turn[answer]},
+    ]
+    if holds_something(turn.get(SYSTEM)):
+        turns.insert(0, {"role": SYSTEM, "content": turn[SYSTEM]})
+    return turns
 
 
 def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
@@ -94,7 +105,7 @@ def _flags(turn: Mapping[str, Any], ours: str) -> str:
     if ours == "content":
         return flag(texts[0] if len(texts) == 1 else "KEY", "content")
     if len(roles) != 1:
-        return flag("KEY", "role")
+        return f'{flag("KEY", "role")}, or write each turn as {{"role": ..., "content": ...}}'
     contents = [key for key in texts if key != roles[0]]
     has_content = "content" in turn or "value" in turn or len(contents) != 1
     return " ".join([flag(roles[0], "role"), *([] if has_content else [flag(contents[0], "content")])])
@@ -137,8 +148,10 @@ def _part(part: Any, number: int, role: str) -> str:
     name = kind[:24] if isinstance(kind, str) and kind[:24].isidentifier() else "of unknown type"
     if any(medium in name for medium in MEDIA_PARTS):
         raise RowFault("multimodal", f"{where}: multimodal content part {name}")
+    if name not in TEXT_PARTS:
+        raise RowFault("schema", f"{where}: content part {name} is not text")
     text = part.get("text") if part.get("text") is not None else part.get("value")
-    if name not in TEXT_PARTS or not isinstance(text, str):
+    if not isinstance(text, str):
         raise RowFault("schema", f"{where}: content part {name} holds no text")
     return text
 

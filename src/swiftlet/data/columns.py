@@ -190,15 +190,24 @@ def _guess(row: Row, ours: str) -> str | None:
 def _guesses(row: Row, ours: str) -> list[str]:
     taken, found = {*SYSTEMS, "history"}, []
     for name, value in row.items():
-        is_turns = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-        is_kind = is_turns if ours == "messages" else isinstance(value, str)
-        if is_kind and name not in taken and _meaning(name) == ours:
+        is_kind = are_turns(value) if ours == "messages" else isinstance(value, str)
+        is_meant = _meaning(name) == ours or (ours == "messages" and is_kind and _has_role(value[0]))
+        if is_kind and name not in taken and is_meant:
             found.append(name)
     return found
 
 
+def are_turns(value: Any) -> bool:
+    """Return whether a value is a list whose items can be the turns of a conversation."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _has_role(turn: Row) -> bool:
+    return "role" in turn or "from" in turn
+
+
 def _meaning(name: str) -> str | None:
-    lowered = name.lower()
+    lowered = name.lower().replace("task", "")  # which holds "ask", and names a kind of question
     return next((ours for ours, parts in GUESSES if any(part in lowered for part in parts)), None)
 
 

@@ -19,9 +19,11 @@ from swiftlet.data.columns import (
     SYSTEMS,
     TOOLS,
     Columns,
+    are_turns,
     check_media,
     find_columns,
     first_set,
+    holds_something,
 )
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
@@ -74,7 +76,7 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
         messages = [{"role": ASSISTANT, "content": _text_of(row, "text", "empty_assistant")}]
         _check_no_history(row, "text")
     else:
-        messages = _pair(row, notes)
+        messages = _pair(row, notes, of_turns(columns))
     tools = None
     if not NO_PAIR.isdisjoint(row):
         messages = _with_system(row, messages)
@@ -115,7 +117,7 @@ def _is_plain_text(row: Mapping[str, Any]) -> bool:
     return row.get("text") is not None and all(row.get(name) is None for name in others)
 
 
-def _pair(row: Mapping[str, Any], notes: set[str]) -> list[Message]:
+def _pair(row: Mapping[str, Any], notes: set[str], keys: Mapping[str, str]) -> list[Message]:
     """Return the messages of a question and an answer, with the history before them."""
     empty_chat = next((name for name in CHATS if name in row), None)
     if "input_ids" in row and all(row.get(name) is None for name in ANSWERS):
@@ -126,6 +128,8 @@ def _pair(row: Mapping[str, Any], notes: set[str]) -> list[Message]:
         if fault.reason == "schema" and empty_chat is not None:
             raise RowFault("schema", f"column {empty_chat} is empty") from None
         raise
+    if any(are_turns(row[name]) for name in columns.questions):
+        return _turns_with_answer(row, columns, notes, keys)
     answer = _text_of(row, columns.answer, "empty_assistant")
     if not columns.questions:
         return [{"role": ASSISTANT, "content": answer}]
@@ -137,6 +141,22 @@ def _pair(row: Mapping[str, Any], notes: set[str]) -> list[Message]:
         {"role": USER, "content": question},
         {"role": ASSISTANT, "content": answer},
     ]
+
+
+def _turns_with_answer(
+    row: Mapping[str, Any], columns: Columns, notes: set[str], keys: Mapping[str, str]
+) -> list[Message]:
+    """Return the messages of a question that is a list of turns, and of its answer: a text, or a list of turns."""
+    name, *others = (name for name in columns.questions if holds_something(row[name]))
+    if others:
+        raise RowFault(
+            "columns", f"columns {name} and {others[0]} are one question, and one of them is a list"
+        )
+    answer = row[columns.answer]
+    if not are_turns(answer):
+        answer = [{"role": ASSISTANT, "content": _text_of(row, columns.answer, "empty_assistant")}]
+    _check_no_history(row, name)
+    return read_chat([*row[name], *answer], name, notes, keys)
 
 
 def _question(row: Mapping[str, Any], columns: Columns) -> str:
