@@ -96,6 +96,49 @@ def test_notations_of_a_conversation(name, chat):
     assert sample_of({name: chat, "system": "s"}).messages == [SYSTEM, *turns("a", "b", "c", "d")]
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL["function"]])])
+@pytest.mark.parametrize("content", ["s", "", None])
+def test_tools_of_a_system_turn_are_those_of_the_row(tools, content):
+    system = {"role": "system", "content": content, "tools": tools}
+    messages = [SYSTEM | {"content": content or ""}, *turns("a", "b")]
+    for row in (
+        {"messages": [system, *turns("a", "b")]},
+        {"prompt": [system, *turns("a")], "completion": "b"},
+    ):
+        for more in ({}, {"tools": "[]"}, {"tools": [TOOL]}):
+            sample = sample_of(row | more)
+            assert (sample.messages, sample.tools) == (messages, [TOOL])
+
+
+def test_other_tools_beside_those_of_a_system_turn_are_a_fault():
+    fault = fault_of(
+        {"messages": [SYSTEM | {"tools": [TOOL]}, *turns("a", "b")], "functions": [{"name": "g"}]}
+    )
+    assert (fault.reason, fault.detail) == (
+        "columns",
+        "column functions beside other tools in the system turn",
+    )
+    assert sample_of({"messages": [SYSTEM | {"tools": []}, *turns("a", "b")]}).tools is None
+
+
+def test_a_call_that_is_a_turn_of_its_own_says_whether_it_is_trained_on():
+    call = {"role": "function_call", "content": '{"name": "f"}', "loss": False}
+    chat = [*turns("a"), call, {"role": "observation", "content": "r"}, {"role": "assistant", "content": "b"}]
+    assert [turn.get("loss") for turn in sample_of({"messages": chat}).messages] == [None, False, None, None]
+    chat[1:2] = [{"role": "assistant", "content": "c", "loss": False}, call]
+    assert [turn.get("loss") for turn in sample_of({"messages": chat}).messages] == [None, False, None, None]
+
+
+def test_one_thing_said_under_two_keys_is_said_once():
+    chat = [turn | {"from": turn["role"], "value": turn["content"]} for turn in turns("a", "b")]
+    assert sample_of({"messages": chat}).messages == turns("a", "b")
+    chat = [turn | {"from": name} for turn, name in zip(turns("a", "b"), ("human", "Tom"), strict=True)]
+    assert sample_of({"messages": chat}).messages == turns("a", "b")
+
+
 @pytest.mark.parametrize("key", ["loss", "weight", "output_with_loss"])
 def test_what_stands_beside_a_question_and_answer_is_the_answers(key):
     chat = [{"input": "a", "output": "b", key: False}, {"input": "c", "output": "d"}]
@@ -277,6 +320,10 @@ def test_which_answers_are_trained_on():
         ({"prompt": "a", "completion": "b", "label": -1.0}, "label_unused"),
         ({"instruction": "a", "output": "b", "kto_tag": True}, "label_unused"),
         ({"instruction": "a", "context": "c", "response": "b"}, "context_unused"),
+        (
+            {"query": "a", "response": "b", "reasoning_content": "c"},
+            "reasoning_unused",
+        ),
         (
             {"messages": [*turns("a"), {"role": "assistant", "content": "b", "reasoning_content": "c"}]},
             "reasoning_unused",

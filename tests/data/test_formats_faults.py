@@ -60,6 +60,27 @@ def said(role, content, **more):
             "turn 0 has no role (its keys: input, instruction, output)",
         ),
         ([{"human": "a", "assistant": "b", "input": "c", "output": "d"}], "schema", "turn 0 has no role"),
+        (
+            [{"role": "user", "from": "gpt", "content": "a"}, *turns("a", "b")[1:]],
+            "columns",
+            "turn 0: role and from say different things",
+        ),
+        (
+            [*turns("a"), said("assistant", "b", value="c")],
+            "columns",
+            "turn 1: content and value say different things",
+        ),
+        (
+            [*turns("a"), said("assistant", "b", loss=False), said("tool_call", {"name": "f"})],
+            "schema",
+            "turn 2: of a call and the answer before it, one is not trained on",
+        ),
+        (
+            [*turns("a"), said("tool_call", {"name": "f"}, loss=False)],
+            "no_label_tokens",
+            "loss is false in every answer",
+        ),
+        ([*turns("a"), said("tool_call", {"name": "f"}, loss=2)], "schema", "turn 1: loss is not true or"),
         ([{"input": "a", "output": "b", "loss": 0}], "no_label_tokens", "loss is false in every answer"),
         (
             [{"role": "user", "words": "a"}, said("assistant", "b")],

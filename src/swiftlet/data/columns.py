@@ -29,6 +29,7 @@ PREFERENCES = (
 )
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 LABELS = ("label", "kto_tag")
+REASONING = ("reasoning_content", "thinking")  # `reasoning` mostly says whether there is some
 TURN_KEYS = ("role", "content")
 OURS = {
     *CHATS,

@@ -16,6 +16,7 @@ from swiftlet.data.columns import (
     MEDIA,
     OURS,
     PREFERENCES,
+    REASONING,
     SYSTEMS,
     TOOLS,
     Columns,
@@ -33,7 +34,7 @@ from swiftlet.data.rows import BadRow, Record, Sample
 from swiftlet.data.toolcalls import parsed, read_tools
 
 # most rows have none of these, and one look at all names is cheaper than one each
-UNUSUAL = frozenset({*MEDIA, *PREFERENCES, *LABELS})
+UNUSUAL = frozenset({*MEDIA, *PREFERENCES, *LABELS, *REASONING})
 NO_PAIR = frozenset({*CHATS, *SYSTEMS, *TOOLS})
 
 
@@ -78,9 +79,9 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
     else:
         messages = _pair(row, notes, of_turns(columns))
     tools = None
-    if not NO_PAIR.isdisjoint(row):
+    if not NO_PAIR.isdisjoint(row) or "tools" in messages[0]:
+        tools = _tools(row, messages)
         messages = _with_system(row, messages)
-        tools = read_tools(next((row[name] for name in TOOLS if row.get(name) is not None), None))
     if messages[0]["role"] == ASSISTANT:
         if tools:
             raise RowFault(
@@ -88,6 +89,16 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
             )
         return _plain(messages[0]["content"], record, notes)
     return Sample(messages, record.origin, tools, notes=tuple(sorted(notes)))
+
+
+def _tools(row: Mapping[str, Any], messages: list[Message]) -> list[Any] | None:
+    """Return the tools of a row, or of its system turn, which gives them up."""
+    name = next((name for name in TOOLS if row.get(name) is not None), None)
+    tools = read_tools(None if name is None else row[name])
+    of_turn = read_tools(messages[0].pop("tools", None))
+    if tools and of_turn and tools != of_turn:
+        raise RowFault("columns", f"column {name} beside other tools in the system turn")
+    return tools or of_turn
 
 
 def _check_unusual(row: Mapping[str, Any], notes: set[str], *, is_mapped: bool) -> None:
@@ -100,6 +111,8 @@ def _check_unusual(row: Mapping[str, Any], notes: set[str], *, is_mapped: bool) 
         )
     if first_set(row, LABELS) is not None:
         notes.add("label_unused")
+    if first_set(row, REASONING) is not None:
+        notes.add("reasoning_unused")
 
 
 def _chat_column(row: Mapping[str, Any]) -> str | None:
