@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from swiftlet.data.formats import to_sample
@@ -96,6 +96,10 @@ def test_notations_of_a_conversation(name, chat):
     assert sample_of({name: chat, "system": "s"}).messages == [SYSTEM, *turns("a", "b", "c", "d")]
 
 
+NO_ROLE = (
+    "turn 0 has no role (its keys: ); name it with --columns KEY=role, "
+    'or write each turn as {"role": ..., "content": ...}'
+)
 TOOL = {"type": "function", "function": {"name": "f"}}
 
 
@@ -172,6 +176,7 @@ def test_a_question_that_is_a_list_of_turns(row, messages):
         ({"prompt": turns("a"), "completion": []}, "schema", "column completion is a list, not a text"),
         ({"prompt": turns("a"), "completion": turns("b")}, "role_order", "turns 0 and 1 are both user"),
         ({"prompt": turns("a", "b"), "completion": "c"}, "role_order", "turns 1 and 2 are both assistant"),
+        ({"prompt": [{}], "completion": "b"}, "schema", NO_ROLE),
         ({"prompt": ["a"], "completion": "b"}, "schema", "column prompt is a list, not a text"),
         (
             {"prompt": turns("a"), "completion": "b", "history": [["q", "r"]]},
@@ -389,9 +394,53 @@ def test_no_json_object_crashes(value, name):
         {"query": "q", "response": "r", name: value},
         value if isinstance(value, dict) else {},
     ):
-        result = to_sample(Record(row, ORIGIN), {})
-        if isinstance(result, Sample):
-            assert result.text or result.messages[-1]["role"] == "assistant"
-            json.dumps([result.messages, result.tools, result.text], ensure_ascii=False).encode()
-        else:
-            assert result.reason in REASONS
+        assert_judged(row)
+
+
+def assert_judged(row):
+    result = to_sample(Record(row, ORIGIN), {})
+    if isinstance(result, BadRow):
+        assert result.reason in REASONS
+        return
+    assert result.text or result.messages[-1]["role"] == "assistant"
+    keys = {"role", "content", "tool_calls", "loss", "name", "tool_call_id"}
+    assert all(message.keys() <= keys for message in result.messages)
+    json.dumps([result.messages, result.tools, result.text], ensure_ascii=False).encode()
+
+
+SAID = st.sampled_from(
+    [
+        None,
+        "",
+        "a",
+        "user",
+        "[]",
+        '{"name": "f"}',
+        0,
+        1,
+        True,
+        float("nan"),
+        "\ud800",
+        [],
+        {},
+        ["a"],
+        [["a", "b"]],
+    ]
+    + [[None], {"name": "f"}, [{"type": "text", "text": "x"}]]
+)
+TURN = st.fixed_dictionaries(
+    {"role": st.sampled_from("system user assistant tool function_call".split()), "content": SAID},
+    optional=dict.fromkeys("from value loss tools tool_calls function_call name".split(), SAID),
+) | st.dictionaries(st.sampled_from("role human assistant input output system loss".split()), SAID)
+
+
+@example({"messages": [{"role": "system", "content": None}]})
+@example({"prompt": [{}], "completion": "b"})
+@given(
+    st.dictionaries(
+        st.sampled_from("messages prompt instruction input output completion system tools text".split()),
+        SAID | st.lists(TURN, min_size=1, max_size=3),
+    )
+)
+def test_no_turns_of_a_known_shape_crash(row):
+    assert_judged(row)

@@ -81,6 +81,7 @@ def said(role, content, **more):
             "loss is false in every answer",
         ),
         ([*turns("a"), said("tool_call", {"name": "f"}, loss=2)], "schema", "turn 1: loss is not true or"),
+        ([said("system", None)], "no_answer", "only a system turn"),
         ([{"input": "a", "output": "b", "loss": 0}], "no_label_tokens", "loss is false in every answer"),
         (
             [{"role": "user", "words": "a"}, said("assistant", "b")],

@@ -42,6 +42,8 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
     for number, turn in enumerate(turns):
         for part in _split_pair(rename(turn, keys) if keys and isinstance(turn, dict) else turn, number):
             _add(messages, part, number, notes)
+    if not messages:  # a system turn that is null is none
+        raise RowFault("no_answer", "only a system turn")
     is_alone = len(messages) == 1 and messages[0]["role"] == ASSISTANT
     if not is_alone or "tool_calls" in messages[0]:
         check_order(messages)

@@ -24,7 +24,6 @@ from swiftlet.data.columns import (
     check_media,
     find_columns,
     first_set,
-    holds_something,
 )
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
@@ -160,7 +159,7 @@ def _turns_with_answer(
     row: Mapping[str, Any], columns: Columns, notes: set[str], keys: Mapping[str, str]
 ) -> list[Message]:
     """Return the messages of a question that is a list of turns, and of its answer: a text, or a list of turns."""
-    name, *others = (name for name in columns.questions if holds_something(row[name]))
+    name, *others = (name for name in columns.questions if row[name] not in (None, ""))
     if others:
         raise RowFault(
             "columns", f"columns {name} and {others[0]} are one question, and one of them is a list"
