@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from swiftlet.data.formats import to_sample
@@ -84,6 +84,8 @@ def test_pairs_of_columns(row, messages):
         [{"from": turn, "value": text} for turn, text in zip(["human", "gpt"] * 2, "abcd", strict=True)],
         [{"from": "user", "value": "a"}, {"role": "bot", "content": "b"}, *turns("c", "d")],
         [{"human": "a", "assistant": "b"}, {"human": "c", "assistant": "d"}],
+        [{"input": "a", "output": "b"}, {"user": "c", "assistant": "d"}],
+        [{"query": "a", "response": "b"}, *turns("c", "d")],
         [{"role": "user", "content": [{"type": "text", "text": "a"}]}, *turns("x", "b", "c", "d")[1:]],
         [{"role": "user", "content": [{"type": "text", "value": "a"}, ""]}, *turns("x", "b", "c", "d")[1:]],
         json.dumps(turns("a", "b", "c", "d")),
@@ -92,6 +94,105 @@ def test_pairs_of_columns(row, messages):
 def test_notations_of_a_conversation(name, chat):
     assert sample_of({name: chat, "tools": None}).messages == turns("a", "b", "c", "d")
     assert sample_of({name: chat, "system": "s"}).messages == [SYSTEM, *turns("a", "b", "c", "d")]
+
+
+NO_ROLE = (
+    "turn 0 has no role (its keys: ); name it with --columns KEY=role, "
+    'or write each turn as {"role": ..., "content": ...}'
+)
+TOOL = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL["function"]])])
+@pytest.mark.parametrize("content", ["s", "", None])
+def test_tools_of_a_system_turn_are_those_of_the_row(tools, content):
+    system = {"role": "system", "content": content, "tools": tools}
+    messages = [SYSTEM | {"content": content or ""}, *turns("a", "b")]
+    for row in (
+        {"messages": [system, *turns("a", "b")]},
+        {"prompt": [system, *turns("a")], "completion": "b"},
+    ):
+        for more in ({}, {"tools": "[]"}, {"tools": [TOOL]}):
+            sample = sample_of(row | more)
+            assert (sample.messages, sample.tools) == (messages, [TOOL])
+
+
+def test_other_tools_beside_those_of_a_system_turn_are_a_fault():
+    fault = fault_of(
+        {"messages": [SYSTEM | {"tools": [TOOL]}, *turns("a", "b")], "functions": [{"name": "g"}]}
+    )
+    assert (fault.reason, fault.detail) == (
+        "columns",
+        "column functions beside other tools in the system turn",
+    )
+    assert sample_of({"messages": [SYSTEM | {"tools": []}, *turns("a", "b")]}).tools is None
+
+
+def test_a_call_that_is_a_turn_of_its_own_says_whether_it_is_trained_on():
+    call = {"role": "function_call", "content": '{"name": "f"}', "loss": False}
+    chat = [*turns("a"), call, {"role": "observation", "content": "r"}, {"role": "assistant", "content": "b"}]
+    assert [turn.get("loss") for turn in sample_of({"messages": chat}).messages] == [None, False, None, None]
+    chat[1:2] = [{"role": "assistant", "content": "c", "loss": False}, call]
+    assert [turn.get("loss") for turn in sample_of({"messages": chat}).messages] == [None, False, None, None]
+
+
+def test_one_thing_said_under_two_keys_is_said_once():
+    chat = [turn | {"from": turn["role"], "value": turn["content"]} for turn in turns("a", "b")]
+    assert sample_of({"messages": chat}).messages == turns("a", "b")
+    chat = [turn | {"from": name} for turn, name in zip(turns("a", "b"), ("human", "Tom"), strict=True)]
+    assert sample_of({"messages": chat}).messages == turns("a", "b")
+
+
+@pytest.mark.parametrize("key", ["loss", "weight", "output_with_loss"])
+def test_what_stands_beside_a_question_and_answer_is_the_answers(key):
+    chat = [{"input": "a", "output": "b", key: False}, {"input": "c", "output": "d"}]
+    assert [turn.get("loss") for turn in sample_of({"conversation": chat}).messages] == [
+        None, False, None, None,
+    ]  # fmt: skip
+    call = {"name": "f", "arguments": {"x": 1}}
+    chat = [{"human": "a", "assistant": "", "tool_calls": [call], "thinking": "t"}]
+    sample = sample_of({"conversation": chat})
+    assert sample.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
+    assert sample.notes == ("reasoning_unused",)
+
+
+@pytest.mark.parametrize(
+    ("row", "messages"),
+    [
+        ({"prompt": turns("a"), "completion": [{"role": "assistant", "content": "b"}]}, turns("a", "b")),
+        ({"prompt": turns("a", "b", "c"), "completion": "d"}, turns("a", "b", "c", "d")),
+        ({"instruction": "", "input": turns("a"), "output": "b", "system": "s"}, [SYSTEM, *turns("a", "b")]),
+        ({"prompt": [SYSTEM, *turns("a")], "completion": "b", "system": ""}, [SYSTEM, *turns("a", "b")]),
+    ],
+)
+def test_a_question_that_is_a_list_of_turns(row, messages):
+    assert sample_of(row).messages == messages
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "detail"),
+    [
+        ({"prompt": turns("a"), "completion": ""}, "empty_assistant", "column completion is empty"),
+        ({"prompt": turns("a"), "completion": []}, "schema", "column completion is a list, not a text"),
+        ({"prompt": turns("a"), "completion": turns("b")}, "role_order", "turns 0 and 1 are both user"),
+        ({"prompt": turns("a", "b"), "completion": "c"}, "role_order", "turns 1 and 2 are both assistant"),
+        ({"prompt": [{}], "completion": "b"}, "schema", NO_ROLE),
+        ({"prompt": ["a"], "completion": "b"}, "schema", "column prompt is a list, not a text"),
+        (
+            {"prompt": turns("a"), "completion": "b", "history": [["q", "r"]]},
+            "columns",
+            "column history beside column prompt: put its turns into one chat",
+        ),
+        (
+            {"instruction": "i", "input": turns("a"), "output": "b"},
+            "columns",
+            "columns instruction and input are one question, and one of them is a list",
+        ),
+    ],
+)
+def test_a_question_of_turns_that_is_none(row, reason, detail):
+    fault = fault_of(row)
+    assert (fault.reason, fault.detail) == (reason, detail)
 
 
 def test_a_system_turn_of_the_conversation_stays():
@@ -225,6 +326,10 @@ def test_which_answers_are_trained_on():
         ({"instruction": "a", "output": "b", "kto_tag": True}, "label_unused"),
         ({"instruction": "a", "context": "c", "response": "b"}, "context_unused"),
         (
+            {"query": "a", "response": "b", "reasoning_content": "c"},
+            "reasoning_unused",
+        ),
+        (
             {"messages": [*turns("a"), {"role": "assistant", "content": "b", "reasoning_content": "c"}]},
             "reasoning_unused",
         ),
@@ -289,9 +394,53 @@ def test_no_json_object_crashes(value, name):
         {"query": "q", "response": "r", name: value},
         value if isinstance(value, dict) else {},
     ):
-        result = to_sample(Record(row, ORIGIN), {})
-        if isinstance(result, Sample):
-            assert result.text or result.messages[-1]["role"] == "assistant"
-            json.dumps([result.messages, result.tools, result.text], ensure_ascii=False).encode()
-        else:
-            assert result.reason in REASONS
+        assert_judged(row)
+
+
+def assert_judged(row):
+    result = to_sample(Record(row, ORIGIN), {})
+    if isinstance(result, BadRow):
+        assert result.reason in REASONS
+        return
+    assert result.text or result.messages[-1]["role"] == "assistant"
+    keys = {"role", "content", "tool_calls", "loss", "name", "tool_call_id"}
+    assert all(message.keys() <= keys for message in result.messages)
+    json.dumps([result.messages, result.tools, result.text], ensure_ascii=False).encode()
+
+
+SAID = st.sampled_from(
+    [
+        None,
+        "",
+        "a",
+        "user",
+        "[]",
+        '{"name": "f"}',
+        0,
+        1,
+        True,
+        float("nan"),
+        "\ud800",
+        [],
+        {},
+        ["a"],
+        [["a", "b"]],
+    ]
+    + [[None], {"name": "f"}, [{"type": "text", "text": "x"}]]
+)
+TURN = st.fixed_dictionaries(
+    {"role": st.sampled_from("system user assistant tool function_call".split()), "content": SAID},
+    optional=dict.fromkeys("from value loss tools tool_calls function_call name".split(), SAID),
+) | st.dictionaries(st.sampled_from("role human assistant input output system loss".split()), SAID)
+
+
+@example({"messages": [{"role": "system", "content": None}]})
+@example({"prompt": [{}], "completion": "b"})
+@given(
+    st.dictionaries(
+        st.sampled_from("messages prompt instruction input output completion system tools text".split()),
+        SAID | st.lists(TURN, min_size=1, max_size=3),
+    )
+)
+def test_no_turns_of_a_known_shape_crash(row):
+    assert_judged(row)

@@ -12,6 +12,7 @@ from swiftlet.data.prepare import prepare
 from swiftlet.errors import UsageError
 
 KEYS = {"speaker": "role", "utterance": "content"}
+OR_ROLES = 'or write each turn as {"role": ..., "content": ...}'
 
 
 def spoken(*texts):
@@ -46,8 +47,8 @@ def test_turns_with_unknown_keys_name_the_flag():
         ({"who": "human", "value": "a"}, "--columns who=role"),
         ({"who": "human", "a": "b", "c": "d"}, "--columns who=role"),
         ({"who": "human", "what": 1}, "--columns who=role"),
-        ({"who": "Tom", "what": "a"}, "--columns KEY=role"),
-        ({"who": "user", "whom": "bot"}, "--columns KEY=role"),
+        ({"who": "Tom", "what": "a"}, f"--columns KEY=role, {OR_ROLES}"),
+        ({"who": "user", "whom": "bot"}, f"--columns KEY=role, {OR_ROLES}"),
         ({"role": "user", "a": "b", "c": "d"}, "--columns KEY=content"),
         ({"from": "user", "my words": "b"}, "--columns 'my words=content'"),
     ],

@@ -90,13 +90,29 @@ def test_the_system_text_of_a_question_and_answer_in_one_object():
             "query, instruction",
             "--columns query=query",
         ),
+        ({"prompt": "q", "input": "n", "completion": "o"}, "prompt, input", "--columns prompt=query"),
+        ({"prompt": "q", "input": "n", "output": "o"}, "prompt, input", "--columns prompt=query"),
+        (
+            {"instruction": "i", "prompt": "q", "completion": "o"},
+            "prompt, instruction",
+            "--columns prompt=query",
+        ),
+        ({"question": "q", "input": "n", "output": "o"}, "input, question", "--columns input=query"),
     ],
 )
 def test_a_query_beside_a_task_or_its_input_is_ambiguous(row, names, choose):
     fault = fault_of(row)
     assert fault.reason == "columns"
     assert fault.detail == f"ambiguous question columns: {names}; choose with {choose}"
-    assert sample_of(row, {"query": "query"}).messages == turns("q", "o")
+    chosen = names.split(",")[0]
+    assert sample_of(row, {chosen: "query"}).messages == turns(row[chosen], "o")
+
+
+def test_an_empty_question_beside_another_is_none():
+    for other in ("query", "prompt", "question", "problem"):
+        assert sample_of({other: "q", "input": "", "output": "o"}).messages == turns("q", "o")
+    row = {"prompt": "both of them", "instruction": "i", "input": "n", "output": "o"}
+    assert sample_of(row).messages == turns("i\nn", "o")
 
 
 def test_a_query_is_joined_as_the_message_says():

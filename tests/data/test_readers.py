@@ -220,6 +220,7 @@ def test_f38_a_file_in_another_encoding_stops_with_the_command_that_converts_it(
         ("a.parquet", b"PAR1 and nothing else", "a damaged table", "fetch"),
         ("a.jsonl", b"PAR1 and more", "Parquet under another name", "end in .parquet"),
         ("a.jsonl", b"\x80\x04\x95abc", "a Python pickle, which is never read", "JSON Lines"),
+        ("a.pkl", b"\x80\x05\x95abc", "a Python pickle, which is never read", "JSON Lines"),
         ("a.doc", b"words", "unknown suffix '.doc'", ".jsonl"),
         ("a.xlsx", b"PK\x03\x04 sheet", "a zip or Excel file (it starts with PK)", "save the sheet as CSV"),
         ("a.zip", b"PK\x03\x04 rows", "a zip or Excel file (it starts with PK)", "unpack it"),

@@ -220,6 +220,16 @@ def test_folders_without_rows_stop(tmp_path, make, message):
     assert caught.value.hint
 
 
+def test_a_quoted_pattern_is_told_to_stand_without_quotes(tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    with pytest.raises(DataError, match="no such data file") as caught:
+        texts_of(str(tmp_path / "*.jsonl"))
+    assert caught.value.hint == (
+        "check the path given to --dataset or --val_dataset; "
+        "write a pattern without quotes: the shell puts the names of its files there"
+    )
+
+
 def test_a_file_that_may_not_be_read_stops(tmp_path):
     (tmp_path / "a.jsonl").symlink_to(tmp_path / "a.jsonl")
     spec = parse_spec(str(tmp_path / "a.jsonl"))

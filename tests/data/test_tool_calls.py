@@ -100,6 +100,21 @@ def test_what_comes_before_a_call_at_inference_is_what_was_trained(make):
         assert encoded.input_ids[: len(prompt)] == prompt
 
 
+def test_an_end_that_the_template_leaves_out_behind_one_call_alone_is_put_there(make):
+    """As DeepSeek-R1's does; behind the last answer alone, as nothing can stand between a call and its result."""
+    end = "{% if not m.tool_calls or m.tool_calls | length > 1 %}<|end|>{% endif %}"
+    template = make(NATIVE.replace("<|end|>\n", end))
+    called = printed("add")
+    for messages, expected in (
+        ([QUESTION, call("add")], [called + "<|end|>"]),
+        ([QUESTION, call("add", "add")], [called + called + "<|end|>"]),
+        ([QUESTION, call("add"), RESULT, ANSWER], [called, "It is 5.<|end|>"]),
+    ):
+        assert trained(template, template.encode(sample(messages, TOOLS))) == expected
+    other = make(NATIVE.replace("<|end|>\n", "{{ '<call>' if m.tool_calls else '<|end|>' }}"))
+    assert trained(other, other.encode(sample([QUESTION, call("add")], TOOLS))) == [called + "<call>"]
+
+
 def test_calls_and_tools_are_text_where_the_template_prints_none(make):
     template = make(CHATML)
     messages = [QUESTION, call("add", "sub", content="I add."), RESULT, ANSWER]

@@ -14,7 +14,7 @@ from swiftlet import log
 from swiftlet.config.check import model_folder_mistake
 from swiftlet.data.mapping import check_columns
 from swiftlet.data.named_templates import named_template
-from swiftlet.data.spec import parse_specs
+from swiftlet.data.spec import how_to_find, parse_specs
 from swiftlet.errors import SwiftletError, UsageError, pick
 from swiftlet.models.families import FAMILIES, fetch, find_model
 from swiftlet.models.geometry import is_size
@@ -62,11 +62,8 @@ def _dataset_mistakes(flag: str, text: str) -> Iterator[UsageError]:
         return
     for spec in specs:
         if spec.kind == "path" and not os.path.exists(spec.location):
-            several = (
-                "; several are words of their own, or separated by commas" if " " in spec.location else ""
-            )
             yield UsageError(
-                f"no such data file or folder: {spec.location}", f"check the path given to --{flag}{several}"
+                f"no such data file or folder: {spec.location}", how_to_find(spec.location, f"--{flag}")
             )
 
 

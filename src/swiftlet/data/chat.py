@@ -15,7 +15,9 @@ from swiftlet.data.toolcalls import parsed, read_calls
 Message = dict[str, Any]
 MEDIA_PARTS = ("image", "video", "audio", "media")
 TEXT_PARTS = {"text", "input_text", "output_text"}
-LOSS_KEYS = ("loss", "train", "weight", "loss_weight")
+# the keys under which one object holds a question and its answer
+PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("query", "response"))
+LOSS_KEYS = ("loss", "train", "weight", "loss_weight", "output_with_loss")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 NUM_NAMES = 12
 
@@ -40,6 +42,8 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
     for number, turn in enumerate(turns):
         for part in _split_pair(rename(turn, keys) if keys and isinstance(turn, dict) else turn, number):
             _add(messages, part, number, notes)
+    if not messages:  # a system turn that is null is none
+        raise RowFault("no_answer", "only a system turn")
     is_alone = len(messages) == 1 and messages[0]["role"] == ASSISTANT
     if not is_alone or "tool_calls" in messages[0]:
         check_order(messages)
@@ -48,38 +52,64 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
 
 
 def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
-    """Return one turn, or those of a question and an answer that stand in one object, with a system text or without."""
+    """Return one turn, or those of a question and an answer that stand in one object, with a system text or without.
+
+    What else stands in such an object, as whether it is trained on, is the answer's.
+    """
     if not isinstance(turn, dict):
         raise RowFault("schema", f"turn {number} is {kind_of(turn)}, expected an object")
     if not MEDIA.isdisjoint(turn):
         check_media(turn, f"turn {number}: key")
-    if "role" not in turn and "from" not in turn and {"human", "assistant"} <= turn.keys():
-        texts = [(USER, turn["human"]), (ASSISTANT, turn["assistant"])]
-        if holds_something(turn.get("system")):
-            texts.insert(0, (SYSTEM, turn["system"]))
-        return [{"role": role, "content": text} for role, text in texts]
-    return [turn]
+    pairs = [] if "role" in turn or "from" in turn else [keys for keys in PAIRS if turn.keys() >= {*keys}]
+    if len(pairs) != 1 or "instruction" in turn:
+        return [turn]
+    question, answer = pairs[0]
+    others = {key: value for key, value in turn.items() if key not in (question, answer, SYSTEM)}
+    turns = [
+        {"role": USER, "content": turn[question]},
+        {**others, "role": ASSISTANT, "content": turn[answer]},
+    ]
+    if holds_something(turn.get(SYSTEM)):
+        turns.insert(0, {"role": SYSTEM, "content": turn[SYSTEM]})
+    return turns
 
 
 def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
-    name = turn.get("role") if turn.get("role") is not None else turn.get("from")
-    if name is None:
-        raise RowFault("schema", _without(turn, f"turn {number} has no role", "role"))
-    role = role_of(name, number)
-    raw = turn.get("content") if turn.get("content") is not None else turn.get("value")
+    role, raw = _role_and_content(turn, number)
     if raw is None and "content" not in turn and "value" not in turn and not _has_calls(turn):
         raise RowFault("schema", _without(turn, f"turn {number} ({role}) has no content", "content"))
     if role == CALL:
-        _add_calls(messages, read_calls(raw, number), number)
+        is_trained = _is_trained_on(turn, number, notes)
+        _add_calls(messages, read_calls(raw, number), number, is_trained)
         return
     message: Message = {"role": role, "content": content_of(raw, number, role)}
     if role == ASSISTANT:
         _add_extras(message, turn, number, notes)
     elif role == TOOL:
         message |= {key: turn[key] for key in ("tool_call_id", "name") if isinstance(turn.get(key), str)}
+    elif role == SYSTEM and holds_something(turn.get("tools")):
+        message |= {"content": message["content"] or "", "tools": turn["tools"]}
     _check_content(message, number)
     if role != SYSTEM or message["content"] is not None:
         messages.append(message)
+
+
+def _role_and_content(turn: Mapping[str, Any], number: int) -> tuple[str, Any]:
+    """Return the role of a turn and what it says, None where that is null or missing.
+
+    Raises:
+        RowFault: it has no role, or two that differ, or two contents of which one would be lost.
+    """
+    name, other = turn.get("role"), turn.get("from")
+    if name is None and other is None:
+        raise RowFault("schema", _without(turn, f"turn {number} has no role", "role"))
+    role = role_of(other if name is None else name, number)
+    if isinstance(other, str) and ROLES.get(other, role) != role:
+        raise RowFault("columns", f"turn {number}: role and from say different things")
+    content, value = turn.get("content"), turn.get("value")
+    if content is not None and value is not None and content != value:
+        raise RowFault("columns", f"turn {number}: content and value say different things")
+    return role, value if content is None else content
 
 
 def _without(turn: Mapping[str, Any], what: str, ours: str) -> str:
@@ -94,7 +124,7 @@ def _flags(turn: Mapping[str, Any], ours: str) -> str:
     if ours == "content":
         return flag(texts[0] if len(texts) == 1 else "KEY", "content")
     if len(roles) != 1:
-        return flag("KEY", "role")
+        return f'{flag("KEY", "role")}, or write each turn as {{"role": ..., "content": ...}}'
     contents = [key for key in texts if key != roles[0]]
     has_content = "content" in turn or "value" in turn or len(contents) != 1
     return " ".join([flag(roles[0], "role"), *([] if has_content else [flag(contents[0], "content")])])
@@ -104,14 +134,19 @@ def _has_calls(turn: Mapping[str, Any]) -> bool:
     return bool(turn.get("tool_calls") or turn.get("function_call"))
 
 
-def _add_calls(messages: list[Message], calls: list[dict[str, Any]], number: int) -> None:
+def _add_calls(
+    messages: list[Message], calls: list[dict[str, Any]], number: int, is_trained: bool | None
+) -> None:
     """Add calls to the assistant turn that they follow, or as a turn of their own."""
     if not calls:
         raise RowFault("empty_assistant", f"turn {number}: an empty tool call")
-    if messages and messages[-1]["role"] == ASSISTANT:
-        messages[-1].setdefault("tool_calls", []).extend(calls)
-    else:
-        messages.append({"role": ASSISTANT, "content": "", "tool_calls": calls})
+    if not messages or messages[-1]["role"] != ASSISTANT:
+        messages.append({"role": ASSISTANT, "content": ""})
+        if is_trained is not None:
+            messages[-1]["loss"] = is_trained
+    elif (messages[-1].get("loss") is False) != (is_trained is False):
+        raise RowFault("schema", f"turn {number}: of a call and the answer before it, one is not trained on")
+    messages[-1].setdefault("tool_calls", []).extend(calls)
 
 
 def content_of(value: Any, number: int, role: str) -> str | None:
@@ -137,8 +172,10 @@ def _part(part: Any, number: int, role: str) -> str:
     name = kind[:24] if isinstance(kind, str) and kind[:24].isidentifier() else "of unknown type"
     if any(medium in name for medium in MEDIA_PARTS):
         raise RowFault("multimodal", f"{where}: multimodal content part {name}")
+    if name not in TEXT_PARTS:
+        raise RowFault("schema", f"{where}: content part {name} is not text")
     text = part.get("text") if part.get("text") is not None else part.get("value")
-    if name not in TEXT_PARTS or not isinstance(text, str):
+    if not isinstance(text, str):
         raise RowFault("schema", f"{where}: content part {name} holds no text")
     return text
 
@@ -151,17 +188,21 @@ def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: s
         if calls:
             message["tool_calls"] = calls
             message["content"] = message["content"] or ""
-    for key in LOSS_KEYS:
-        if turn.get(key) is not None:
-            message["loss"] = _is_trained_on(turn[key], f"turn {number}: {key}", notes)
-            break
+    is_trained = _is_trained_on(turn, number, notes)
+    if is_trained is not None:
+        message["loss"] = is_trained
     if any(turn.get(key) for key in REASONING_KEYS):
         notes.add("reasoning_unused")
 
 
-def _is_trained_on(value: Any, what: str, notes: set[str]) -> bool:
+def _is_trained_on(turn: Mapping[str, Any], number: int, notes: set[str]) -> bool | None:
+    """Return whether a turn says that it is trained on, None where it says nothing."""
+    key = next((key for key in LOSS_KEYS if turn.get(key) is not None), None)
+    if key is None:
+        return None
+    value = turn[key]
     if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:
-        raise RowFault("schema", f"{what} is not true or false, nor a number from 0 to 1")
+        raise RowFault("schema", f"turn {number}: {key} is not true or false, nor a number from 0 to 1")
     if 0 < value < 1:
         notes.add("weight_unused")
     return value > 0

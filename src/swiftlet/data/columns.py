@@ -29,6 +29,7 @@ PREFERENCES = (
 )
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 LABELS = ("label", "kto_tag")
+REASONING = ("reasoning_content", "thinking")  # `reasoning` mostly says whether there is some
 TURN_KEYS = ("role", "content")
 OURS = {
     *CHATS,
@@ -101,14 +102,16 @@ def find_columns(row: Row) -> Columns:
     Raises:
         RowFault: none, or more than one could be meant.
     """
-    # one may be the task and the other its input: none is taken alone
-    is_mixed = _is_set(row, "query") and (_is_set(row, "instruction") or _is_set(row, "input"))
-    for questions, answer in () if is_mixed else PAIRS:
+    for questions, answer in PAIRS:
         present = tuple(name for name in questions if name in row)
-        if present and answer in row and any(row[name] is not None for name in (*present, answer)):
+        is_there = present and answer in row and any(row[name] is not None for name in (*present, answer))
+        if is_there and not _is_mixed(row, present):
             return Columns(present, answer)
     answers = _present(row, [(name,) for name in ANSWERS])
     questions_found = _present(row, QUESTIONS)
+    questions_found = [
+        names for names in questions_found if any(_is_set(row, name) for name in names)
+    ] or questions_found[:1]
     if not answers:
         raise RowFault("schema", missing(row, has_question=bool(questions_found), has_answer=False))
     if len(answers) > 1:
@@ -123,6 +126,16 @@ def find_columns(row: Row) -> Columns:
     if not is_plain or first_set(row, SYSTEMS) or first_set(row, ("history",)):
         raise RowFault("schema", missing(row, has_question=False, has_answer=True))
     return Columns((), "response")
+
+
+def _is_mixed(row: Row, questions: tuple[str, ...]) -> bool:
+    """Return whether the task may stand in one column and its input in another, of which neither is taken alone."""
+    if "instruction" in questions:  # a prompt beside it mostly repeats both
+        others: tuple[str, ...] = ("query",)
+    else:
+        others = tuple(name for names in QUESTIONS for name in names if name not in questions)
+        others = others if "input" in questions else ("instruction", "input")
+    return any(_is_set(row, name) for name in others)
 
 
 def _is_set(row: Row, name: str) -> bool:
@@ -190,15 +203,24 @@ def _guess(row: Row, ours: str) -> str | None:
 def _guesses(row: Row, ours: str) -> list[str]:
     taken, found = {*SYSTEMS, "history"}, []
     for name, value in row.items():
-        is_turns = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-        is_kind = is_turns if ours == "messages" else isinstance(value, str)
-        if is_kind and name not in taken and _meaning(name) == ours:
+        is_kind = are_turns(value) if ours == "messages" else isinstance(value, str)
+        is_meant = _meaning(name) == ours or (ours == "messages" and is_kind and _has_role(value[0]))
+        if is_kind and name not in taken and is_meant:
             found.append(name)
     return found
 
 
+def are_turns(value: Any) -> bool:
+    """Return whether a value is a list whose items can be the turns of a conversation."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _has_role(turn: Row) -> bool:
+    return "role" in turn or "from" in turn
+
+
 def _meaning(name: str) -> str | None:
-    lowered = name.lower()
+    lowered = name.lower().replace("task", "")  # which holds "ask", and names a kind of question
     return next((ours for ours, parts in GUESSES if any(part in lowered for part in parts)), None)
 
 

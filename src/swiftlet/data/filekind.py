@@ -58,7 +58,10 @@ FAULTS = (
     Fault(b"%PDF", "a PDF", "export its text as .txt or .jsonl"),
     Fault(b"SQLite format 3", "an SQLite database", "export a table as CSV or JSON Lines"),
     Fault(b"\x89HDF", "an HDF5 file", "export it as Parquet or JSON Lines"),
-    Fault(b"\x80\x04\x95", "a Python pickle, which is never read", "write it as JSON Lines"),
+    *(
+        Fault(b"\x80" + bytes([protocol]), "a Python pickle, which is never read", "write it as JSON Lines")
+        for protocol in range(2, 6)
+    ),
     Fault(b"\xff\xfe\x00\x00", "UTF-32 text", "convert it with iconv -f UTF-32 -t UTF-8"),
     Fault(b"\x00\x00\xfe\xff", "UTF-32 text", "convert it with iconv -f UTF-32 -t UTF-8"),
     Fault(b"\xff\xfe", "UTF-16 text", "convert it with iconv -f UTF-16 -t UTF-8"),

@@ -16,9 +16,11 @@ from swiftlet.data.columns import (
     MEDIA,
     OURS,
     PREFERENCES,
+    REASONING,
     SYSTEMS,
     TOOLS,
     Columns,
+    are_turns,
     check_media,
     find_columns,
     first_set,
@@ -31,7 +33,7 @@ from swiftlet.data.rows import BadRow, Record, Sample
 from swiftlet.data.toolcalls import parsed, read_tools
 
 # most rows have none of these, and one look at all names is cheaper than one each
-UNUSUAL = frozenset({*MEDIA, *PREFERENCES, *LABELS})
+UNUSUAL = frozenset({*MEDIA, *PREFERENCES, *LABELS, *REASONING})
 NO_PAIR = frozenset({*CHATS, *SYSTEMS, *TOOLS})
 
 
@@ -74,11 +76,11 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
         messages = [{"role": ASSISTANT, "content": _text_of(row, "text", "empty_assistant")}]
         _check_no_history(row, "text")
     else:
-        messages = _pair(row, notes)
+        messages = _pair(row, notes, of_turns(columns))
     tools = None
-    if not NO_PAIR.isdisjoint(row):
+    if not NO_PAIR.isdisjoint(row) or "tools" in messages[0]:
+        tools = _tools(row, messages)
         messages = _with_system(row, messages)
-        tools = read_tools(next((row[name] for name in TOOLS if row.get(name) is not None), None))
     if messages[0]["role"] == ASSISTANT:
         if tools:
             raise RowFault(
@@ -86,6 +88,16 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
             )
         return _plain(messages[0]["content"], record, notes)
     return Sample(messages, record.origin, tools, notes=tuple(sorted(notes)))
+
+
+def _tools(row: Mapping[str, Any], messages: list[Message]) -> list[Any] | None:
+    """Return the tools of a row, or of its system turn, which gives them up."""
+    name = next((name for name in TOOLS if row.get(name) is not None), None)
+    tools = read_tools(None if name is None else row[name])
+    of_turn = read_tools(messages[0].pop("tools", None))
+    if tools and of_turn and tools != of_turn:
+        raise RowFault("columns", f"column {name} beside other tools in the system turn")
+    return tools or of_turn
 
 
 def _check_unusual(row: Mapping[str, Any], notes: set[str], *, is_mapped: bool) -> None:
@@ -98,6 +110,8 @@ def _check_unusual(row: Mapping[str, Any], notes: set[str], *, is_mapped: bool) 
         )
     if first_set(row, LABELS) is not None:
         notes.add("label_unused")
+    if first_set(row, REASONING) is not None:
+        notes.add("reasoning_unused")
 
 
 def _chat_column(row: Mapping[str, Any]) -> str | None:
@@ -115,7 +129,7 @@ def _is_plain_text(row: Mapping[str, Any]) -> bool:
     return row.get("text") is not None and all(row.get(name) is None for name in others)
 
 
-def _pair(row: Mapping[str, Any], notes: set[str]) -> list[Message]:
+def _pair(row: Mapping[str, Any], notes: set[str], keys: Mapping[str, str]) -> list[Message]:
     """Return the messages of a question and an answer, with the history before them."""
     empty_chat = next((name for name in CHATS if name in row), None)
     if "input_ids" in row and all(row.get(name) is None for name in ANSWERS):
@@ -126,6 +140,8 @@ def _pair(row: Mapping[str, Any], notes: set[str]) -> list[Message]:
         if fault.reason == "schema" and empty_chat is not None:
             raise RowFault("schema", f"column {empty_chat} is empty") from None
         raise
+    if any(are_turns(row[name]) for name in columns.questions):
+        return _turns_with_answer(row, columns, notes, keys)
     answer = _text_of(row, columns.answer, "empty_assistant")
     if not columns.questions:
         return [{"role": ASSISTANT, "content": answer}]
@@ -137,6 +153,22 @@ def _pair(row: Mapping[str, Any], notes: set[str]) -> list[Message]:
         {"role": USER, "content": question},
         {"role": ASSISTANT, "content": answer},
     ]
+
+
+def _turns_with_answer(
+    row: Mapping[str, Any], columns: Columns, notes: set[str], keys: Mapping[str, str]
+) -> list[Message]:
+    """Return the messages of a question that is a list of turns, and of its answer: a text, or a list of turns."""
+    name, *others = (name for name in columns.questions if row[name] not in (None, ""))
+    if others:
+        raise RowFault(
+            "columns", f"columns {name} and {others[0]} are one question, and one of them is a list"
+        )
+    answer = row[columns.answer]
+    if not are_turns(answer):
+        answer = [{"role": ASSISTANT, "content": _text_of(row, columns.answer, "empty_assistant")}]
+    _check_no_history(row, name)
+    return read_chat([*row[name], *answer], name, notes, keys)
 
 
 def _question(row: Mapping[str, Any], columns: Columns) -> str:

@@ -22,7 +22,7 @@ from swiftlet.data.jsonfile import count_json, read_json
 from swiftlet.data.jsonlines import Keep, count_lines, read_text_lines
 from swiftlet.data.parquetfile import count_arrow, count_parquet, read_arrow, read_parquet
 from swiftlet.data.rows import BadRow, Origin, Record
-from swiftlet.data.spec import DatasetSpec
+from swiftlet.data.spec import DatasetSpec, how_to_find
 from swiftlet.errors import DataError
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -64,7 +64,8 @@ def files_of(spec: DatasetSpec) -> list[Path]:
         path = Path(spec.location)
         if not path.exists():
             raise DataError(
-                f"no such data file or folder: {path}", "check the path given to --dataset or --val_dataset"
+                f"no such data file or folder: {path}",
+                how_to_find(spec.location, "--dataset or --val_dataset"),
             )
         if not path.is_dir():
             return [_known(path)]

@@ -96,6 +96,14 @@ def absolute_text(text: str) -> str:
     return f"{Path(spec.location).absolute()}{subsets}{count}"
 
 
+def how_to_find(location: str, flags: str) -> str:
+    """Return what to do about a path that does not exist, which was given to one of the flags."""
+    hint = f"check the path given to {flags}"
+    if any(sign in location for sign in "*?["):
+        return f"{hint}; write a pattern without quotes: the shell puts the names of its files there"
+    return f"{hint}; several are words of their own, or separated by commas" if " " in location else hint
+
+
 def _split_count(text: str) -> tuple[str, int | None]:
     found = _COUNT.search(text)
     if not found:

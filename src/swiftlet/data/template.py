@@ -34,7 +34,7 @@ from swiftlet.data.turns import TurnFinder
 
 __all__ = ["Template", "TemplateError", "build_template"]
 PLAIN = "default-generation"
-_CODE_VERSION = 4
+_CODE_VERSION = 5
 _LEAVE_OUT = "leave such rows out with --bad_rows skip, or choose another template with --template_type"
 
 

@@ -175,7 +175,9 @@ class TurnFinder:
                 self.closings[key] = closing
         marker = closing.last if is_last else closing.middle
         if has_calls:
-            return self._behind_calls(marker, is_last)
+            marker, append = self._behind_calls(marker, is_last)
+            is_open = is_last and not append and self._is_open(messages, number, tools, marker)
+            return marker, self.end_markers.plain.last if is_open else append
         if marker or not is_last:
             return marker, ""
         return marker, closing.middle or None
@@ -199,6 +201,17 @@ class TurnFinder:
         ):
             return marker, ""
         return marker, plain.middle or None
+
+    def _is_open(self, messages: Messages, number: int, tools: list[Any] | None, marker: str) -> bool:
+        """Return whether a template that ends the last answer with its marker leaves it out behind one tool call alone.
+
+        Others end calls with another token; so it counts only where the marker is there behind two calls.
+        """
+        end, calls = self.end_markers.plain.last.strip(), messages[number]["tool_calls"]
+        if len(calls) > 1 or not end or marker.rstrip().endswith(end):
+            return False
+        twice = [*messages[:number], {**messages[number], "tool_calls": [*calls, *calls]}]
+        return self.end_markers.of(twice, number, tools).last.rstrip().endswith(end)
 
 
 def _check_order(turns: Sequence[Turn]) -> None:
