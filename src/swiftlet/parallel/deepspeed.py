@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.parallel.engine import Trained, set_learning_rate
+from swiftlet.parallel.gradients import norm_of
 from swiftlet.parallel.leaf_linear import apply_leaf_linear
 from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors
 from swiftlet.parallel.world import World
@@ -57,7 +58,7 @@ class DeepSpeedEngine:
     def grad_norm(self) -> Tensor:
         """Return the norm of the summed gradient over all partitions."""
         if self._norm is None:
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for _, g in self._gradients()]
+            norms = [norm_of(g) for _, g in self._gradients()]
             square = torch.zeros((), device=self.world.device)
             if norms:
                 square = torch.stack([norm.to(square.device) for norm in norms]).square().sum()
@@ -154,6 +155,8 @@ def build_deepspeed_engine(
         dtype: type of the forward pass; DeepSpeed keeps fp32 copies of what is trained.
     """
     deepspeed = _import()
+    # The norm by which it clips: not every library of collectives adds fp64 up, and a processor's fp32 is too coarse.
+    deepspeed.accelerator.get_accelerator().is_fp64_supported = lambda: world.device.type == "cpu"
     model = module.get_submodule("model")
     by_name = dict(model.named_parameters())
     groups = [{**group, "params": [by_name[name] for name in group["params"]]} for group in trained.groups]
@@ -181,8 +184,6 @@ def _import() -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__[COMPILED] = False
-    # Its norms are fp64 where a device can compute it, but not every library of collectives adds fp64 up.
-    deepspeed.accelerator.get_accelerator().is_fp64_supported = lambda: False
     deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
 

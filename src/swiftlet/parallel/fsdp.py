@@ -18,7 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 
 from swiftlet.parallel.ddp import Reducer, build_reducer
 from swiftlet.parallel.engine import Trained, set_learning_rate
-from swiftlet.parallel.gradients import Gradients, build_gradients
+from swiftlet.parallel.gradients import Gradients, build_gradients, norm_of
 from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors, whole_piece
 from swiftlet.parallel.world import World
 
@@ -64,7 +64,7 @@ class FSDPEngine:
     def grad_norm(self) -> Tensor:
         """Return the norm of the summed gradient over all shards and replicas."""
         if self._norm is None:
-            norms = [torch.linalg.vector_norm(g, dtype=torch.float32) for g in self._gradients()]
+            norms = [norm_of(g) for g in self._gradients()]
             square = torch.stack(norms).square().sum() if norms else torch.zeros((), device=self.world.device)
             square = self.world.sum(square.to(self.world.device))
             if self.replicas.buckets:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 BUCKET_BYTES = 64 * 2**20
+ROW = 1024
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Gradients:
 
     def norm(self) -> torch.Tensor:
         """Return the 2-norm over all gradients as a float32 scalar on their device, without a host sync."""
-        norms = [torch.linalg.vector_norm(bucket.flat, dtype=torch.float32) for bucket in self.buckets]
+        norms = [norm_of(bucket.flat) for bucket in self.buckets]
         return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
     def clip(self, norm: torch.Tensor, max_norm: float) -> None:
@@ -59,6 +60,18 @@ class Gradients:
             if not bool(torch.isfinite(view).all())
         ]
         return bad[-1] if bad else None
+
+
+def norm_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the 2-norm of a tensor as a float32 scalar on its device, without a host sync.
+
+    Row by row: torch adds the squares of a whole tensor one to the other on a processor, which is 6e-4 off for 16 M.
+    """
+    flat = tensor.reshape(-1)
+    in_rows = flat.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(flat[:in_rows].view(-1, ROW), dim=1, dtype=torch.float32)
+    rest = torch.linalg.vector_norm(flat[in_rows:], dtype=torch.float32)
+    return torch.linalg.vector_norm(torch.cat((rows, rest.view(1))))
 
 
 def build_gradients(

@@ -90,9 +90,7 @@ def list_checkpoints(root: Path) -> list[Path]:
         ) from error
     found = list(level)
     for _ in range(MOST_LEVELS - 1):
-        level = [
-            inner for path in level if not NUMBERED.match(path.name) for inner in _folders_below(path)
-        ]
+        level = [inner for path in level if not NUMBERED.match(path.name) for inner in _folders_below(path)]
         found += level
     numbered = [(path, int(match[1])) for path in found if (match := NUMBERED.match(path.name))]
     newest_first = sorted(numbered, key=lambda item: (_run(item[0].parent), item[1]), reverse=True)
