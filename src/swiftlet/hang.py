@@ -19,6 +19,7 @@ from swiftlet.heartbeat import Beat
 LIMITS_S = {"start": 300.0, "tokenise": 7200.0, "load": 3600.0, "init": 600.0, "eval": 3600.0, "save": 1800.0}
 FIRST_STEP_S = 1800.0
 LEAST_STEP_S = 60.0
+SUSPENDED_S = 5.0  # between two looks of the watchdog, which come ten times a second
 PACE = 20
 NOBODY = 0  # stands for the process of a rank that has not shown itself
 STACK_LINES = 40
@@ -40,6 +41,7 @@ class Pace:
 
     Args:
         excused_s: no silence before this moment counts, because no rank could be heard.
+        looked_s: when the watchdog looked last.
     """
 
     hang_timeout_s: float | None = None
@@ -47,6 +49,13 @@ class Pace:
     step_times_s: list[float] = field(default_factory=list)
     gone: list[Beat] = field(default_factory=list)
     excused_s: float = 0.0
+    looked_s: float = 0.0
+
+    def look(self, now_s: float) -> None:
+        """Note that the watchdog looks; where it comes late, the whole run was suspended, and nobody was silent."""
+        if self.looked_s and now_s - self.looked_s > SUSPENDED_S:
+            self.excused_s = now_s
+        self.looked_s = now_s
 
     def see(self, beats: Sequence[Beat]) -> bool:
         """Take in the latest beats; return whether a rank has gone since the last time that was not at its end."""

@@ -118,6 +118,7 @@ def watch(
     try:
         while process.poll() is None:
             time.sleep(POLL_S)
+            pace.look(time.monotonic())
             if len(asked) > 1:
                 end_group(process, folder, grace_s=0.0)
                 print(f"ended at once by signal {asked[-1]}, the second one; {GO_ON}", file=sys.stderr)

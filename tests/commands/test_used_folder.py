@@ -111,6 +111,12 @@ def test_a_folder_that_cannot_be_moved_is_named(fine_tune, monkeypatch):
         set_aside_former(folder)
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "scandir", lambda *a: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(UsageError, match=f"{tmp_path} cannot be written: Input/output error"):
+        set_aside_former(tmp_path)
+
+
 def test_auto_passes_over_checkpoints_of_another_run(fine_tune, capfd):
     own = fine_tune(add_output_dir_suffix=True)
     newer = fine_tune(add_output_dir_suffix=True, learning_rate=1e-3)

@@ -239,6 +239,25 @@ def test_ranks_that_cannot_be_heard_are_not_silent(tmp_path, said):
     assert said == []
 
 
+def test_a_run_that_was_suspended_whole_goes_on(tmp_path, said, monkeypatch):
+    pauses = iter([3.0])
+
+    def sleep(seconds):
+        pids = [beat.pid for beat in heartbeat.read_beats(tmp_path) if beat.step >= 3]
+        pause = next(pauses, 0.0) if len(pids) == 2 else 0.0
+        for pid in pids if pause else ():
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(seconds + pause)
+        for pid in pids if pause else ():
+            os.kill(pid, signal.SIGCONT)
+
+    monkeypatch.setattr(hangs, "SUSPENDED_S", 2.0)
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    assert run(tmp_path, "late")[0] == 0
+    assert next(pauses, None) is None, "it was suspended"
+    assert said == []
+
+
 def test_a_log_that_cannot_be_read_hides_no_cause(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("ASCEND_PROCESS_LOG_PATH", str(tmp_path))
     (tmp_path / "plog").mkdir()

@@ -7,7 +7,7 @@ from torch import nn
 
 from swiftlet.parallel.ddp import build_ddp_engine
 from swiftlet.parallel.engine import build_single_engine
-from swiftlet.parallel.gradients import build_gradients
+from swiftlet.parallel.gradients import build_gradients, norm_of
 from swiftlet.parallel.world import World, world_from_environment
 
 
@@ -120,6 +120,17 @@ def test_gradients_are_views_of_buckets_of_a_bounded_size():
     assert float(gradients.norm()) == 0
     for parameter in model.parameters():
         assert (parameter.grad is None) == (not parameter.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [(0, torch.float32), (7, torch.float32), (2**21 + 5, torch.float32), (2**21 + 5, torch.bfloat16)],
+)
+def test_the_norm_is_exact_however_large_the_tensor(size, dtype):
+    spread = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    spread[: size // 1000] *= 100.0  # what comes first must not swallow the rest
+    tensor = spread.to(dtype)
+    assert float(norm_of(tensor)) == pytest.approx(float(tensor.double().norm()), rel=1e-6)
 
 
 def test_the_first_bad_gradient_is_named():

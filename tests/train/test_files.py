@@ -1,14 +1,17 @@
 """Lock, log, events, pictures, optimizer files and the save that meets a folder in its way."""
 
+import errno
 import json
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
 from swiftlet.errors import SaveError, UsageError
+from swiftlet.files import sync
 from swiftlet.train import events, plots
 from swiftlet.train.checkpoint import check_space, superfluous
 from swiftlet.train.lock import drafting, locked
@@ -69,6 +72,34 @@ def test_a_disk_without_a_free_byte_is_named_and_no_lock_stays(tmp_path, monkeyp
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_takes_no_changes_any_more_does_not_hide_how_the_run_ended(tmp_path, monkeypatch):
+    def read_only(path, missing_ok=False):
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    with pytest.raises(SaveError, match="checkpoint-4"), locked(tmp_path):
+        monkeypatch.setattr(Path, "unlink", read_only)
+        raise SaveError("checkpoint-4 could not be written: Read-only file system")
+    monkeypatch.undo()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_folder_is_flushed_where_the_file_system_can_and_a_file_always(tmp_path, monkeypatch):
+    number = errno.EINVAL
+
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("swiftlet.files.os.fsync", refuse)
+    (tmp_path / "file").touch()
+    sync(tmp_path)
+    with pytest.raises(OSError, match="Invalid argument"):
+        sync(tmp_path / "file")
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output error"):
+        sync(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """Finding the checkpoint to continue among broken ones, and refusing what belongs to another run."""
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -161,6 +163,45 @@ def test_the_newest_run_comes_first_whatever_its_steps(tmp_path, saved):
     (tmp_path / "m" / "v10-20260101-000002" / "checkpoint-x").mkdir()
     found = [path.parent.name.split("-")[0] for path in list_checkpoints(tmp_path / "m")]
     assert found == ["v10", "v2", "v0"]
+
+
+def unlistable(monkeypatch, *names, number=errno.EIO):
+    """Let the folders of these names fail when they are listed, as on a bad disk."""
+    scandir = os.scandir
+
+    def scan(path="."):
+        if Path(path).name in names:
+            raise OSError(number, os.strerror(number), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+
+
+def test_a_checkpoint_that_cannot_be_listed_is_passed_over_and_named(saved, monkeypatch, caplog):
+    unlistable(monkeypatch, "checkpoint-3")
+    reason = open_checkpoint(saved / "checkpoint-3")
+    assert reason == "the folder cannot be listed: Input/output error"
+    assert find_checkpoint(saved).manifest.step == 2
+
+
+def test_a_folder_below_that_cannot_be_listed_is_named_and_hides_no_other(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr("swiftlet.log.warning", said.append)
+    for name in ("v0-20260101-000000", "v1-20260101-000001", ".tmp-4-abc"):
+        (tmp_path / name / "checkpoint-4").mkdir(parents=True)
+    unlistable(monkeypatch, "v1-20260101-000001", ".tmp-4-abc")
+    assert list_checkpoints(tmp_path) == [tmp_path / "v0-20260101-000000" / "checkpoint-4"]
+    (line,) = said
+    assert "v1-20260101-000001 cannot be listed: Input/output error; checkpoints in it are not seen" in line
+    monkeypatch.undo()
+    unlistable(monkeypatch, "v1-20260101-000001", number=errno.ENOENT)  # a live run has just removed it
+    assert list_checkpoints(tmp_path) == [tmp_path / "v0-20260101-000000" / "checkpoint-4"]
+
+
+def test_a_folder_that_cannot_be_listed_is_never_taken_for_an_empty_one(saved, monkeypatch):
+    unlistable(monkeypatch, saved.name)
+    with pytest.raises(CheckpointError, match="cannot be listed: Input/output error"):
+        choose_checkpoint("auto", saved)
 
 
 def test_what_can_be_asked_for(saved, tmp_path):

@@ -82,11 +82,12 @@ def test_there_is_always_a_valid_checkpoint(tmp_path, build_job):
     assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-6"]
 
 
+@pytest.mark.parametrize("site", ["fsync", "rename"])
 def test_a_failure_while_training_goes_on_is_said_tried_again_and_leaves_no_trace(
-    tmp_path, build_job, plan_fault
+    tmp_path, build_job, plan_fault, site
 ):
     job = build_job(tmp_path, save_every=3, limit=-1)
-    plan_fault("ckpt.fsync:step=3=enospc")
+    plan_fault(f"ckpt.{site}:step=3=enospc")
     step = job.run.report.step
     job.run.report.step = lambda state, num_tokens: (step(state, num_tokens), time.sleep(0.3))
     train(job.run, job.state)

@@ -98,8 +98,15 @@ def run_folder(output: Any, name: str, resumed: Path | None) -> Path:
 
 
 def holds_run(folder: Path) -> bool:
-    """Return whether an earlier run, or one under way, has left anything in the folder."""
-    return any(True for pattern in OF_A_RUN for _ in folder.glob(pattern))
+    """Return whether an earlier run, or one under way, has left anything in the folder.
+
+    Raises:
+        UsageError: the folder cannot be listed.
+    """
+    try:
+        return any(True for pattern in OF_A_RUN for _ in folder.glob(pattern))
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def set_aside_former(folder: Path) -> None:

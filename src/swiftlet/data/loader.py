@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Generator
 from typing import NamedTuple
@@ -92,18 +91,19 @@ def _work(batches: Batches, tasks: queue.SimpleQueue[_Task | None]) -> None:
 
 
 def _receive(task: _Task, threads: list[threading.Thread], timeout_s: float) -> LoadedStep:
-    deadline = time.monotonic() + timeout_s
+    glance_s, waited_s = min(GLANCE_S, timeout_s), 0.0  # by no clock: it runs on while a process is suspended
     name = f"step {task.place.step_in_epoch + 1} of epoch {task.place.epoch + 1}"
     while True:
         try:
-            answer = task.answer.get(timeout=min(GLANCE_S, timeout_s))
+            answer = task.answer.get(timeout=glance_s)
         except queue.Empty:
+            waited_s += glance_s
             dead = [thread.name for thread in threads if not thread.is_alive()]
             if dead:
                 raise SwiftletError(
                     f"{', '.join(dead)} died before {name}", "its traceback is above"
                 ) from None
-            if time.monotonic() >= deadline:
+            if waited_s >= timeout_s:
                 raise SwiftletError(
                     f"the loader delivered nothing for {timeout_s:.0f} s: {name}",
                     "is the disk of the token cache reachable? --dataloader_num_workers 0 shows where it waits",

@@ -15,6 +15,7 @@ from torch import nn
 from swiftlet.parallel.world import World
 
 BUCKET_BYTES = 64 * 2**20
+ROW = 1024
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Gradients:
 
     def norm(self) -> torch.Tensor:
         """Return the 2-norm over all gradients as a float32 scalar on their device, without a host sync."""
-        norms = [torch.linalg.vector_norm(bucket.flat, dtype=torch.float32) for bucket in self.buckets]
+        norms = [norm_of(bucket.flat) for bucket in self.buckets]
         return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
     def clip(self, norm: torch.Tensor, max_norm: float) -> None:
@@ -61,6 +62,21 @@ class Gradients:
             if not bool(torch.isfinite(view).all())
         ]
         return bad[-1] if bad else None
+
+
+def norm_of(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the 2-norm of a tensor as a float32 scalar on its device, without a host sync.
+
+    On a processor row by row: torch adds the squares of a whole tensor one to the other there, which is 6e-4 off for
+    16 M.
+    """
+    flat = tensor.reshape(-1)
+    if flat.device.type != "cpu" or len(flat) < ROW:
+        return torch.linalg.vector_norm(flat, dtype=torch.float32)
+    in_rows = flat.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(flat[:in_rows].view(-1, ROW), dim=1, dtype=torch.float32)
+    rest = torch.linalg.vector_norm(flat[in_rows:], dtype=torch.float32)
+    return torch.linalg.vector_norm(torch.cat((rows, rest.view(1))))
 
 
 def build_gradients(
@@ -95,7 +111,7 @@ def _bucket(members: list[tuple[str, nn.Parameter]]) -> Bucket:
 
 def square_over_ranks(parts: Iterable[torch.Tensor], world: World) -> torch.Tensor:
     """Return the squared 2-norm of a gradient of which each rank has some parts, a float32 scalar; no host sync."""
-    norms = [torch.linalg.vector_norm(part, dtype=torch.float32) for part in parts]
+    norms = [norm_of(part) for part in parts]
     square = torch.stack(norms).square().sum() if norms else torch.zeros((), device=world.device)
     return world.sum(square.to(world.device))
 

@@ -217,7 +217,7 @@ class Saver:
 
     def _write(self, draft: Path, rest: list[Rest], pending: Pending, state_text: str) -> None:
         """Write, flush, name and prune; in a thread of rank 0, which touches nothing that a step changes."""
-        step = pending.step
+        step, target, is_named = pending.step, self.path(pending.step), False
         try:
             for write in rest:
                 write()
@@ -225,13 +225,16 @@ class Saver:
                 (draft / STATE_FILE).write_text(state_text, encoding="utf-8")
             size = self.world.world_size
             manifest = seal(draft, step=step, world_size=size, identity=self.identity, version=self.version)
-            set_aside(self.path(step))
-            draft.rename(self.path(step))
+            set_aside(target)
+            draft.rename(target)
+            is_named = True
+            fault("ckpt.rename", step=step, path=target)
+            sync(self.folder)
         except (OSError, SafetensorError):
+            if is_named:  # its name may not be on the disk: a failed save leaves nothing
+                target.rename(draft)
             shutil.rmtree(draft, ignore_errors=True)
             raise
-        fault("ckpt.rename", step=step, path=self.path(step))
-        sync(self.folder)
         self.expected_bytes = sum(entry["bytes"] for entry in manifest.files.values())
         for doomed in superfluous([*self.saved_steps, step], pending.best_step, self.total_limit):
             self._prune(doomed, step)

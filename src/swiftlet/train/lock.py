@@ -41,7 +41,10 @@ def locked(folder: Path) -> Iterator[None]:
         remove_abandoned(folder)
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(
+            OSError
+        ):  # a disk that takes no changes any more; a file left is in nobody's way
+            path.unlink()
         os.close(descriptor)
 
 

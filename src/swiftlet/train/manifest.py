@@ -178,9 +178,12 @@ def find_damage(folder: Path, manifest: Manifest, *, unread: Collection[str] = (
                 return f"{describe(name)} cannot be read: {getattr(error, 'strerror', None) or error}"
             if problem:
                 return f"{name} {problem}"
-    present = (
-        path.relative_to(folder).as_posix() for pattern in FOUND_BY_NAME for path in folder.glob(pattern)
-    )
+    try:
+        present = {
+            path.relative_to(folder).as_posix() for pattern in FOUND_BY_NAME for path in folder.glob(pattern)
+        }
+    except OSError as error:
+        return f"the folder cannot be listed: {error.strerror}"
     added = sorted(name for name in present if name not in manifest.files and is_read(name))
     return f"{added[0]} is not in {NAME}: move it elsewhere" if added else None
 

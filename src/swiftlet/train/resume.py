@@ -6,6 +6,7 @@ launcher asks too, before any process of the run exists.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -14,7 +15,16 @@ from pathlib import Path
 from swiftlet import log
 from swiftlet.errors import CheckpointError
 from swiftlet.faults import fault
-from swiftlet.train.manifest import NAME, PREFIX, STATE_FILE, Identity, Manifest, find_damage, read_manifest
+from swiftlet.train.manifest import (
+    DRAFT,
+    NAME,
+    PREFIX,
+    STATE_FILE,
+    Identity,
+    Manifest,
+    find_damage,
+    read_manifest,
+)
 from swiftlet.train.state import TrainState, parse_state
 
 AUTO = "auto"
@@ -68,20 +78,42 @@ def list_checkpoints(root: Path) -> list[Path]:
     """Return the checkpoint folders in and below `root`, the newest first: by number of the run, then by step.
 
     Those that a new run has set aside are left out.
+
+    Raises:
+        CheckpointError: `root` cannot be listed.
     """
-    found = [
-        p
-        for level in range(MOST_LEVELS)
-        for p in root.glob("*/" * level + PREFIX + "*")
-        if not any(part.startswith(FORMER) for part in p.relative_to(root).parts)
-    ]
-    numbered = [(p, match) for p in found if p.is_dir() and (match := NUMBERED.match(p.name))]
-    return [
-        p
-        for p, match in sorted(
-            numbered, key=lambda item: (_run(item[0].parent), int(item[1][1])), reverse=True
-        )
-    ]
+    try:
+        level = _folders_in(root)
+    except OSError as error:
+        raise CheckpointError(
+            f"{root} cannot be listed: {error.strerror}", "look at its disk; or choose another --output_dir"
+        ) from error
+    found = list(level)
+    for _ in range(MOST_LEVELS - 1):
+        level = [inner for path in level if not NUMBERED.match(path.name) for inner in _folders_below(path)]
+        found += level
+    numbered = [(path, int(match[1])) for path in found if (match := NUMBERED.match(path.name))]
+    newest_first = sorted(numbered, key=lambda item: (_run(item[0].parent), item[1]), reverse=True)
+    return [path for path, _ in newest_first]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    """Return the folders in which checkpoints may be; none where `folder` is not there, or not any more."""
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(e.path) for e in entries if e.is_dir() and not e.name.startswith((FORMER, DRAFT))]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _folders_below(folder: Path) -> list[Path]:
+    try:
+        return _folders_in(folder)
+    except PermissionError:  # another user's
+        return []
+    except OSError as error:
+        log.warning(f"{folder} cannot be listed: {error.strerror}; checkpoints in it are not seen")
+        return []
 
 
 def _run(folder: Path) -> tuple[int, str]:
