@@ -208,3 +208,58 @@ def test_logits_beside_the_likely_ones_are_hidden(npu):
     assert found[0].isinf().tolist() == [True, False, False, True] and not found[1].isinf().any()
     found = npu.npu_top_k_top_p(logits.npu(), p=torch.tensor([0.5, 0.9]).npu())
     assert found.isinf().tolist() == [[True, False, True, True], [False, True, False, True]]
+
+
+def test_norms_and_activations_are_quantised(npu):
+    x, gamma, beta, offset = torch.randn(4, 32).half(), torch.rand(32).half(), torch.rand(32).half(), 3.0
+    normed = F.rms_norm(x.float(), (32,), gamma.float(), 1e-6) + beta.float()
+    scale, shift = torch.tensor([0.05]).half(), torch.tensor([offset]).half()
+    keys = {"offset": shift.npu(), "beta": beta.npu()}
+    values, rstd = npu.npu_rms_norm_quant_v2(x.npu(), gamma.npu(), scale.npu(), **keys)
+    assert_near(values.float(), (normed / scale.float() + offset).round().clamp(-128, 127), 1.01)
+    assert_near(rstd, x.float().square().mean(1, keepdim=True).add(1e-6).rsqrt())
+    values, _ = npu.npu_rms_norm_quant_v2(x.npu(), gamma.npu(), (1 / scale).npu(), div_mode=False, **keys)
+    assert_near(values.float(), (normed / scale.float() + offset).round().clamp(-128, 127), 1.01)
+
+    gelu = F.gelu(x.float(), approximate="tanh")
+    values, none = npu.npu_gelu_quant(
+        x.npu(),
+        input_scale=(1 / scale).npu(),
+        input_offset=shift.npu(),
+        approximate="tanh",
+        quant_mode="static",
+    )
+    assert none is None
+    assert_near(values.float(), (gelu / scale.float() + offset).round().clamp(-128, 127), 1.01)
+    values, scales = npu.npu_gelu_quant(x.npu(), approximate="tanh")
+    assert_near(values.float() * scales[:, None], gelu, 0.05)
+    with pytest.raises(RuntimeError, match="quant_mode 'tensor' is not one of static, dynamic"):
+        npu.npu_gelu_quant(x.npu(), quant_mode="tensor")
+    with pytest.raises(RuntimeError, match="quant_mode static needs input_scale"):
+        npu.npu_gelu_quant(x.npu(), quant_mode="static")
+
+
+def test_rows_have_the_scales_of_their_groups(npu):
+    x, scale, offset = torch.randn(5, 8), torch.rand(3, 8) * 30, torch.tensor([2.0])
+    ends = torch.tensor([2, 2, 5], dtype=torch.int32)
+    found = npu.npu_group_quant(x.npu(), scale.npu(), ends.npu(), offset=offset.npu(), dst_dtype=torch.qint8)
+    expected = torch.cat((x[:2] * scale[0], x[2:] * scale[2])) + 2
+    assert_near(found, expected.round().clamp(-128, 127).to(torch.int8), 0)
+    with pytest.raises(RuntimeError, match="npu_group_quant: the simulator makes int8"):
+        npu.npu_group_quant(x.npu(), scale.npu(), ends.npu(), dst_dtype=torch.quint4x2)
+
+
+def test_products_of_groups_are_gated_and_quantised(npu):
+    x, weight = int8(6, 8), int8(2, 8, 16)
+    columns, tokens, ends = torch.rand(2, 16), torch.rand(6), torch.tensor([2, 5])
+    values, scales, _ = npu.npu_grouped_matmul_swiglu_quant(
+        x.npu(), weight.npu(), ends.npu(), columns.npu(), tokens.npu()
+    )
+    rows = torch.cat(
+        [x[a:b].float() @ weight[i].float() * columns[i] for i, (a, b) in enumerate(((0, 2), (2, 5)))]
+    )
+    left, right = (rows * tokens[:5, None]).chunk(2, -1)
+    expected = F.silu(left) * right
+    assert_near(scales[:5], expected.abs().amax(1) / 127)
+    assert_near(values[:5].float(), (expected / (expected.abs().amax(1, keepdim=True) / 127)).round(), 1.01)
+    assert not values[5:].any() and not scales[5:].any()

@@ -15,6 +15,8 @@ WITHOUT = {"use_flash_attn": "false", "fused_operators": "false"}
 @pytest.fixture
 def fine_tune(tmp_path, monkeypatch):
     """Run sft on the embedded model; returns the lines of its log."""
+    import torch_npu  # noqa: F401  (before a run on the CPU: see the last test)
+
     monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path / "cache"))
 
     def run(folder: str, **options):
@@ -161,3 +163,17 @@ def test_a_run_without_its_cards_never_falls_to_the_cpu(machine):
     assert done.returncode == 2 and "is not in ascending order" in done.stdout
     done = machine.type(line, NPUSIM_FAULT=";".join(f"lost@{card}" for card in range(8)))
     assert done.returncode not in (0, 2) and "(cpu" not in done.stdout
+
+
+def test_gradients_before_torch_npu_are_named(machine):
+    code = (
+        "from swiftlet import sft\n"
+        "settings = dict(model_type='tiny-math-chat', dataset='demo-math-zh#50', max_steps=1, save_strategy='no',"
+        " bind_cpu=False)\n"
+        "for device in ('cpu', 'npu'):\n"
+        "    sft(**settings, device=device, output_dir=f'first-{device}')\n"
+    )
+    done = machine.type(f'python -c "{code}"')
+    assert done.returncode != 0
+    assert "this process computed gradients before torch_npu was imported" in done.stdout, done.stdout[-3000:]
+    assert "hint: start another process" in done.stdout

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from swiftlet.device.machine import Machine
-from swiftlet.device.spec import Build, Device, Sight, calls_of, dtypes_of
+from swiftlet.device.spec import Build, Device, DeviceError, Sight, calls_of, dtypes_of
 from swiftlet.device.visible import ASCEND
 
 SET_ENV = "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
@@ -92,14 +92,36 @@ def _fused_adamw(groups: list[dict[str, Any]], settings: Any) -> torch.optim.Opt
 OPTIMIZERS: dict[str, Build] = {"adamw_torch_npu_fused": _fused_adamw}
 
 
+def _check_autograd(device: torch.device) -> None:
+    """Raise DeviceError where torch started its threads for gradients before it knew of NPUs: it never adds one.
+
+    No kernel is launched: a view's gradient is a view.
+    """
+    x = torch.empty(1, device=device, requires_grad=True)
+    try:
+        torch.autograd.grad(x.view(1, 1), x, torch.empty(1, 1, device=device))
+    except RuntimeError as error:
+        if "device_ready_queues_" not in str(error):
+            raise
+        raise DeviceError(
+            "this process computed gradients before torch_npu was imported, so that torch has no thread for NPUs",
+            "start another process, or put import torch_npu before the first run of this one",
+        ) from error
+
+
 def open_this(local_rank: int) -> Device:
-    """Make NPU `local_rank` of the visible ones current and return it."""
+    """Make NPU `local_rank` of the visible ones current and return it.
+
+    Raises:
+        DeviceError: torch can no longer compute gradients on NPUs in this process.
+    """
     import torch_npu
 
     from swiftlet.device.npu_kernels import NPU_KERNELS
 
     npu = _npu()
     npu.set_device(local_rank)
+    _check_autograd(torch.device("npu", local_rank))
     has_bf16 = bool(npu.is_bf16_supported())
     return Device(
         kind="npu",

@@ -176,8 +176,8 @@ def _import() -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__[COMPILED] = False
-    # Its norms are fp64 where a device can compute it, but not every library of collectives adds fp64 up.
-    deepspeed.accelerator.get_accelerator().is_fp64_supported = lambda: False
+    # The norm by which it clips: not every library of collectives adds fp64 up, and a processor's fp32 is too coarse.
+    deepspeed.accelerator.get_accelerator().is_fp64_supported = lambda: world.device.type == "cpu"
     deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
 

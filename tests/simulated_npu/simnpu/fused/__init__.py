@@ -15,12 +15,16 @@ def register() -> None:
         from simnpu.fused import (  # noqa: F401  (each module registers its operators)
             activations,
             attention,
+            caches,
+            collective_products,
             convolutions,
             device_only,
             experts,
             formats,
             indexing,
             inference,
+            layers,
+            linear_attention,
             losses,
             matmul,
             norms,
@@ -29,5 +33,6 @@ def register() -> None:
             quantised_layers,
             random,
             rotary,
+            routing_maps,
             softmaxes,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -91,3 +93,26 @@ def gelu_mul(input: Tensor, approximate: str) -> Tensor:
     """gelu(first half) * second half."""
     first, second = input.float().chunk(2, -1)
     return (F.gelu(first, approximate=approximate) * second).to(input.dtype)
+
+
+@kernel("npu_clipped_swiglu")
+def clipped_swiglu(
+    x: Tensor,
+    group_index: Tensor | None,
+    dim: int,
+    alpha: float,
+    limit: float,
+    bias: float,
+    interleaved: bool,
+) -> Tensor:
+    """gate * sigmoid(alpha * gate) * (up + bias), both cut to the limit; rows beyond the groups are zero."""
+    dim %= x.dim()
+    rows = x.reshape(math.prod(x.shape[:dim]), -1).float()
+    gate, up = (rows[:, ::2], rows[:, 1::2]) if interleaved else rows.chunk(2, -1)
+    gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+    y = gate * torch.sigmoid(alpha * gate) * (up + bias)
+    if group_index is not None:
+        y[int(group_index.sum()) :] = 0
+    shape = list(x.shape)
+    shape[dim] //= 2
+    return y.view(shape).to(x.dtype)

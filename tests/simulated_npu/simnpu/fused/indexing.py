@@ -126,3 +126,28 @@ def scatter_nd_update_(input: Tensor, indices: Tensor, updates: Tensor) -> Tenso
 @kernel("npu_scatter_nd_update")
 def scatter_nd_update(input: Tensor, indices: Tensor, updates: Tensor) -> Tensor:
     return scatter_nd_update_(input.clone(), indices, updates)
+
+
+@kernel("npu_sign_bits_pack")
+def sign_bits_pack(input: Tensor, size: int) -> Tensor:
+    """A bit for each element, 1 where it is not negative, the first in the lowest; [size, bytes / size]."""
+    bits = F.pad(input >= 0, (0, -input.numel() % 8), value=False)
+    places = torch.arange(8, dtype=torch.uint8)
+    return (bits.view(-1, 8).to(torch.uint8) << places).sum(-1, dtype=torch.uint8).view(size, -1)
+
+
+@kernel("npu_sign_bits_unpack")
+def sign_bits_unpack(input: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """1 for each bit that is set, -1 for the others; [size, bits / size]."""
+    bits = input[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+    return (bits.to(dtype) * 2 - 1).view(size, -1)
+
+
+@kernel("npu_stride_add")
+def stride_add(input: Tensor, other: Tensor, offset1: int, offset2: int, c1_len: int) -> Tensor:
+    """The sum from these places of the second axis on, 16 * c1_len long, of 5-D tensors; zeros beyond the ends."""
+    length, total = 16 * int(c1_len), 0
+    for x, offset in ((input, int(offset1)), (other, int(offset2))):
+        part = x[:, offset : offset + length]
+        total = total + F.pad(part, (0, 0, 0, 0, 0, 0, 0, length - part.shape[1]))
+    return total

@@ -196,3 +196,13 @@ def workspace(query: Tensor, *args: object, **kwargs: object) -> Tensor:
 
 for version in ("fused_infer_attention_score", "fused_infer_attention_score_v2"):
     libraries["npu"].impl(f"_npu_{version}_get_max_workspace", workspace, "PrivateUse1")
+
+
+@kernel("npu_attention_update")
+def attention_update(
+    lse: list[Tensor], local_out: list[Tensor], update_type: int
+) -> tuple[Tensor, Tensor | None]:
+    """One result [N, H] of several over parts of the keys, each with its log of sums [N]; type 1 returns theirs too."""
+    sums, parts = torch.stack(list(lse)).float(), torch.stack([part.float() for part in local_out])
+    out = (sums.softmax(0)[..., None] * parts).sum(0)
+    return out.to(local_out[0].dtype), sums.logsumexp(0) if update_type == 1 else None

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simnpu.fused.formats import TYPES
-from simnpu.fused.kernels import NotSimulated, kernel
-from simnpu.fused.quantisation import plain_weight, quantised_product
+from simnpu.fused.kernels import NotSimulated, check, kernel
+from simnpu.fused.quantisation import integers, plain_weight, quantised_product, scale_of
 
 
 @kernel("npu_linear")
@@ -38,6 +38,7 @@ def bmm_v2_mat2_backward(grad: Tensor, mat1: Tensor, mat2: Tensor, size: list[in
 
 
 ROWS, COLUMNS = 0, 2  # values of group_type
+FLOATS = (torch.float16, torch.float32, torch.bfloat16)
 
 
 def group_lengths(group_list: Tensor | list[int], group_list_type: int | None) -> list[int]:
@@ -107,3 +108,78 @@ def grouped_matmul(
     else:
         products = group_products(parts, matrices, offsets)
     return [torch.cat(products)] if split_item in (2, 3) else products
+
+
+@kernel("npu_grouped_matmul_add_")
+def grouped_matmul_add_(
+    input: Tensor, x: Tensor, weight: Tensor, group_list: Tensor, transpose_x: bool, transpose_weight: bool,
+    group_type: int, group_list_type: int | None,
+) -> Tensor:  # fmt: skip
+    """Adds the gradient of each group's matrix: its rows of x, turned, times its rows of weight, in float32."""
+    if not transpose_x or transpose_weight or group_type != COLUMNS:
+        raise NotSimulated("npu_grouped_matmul_add: the simulator knows transpose_x and group_type 2 only")
+    lengths = group_lengths(group_list, group_list_type)
+    rows = [part.float().t() for part in x[: sum(lengths)].split(lengths)]
+    products = group_products(rows, list(weight[: sum(lengths)].float().split(lengths)), None)
+    return input.add_(torch.stack(products).view_as(input))
+
+
+@kernel("npu_grouped_matmul_add")
+def grouped_matmul_add(
+    input: Tensor, x: Tensor, weight: Tensor, group_list: Tensor, transpose_x: bool, transpose_weight: bool,
+    group_type: int, group_list_type: int | None,
+) -> Tensor:  # fmt: skip
+    return grouped_matmul_add_(
+        input.clone(), x, weight, group_list, transpose_x, transpose_weight, group_type, group_list_type
+    )
+
+
+def need_order(name: str, given: list[int] | None, known: tuple[list[int], ...]) -> list[int]:
+    """A permutation of three axes that the operator takes; the first one unless given."""
+    order = known[0] if given is None else list(given)
+    check(order in known, f"{name} should be {' or '.join(map(str, known))}, but got {order}")
+    return order
+
+
+@kernel("npu_transpose_batchmatmul")
+def transpose_batchmatmul(
+    input: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, perm_x1: list[int] | None,
+    perm_x2: list[int] | None, perm_y: list[int] | None, batch_split_factor: int | None,
+) -> Tensor:  # fmt: skip
+    """Products of batches [B, M, K] and [B, K, N] after these permutations, as [M, B, N].
+
+    With a scale int8 of [M, 1, B * N], with a split factor F [F, M, B * N / F].
+    """
+    for name, x in (("input", input), ("weight", weight)):
+        check(x.dtype in FLOATS, f"The {name}'s type supported for float16, float32 and bfloat16.")
+    first = input.permute(need_order("perm_x1", perm_x1, ([0, 1, 2], [1, 0, 2])))
+    second = weight.permute(need_order("perm_x2", perm_x2, ([0, 1, 2], [0, 2, 1])))
+    need_order("perm_y", perm_y, ([1, 0, 2],))
+    out = first.float() @ second.float()
+    out = (out if bias is None else out + bias.float()).transpose(0, 1)
+    if scale is not None:
+        return integers(out.flatten(1)[:, None] * scale_of(scale), 1)
+    if batch_split_factor not in (None, 1):
+        out = out.flatten(1).unflatten(1, (batch_split_factor, -1)).transpose(0, 1)
+    return out.to(input.dtype)
+
+
+AFTER_PRODUCT = {
+    "": lambda product, x3: product,
+    "add": lambda product, x3: product + x3.float(),
+    "mul": lambda product, x3: product * x3.float(),
+    "relu": lambda product, x3: F.relu(product),
+    "gelu_erf": lambda product, x3: F.gelu(product),
+    "gelu_tanh": lambda product, x3: F.gelu(product, approximate="tanh"),
+}
+
+
+@kernel("npu_fused_matmul")
+def fused_matmul(
+    x1: Tensor, x2: Tensor, bias: Tensor | None, x3: Tensor | None, fused_op_type: str
+) -> Tensor:
+    check(
+        fused_op_type in AFTER_PRODUCT, f"fused_op_type {fused_op_type!r} is not one of {list(AFTER_PRODUCT)}"
+    )
+    product = x1.float() @ x2.float()
+    return AFTER_PRODUCT[fused_op_type](product if bias is None else product + bias.float(), x3).to(x1.dtype)

@@ -151,3 +151,20 @@ def group_norm_swish(
     return (y * torch.sigmoid(swish_scale * y)).to(input.dtype), *(
         x.to(input.dtype) for x in (groups.mean(-1), rstd)
     )
+
+
+@kernel("npu_add_rms_norm_v2")
+def add_rms_norm_v2(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float) -> Tensor:
+    """In place: x1 becomes the norm and x2 the sum; returns rstd."""
+    y, rstd, total = add_rms_norm(x1, x2, gamma, epsilon)
+    x1.copy_(y)
+    x2.copy_(total)
+    return rstd
+
+
+@kernel("npu_add_rms_norm_v2_functional")
+def add_rms_norm_v2_functional(
+    x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, rstd, total = add_rms_norm(x1, x2, gamma, epsilon)
+    return rstd, y, total

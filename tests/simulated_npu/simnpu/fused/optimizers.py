@@ -23,16 +23,20 @@ def apply_adam_w(
     maximize: bool | None,
     out: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """In place on out = [parameter, first moment, second moment]; the powers are beta ** (step - 1)."""
-    if amsgrad:
-        raise NotSimulated("npu::npu_apply_adam_w: amsgrad")
+    """In place on out = [parameter, first moment, second moment]; the powers are beta ** (step - 1).
+
+    With amsgrad `max_grad_norm` is what its name does not say: the largest second moments so far.
+    """
     parameter, first, second = out
     gradient = -grad if maximize else grad
     beta1_power, beta2_power = beta1_power * beta1, beta2_power * beta2
     parameter.mul_(1 - lr * weight_decay)
     first.lerp_(gradient, 1 - beta1)
     second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    denominator = (second / (1 - beta2_power)).sqrt_().add_(epsilon)
+    largest = second
+    if amsgrad:
+        largest = max_grad_norm.copy_(torch.maximum(max_grad_norm, second))
+    denominator = (largest / (1 - beta2_power)).sqrt_().add_(epsilon)
     parameter.addcdiv_(first, denominator, value=-lr / (1 - beta1_power))
     return parameter, first, second
 
@@ -74,3 +78,23 @@ def alloc_float_status(input: Tensor) -> Tensor:
 @kernel("npu_get_float_status", "npu_clear_float_status")
 def float_status(input: Tensor) -> Tensor:
     return input.zero_()
+
+
+@kernel("npu_bert_apply_adam.out")
+def bert_apply_adam(
+    lr: float, beta1: float, beta2: float, epsilon: float, grad: Tensor, max_grad_norm: float, global_grad_norm: float,
+    weight_decay: float, step_size: float | None, adam_mode: int, out: list[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """In place on out = [parameter, first moment, second moment]: Adam without bias correction, as BERT was trained.
+
+    The gradient is cut to the largest norm where that is positive and the norm above it.
+    """
+    if step_size is not None or adam_mode != 0:
+        raise NotSimulated("npu_bert_apply_adam: the simulator knows adam_mode 0 without step_size")
+    parameter, first, second = out
+    if 0 < max_grad_norm < global_grad_norm:
+        grad = grad * (max_grad_norm / global_grad_norm)
+    first.lerp_(grad, 1 - beta1)
+    second.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+    parameter.sub_(lr * (first / second.sqrt().add_(epsilon) + weight_decay * parameter))
+    return parameter, first, second

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from simnpu.fused.kernels import check, kernel
 from simnpu.fused.norms import rms_norm
-from simnpu.fused.quantisation import dynamic, integers, per_row, quantize
+from simnpu.fused.quantisation import dynamic, integers, per_row, quantised_product, quantize
 
 
 def gated(x: Tensor, activate_left: bool) -> Tensor:
@@ -105,3 +105,62 @@ def rms_norm_quant(
     """Multiplies by the scale, which the operator with an addition divides by."""
     y = rms_norm(x.float(), gamma.float().flatten(), epsilon)[0] + beta.float().flatten()
     return integers(y * scale.float() + offset.float(), 1 if dst_dtype is None else dst_dtype)
+
+
+@kernel("npu_rms_norm_quant_v2")
+def rms_norm_quant_v2(
+    x: Tensor, gamma: Tensor, scale: Tensor, offset: Tensor | None, beta: Tensor | None, epsilon: float, div_mode: bool,
+    dst_dtype: int | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The quantised norm, and rstd."""
+    y, rstd = rms_norm(x.float(), gamma.float(), epsilon)
+    y = y if beta is None else y + beta.float()
+    return quantize(y, scale, offset, 1 if dst_dtype is None else dst_dtype, -1, div_mode), rstd
+
+
+@kernel("npu_gelu_quant")
+def gelu_quant(
+    input: Tensor, input_scale: Tensor | None, input_offset: Tensor | None, approximate: str, quant_mode: str,
+    dst_type: int | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Static with the scale and offset given, dynamic with a scale of each row, which is returned."""
+    check(quant_mode in ("static", "dynamic"), f"quant_mode {quant_mode!r} is not one of static, dynamic")
+    y, number = F.gelu(input.float(), approximate=approximate), 1 if dst_type is None else dst_type
+    if quant_mode == "dynamic":
+        values, found = dynamic(y, number, input_scale, (-1,))
+        return values, found.squeeze(-1)
+    check(input_scale is not None, "quant_mode static needs input_scale")
+    return quantize(y, input_scale, input_offset, number, -1, False), None
+
+
+@kernel("npu_group_quant")
+def group_quant(
+    x: Tensor, scale: Tensor, group_index: Tensor, offset: Tensor | None, dst_dtype: torch.dtype | None
+) -> Tensor:
+    """Each row times the scale of its group; `group_index` has the groups' ends."""
+    check(
+        dst_dtype in (None, torch.int8, torch.qint8, 1, 12),
+        f"npu_group_quant: the simulator makes int8, not {dst_dtype}",
+    )
+    y = x.float() * per_row(x, group_index, scale, cumulative=True).float()
+    return integers(y if offset is None else y + offset.float(), 1)
+
+
+@kernel("npu_grouped_matmul_swiglu_quant")
+def grouped_matmul_swiglu_quant(
+    x: Tensor, weight: Tensor, group_list: Tensor, weight_scale: Tensor, x_scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Products of groups, gated, quantised by row; `group_list` has the groups' ends, rows beyond them are zero."""
+    lengths = group_list.diff(prepend=group_list.new_zeros(1)).tolist()
+    used = sum(lengths)
+    products = torch.cat(
+        [
+            quantised_product(part, weight[i], weight_scale[i], tokens, None)
+            for i, (part, tokens) in enumerate(
+                zip(x[:used].split(lengths), x_scale[:used].split(lengths), strict=True)
+            )
+        ]
+    )
+    values, found = dynamic(gated(products, True), None, None, (-1,))
+    below = x.shape[0] - used
+    return F.pad(values, (0, 0, 0, below)), F.pad(found.squeeze(-1), (0, below)), torch.empty(0)

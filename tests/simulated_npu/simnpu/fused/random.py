@@ -57,3 +57,15 @@ def dropout_backward(grad_output: Tensor, mask: Tensor, p: float) -> Tensor:
 @kernel("npu_dropout_do_mask")
 def dropout_do_mask(input: Tensor, mask: Tensor, p: float) -> tuple[Tensor, Tensor]:
     return dropout_backward(input, mask, p), mask
+
+
+# The same with a byte for each element.
+@kernel("_dropout_with_byte_mask")
+def dropout_with_byte_mask(input: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    mask = keep_bits(input.numel(), p, *next_seed()).to(torch.uint8)
+    return dropout_with_byte_mask_backward(input, mask, p), mask
+
+
+@kernel("_dropout_with_byte_mask_backward")
+def dropout_with_byte_mask_backward(grad_output: Tensor, mask: Tensor, p: float) -> Tensor:
+    return grad_output * mask.view(grad_output.shape) / (1 - p) if p < 1 else torch.zeros_like(grad_output)

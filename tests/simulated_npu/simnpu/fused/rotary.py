@@ -52,3 +52,39 @@ def interleave_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Brings the even elements before the odd ones, then turns the halves."""
     halves = torch.cat((x[..., ::2], x[..., 1::2]), -1)
     return (cos * halves + sin * rotated(halves, "half")).to(x.dtype)
+
+
+def section_angles(angles: Tensor, section: list[int], cache_mode: str) -> Tensor:
+    """[T, D / 2] of [3, T, D / 2]: time, height and width in their sections, or taking turns."""
+    if cache_mode == "default":
+        return torch.cat([part[i] for i, part in enumerate(angles.split(list(section), -1))], -1)
+    mixed = angles[0].clone()
+    for axis in (1, 2):
+        mixed[:, axis : section[axis] * 3 : 3] = angles[axis, :, axis : section[axis] * 3 : 3]
+    return mixed
+
+
+@kernel("npu_mrope")
+def mrope(
+    positions: Tensor, query: Tensor, key: Tensor, cos_sin_cache: Tensor, head_size: int,
+    mrope_section: list[int] | None, rotary_mode: str | None, cache_mode: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Rotates query and key [T, N * D] by the angles of their positions: [T], or [3, T] in sections of the angles."""
+    check(
+        cache_mode in ("default", "interleave"),
+        f"cache_mode only support default or interleave, got {cache_mode!r}",
+    )
+    width = cos_sin_cache.shape[-1]
+    cos, sin = cos_sin_cache.float()[positions.long()].chunk(2, -1)
+    if positions.dim() == 2:
+        cos, sin = (section_angles(x, mrope_section, cache_mode) for x in (cos, sin))
+    twice = torch.cat if rotary_mode == "half" else lambda pair, dim: torch.stack(pair, dim).flatten(-2)
+    cos, sin = (twice((x, x), -1)[:, None] for x in (cos, sin))
+
+    def turn(x: Tensor) -> Tensor:
+        heads = x.float().unflatten(-1, (-1, head_size))
+        part = heads[..., :width]
+        turned = cos * part + sin * rotated(part, rotary_mode)
+        return torch.cat((turned, heads[..., width:]), -1).flatten(1).to(x.dtype)
+
+    return turn(query), turn(key)

@@ -1,0 +1,164 @@
+"""Whole layers of a network as one operator: feed-forward, multi-head attention, attention of BERT."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simnpu.fused.activations import fast_gelu
+from simnpu.fused.kernels import NotSimulated, check, kernel
+from simnpu.fused.quantisation import integers, plain_weight, quantised_product
+from simnpu.fused.random import keep_bits, next_seed, packed, unpacked
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "fastgelu": fast_gelu, "silu": F.silu}
+
+
+def of_expert(values: Tensor | None, expert: int | None) -> Tensor | None:
+    return values if values is None or expert is None else values[expert]
+
+
+def quantised_ffn(
+    x: Tensor, weights: tuple[Tensor, Tensor], biases: tuple[Tensor | None, Tensor | None], activate: object,
+    scale: Tensor, offset: Tensor | None, scales: tuple[Tensor, Tensor],
+) -> Tensor:  # fmt: skip
+    """Integers in, and between the products; float16 out of each product, as on the device."""
+    hidden = activate(quantised_product(x, weights[0], scales[0].flatten(), None, biases[0]).half())
+    hidden = hidden.float() * scale.float()
+    hidden = integers(hidden if offset is None else hidden + offset.float(), 1)
+    return quantised_product(hidden, weights[1], scales[1].flatten(), None, biases[1])
+
+
+def plain_ffn(
+    x: Tensor, weights: tuple[Tensor, Tensor], biases: tuple[Tensor | None, Tensor | None], activate: object
+) -> Tensor:
+    """Sums in float32, rounded to x's type after each product and after the activation."""
+    for number, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        product = x.float() @ weight.float()
+        found = (product if bias is None else product + bias.float()).to(x.dtype)
+        x = activate(found) if number == 0 else found
+    return x
+
+
+@kernel("npu_ffn")
+def ffn(
+    x: Tensor, weight1: Tensor, weight2: Tensor, activation: str, expert_tokens: list[int] | None,
+    expert_tokens_index: list[int] | None, bias1: Tensor | None, bias2: Tensor | None, scale: Tensor | None,
+    offset: Tensor | None, deq_scale1: Tensor | None, deq_scale2: Tensor | None, antiquant_scale1: Tensor | None,
+    antiquant_scale2: Tensor | None, antiquant_offset1: Tensor | None, antiquant_offset2: Tensor | None,
+    output_dtype: torch.dtype | None,
+) -> Tensor:  # fmt: skip
+    """activation(x W1 + b1) W2 + b2; experts take so many rows each, or rows up to their index."""
+    if activation not in ACTIVATIONS:
+        raise NotSimulated(f"npu_ffn: the simulator has no activation {activation!r}")
+    check(
+        not (expert_tokens and expert_tokens_index),
+        "expert_tokens and expert_tokens_index exclude each other",
+    )
+    lengths = expert_tokens
+    if expert_tokens_index:
+        lengths = [b - a for a, b in zip([0, *expert_tokens_index], expert_tokens_index, strict=False)]
+    if antiquant_scale1 is not None:
+        weight1 = plain_weight(weight1, antiquant_scale1, antiquant_offset1, 0)
+        weight2 = plain_weight(weight2, antiquant_scale2, antiquant_offset2, 0)
+    rows = x.flatten(0, -2)
+    parts = rows.split(lengths) if lengths else [rows]
+    found = []
+    for number, part in enumerate(parts):
+        expert = number if lengths else None
+        weights = of_expert(weight1, expert), of_expert(weight2, expert)
+        biases = of_expert(bias1, expert), of_expert(bias2, expert)
+        if scale is None:
+            found.append(plain_ffn(part, weights, biases, ACTIVATIONS[activation]))
+            continue
+        found.append(quantised_ffn(
+            part, weights, biases, ACTIVATIONS[activation], of_expert(scale, expert), of_expert(offset, expert),
+            (of_expert(deq_scale1, expert), of_expert(deq_scale2, expert)),
+        ).to(output_dtype or torch.float16))  # fmt: skip
+    return torch.cat(found).view(*x.shape[:-1], -1)
+
+
+def heads_of(x: Tensor, weight: Tensor, bias: Tensor | None, length: int, heads: int) -> Tensor:
+    """[B, N, S, D] of a projection of rows."""
+    return F.linear(x, weight, bias).view(-1, length, heads, weight.shape[0] // heads).transpose(1, 2)
+
+
+def multi_head(
+    query: Tensor, key: Tensor, value: Tensor, weights: list[Tensor], biases: list[Tensor | None], mask: Tensor | None,
+    bits: Tensor | None, heads: int, lengths: tuple[int, int], drop: float,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The result, the three projections as heads, weights before and after dropout, and the context."""
+    source, target = lengths
+    q = heads_of(query, weights[0], biases[0], target, heads)
+    q = q * q.shape[-1] ** -0.5
+    k = heads_of(key, weights[1], biases[1], source, heads)
+    v = heads_of(value, weights[2], biases[2], source, heads)
+    scores = q @ k.transpose(-1, -2)
+    attention = (scores if mask is None else scores + mask).float().softmax(-1)
+    kept = attention.to(query.dtype)
+    if bits is not None:
+        kept = kept * bits.view(kept.shape) / (1 - drop)
+    context = (kept @ v).transpose(1, 2).flatten(0, 1).flatten(1)
+    return F.linear(context, weights[3], biases[3]), q, k, v, attention, kept, context
+
+
+@kernel("npu_multi_head_attention")
+def multi_head_attention(
+    query: Tensor, key: Tensor, value: Tensor, query_weight: Tensor, key_weight: Tensor, value_weight: Tensor,
+    attn_mask: Tensor, out_proj_weight: Tensor, query_bias: Tensor | None, key_bias: Tensor | None,
+    value_bias: Tensor | None, out_proj_bias: Tensor | None, dropout_mask: Tensor | None, attn_head_num: int,
+    attn_dim_per_head: int, src_len: int, tgt_len: int, dropout_prob: float, softmax_use_float: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The mask is added to the scores; a dropout mask is packed bits, and drawn where none is given."""
+    bits, count = None, query.shape[0] * attn_head_num * src_len
+    if dropout_prob > 0:
+        given = dropout_mask is not None
+        bits = unpacked(dropout_mask, count) if given else keep_bits(count, dropout_prob, *next_seed())
+    weights = [query_weight, key_weight, value_weight, out_proj_weight]
+    biases = [query_bias, key_bias, value_bias, out_proj_bias]
+    out, *rest = multi_head(
+        query, key, value, weights, biases, attn_mask, bits, attn_head_num, (src_len, tgt_len), dropout_prob
+    )
+    mask = packed(torch.ones(count, dtype=torch.bool) if bits is None else bits)
+    return out, mask, *(x.contiguous() for x in rest)
+
+
+def bert_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """softmax(scale q k + mask) of [B, N, S, D], and v."""
+    return ((q @ k.transpose(-1, -2)).float() * scale + mask.float()).softmax(-1).to(q.dtype), v
+
+
+@kernel("npu_fused_attention_score_fwd")
+def fused_attention_score_fwd(
+    query_layer: Tensor,
+    key_layer: Tensor,
+    value_layer: Tensor,
+    attention_mask: Tensor,
+    scale: float,
+    keep_prob: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The context as rows [B * S, N * D], the weights before dropout, and a byte for each: 1 where it is kept."""
+    weights, v = bert_attention(query_layer, key_layer, value_layer, attention_mask, scale)
+    bits = torch.ones(weights.numel(), dtype=torch.bool)
+    if keep_prob < 1:
+        bits = keep_bits(weights.numel(), 1 - keep_prob, *next_seed())
+    kept = weights * bits.view(weights.shape) / keep_prob
+    context = (kept @ v).transpose(1, 2).flatten(0, 1).flatten(1)
+    return context.to(v.dtype), weights, bits.to(torch.uint8)
+
+
+@kernel("npu_fused_attention_score_grad", "npu_fused_attention_score_backward")
+def fused_attention_score_grad(
+    grad_output: Tensor, softmax_output: Tensor, query_layer: Tensor, key_layer: Tensor, value_layer: Tensor,
+    mask: Tensor, scale: float, keep_prob: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of query, key and value, from the weights and the bytes that forward returned."""
+    weights = softmax_output.float()
+    bits = mask.view(weights.shape) / keep_prob
+    samples, heads, length, size = query_layer.shape
+    upstream = grad_output.view(samples, length, heads, size).transpose(1, 2).float()
+    grad_value = (weights * bits).transpose(-1, -2) @ upstream
+    inner = (upstream @ value_layer.float().transpose(-1, -2)) * bits
+    scores = weights * (inner - (inner * weights).sum(-1, keepdim=True)) * scale
+    found = scores @ key_layer.float(), scores.transpose(-1, -2) @ query_layer.float(), grad_value
+    return tuple(grad.to(query_layer.dtype) for grad in found)
