@@ -149,6 +149,8 @@ def build_deepspeed_engine(
         dtype: type of the forward pass; DeepSpeed keeps fp32 copies of what is trained.
     """
     deepspeed = _import()
+    # The norm by which it clips: not every library of collectives adds fp64 up, and a processor's fp32 is too coarse.
+    deepspeed.accelerator.get_accelerator().is_fp64_supported = lambda: world.device.type == "cpu"
     model = module.get_submodule("model")
     by_name = dict(model.named_parameters())
     groups = [{**group, "params": [by_name[name] for name in group["params"]]} for group in trained.groups]
@@ -176,8 +178,6 @@ def _import() -> Any:
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__[COMPILED] = False
-    # The norm by which it clips: not every library of collectives adds fp64 up, and a processor's fp32 is too coarse.
-    deepspeed.accelerator.get_accelerator().is_fp64_supported = lambda: world.device.type == "cpu"
     deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
 
