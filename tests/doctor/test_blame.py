@@ -282,3 +282,49 @@ def test_a_benign_refusal_while_the_first_process_starts_is_no_cause():
         == "collective.left_over"
     )
     assert explained(log).first.cause.is_likely
+
+
+def test_workers_of_several_groups_are_told_apart():
+    memory = "(Worker_DP1_TP3_EP7 pid=100) ERROR 01-01 00:00:00 [x.py:1] EL0004: Failed to allocate memory.\n"
+    waits = "(Worker_DP0_TP3_EP3 pid=101) ERROR 01-01 00:00:10 [x.py:1] EI0002: The wait timed out.\n"
+    assert look_at(explained(waits + memory), "en") == "rank DP1_TP3, which shows the cause"
+    assert [line.rank for line in lines_of("(Worker_PCP0_TP4_EP4 pid=6) a\n(Worker_TP2 pid=7) b", "x")] == [
+        "PCP0_TP4",
+        "2",
+    ]
+
+
+def test_a_message_that_a_terminal_broke_still_names_who_is_waited_for():
+    broken = (
+        "[rank3]: EI0002: The wait execution of the Notify register times\n"
+        "[rank3]: out. It has not received the Notify record\n[rank3]: from remote rank [6].\n"
+    )
+    assert explained(broken).blame.rank == "6"
+    assert explained(broken.replace("[rank3]: from", "[rank5]: from")).blame.rank is None
+
+
+def test_a_link_that_could_not_be_made_names_its_other_end():
+    text = (
+        "[rank1]: EI0009: Transport init error. Reason: [Create][DestLink]Create Dest error! createLink "
+        "para:rank[1]-localUserrank[1]-localIpAddr[10.0.0.1], dst_rank[0]-remoteUserrank[0]-remote_ip_addr[10.0.0.1]\n"
+    )
+    assert look_at(explained(text), "en") == "rank 0, which rank 1 waits for"
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [
+        ("EZ9999: The error from device(chipId:6, dieId:0), there is an exception of aivec error", "6"),
+        ("[ERROR] 2026-02-05-11:47:24 (PID:41, Device:3, RankID:-1) ERR00100 PTA call acl api failed.", "3"),
+        ("Aicore kernel execute failed, device_id=2, stream_id=2, fault kernel_name=Cast_1", "2"),
+    ],
+)
+def test_without_ranks_the_device_that_reports_is_named(text, device):
+    assert look_at(explained(text), "en") == f"device {device}, which reports it"
+    missing = "ImportError: libhccl.so: cannot open shared object file\n"
+    assert look_at(explained(missing + text), "en") == ""
+
+
+def test_the_device_whose_memory_is_broken_is_named():
+    text = "[rank1]: The error from device(chipId:5, dieId:0), serial number is 1, there is a HBM ECC error"
+    assert look_at(explained(text), "en") == "device 5, which the log itself names"

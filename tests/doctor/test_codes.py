@@ -7,7 +7,7 @@ import pytest
 from swiftlet.doctor.explain import explain
 from swiftlet.doctor.logs import lines_of
 from swiftlet.doctor.tables import load
-from swiftlet.doctor.text import needed_word
+from swiftlet.doctor.text import needed_words
 from swiftlet.doctor.wording import as_json, in_words
 
 TABLES = load({})
@@ -89,16 +89,17 @@ def test_the_port_is_named_with_what_helps():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "word"),
+    ("pattern", "words"),
     [
-        (r"ab.* Cde (?P<n>\w+) fg\.h", " cde "),
-        (r"(?i:one|two)[^\n]*x?", ""),
-        (r"abcd|ef", ""),
-        (r"abc(?:d|e)fgh*", "abc"),
-        (r"ab?c{2}defg+", "defg"),
-        (r"(?x) a b c", ""),
-        (r"\bERR\d\d007\b[(|]", "err"),
+        (r"ab.* Cde (?P<n>\w+) fg\.h", (" cde ",)),
+        (r"(?i:one|two)[^\n]*x?", ("",)),
+        (r"Abcd|ef(?:g|h)", ("abcd", "ef")),
+        (r"abcd|(?:ef)?", ("abcd", "")),
+        (r"abc(?:d|e)fgh*", ("abc",)),
+        (r"ab?c{2}defg+", ("defg",)),
+        (r"(?x) a b c", ("",)),
+        (r"\bERR\d\d007\b[(|]", ("err",)),
     ],
 )
-def test_the_word_that_a_pattern_needs(pattern, word):
-    assert needed_word(pattern) == word
+def test_the_words_of_which_a_pattern_needs_one(pattern, words):
+    assert needed_words(pattern) == words

@@ -232,6 +232,24 @@ CAUSES = [
         "0/4 nodes are available: 4 Insufficient huawei.com/Ascend910.",
         "system.no_free_device",
     ),
+    ("ValueError: Total available GPUs 0 is less than total desired GPUs 8", "system.ray_devices"),
+    ("AssertionError: found NaN in local grad norm in backward pass. Device: 3", "operator.gradient_nan"),
+    ("| lm loss: nan | grad norm: nan | number of skipped iterations:   0 |", "operator.loss_nan"),
+    ("Device(id:0) memory isn't enough and alloc failed, kernel name: MatMul-op1", "memory.device"),
+    (
+        "EZ9999[PID: 4] 2026-02-05-11:47:24.075.926 (EZ9999):  get unsupported atten_mask shape, the shape is [16, 1]."
+        "[FUNC:AnalyzeOptionalInput][FILE:flash_attention_score_tiling_general.cpp][LINE:1606]",
+        "operator.shape",
+    ),
+    (
+        "EZ9999: [PID: 4] 2026-02-05-11:47:24.075.926 actual length has 9 items, should be 16",
+        "operator.shape",
+    ),
+    (
+        "[INFO] HCCL(6,python):2025-10-23-07:52:59.191.363 [heartbeat.cc:9] [8][HCCL_TRACE]rank [10.0.0.1/1]: "
+        "rank [10.0.0.1/9] status[LOST] by rank [10.0.0.1/1]",
+        "collective.heartbeat",
+    ),
     ("docker: unknown or invalid runtime name: ascend.", "driver.docker_runtime"),
     ('docker: adding custom device "/dev/davinci9": no such file or directory', "driver.device_file"),
     ("ImportError: libGL.so.1: cannot open shared object file: No such file", "env.library"),
@@ -278,6 +296,11 @@ def test_words_need_no_more_than_any_pattern_gives(name):
         fields = dict.fromkeys([*pattern.groupindex, "package"], "x")
         for words in (cause.words, cause.remedy):
             assert all("?" not in fill(words[tongue], fields) for tongue in LANGUAGES), pattern.pattern
+
+
+def test_a_request_that_ray_cannot_serve_yet_is_a_probable_cause():
+    found = explained("(autoscaler) Warning: it cannot be scheduled right now: {'CPU': 1.0, 'NPU': 1.0}.")
+    assert found.first.cause.id == "system.ray_devices" and found.first.cause.is_likely
 
 
 def test_advice_is_not_taken_for_the_cause():

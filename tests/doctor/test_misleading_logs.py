@@ -185,6 +185,10 @@ def test_a_line_without_level_that_the_run_survived_comes_last():
             "operator.notify",
         ),
         ("EI0007: Failed to allocate resource[DeviceMemory] with info [a].", "memory.device"),
+        # An inner null pointer, and not kernels that are missing.
+        ("NPU function error: call aclnnFlashAttentionScore failed, error code is 561103", "unknown"),
+        ("call aclnnAdd failed, error code is 561107", "env.opp_path"),
+        ("call aclnnAdd failed, error code is 561112", "program.cann_missing_op"),
         ("EO9999: An unknown error occurred.", "unknown"),
         ("EF2007: Invalid GE graph.", "code.EF2007"),
         ("EL0007: You have no permission.", "code.EL0007"),

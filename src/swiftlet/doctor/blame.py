@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from swiftlet.doctor.levels import PLAIN
 from swiftlet.doctor.logs import Line
 
 NOBODY = {"4294967295", "unknown", "-1", ""}
@@ -24,7 +25,7 @@ IN_VAIN = re.compile(
 )
 CONNECTED = re.compile(r"notify", re.IGNORECASE)
 GROUP = re.compile(r"\bgroup:\[(group_\w+)\]")
-CREATION = re.compile(r"\[Timeout\].*-localUserrank\[(\d+)\].*-remoteUserrank\[(\d+)\]")
+CREATION = re.compile(r"(?i:\[timeout\]|\berror\b|\bfail).*-localUserrank\[(\d+)\].*-remoteUserrank\[(\d+)\]")
 ADDRESS = r"\|\s*[\d.:a-f]+\((\d+)\)\s*(?:\|\s*\d+\s*)?"  # newer tables have a column of ports
 LINK = re.compile(ADDRESS * 2 + r"\|\s*(?:client|server)\s*\|")
 
@@ -56,8 +57,8 @@ class Blame(NamedTuple):
 def find_waits(lines: Sequence[Line]) -> list[Wait]:
     """Return who says that it waits for whom, each pair of a group once."""
     found: dict[tuple[str | None, str, str], Wait] = {}
-    for line in lines:
-        for rank, other in _pairs(line):
+    for above, line in zip([None, *lines], lines, strict=False):
+        for rank, other in _pairs(line, above):
             if other not in NOBODY and rank != other:
                 named = GROUP.search(line.text)
                 group = named[1] if named else None
@@ -65,7 +66,7 @@ def find_waits(lines: Sequence[Line]) -> list[Wait]:
     return list(found.values())
 
 
-def _pairs(line: Line) -> list[tuple[str, str]]:
+def _pairs(line: Line, above: Line | None) -> list[tuple[str, str]]:
     link = LINK.search(line.text)
     if link:
         return [(link[2], link[1])]
@@ -73,11 +74,18 @@ def _pairs(line: Line) -> list[tuple[str, str]]:
     if creation:
         return [(creation[1], creation[2])]
     found = AWAITED.search(line.text)
-    if not found or not IN_VAIN.search(line.text):
+    if not found or not (IN_VAIN.search(line.text) or _goes_on(line, above)):
         return []
     own = OWN.search(line.text)
     rank = next((group for group in own.groups() if group), None) if own else line.rank
     return [(rank if rank is not None else line.place, found[1])]
+
+
+def _goes_on(line: Line, above: Line | None) -> bool:
+    """Return whether a line is the rest of one above that tells of a failure: a terminal or a mail broke it."""
+    if above is None or line.level != PLAIN or line.process is not None or line.who != above.who:
+        return False
+    return IN_VAIN.search(above.text) is not None
 
 
 def blame(waits: Sequence[Wait]) -> Blame:

@@ -228,14 +228,15 @@ def _find_symptoms(text: Text, tables: Tables) -> list[Symptom]:
     found: dict[tuple[str, str], Symptom] = {}
     for kind, pattern, shown, before in tables.find:
         for at, hit in text.hits(pattern):
-            if before and not before.search(text.joined, max(0, hit.start() - LONGEST_BEFORE), hit.start()):
-                continue
             code = hit[1].lower() if hit[1].startswith("0X") else hit[1]
             known = tables.code(kind, code)
             if known is None:
                 continue
             one = Symptom(kind, code, known, text.lines[at], at, shown.format(code=code, text=hit[0]))
-            if (kind, code) not in found or one.order < found[kind, code].order:
+            if (kind, code) in found and found[kind, code].order <= one.order:
+                continue
+            start = max(0, hit.start() - LONGEST_BEFORE)
+            if before is None or before.search(text.joined, start, hit.start()):
                 found[kind, code] = one
     return sorted(found.values(), key=lambda one: one.order)
 

@@ -34,9 +34,17 @@ BEGINS_ERROR = re.compile(
     r"\bTraceback \(most recent call last\)"
     r"|(?<!\S)(?:ERROR \d\d-\d\d \d\d:|\[ERROR\] (?:\d{4}-\d\d-\d\d|[A-Z_]+\(\d+,))"
 )
+# One of these is in every head that says a level: they are found much faster than the whole.
+LEVEL_WORDS = (
+    *("TRACE", "DEBUG", "INFO", "EVENT", "NOTICE", "WARN", "ERROR", "CRITICAL", "FATAL"),
+    *("Warning", "level"),
+)
+LEVEL_LETTERS = re.compile(rf"{LETTER}|W[A-Z1-9]\d{{4}}")
 LETTERS = {"D": QUIET, "I": QUIET, "W": WARNING, "E": ERROR, "F": ERROR}
 LONGEST_HEAD = 160
-FAILED = re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b|^\s*Traceback \(most|\bE[A-Z1-9]\d{4}\b")
+NAMED_FAILURES = ("Error", "Exception", "Traceback")
+FAILED = re.compile(r"\b[A-Z]\w*(?:Error|Exception)\b|^\s*Traceback \(most")
+FAILED_CODE = re.compile(r"\bE[A-Z1-9]\d{4}\b")
 # A counter of what went wrong, at zero.
 ZERO = re.compile(r"\b(?:errors?|ecc|faults?|fail\w*|lost|down)\b[^:=]{0,40}[:=]\s*0\s*$", re.IGNORECASE)
 STEP = re.compile(r"\bloss['\"]?\s*[:=]\s*['\"]?-?\d")  # what a run prints as it goes on
@@ -45,18 +53,28 @@ STEP = re.compile(r"\bloss['\"]?\s*[:=]\s*['\"]?-?\d")  # what a run prints as i
 def level_of(text: str) -> int:
     """Return ERROR, WARNING, QUIET, or PLAIN where a line does not say."""
     head = text[:LONGEST_HEAD]
+    if not any(word in head for word in LEVEL_WORDS) and not LEVEL_LETTERS.search(head):
+        return _unsaid(text)
     record = FIELD.search(head) if "level" in head else None
     found = WORD_ALONE.match(record["word"].upper()) if record else LEVEL.match(head)
     if found is None:
-        return QUIET if ZERO.search(text) else ERROR if FAILED.search(text) else PLAIN
+        return _unsaid(text)
     if not record and found["letter"]:
         return LETTERS[found["letter"]]
     return QUIET if found["quiet"] else ERROR if found["error"] else WARNING
 
 
+def _unsaid(text: str) -> int:
+    """Return how serious a line is whose head does not say it."""
+    if text.rstrip().endswith("0") and ZERO.search(text):
+        return QUIET
+    is_named = any(word in text for word in NAMED_FAILURES) and FAILED.search(text)
+    return ERROR if is_named or FAILED_CODE.search(text) else PLAIN
+
+
 def error_head(text: str) -> int:
     """Return where an error begins within a line that only informs, else 0."""
-    if "ERROR" not in text and "Traceback" not in text:
+    if text.find("ERROR", 2) < 0 and "Traceback" not in text:
         return 0
     found = BEGINS_ERROR.search(text, 1)
     return found.start() if found and level_of(text) == QUIET else 0

@@ -47,8 +47,11 @@ def read_logs(paths: Sequence[str]) -> Log:
         except OSError as error:
             raise UsageError(f"--log {path} cannot be read: {error.strerror or error}", HINT) from None
         log.lines.extend(lines_from(rows, str(path), entries.setdefault(_home(path), {})))
+    of_source = {
+        source: entries.get(_home(Path(source)), {}) for source in {line.source for line in log.lines}
+    }
     for line in log.lines:
-        groups = entries.get(_home(Path(line.source)), {}).get(line.process or "")
+        groups = of_source[line.source].get(line.process or "")
         if line.rank is None and groups:
             line.rank = rank_of(groups)
     return log

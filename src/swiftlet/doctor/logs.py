@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -22,17 +23,32 @@ TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[-T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{3})
 QUOTED = re.compile(r"(?:> ?)+")
 CARRIED = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) (?:(?:stdout|stderr) [FP] )?")
 BREAK = re.compile(r"\n|\r(?!$)")
-TROUBLE = re.compile(
-    r"err|fail|exception|exit|abort|kill|time|cannot|refus|denied|warn|invalid", re.IGNORECASE
+TROUBLE = (
+    "err",
+    "fail",
+    "exception",
+    "exit",
+    "abort",
+    "kill",
+    "time",
+    "cannot",
+    "refus",
+    "denied",
+    "warn",
+    "invalid",
 )
 NO_LETTERS = re.compile(r"[^A-Za-z\u4e00-\u9fff]+")
 REPEATS, TROUBLE_REPEATS = 3, 100  # lines that differ in figures only: the first ones count
 HEADING = re.compile(r"==> (?P<path>\S.*?) <==|^\s*(?P<rank>rank ?\d+) ?[:：]\s*$", re.IGNORECASE)
-RANK = re.compile(
-    r"\[rank ?(\d+)\]|\[Rank ?(\d+)\]|^\W{0,3}[Rr]ank ?(\d+)[:\]]|\bRankID:(\d+)|\brankId\[(\d+)|\bRank\[(\d+)\]"
-    # Only at the head: further on it is as often that of a low-rank adapter.
-    r"|^[^A-Za-z]*rank=(\d+)|^\([^()]*[ ,]rank=(\d+)|(?:\b|Worker_)TP(\d+)(?:_EP\d+)? pid"
+RANK_AT_HEAD = re.compile(
+    # `rank=` further on is as often that of a low-rank adapter.
+    r"\W{0,3}[Rr]ank ?(\d+)[:\]]|[^A-Za-z]{0,80}rank=(\d+)|\([^()]*[ ,]rank=(\d+)"
 )
+RANK = re.compile(
+    r"[Rr]ank(?:(?<=\[[Rr]ank) ?(\d+)\]|(?<=\bRank)ID:(\d+)|(?<=\brank)Id\[(\d+)|(?<=\bRank)\[(\d+)\])"
+)
+# A server's workers: one of several groups (DP, PP) is told from the same one of another group by all its names.
+WORKER = re.compile(r"(?:\b|Worker_)(?:TP(\d+)|((?:(?:DP|PP|PCP)\d+_)+TP\d+))(?:_[A-Z]+\d+)* pid")
 # The head that torch_npu gives a message alone says the rank; the traceback stands above it, the rest below.
 HEAD_OF_MESSAGE = re.compile(r"\(PID:\d+, Device:-?\d+, RankID:\d+\) ERR\d{5}\b")
 TRACEBACK = "Traceback (most recent call last)"
@@ -42,6 +58,7 @@ SUMMARY_GOES_ON = re.compile(r"\b(?:exitcode|error_file|traceback)\s*: ")
 
 # Where a process enters a group it says its rank there, in lines that only inform.
 ENTRY = re.compile(r"\bHcclCommInit\w*: ?ranks\[(\d+)\], ?rank\[(\d+)\]")
+HEARD = ("HeartbeatAbnormal", "] by rank [")  # CANN's run log only informs of the rank that failed first
 PROCESS = re.compile(r"\bPID: ?(\d+)|\b[A-Z]{2,12}\((\d+),|\bpid[= ](\d+)")
 FILE_RANK = re.compile(r"(?<![A-Za-z])(?<!lora[-_])(?<!low[-_])(?<!node[-_])rank[-_ ]?(\d+)", re.IGNORECASE)
 
@@ -110,7 +127,7 @@ def lines_from(
     for number, row in rows:
         clock, parts = _parts(row)
         for part in parts:
-            heading = HEADING.search(part)
+            heading = HEADING.search(part) if "==>" in part or part.rstrip().endswith((":", "：")) else None
             if heading:
                 _head(state, heading)
                 continue
@@ -120,8 +137,8 @@ def lines_from(
                 _enter(part, entries)
             if not _repeats(part, seen):
                 level = level_of(part)
-                if level == QUIET and "HeartbeatAbnormal" in part:
-                    level = PLAIN  # CANN's run log only informs of the rank that failed first
+                if level == QUIET and any(word in part for word in HEARD):
+                    level = PLAIN
                 found += [_line(part.rstrip("\r"), number, state, level, clock)] if level != QUIET else []
     _lend_ranks(found)
     earliest: dict[str, float | None] = {}
@@ -185,7 +202,9 @@ def _repeats(text: str, seen: Counter[str]) -> bool:
     """Return whether the line is one of many that differ in figures only, such as those of each training step."""
     shape = NO_LETTERS.sub("", text)
     seen[shape] += 1
-    return seen[shape] > REPEATS and (seen[shape] > TROUBLE_REPEATS or not TROUBLE.search(text))
+    return seen[shape] > REPEATS and (
+        seen[shape] > TROUBLE_REPEATS or not any(word in text.lower() for word in TROUBLE)
+    )
 
 
 def _file_rank(path: str) -> str | None:
@@ -207,7 +226,8 @@ def _first(match: re.Match[str] | None) -> str | None:
 
 def _rank(text: str) -> str | None:
     """Return the rank that a line says it is of; nearly all do not say one, which is seen faster without a pattern."""
-    return _first(RANK.search(text)) if "ank" in text or "TP" in text else None
+    found = (RANK_AT_HEAD.match(text) or RANK.search(text)) if "ank" in text else None
+    return _first(found or (WORKER.search(text) if "TP" in text and " pid" in text else None))
 
 
 def _line(text: str, number: int, state: _State, level: int, clock: str) -> Line:
@@ -227,11 +247,15 @@ def _line(text: str, number: int, state: _State, level: int, clock: str) -> Line
 
 
 def _seconds(stamp: re.Match[str]) -> float | None:
-    whole = [int(part) for part in stamp.groups()[:6]]
+    whole = _whole_seconds(*stamp.groups()[:6])
+    return None if whole is None else whole + int(stamp[7] or 0) / 1e3 + int(stamp[8] or 0) / 1e6
+
+
+@lru_cache(maxsize=1024)
+def _whole_seconds(*parts: str) -> float | None:
+    """Return the seconds of a clock, which many lines share."""
+    year, month, day, hour, minute, second = map(int, parts)
     try:
-        moment = datetime(whole[0], whole[1], whole[2], whole[3], whole[4], whole[5])
+        return (datetime(year, month, day, hour, minute, second) - datetime(1970, 1, 1)).total_seconds()
     except ValueError:
         return None
-    return (
-        (moment - datetime(1970, 1, 1)).total_seconds() + int(stamp[7] or 0) / 1e3 + int(stamp[8] or 0) / 1e6
-    )

@@ -84,10 +84,8 @@ class Tables:
     def code(self, kind: str, code: str) -> Code | None:
         """Return what is known of a code: of itself, else of the family that it begins like."""
         known = self.codes.get(kind, {})
-        if code in known:
-            return known[code]
-        families = [name for name in known if name.endswith("*") and code.startswith(name[:-1])]
-        return known[max(families, key=len)] if families else None
+        names = (code, *(f"{code[:length]}*" for length in range(len(code), 0, -1)))
+        return next((known[name] for name in names if name in known), None)
 
 
 def user_folder(environ: Mapping[str, str]) -> Path:

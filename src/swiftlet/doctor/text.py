@@ -44,29 +44,31 @@ class Text:
 
     def hits(self, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
         """Return each match with the place of its line."""
-        if needed_word(pattern.pattern) in self.lower:
+        if self._may_match(pattern):
             for hit in pattern.finditer(self.joined):
                 yield bisect_right(self.starts, hit.start()) - 1, hit
 
     def has(self, pattern: re.Pattern[str]) -> bool:
         """Return whether some line matches."""
-        return needed_word(pattern.pattern) in self.lower and pattern.search(self.joined) is not None
+        return self._may_match(pattern) and pattern.search(self.joined) is not None
+
+    def _may_match(self, pattern: re.Pattern[str]) -> bool:
+        return any(word in self.lower for word in needed_words(pattern.pattern))
 
 
 @cache
-def needed_word(pattern: str) -> str:
-    """Return, in small letters, a text that is in whatever the pattern matches, as a text is found much faster.
+def needed_words(pattern: str) -> tuple[str, ...]:
+    """Return, in small letters, texts of which one is in whatever the pattern matches, as they are found much faster.
 
-    It is one between groups, classes and escapes; it is empty where there is none, or where `|` leaves a choice.
+    Each is one between groups, classes and escapes, of one of the choices that `|` leaves; where a choice has none,
+    an empty one, which is in everything.
     """
     if VERBOSE.search(pattern):
-        return ""
+        return ("",)
     plain = CLASS.sub("\0", ESCAPE.sub("\0", pattern))
     while (without := GROUP.sub("\0", plain)) != plain:
         plain = without
-    if "|" in plain:
-        return ""
-    return max(OPTIONAL.sub("\0", plain).split("\0"), key=len).lower()
+    return tuple(max(OPTIONAL.sub("\0", one).split("\0"), key=len).lower() for one in plain.split("|"))
 
 
 def _without_advice(lines: Sequence[Line]) -> list[str]:

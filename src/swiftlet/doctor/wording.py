@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ LABELS = {
         "culprit": "rank {culprit}, which the log itself names",
         "peer": "device {peer} of server {server}, the other end",
         "first": "rank {rank}, which shows the cause",
+        "device": "device {device}, which reports it",
         "reports": "rank {rank} reports; the log does not show whose fault it is",
         "nothing": "no known error is in it",
         "follow": "swift doctor --log FILES with the logs of all ranks, and with ~/ascend/log where there is one",
@@ -56,12 +58,16 @@ LABELS = {
         "culprit": "rank {culprit}，日志自己点名的",
         "peer": "服务器 {server} 的设备 {peer}（对端）",
         "first": "rank {rank}，原因出现在它的日志里",
+        "device": "设备 {device}，是它报的错",
         "reports": "rank {rank} 报错，但日志没有显示是谁的问题",
         "nothing": "里面没有已知的错误",
         "follow": "用 swift doctor --log 查看所有 rank 的日志；有 ~/ascend/log 时也加上",
         "traceback": "看这一行上面的堆栈（{where}）和报错里的取值",
     },
 }
+# A run on one device has no ranks, but says which device it is.
+DEVICE = re.compile(r"\berror from device\((?:chipId:)?(\d+)|, Device:(\d+), RankID:-1\b|\bdevice_id=(\d+)")
+EVERYWHERE = ("env.", "program.", "system.")
 LINK_DEPTH = 40  # from here on a cause lies between two ranks
 LONGEST = 300  # characters of a line that is quoted
 MOST_CODES = 8
@@ -82,8 +88,17 @@ def look_at(found: Explanation, language: str) -> str:
         return fill(words["waited" if waiting else "awaited"], {"rank": who.rank, "waiting": waiting})
     line = _reporting(found)
     if line is None or line.rank is None:
-        return ""
+        device = _device(found)
+        return fill(words["device"], {"device": device}) if device else ""
     return fill(words["first" if depth < WAITING_DEPTH else "reports"], {"rank": line.rank})
+
+
+def _device(found: Explanation) -> str | None:
+    """Return the device that the lines of a cause name, where the cause is not the same for all devices."""
+    if found.first and found.first.cause.id.startswith(EVERYWHERE):
+        return None
+    hit = next((hit for one in found.excerpt if (hit := DEVICE.search(one.text))), None)
+    return next(filter(None, hit.groups())) if hit else None
 
 
 def _reporting(found: Explanation) -> Line | None:
