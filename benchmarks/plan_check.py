@@ -151,9 +151,11 @@ def calibrated() -> Any:
 
 def measure(case: Case, folder: Path, card: Any) -> dict[str, float]:
     """Return the measured and the predicted figures of one run, in this process; no time without a card."""
+    from swiftlet.models import arena
     from swiftlet.plan.memory import estimate, host_bytes
     from swiftlet.plan.setting import Setting
 
+    arena.SMALLEST = sys.maxsize  # every tensor is torch's: its profiler knows of no other
     torch.set_num_threads(1)
     trainer, world = build(case, folder)
     make = step_of(case, trainer, world)
