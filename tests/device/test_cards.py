@@ -6,7 +6,15 @@ import pytest
 from npu_smi_texts import HEAD, card_lines, info_text, mapping_text, topology_text
 
 from swiftlet.device.affinity import as_text
-from swiftlet.device.cards import Chip, check_cards, chips_of, is_busy, look_at_cards
+from swiftlet.device.cards import (
+    Chip,
+    check_cards,
+    chips_of,
+    findings,
+    free_ids,
+    is_busy,
+    look_at_cards,
+)
 from swiftlet.device.inventory import find_device
 from swiftlet.device.npu_smi import Card
 
@@ -56,6 +64,28 @@ def test_chips_with_physical_ids_find_their_row(npu_smi):
         (2, "Phy-ID2", 8),
         (3, "Phy-ID3", 12),
     ]
+
+
+def test_two_chips_of_a_card_are_told_apart_where_there_is_no_matrix(npu_smi):
+    text = HEAD
+    for chip, health in ((0, "OK"), (1, "Alarm")):
+        text += f"| 8     310P3      | {health}  | NA   37   0    / 0  |\n"
+        text += f"| {chip}     {chip}   | 0000:01:00.0  | 0   1390 / 44278  |\n"
+    chips = chips_of(look_at_cards(npu_smi(text)))
+    assert [chip.name for chip in chips] == ["NPU8", "NPU8 chip 1"]
+    (found,) = findings(chips)
+    assert "NPU 1 (NPU8 chip 1) has health Alarm" in found.message
+    assert "npu-smi info -t health -i 8 -c 1 for" in found.hint
+
+
+@pytest.mark.parametrize(("health", "shown"), [("OK", "OK"), ("UNKNOWN", "UNKNOWN"), ("-", "not shown")])
+def test_a_card_that_the_driver_lists_without_memory_has_gone(npu_smi, health, shown):
+    cards = [card_lines(0), card_lines(1, health=health, used=0, total=0)]
+    chips = chips_of(look_at_cards(npu_smi(info_text(cards), mapping_text([0, 1]))))
+    (found,) = findings(chips)
+    assert found.is_serious and "dmesg" in found.hint
+    assert found.message == f"NPU 1 (NPU1) has no memory (0 / 0 MB), health {shown}: it has gone"
+    assert free_ids(chips) == [0]
 
 
 def test_no_matrix_is_said_and_the_cards_are_still_known(npu_smi):

@@ -130,6 +130,17 @@ def test_a_table_cut_inside_a_process_or_before_the_first_card_says_so():
     assert parse_info(HEAD).is_partial
 
 
+@pytest.mark.parametrize(("health", "read"), [("Abnormal", "Abnormal"), ("-", None), ("NA", None)])
+def test_a_card_with_a_health_that_is_not_known_keeps_its_row(health, read):
+    info = parse_info(info_text([card_lines(0), card_lines(1, health=health), card_lines(2)]))
+    assert [(card.npu, card.name, card.health) for card in info.cards] == [
+        (0, "910B3", "OK"),
+        (1, "910B3", read),
+        (2, "910B3", "OK"),
+    ]
+    assert not info.is_partial
+
+
 def test_windows_line_ends_and_a_prompt_change_nothing():
     text = info_text([card_lines(0), card_lines(1)])
     noisy = "root@host:~# npu-smi info\n" + text.replace("\n", "\r\n")

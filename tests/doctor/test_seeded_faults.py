@@ -262,6 +262,11 @@ def a_card_has_gone(server):
     server.cards([card_lines(0)])
 
 
+@fault("device.gone", cause="NPU 1 (NPU1) has no memory (0 / 0 MB, health OK)", command="dmesg")
+def a_card_without_memory_has_gone(server):
+    server.cards([card_lines(0), card_lines(1, used=0, total=0)])
+
+
 @fault("device.health", cause="NPU 1 (NPU1) has health Alarm", command="npu-smi info -t health -i 1")
 def a_card_is_ill(server):
     server.cards([card_lines(0), card_lines(1, health="Alarm")])

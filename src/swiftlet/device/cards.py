@@ -90,7 +90,9 @@ def look_at_cards(
 
 def _topology_name(topology: Topology | None, card: Card, logical: int, total: int) -> str:
     """Return the name of a chip in the matrix: by its own numbers, or by its place where the numbers differ."""
-    fallback = f"NPU{card.npu if card.npu is not None else logical}"
+    fallback = f"NPU{card.npu if card.npu is not None else logical}" + (
+        f" chip {card.chip}" if card.chip else ""
+    )
     if topology is None:
         return fallback
     for name in (f"Phy-ID{card.phy_id}", *([f"NPU{card.npu}"] if card.chip in (0, None) else [])):
@@ -149,18 +151,33 @@ class Finding(NamedTuple):
 
 
 HEALTH_HINTS = {
-    "Warning": "type npu-smi info -t health -i {npu} for the code; many warnings do no harm",
-    "Alarm": "type npu-smi info -t health -i {npu} for the code, and choose another card meanwhile",
-    "Critical": "choose another card, and give the code of npu-smi info -t health -i {npu} to the administrator",
+    "Warning": "type {command} for the code; many warnings do no harm",
+    "Alarm": "type {command} for the code, and choose another card meanwhile",
+    "Critical": "choose another card, and give the code of {command} to the administrator",
     "UNKNOWN": "the card has not started or has gone: type dmesg | grep -i devdrv, or restart the machine",
 }
 
 
+def health_command(chip: Chip) -> str:
+    """Return what to type to see what is wrong with this chip."""
+    number = f" -c {chip.card.chip}" if chip.card.chip else ""
+    return f"npu-smi info -t health -i {chip.card.npu}{number}"
+
+
+def is_gone(chip: Chip) -> bool:
+    """Return whether the driver still lists a chip that has no memory: it fell off the bus, or did not start."""
+    return chip.card.total_mb == 0
+
+
 def _health_finding(chip: Chip) -> Finding | None:
     health = chip.card.health
+    if is_gone(chip):
+        health = health or "not shown"
+        message = f"NPU {chip.logical} ({chip.name}) has no memory (0 / 0 MB), health {health}: it has gone"
+        return Finding(True, message, f"choose another card; {HEALTH_HINTS['UNKNOWN']}")
     if health in ("OK", None):
         return None
-    hint = HEALTH_HINTS.get(health, HEALTH_HINTS["Alarm"]).format(npu=chip.card.npu)
+    hint = HEALTH_HINTS.get(health, HEALTH_HINTS["Alarm"]).format(command=health_command(chip))
     return Finding(False, f"NPU {chip.logical} ({chip.name}) has health {health}", hint)
 
 
@@ -173,7 +190,8 @@ def is_busy(chip: Chip) -> bool:
 
 def free_ids(chips: Sequence[Chip]) -> list[int]:
     """Return the logical numbers of the cards that a run could take."""
-    return [chip.logical for chip in chips if not is_busy(chip) and chip.card.health in ("OK", None)]
+    usable = (chip for chip in chips if not is_busy(chip) and not is_gone(chip))
+    return [chip.logical for chip in usable if chip.card.health in ("OK", None)]
 
 
 def numbers_of(chips: Sequence[Chip]) -> CardNumbers:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 HEALTH = frozenset({"ok", "warning", "alarm", "critical", "unknown", "offline"})
+UNSAID = ("NA", "-")
 VERSION = re.compile(r"npu-smi\s+(\S+)\s+Version:\s*(\S+)", re.IGNORECASE)
 BUS = re.compile(r"[0-9A-Fa-f]{4,}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]")
 PAIR = re.compile(r"(\d+|NA|-)\s*/\s*(\d+|NA|-)")
@@ -94,13 +95,25 @@ def _pair(used: str, total: str) -> tuple[int, int] | None:
     return (int(used), int(total)) if used.isdigit() and total.isdigit() else None
 
 
+def _is_first_line(cells: list[str], first: Card | None) -> bool:
+    """Return whether a row is the first of a card's two: by its health, else by the name that it begins with."""
+    if len(cells) < LEAST_CELLS or not cells[0][:1].isdigit():
+        return False
+    health = cells[-2]
+    if health.lower() in HEALTH:
+        return True
+    is_named = any(letter.isalpha() for letter in " ".join(cells[:-2]))
+    return first is None and is_named and (health.isalpha() or health in UNSAID)
+
+
 def _first_line(cells: list[str]) -> Card:
     """Return what the first line of a card says: `| 0     910B3 | OK | 90.1  40  0 / 0 |`."""
     number, _, name = cells[0].partition(" ") if len(cells) == 3 else (cells[0], "", cells[1])
     figures = cells[-1].split()
     power = _decimal(figures[0]) if figures else None
     temperature = _decimal(figures[1]) if len(figures) > 1 else None
-    return Card(_whole(number), None, name.strip() or None, cells[-2], power, temperature)
+    health = None if cells[-2] in UNSAID else cells[-2]
+    return Card(_whole(number), None, name.strip() or None, health, power, temperature)
 
 
 def _second_line(cells: list[str], first: Card, columns: _Columns) -> Card:
@@ -171,10 +184,10 @@ def parse_info(text: str) -> Info:
         elif info.process_table:
             process = _read_process(cells)
             info.processes += [process] if process else []
-        elif len(cells) >= 3 and cells[-2].lower() in HEALTH:
+        elif _is_first_line(cells, first):
             info.is_partial |= first is not None
             first = _first_line(cells)
-        elif len(cells) >= 3 and (BUS.fullmatch(cells[-2]) or cells[-2] in ("NA", "-")):
+        elif len(cells) >= 3 and (BUS.fullmatch(cells[-2]) or cells[-2] in UNSAID):
             info.is_partial |= first is None
             info.cards.append(_second_line(cells, first or Card(), columns))
             first = None

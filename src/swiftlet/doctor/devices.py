@@ -6,7 +6,17 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from swiftlet.device.cards import FULL_SHARE, MOST_LISTED, Chip, busy_command, free_ids, is_busy, numbers_of
+from swiftlet.device.cards import (
+    FULL_SHARE,
+    MOST_LISTED,
+    Chip,
+    busy_command,
+    free_ids,
+    health_command,
+    is_busy,
+    is_gone,
+    numbers_of,
+)
 from swiftlet.device.nvidia_smi import look_at_gpus
 from swiftlet.device.placement import chosen
 from swiftlet.device.visible import ASCEND, check_visible, hiding
@@ -53,9 +63,11 @@ def check_cards(scene: Scene) -> Iterator[Finding]:
 def _card(scene: Scene, chip: Chip, free: Sequence[int]) -> Iterator[Finding]:
     card = chip.card
     names = {"id": chip.logical, "name": chip.name}
-    if card.health not in HARMLESS:
+    if is_gone(chip):
+        yield found("device.gone", **names, health=card.health or "?")
+    elif card.health not in HARMLESS:
         kind = "device.health_warning" if card.health == "Warning" else "device.health"
-        yield found(kind, **names, health=card.health, npu=card.npu)
+        yield found(kind, **names, health=card.health, command=health_command(chip))
     if is_busy(chip):
         used, total = card.used_mb or 0, card.total_mb or 1
         holders = (
