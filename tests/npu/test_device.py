@@ -28,6 +28,8 @@ def test_eight_cards_of_a_910b3_with_64_gigabytes():
     properties = torch.npu.get_device_properties(0)
     assert properties.name == "Ascend910B3"
     assert properties.total_memory == 64 << 30
+    assert (properties.cube_core_num, properties.vector_core_num) == (20, 40)
+    assert properties.L2_cache_size == 192 << 20
     assert torch.npu.is_bf16_supported()
 
 

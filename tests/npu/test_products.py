@@ -171,3 +171,44 @@ def test_adam_of_bert_and_adam_with_the_largest_moments(npu):
             out=[card, *states],
         )  # fmt: skip
     assert_near(card, plain.detach())
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 6, 7, 2)])
+def test_a_group_norm_and_its_activation_train(npu, shape):
+    x, weight, bias = torch.randn(shape), torch.randn(shape[1]), torch.randn(shape[1])
+    plain, card = (
+        [value.clone().to(device).requires_grad_() for value in (x, weight, bias)]
+        for device in ("cpu", "npu")
+    )
+    y = F.group_norm(plain[0], 2, *plain[1:], 1e-5)
+    expected = y * torch.sigmoid(1.5 * y)
+    found = npu.npu_group_norm_swish(card[0], 2, *card[1:], eps=1e-5, swish_scale=1.5)[0]
+    assert_near(found.detach(), expected.detach())
+    expected.square().sum().backward()
+    found.square().sum().backward()
+    for ours, theirs in zip(card, plain, strict=True):
+        assert_near(ours.grad, theirs.grad)
+
+
+def test_rows_by_an_index_train(npu):
+    x, index = torch.randn(5, 3), torch.tensor([[0, 4], [4, 2]])
+    plain, card = x.clone().requires_grad_(), x.npu().requires_grad_()
+    found = npu.npu_gather_sparse_index(card, index.npu())
+    assert_near(found.detach(), x[index])
+    found.square().sum().backward()
+    plain[index].square().sum().backward()
+    assert_near(card.grad, plain.grad)
+
+
+def test_softmaxes_in_place_and_with_a_bias_of_positions(npu):
+    scores, values, upstream = torch.randn(2, 4, 5), torch.randn(2, 5, 3), torch.randn(2, 4, 3)
+    plain, place = scores.clone().requires_grad_(), scores.npu()
+    (plain.softmax(-1) @ values).backward(upstream)
+    npu.npu_attn_softmax_(place)
+    assert_near(place, scores.softmax(-1))
+    npu.npu_attn_softmax_backward_(place, upstream.npu(), values.npu())
+    assert_near(place, plain.grad)
+    x, mask, bias = torch.randn(1, 2, 3, 4, 4), torch.randn(1, 2, 1, 4, 4), torch.randn(1, 1, 3, 4, 4)
+    found = npu.npu_masked_softmax_with_rel_pos_bias(x.npu(), mask.npu(), bias.npu(), 0.5)
+    assert_near(found, (x * 0.5 + mask + bias).softmax(-1))
+    assert_near(npu.npu_masked_softmax_with_rel_pos_bias(x.npu(), None, bias.npu()), (x + bias).softmax(-1))

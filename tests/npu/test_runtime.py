@@ -6,6 +6,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,46 @@ def test_core_limits_of_a_card_and_of_its_streams_are_kept():
         assert torch.npu.get_stream_limit(stream) == less
         with pytest.raises(RuntimeError, match="107000"):
             torch.npu.set_stream_limit(stream, 21, 40)
+
+
+def test_an_event_tells_when_it_was_recorded():
+    first, second = (torch.npu.Event(enable_timing=True) for _ in range(2))
+    first.record()
+    time.sleep(0.01)
+    second.record()
+    torch.npu.synchronize()
+    microseconds = second.recorded_time() - first.recorded_time()
+    assert microseconds == pytest.approx(first.elapsed_time(second) * 1e3, rel=1e-2)
+
+
+def test_lists_are_copied_between_the_host_and_cards():
+    from simnpu.trace import trace
+
+    here, there = [torch.ones(2), torch.zeros(3)], [torch.zeros(2).npu(), torch.ones(3).npu()]
+    with trace() as counts:
+        torch._foreach_copy_(there, here)
+    assert counts.copies["h2d"] == 2 and [x.tolist() for x in there] == [[1, 1], [0, 0, 0]]
+    other = [torch.zeros(2, device="npu:1"), torch.ones(3, device="npu:1")]
+    torch._foreach_copy_(other, there)
+    torch._foreach_copy_([x.zero_() for x in here], other)
+    assert [x.tolist() for x in here] == [[1, 1], [0, 0, 0]]
+    torch._foreach_copy_(there, [x.half() + 1 for x in there])
+    assert [x.tolist() for x in there] == [[2, 2], [1, 1, 1]]
+    with pytest.raises(RuntimeError, match="Tensor lists must have the same number of tensors"):
+        torch._foreach_copy_(there, there[:1])
+
+
+def test_memory_may_be_fetched_ahead():
+    import torch_npu
+
+    x = torch.arange(64.0).npu()
+    torch_npu.npu_prefetch(x, None, 256)
+    torch_npu.npu_prefetch(x, x + 1, 1000, 16)
+    assert x.tolist() == list(range(64))
+    with pytest.raises(
+        RuntimeError, match="offset out of range of tensor size, tensor size: 256, offset: 1000"
+    ):
+        torch_npu.npu_prefetch(x, None, 256, 1000)
 
 
 def test_profilers_start_and_stop(tmp_path):

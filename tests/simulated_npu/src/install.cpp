@@ -1,4 +1,5 @@
 // Points the aten operators of the real torch_npu at the CPU's kernels, and offers a few operators to Python.
+#include <algorithm>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
@@ -77,6 +78,20 @@ void divide_in_place(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   }
 }
 
+// Copies between the host and cards, or between cards, go one by one.
+void copy_each(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const auto base = stack->size() - op.schema().arguments().size();
+  const auto targets = (*stack)[base].toTensorVector(), sources = (*stack)[base + 1].toTensorVector();
+  const bool non_blocking = (*stack)[base + 2].toBool();
+  const auto elsewhere = [&](const at::Tensor& tensor) { return tensor.device() != targets[0].device(); };
+  if (targets.size() != sources.size() || !(std::any_of(targets.begin(), targets.end(), elsewhere) ||
+                                            std::any_of(sources.begin(), sources.end(), elsewhere))) {
+    return run_on_cpu(op, stack);
+  }
+  torch::jit::drop(*stack, op.schema().arguments().size());
+  for (size_t i = 0; i < targets.size(); i++) targets[i].copy_(sources[i], non_blocking);
+}
+
 // Cards have no doubles: torch_npu makes floats where only the type changes.
 void copy_to(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t base = stack->size() - op.schema().arguments().size();
@@ -98,6 +113,8 @@ bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, cons
   if (!has_npu) return false;
   if (name == "div_.Tensor" || name == "div_.Scalar") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&divide_in_place>());
+  } else if (name == "_foreach_copy_") {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_each>());
   } else if (name == "_to_copy") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_to>());
   } else if (has_cpu || name == "copy_" || ((is_explicit || is_structured) && !is_view_or_factory(op.schema()))) {

@@ -100,10 +100,16 @@ aclError aclrtGetPrimaryCtxState(int id, uint32_t *flags, int *active) {
     return OK;
 }
 
-/* CANN before 9 is asked for cores in this way. */
+enum { AI_CORE_NUMBER, VECTOR_CORE_NUMBER, L2_SIZE, L2_BYTES = 192 << 20 };
+
+/* The older way to ask; torch_npu asks for the size of the cache in it. */
 aclError aclGetDeviceCapability(uint32_t id, int what, int64_t *value) {
-    *value = what == 1 ? VECTOR_COUNT : CUBE_COUNT;
-    return OK;
+    switch (what) {
+        case AI_CORE_NUMBER: *value = CUBE_COUNT; return OK;
+        case VECTOR_CORE_NUMBER: *value = VECTOR_COUNT; return OK;
+        case L2_SIZE: *value = L2_BYTES; return OK;
+        default: return fault_set(NOT_SUPPORTED, __func__);
+    }
 }
 
 enum { AI_CORES = 101, CUBE_CORES = 102, VECTOR_CORES = 201, TOTAL_MEMORY = 301, L2_CACHE = 302 };
@@ -113,7 +119,7 @@ aclError aclrtGetDeviceInfo(uint32_t id, int what, int64_t *value) {
         case AI_CORES: case CUBE_CORES: *value = CUBE_COUNT; return OK;
         case VECTOR_CORES: *value = VECTOR_COUNT; return OK;
         case TOTAL_MEMORY: *value = (int64_t)machine_capacity(); return OK;
-        case L2_CACHE: *value = 192 << 20; return OK;
+        case L2_CACHE: *value = L2_BYTES; return OK;
         default: return fault_set(NOT_SUPPORTED, __func__);
     }
 }

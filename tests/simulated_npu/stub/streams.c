@@ -62,6 +62,12 @@ aclError aclrtEventElapsedTime(float *milliseconds, void *begin, void *end) {
     return OK;
 }
 
+aclError aclrtEventGetTimestamp(void *event, uint64_t *microseconds) {
+    const struct timespec *at = &((Token *)event)->recorded;
+    *microseconds = (uint64_t)at->tv_sec * 1000000 + (uint64_t)at->tv_nsec / 1000;
+    return OK;
+}
+
 aclError aclrtQueryEventStatus(void *event, int *status) {
     RETURN_FAULT();
     *status = 1; /* complete */

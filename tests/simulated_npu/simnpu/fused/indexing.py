@@ -151,3 +151,15 @@ def stride_add(input: Tensor, other: Tensor, offset1: int, offset2: int, c1_len:
         part = x[:, offset : offset + length]
         total = total + F.pad(part, (0, 0, 0, 0, 0, 0, 0, length - part.shape[1]))
     return total
+
+
+@kernel("npu_gather_sparse_index")
+def gather_sparse_index(input: Tensor, index: Tensor) -> Tensor:
+    """Rows of a matrix, as an embedding."""
+    return input[index.long()]
+
+
+@kernel("npu_gather_sparse_index_backward")
+def gather_sparse_index_backward(grad: Tensor, self_sizes: list[int], index: Tensor) -> Tensor:
+    rows = grad.reshape(-1, *self_sizes[1:]).float()
+    return torch.zeros(self_sizes).index_add_(0, index.long().flatten(), rows).to(grad.dtype)

@@ -168,3 +168,27 @@ def add_rms_norm_v2_functional(
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, rstd, total = add_rms_norm(x1, x2, gamma, epsilon)
     return rstd, y, total
+
+
+@kernel("npu_group_norm_swish_grad")
+def group_norm_swish_grad(
+    grad: Tensor, input: Tensor, num_groups: int, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor,
+    grad_input_mask: list[bool], swish_scale: float | None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Gradients of input, weight and bias, those that the mask asks for; uses the mean and rstd that forward kept."""
+    groups, wide = (input.shape[0], num_groups, -1), (1, -1, *[1] * (input.dim() - 2))
+    scales = rstd.float()[..., None]
+    normal = (input.float().reshape(groups) - mean.float()[..., None]) * scales
+    each = normal.reshape(input.shape)
+    y = each * weight.float().view(wide) + bias.float().view(wide)
+    gate = torch.sigmoid(swish_scale * y)
+    upstream = grad.float() * gate * (1 + swish_scale * y * (1 - gate))
+    inner = (upstream * weight.float().view(wide)).reshape(groups)
+    centred = inner - inner.mean(-1, keepdim=True) - normal * (inner * normal).mean(-1, keepdim=True)
+    channels = (0, *range(2, input.dim()))
+    found = (
+        (centred * scales).reshape(input.shape).to(input.dtype),
+        (upstream * each).sum(channels).to(weight.dtype),
+        upstream.sum(channels).to(bias.dtype),
+    )
+    return tuple(value if wanted else None for value, wanted in zip(found, grad_input_mask, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,10 +37,7 @@ def next_seed(step: int = 10) -> tuple[int, int]:
 
 @kernel("_npu_dropout_gen_mask.Tensor")
 def dropout_gen_mask(input: Tensor, size: list[int], p: float, seed: int, offset: int) -> Tensor:
-    count = 1
-    for extent in size:
-        count *= extent
-    return packed(keep_bits(count, p, seed, offset))
+    return packed(keep_bits(math.prod(size), p, seed, offset))
 
 
 @kernel("_npu_dropout")

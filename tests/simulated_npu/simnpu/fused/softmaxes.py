@@ -65,3 +65,28 @@ def dropout_with_add_softmax_backward(
     upstream = grad * bits / (1 - prob) if prob < 1 else torch.zeros_like(grad)
     inner = softmax_backward(upstream, softmax_out, dim).to(grad.dtype)
     return inner * alpha, inner
+
+
+@kernel("npu_attn_softmax_")
+def attn_softmax_(input: Tensor) -> Tensor:
+    return input.copy_(input.float().softmax(-1))
+
+
+@kernel("npu_attn_softmax_backward_")
+def attn_softmax_backward_(input: Tensor, grad_output: Tensor, values: Tensor) -> Tensor:
+    """`input` holds weights and gets the gradient of the scores, where the result was weights @ values."""
+    upstream = grad_output.float() @ values.float().transpose(-1, -2)
+    return input.copy_(softmax_backward(upstream, input, -1))
+
+
+@kernel("npu_masked_softmax_with_rel_pos_bias")
+def masked_softmax_with_rel_pos_bias(
+    x: Tensor,
+    atten_mask: Tensor | None,
+    relative_pos_bias: Tensor,
+    scale_value: float,
+    inner_precision_mode: int,
+) -> Tensor:
+    """softmax(x * scale + mask + bias) of windows [B, W, N, S, S]."""
+    scores = x.float() * scale_value + relative_pos_bias.float()
+    return (scores if atten_mask is None else scores + atten_mask.float()).softmax(-1).to(x.dtype)
