@@ -33,6 +33,7 @@ def explained(text):
         "训练报错{}",
         "aclrtSynchronizeStream ({})",
         "aclnnAdd failed {}",
+        "RuntimeError: {}",
     ],
 )
 def test_spellings_of_a_number(spelling):
@@ -47,6 +48,7 @@ def test_spellings_of_a_number(spelling):
         "Not_There({}): a",
         "Error[{}] a",
         "a error code is {} b",
+        "报 {}，在 rank 2",
         "训练报错{}",
         "【bug】{} a",
         "{}报错",

@@ -235,6 +235,16 @@ CAUSES = [
     ("ValueError: Total available GPUs 0 is less than total desired GPUs 8", "system.ray_devices"),
     ("AssertionError: found NaN in local grad norm in backward pass. Device: 3", "operator.gradient_nan"),
     ("| lm loss: nan | grad norm: nan | number of skipped iterations:   0 |", "operator.loss_nan"),
+    (
+        "RuntimeError: Expected one of cpu, cuda device type at start of device string: npu",
+        "env.plugin_missing",
+    ),
+    ("OSError: You seem to have cloned a repository without having git-lfs installed.", "system.git_lfs"),
+    (
+        '  File "/x/site-packages/transformer_engine/common/__init__.py", line 250, in _load_cudnn\n'
+        "subprocess.CalledProcessError: Command 'ldconfig -p' returned non-zero exit status 1.",
+        "program.transformer_engine",
+    ),
     ("Device(id:0) memory isn't enough and alloc failed, kernel name: MatMul-op1", "memory.device"),
     (
         "EZ9999[PID: 4] 2026-02-05-11:47:24.075.926 (EZ9999):  get unsupported atten_mask shape, the shape is [16, 1]."
