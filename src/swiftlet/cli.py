@@ -10,16 +10,17 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import select
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
 from swiftlet import __version__
 from swiftlet.config.commands import COMMAND_ALIASES, COMMANDS
 from swiftlet.errors import SwiftletError, UsageError, raise_all, suggest
+from swiftlet.stopping import has_no_reader
 
 INTERRUPTED = 130
 HELP_WORDS = ("-h", "--help", "help")
@@ -154,11 +155,30 @@ def _explained(error: Exception) -> str:
     return f"{redact(text)}\n" if text else ""
 
 
-def _has_no_reader() -> bool:
-    """Return whether who read this program's output has left, as `head` does; sockets break the same way."""
-    output = select.poll()
-    output.register(sys.stdout, 0)  # no event but an end or an error of the other side
-    return bool(output.poll(0))
+def _tell(text: str) -> None:
+    """Print what went wrong; where standard error cannot be written, the exit code still says that something did."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _report(error: SwiftletError) -> int:
+    """Say a mistake, here or by the watchdog, and return its exit code."""
+    from swiftlet import heartbeat
+
+    if not heartbeat.is_watched():
+        _tell(show_error(error))
+    heartbeat.end(error.exit_code, show_error(error))
+    return error.exit_code
+
+
+def _output_error() -> OSError | None:
+    """Return why standard output takes nothing more, not even an empty line; what is left for it is then given up."""
+    try:
+        print(flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -169,23 +189,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     _escape_what_the_terminal_lacks()
     sys.excepthook = print_traceback
     try:
-        return run_command(sys.argv[1:] if argv is None else argv)
+        code = run_command(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
     except SwiftletError as error:
-        from swiftlet import heartbeat
-
-        if not heartbeat.is_watched():
-            print(show_error(error), file=sys.stderr)
-        heartbeat.end(error.exit_code, show_error(error))
-        return error.exit_code
+        return _report(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _tell("interrupted")
         return INTERRUPTED
     except (RuntimeError, ImportError, OSError) as error:
         from swiftlet import heartbeat
 
-        if isinstance(error, BrokenPipeError) and _has_no_reader():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        has_left = isinstance(error, BrokenPipeError) and has_no_reader(sys.stdout.fileno())
+        reason = _output_error() if isinstance(error, OSError) else None
+        if has_left:
             return 0
+        if reason is not None:
+            hint = "make room where it goes, or send it elsewhere"
+            return _report(SwiftletError(f"standard output cannot be written: {reason.strerror}", hint))
         if heartbeat.is_watched():
             raise  # its last words are the watchdog's to explain
         print_traceback(type(error), error, error.__traceback__)

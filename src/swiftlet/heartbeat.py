@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from swiftlet import log
 from swiftlet.files import write_whole
+from swiftlet.stopping import STOP_SIGNALS
 
 VARIABLE = "SWIFTLET_HEARTBEAT_DIR"
 FAILED = 1
@@ -102,7 +103,7 @@ def killed(rank: int, number: int, folder: Path) -> End:
     """Return last words for a rank that a signal has killed; they come before those of ranks that it took along."""
     beats = [beat for beat in read_beats(folder) if beat.rank == rank]
     where = f"in phase {beats[0].phase}, step {beats[0].step}" if beats else "before its first sign of life"
-    is_asked = number in (signal.SIGTERM, signal.SIGINT)
+    is_asked = number in STOP_SIGNALS
     guess = "; a machine that is out of memory does that (see dmesg)" if number == signal.SIGKILL else ""
     message = f"killed by signal {number} ({signal.Signals(number).name}) {where}{guess}"
     return End(rank, 128 + number if is_asked else FAILED, message, 0.0)

@@ -31,11 +31,12 @@ from swiftlet.train.resume import list_checkpoints
 from swiftlet.watchdog import watch
 
 RESUME = "--resume_from_checkpoint"
+SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # [s]; read by torchrun
 PACKAGES = ("swiftlet", "torch", "torch-npu", "transformers", "peft", "deepspeed")
 
 # Exit codes that a new start cannot mend: done, a wrong command line, no checkpoint, bad data, a number that is not
 # finite (a run that goes on comes to the same one), a signal.
-FINAL_CODES = frozenset({0, 2, 3, 4, 6, 130, 143})
+FINAL_CODES = frozenset({0, 2, 3, 4, 6, 129, 130, 143})
 LAST_PORT = 65535
 
 
@@ -145,6 +146,8 @@ def _again(words: list[str], folder: str | None) -> list[str]:
 
 def _run_watched(command: list[str], shape: Shape, told: Mapping[str, str], settings: Any) -> int:
     environ = {"OMP_NUM_THREADS": _threads(shape), **os.environ, **told}
+    # A signal that reaches torchrun itself must not cost the step or the save under way: its own limit is 30 s.
+    environ[SHUTDOWN] = str(getattr(settings, "ddp_timeout", 1800))
     if shape.world_size == 1:
         environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
     first = shape.node_rank * shape.processes_per_node

@@ -20,6 +20,7 @@ from swiftlet.doctor.failure import explain_failure
 from swiftlet.hang import NOBODY, Pace, blame, find_hang, is_running, report_hang, shown, with_missing
 from swiftlet.heartbeat import Beat, End
 from swiftlet.log import warning
+from swiftlet.stopping import is_repeated, leave_closed_terminal, stop_signals
 
 STACKS_WAIT_S = 1.0
 SILENT = "(no answer)"
@@ -100,8 +101,8 @@ def watch(
 ) -> int:
     """Run the launcher's command under watch and return the exit code of the run.
 
-    SIGTERM and SIGINT are passed on to the ranks, which save at the next step and leave. The second one ends all at
-    once: a rank that waits for another in a collective cannot hear it.
+    SIGTERM, SIGINT and SIGHUP are passed on to the ranks, which save at the next step and leave. The second one ends
+    all at once: a rank that waits for another in a collective cannot hear it.
 
     Args:
         ranks: the ranks of this node, which must all show themselves.
@@ -111,7 +112,7 @@ def watch(
     asked: list[int] = []
     old = {
         number: signal.signal(number, _passing(folder, process, asked, len(ranks)))
-        for number in (signal.SIGTERM, signal.SIGINT)
+        for number in stop_signals()
     }
     pace, started_s = Pace(hang_timeout_s), time.monotonic()
     texts: dict[int, str] = {}
@@ -154,6 +155,10 @@ def _passing(
     folder: Path, process: subprocess.Popen[bytes], asked: list[int], num_ranks: int
 ) -> Callable[[int, object], None]:
     def pass_on(number: int, frame: object) -> None:
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
+        if is_repeated(number, asked[0] if asked else 0):
+            return
         asked.append(number)
         if len(asked) > 1:
             return

@@ -221,6 +221,22 @@ def test_only_a_reader_who_has_left_is_a_good_end(how, code, said):
     assert said in done.stderr and bool(said) == bool(done.stderr)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["sft", "--help"]])
+def test_output_that_cannot_be_written_is_named(words, unbuffered):
+    command = [sys.executable, "-m", "swiftlet.cli", *words]
+    environ = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, env=environ, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: standard output cannot be written: No space left on device\n"
+        "hint: make room where it goes, or send it elsewhere\n"
+    )
+
+
 def test_pick_says_what_is_possible():
     table = {"linear": 1, "cosine": 2}
     assert pick(table, "linear", "schedule") == 1

@@ -1,6 +1,9 @@
 """What the processes of `swift infer` and of a generated evaluation say while they answer."""
 
+import pytest
+
 from swiftlet import heartbeat, infer
+from swiftlet.commands import answering
 from swiftlet.commands.answering import _shown
 from swiftlet.inference.answers import PROGRESS_BAR_ABOVE
 from swiftlet.parallel.world import World
@@ -34,3 +37,15 @@ def test_each_answer_of_an_evaluation_is_a_sign_of_life(fine_tune, monkeypatch):
         numbers.append(len(ticks))
         ticks.clear()
     assert numbers[1] == numbers[0] + 4
+
+
+def test_a_process_that_fails_waits_for_no_other(fine_tune, monkeypatch):
+    closed = []
+    monkeypatch.setattr(answering, "close_world", lambda world, is_failed=False: closed.append(is_failed))
+    checkpoint = fine_tune(max_steps=1).last_checkpoint
+    asked = {"ckpt_dir": checkpoint, "load_dataset_config": True, "max_new_tokens": 2, "device": "cpu"}
+    infer(**asked)
+    monkeypatch.setattr(answering, "_finish", lambda *a: (_ for _ in ()).throw(OSError(28, "No space")))
+    with pytest.raises(OSError, match="No space"):
+        infer(**asked)
+    assert closed == [False, True]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
 import random
 import signal
+import sys
 import time
 
 import pytest
@@ -126,3 +129,29 @@ def test_f31_a_grace_shorter_than_a_save_leaves_the_checkpoint_before(runs, gold
     assert run.wait().code == -signal.SIGKILL
     assert runs.valid_steps() == [4]
     check_golden(runs, golden)
+
+
+def test_a_terminal_that_closes_asks_for_a_save(tmp_path):
+    run = tmp_path / "run"
+    words = ["sft", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh#200", "--device", "cpu"]
+    words += [
+        "--max_steps",
+        "5000",
+        "--logging_steps",
+        "1",
+        "--evaluation_strategy",
+        "no",
+        "--save_steps",
+        "5000",
+    ]
+    words += ["--output_dir", str(run), "--add_output_dir_suffix", "false", "--report_to", "none"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, "-m", "swiftlet.cli", *words])
+    shown = b""
+    while b"[3/5000]" not in shown:
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    steps = [json.loads(line)["global_step"] for line in (run / "logging.jsonl").read_text().splitlines()]
+    assert [path.name for path in run.glob("checkpoint-*")] == [f"checkpoint-{max(steps)}"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from types import SimpleNamespace
 
 import pytest
+import torch.distributed.launcher.api
 
 from swiftlet import launch
 from swiftlet.commands.run_folder import VARIABLE
@@ -87,7 +89,7 @@ def test_a_run_that_starts_again_stays_in_its_folder(tmp_path, monkeypatch, aske
     assert launch._again(words, str(tmp_path))[:3] == ["--dataset", "a", "b"]
 
 
-@pytest.mark.parametrize(("code", "starts"), [(1, 3), (6, 1), (2, 1), (143, 1)])
+@pytest.mark.parametrize(("code", "starts"), [(1, 3), (6, 1), (2, 1), (129, 1), (143, 1)])
 def test_a_run_starts_again_where_that_may_help(monkeypatch, code, starts):
     seen = []
     monkeypatch.setattr(launch, "_prepared", lambda *a: {})
@@ -95,3 +97,16 @@ def test_a_run_starts_again_where_that_may_help(monkeypatch, code, starts):
     words = ["--model_type", "x", "--dataset", "y", "--max_restarts", "2"]
     assert launch.launch("sft", words, shape({}), SimpleNamespace(ARGS=SftArgs)) == code
     assert len(seen) == starts
+
+
+def test_torchrun_waits_for_a_step_or_a_save_that_takes_long(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(launch, "watch", lambda command, **told: seen.update(told["environ"]) or 0)
+    words = ["--model_type", "x", "--dataset", "y"]
+    for settings, seconds in (
+        (parse(SftArgs, [*words, "--ddp_timeout", "77"]).args.parallel, "77"),
+        (None, "1800"),
+    ):
+        launch._run_watched(["true"], shape({}), {}, settings)
+        assert seen["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == seconds
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in inspect.getsource(torch.distributed.launcher.api)

@@ -30,7 +30,8 @@ import os, signal, sys, time
 from swiftlet import heartbeat
 what, rank = sys.argv[1], int(os.environ["RANK"])
 stopped = []
-signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda *_: stopped.append(1))
 with heartbeat.answering():
     heartbeat.beat("load")
     for step in range(1, 1000):
@@ -133,12 +134,15 @@ def test_a_rank_that_dies_without_a_word_is_named(tmp_path, said):
     assert not any(is_running(pid) for pid in pids)
 
 
-def test_sigterm_is_passed_on_and_every_rank_leaves(tmp_path, said):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_stop_is_passed_on_and_every_rank_leaves(tmp_path, said, number):
     def stop():
         until = time.monotonic() + 60
         while len(heartbeat.read_beats(tmp_path)) < 2 and time.monotonic() < until:
             time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
+        if number == signal.SIGHUP:  # by the kernel, then by the shell
+            os.kill(os.getpid(), number)
 
     threading.Thread(target=stop).start()
     assert run(tmp_path, "none", 60)[0] == 143

@@ -18,6 +18,7 @@ LEVEL = {
     "log": 0,
     "faults": 1,
     "startup": 0,
+    "stopping": 0,
     "files": 0,
     "hub": 3,
     "heartbeat": 1,

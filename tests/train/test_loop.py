@@ -11,6 +11,7 @@ import torch
 from swiftlet import heartbeat
 from swiftlet.errors import CheckpointError, DataError, NonFiniteError, OutOfMemoryError, SaveError
 from swiftlet.files import sha256
+from swiftlet.stopping import STOP_SIGNALS
 from swiftlet.train.loop import train
 from swiftlet.train.resume import find_checkpoint, open_checkpoint
 from swiftlet.train.signals import Interrupted, StopRequest, listening
@@ -85,7 +86,7 @@ def test_threads_that_load_change_nothing(tmp_path, build_job, golden):
     assert hashes(tmp_path / "threads" / "checkpoint-6") == hashes(tmp_path / "golden" / "checkpoint-6")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_saves_at_the_next_step_and_names_the_way_on(tmp_path, build_job, number):
     stop = StopRequest()
     job = build_job(tmp_path, stop=stop, save_every=100)
@@ -291,7 +292,7 @@ def test_other_optimizers_resume_too(tmp_path, build_job, optim, plan_fault):
     assert hashes(tmp_path / "a" / "checkpoint-6") == hashes(tmp_path / "b" / "checkpoint-6")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_before_the_first_step_ends_the_run_at_once(number):
     with pytest.raises(Interrupted, match="before a step was made") as caught, listening():
         os.kill(os.getpid(), number)
@@ -313,3 +314,21 @@ def test_a_signal_between_steps_says_what_happens_next(capfd):
     request.handle(signal.SIGINT, None)
     assert request
     assert "stopping after this step" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("first", STOP_SIGNALS)
+def test_a_closed_terminal_that_the_kernel_and_the_shell_tell_of_is_one_request(first):
+    request = StopRequest(is_stepping=True)
+    for number in (first, signal.SIGHUP, signal.SIGHUP):
+        request.handle(number, None)  # a second signal would end these tests
+    assert request.number == first
+
+
+def test_a_run_under_nohup_goes_on_when_the_terminal_closes():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with listening() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not request
+    finally:
+        signal.signal(signal.SIGHUP, former)

@@ -90,7 +90,7 @@ def answer_dataset(ready: Ready, path: Path) -> list[dict[str, Any]]:
             heartbeat.beat("eval", count)
         return _finish(file, path, world)
     finally:
-        close_world(world)
+        close_world(world, is_failed=sys.exc_info()[0] is not None)
 
 
 def _rows(ready: Ready) -> list[Row]:
@@ -188,4 +188,4 @@ def chat(ready: Ready) -> None:
 
         Chat(answer, input, write, ready.args.model.system).run()
     finally:
-        close_world(world)
+        close_world(world, is_failed=sys.exc_info()[0] is not None)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask for a stop at the next step boundary; a second one stops at once.
+"""Ctrl-C, SIGTERM and a closed terminal ask for a stop at the next step boundary; a second one stops at once.
 
 Under a watchdog the second one is the watchdog's to count: whoever signals a whole tree of processes reaches a rank
 directly, by the watchdog and by torchrun, and means it once. Before the first step there is nothing to save, and the
@@ -16,8 +16,7 @@ from types import FrameType
 
 from swiftlet import heartbeat, log
 from swiftlet.errors import SwiftletError
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from swiftlet.stopping import is_repeated, leave_closed_terminal, stop_signals
 
 
 class Interrupted(SwiftletError):
@@ -47,8 +46,10 @@ class StopRequest:
         Raises:
             Interrupted: no step was made yet.
         """
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
         if self.number:
-            if heartbeat.is_watched():
+            if heartbeat.is_watched() or is_repeated(number, self.number):
                 return
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -67,7 +68,7 @@ class StopRequest:
 def listening() -> Iterator[StopRequest]:
     """Turn signals into a `StopRequest` while the block runs, then put the former handlers back."""
     request = StopRequest()
-    former = {number: signal.signal(number, request.handle) for number in SIGNALS}
+    former = {number: signal.signal(number, request.handle) for number in stop_signals()}
     try:
         yield request
     finally:

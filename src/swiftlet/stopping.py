@@ -1,0 +1,41 @@
+"""Which signals ask a run to stop, and what becomes of the output when the terminal closes."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+OUTPUTS = (1, 2)
+
+
+def stop_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that ask a run to stop: Ctrl-C, SIGTERM, and a terminal that closes, except under nohup."""
+    is_kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return tuple(number for number in STOP_SIGNALS if not (is_kept and number == signal.SIGHUP))
+
+
+def is_repeated(number: int, former: int) -> bool:
+    """Return whether a signal only repeats what was asked for: the kernel and the shell both tell of a closed terminal.
+
+    Args:
+        former: the first signal, 0 when this is the first.
+    """
+    return former != 0 and number == signal.SIGHUP
+
+
+def has_no_reader(stream: int) -> bool:
+    """Return whether who read what is written to a file number has left: `head`, or a terminal that was closed."""
+    output = select.poll()
+    output.register(stream, 0)  # no event but an end or an error of the other side
+    return bool(output.poll(0))
+
+
+def leave_closed_terminal() -> None:
+    """Let what goes to a terminal that was closed go nowhere, so that a run can still save; for use in a handler."""
+    for stream in OUTPUTS:
+        if has_no_reader(stream):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)
