@@ -232,12 +232,13 @@ def _find_symptoms(text: Text, tables: Tables) -> list[Symptom]:
             known = tables.code(kind, code)
             if known is None:
                 continue
-            one = Symptom(kind, code, known, text.lines[at], at, shown.format(code=code, text=hit[0]))
-            if (kind, code) in found and found[kind, code].order <= one.order:
+            line, earlier = text.lines[at], found.get((kind, code))
+            if earlier and earlier.order <= (line.grade, _moment(line), at):
                 continue
             start = max(0, hit.start() - LONGEST_BEFORE)
             if before is None or before.search(text.joined, start, hit.start()):
-                found[kind, code] = one
+                words = shown.format(code=code, text=hit[0])
+                found[kind, code] = Symptom(kind, code, known, line, at, words)
     return sorted(found.values(), key=lambda one: one.order)
 
 
