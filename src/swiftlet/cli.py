@@ -49,7 +49,10 @@ def find_command(word: str) -> tuple[str, list[str]]:
         name, *rest = COMMAND_ALIASES[word]
         return name, rest
     if word not in COMMANDS:
-        raise UsageError(f"unknown command {word!r}", suggest(word, [*COMMANDS, *COMMAND_ALIASES]))
+        from swiftlet.config.elsewhere import COMMANDS_ELSEWHERE
+
+        hint = COMMANDS_ELSEWHERE.get(word) or suggest(word, [*COMMANDS, *COMMAND_ALIASES])
+        raise UsageError(f"unknown command {word!r}", hint)
     return word, []
 
 
@@ -105,6 +108,19 @@ def _check_working_folder() -> None:
         ) from error
 
 
+def _check_log_level() -> None:
+    """Check the one variable that the log itself reads.
+
+    Raises:
+        UsageError: its level is not known.
+    """
+    from swiftlet.log import LEVEL, LEVELS
+
+    asked = os.environ.get(LEVEL)
+    if asked and asked.upper() not in LEVELS:
+        raise UsageError(f"{LEVEL}={asked} is not known", f"choose one of {', '.join(LEVELS)}")
+
+
 def _open_closed_streams() -> None:
     """Open what the shell has closed (2>&-): the next file would get its number, and with it what libraries print."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -124,6 +140,7 @@ def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
     from swiftlet.config.parse import parse
 
     _check_working_folder()
+    _check_log_level()
     parsed = parse(module.ARGS, words)
     mistakes = module.check(parsed, os.environ)
     if not COMMANDS[name].is_distributed:

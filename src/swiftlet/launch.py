@@ -73,10 +73,33 @@ def read_shape(environ: Mapping[str, str]) -> tuple[Shape, list[SwiftletError]]:
     if num_nodes > 1 and not environ.get("MASTER_ADDR") and not is_worker:
         hint = "type MASTER_ADDR=address of node 0 before the command"
         mistakes.append(UsageError(f"NNODES={num_nodes}, but MASTER_ADDR is not set", hint))
+    _check_ranks(environ, is_worker, mistakes)
     if not is_worker:
         processes = _with_visible_devices(environ, processes, mistakes)
     address = environ.get("MASTER_ADDR", "127.0.0.1")
     return Shape(processes or 1, num_nodes, node_rank, address, port, is_worker), mistakes
+
+
+def _check_ranks(environ: Mapping[str, str], is_worker: bool, mistakes: list[SwiftletError]) -> None:
+    """Add what is wrong with the variables by which a launcher tells a process of a run who it is.
+
+    A job of a cluster often has RANK and WORLD_SIZE of its nodes: without a launcher of processes they would make this
+    process one of a run that nobody else joins.
+    """
+    read_whole(environ, "LOCAL_RANK", 0, 0, mistakes)
+    rank = read_whole(environ, "RANK", 0, 0, mistakes)
+    world_size = read_whole(environ, "WORLD_SIZE", 1, 1, mistakes)
+    if is_worker or environ.get("NNODES") or (rank == 0 and world_size == 1):
+        return
+    several = (
+        f"; for {world_size} nodes type NNODES={world_size} NODE_RANK={rank} MASTER_ADDR=address of node 0"
+    )
+    mistakes.append(
+        UsageError(
+            f"RANK={rank} and WORLD_SIZE={world_size} are set, but not LOCAL_RANK: torchrun sets all three",
+            f"type unset RANK WORLD_SIZE{several if world_size > 1 else ''}",
+        )
+    )
 
 
 def _with_visible_devices(environ: Mapping[str, str], processes: int, mistakes: list[SwiftletError]) -> int:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 NAME = "swiftlet"
+LEVEL, LEVELS = "SWIFTLET_LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 # A word of a name: not "tokenizer", "num_tokens" or "keyboard".
 _SECRET_NAME = re.compile(r"token(?![a-z])|keys?(?![a-z])|secret|passw|credential", re.IGNORECASE)
 # Keys as their makers write them, and the password of a URL: with a part of letters and digits that is unlike words, so
@@ -104,7 +105,7 @@ def logger() -> logging.Logger:
         handler.setFormatter(_Redacting(f"{prefix}%(message)s"))
         log.addHandler(handler)
         log.propagate = False
-        log.setLevel(os.environ.get("SWIFTLET_LOG_LEVEL", "INFO").upper())
+        log.setLevel((os.environ.get(LEVEL) or "INFO").upper())
     return log
 
 

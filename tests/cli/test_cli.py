@@ -33,6 +33,8 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
     ("words", "message", "hint"),
     [
         (["sftt"], "unknown command 'sftt'", "did you mean sft?"),
+        (["train"], "unknown command 'train'", "use swift sft"),
+        (["web-ui"], "unknown command 'web-ui'", "there is no server here; other engines load"),
         (
             ["sft", "--model_type", "tiny-math-cha", "--dataset", "demo-math-zh"],
             "unknown --model_type 'tiny-math-cha'",
@@ -235,6 +237,17 @@ def test_output_that_cannot_be_written_is_named(words, unbuffered):
         "error: standard output cannot be written: No space left on device\n"
         "hint: make room where it goes, or send it elsewhere\n"
     )
+
+
+@pytest.mark.parametrize(("level", "code"), [("verbose", 2), ("", 0), ("warning", 0)])
+def test_a_level_of_the_log_that_is_not_known_is_named(monkeypatch, capsys, level, code):
+    monkeypatch.setenv("SWIFTLET_LOG_LEVEL", level)
+    assert cli.main(["completion"]) == code
+    expected = (
+        "error: SWIFTLET_LOG_LEVEL=verbose is not known\n"
+        "hint: choose one of DEBUG, INFO, WARNING, ERROR, CRITICAL\n"
+    )
+    assert capsys.readouterr().err == (expected if code else "")
 
 
 def test_pick_says_what_is_possible():

@@ -1,14 +1,20 @@
 """argv to arguments: every form of a value, and every mistake with its hint."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from swiftlet.commands.run_folder import args_text
+from swiftlet.config.aliases import ALIASES
 from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
+from swiftlet.config.check import check_sft
+from swiftlet.config.elsewhere import ELSEWHERE
 from swiftlet.config.fields import flags_of, to_flat
 from swiftlet.config.parse import parse, parse_mapping
+from swiftlet.config.resolve import resolve_sft
 
 
 def errors(*words):
@@ -87,6 +93,81 @@ def test_switches_of_three_states():
 )
 def test_each_mistake_says_what_to_type(words, expected):
     assert errors(*words.split()) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "hint"),
+    [
+        (SftArgs, "merge_lora", "it is a flag of swift infer and swift export"),
+        (SftArgs, "load_data_args", "it is a flag of swift infer"),
+        (InferArgs, "learning-rate", "it is a flag of swift sft"),
+        (ExportArgs, "stream", "it is a flag of swift infer"),
+        (SftArgs, "max-samples", "use --dataset NAME#1000"),
+        (SftArgs, "push_to_hub", "nothing is uploaded here"),
+        (SftArgs, "load_best_model_at_end", "not needed: the best checkpoint is kept"),
+        *(
+            (SftArgs, name, "to go on with a run: --resume_from_checkpoint FOLDER; to train anew")
+            for name in ("ckpt_dir", "adapters")
+        ),
+    ],
+)
+def test_a_flag_of_another_command_or_tool_is_no_typing_mistake(command, flag, hint):
+    (mistake,) = parse(command, [f"--{flag}", "1"]).mistakes
+    assert mistake.hint.startswith(hint)
+
+
+def test_what_is_told_of_flags_elsewhere_is_of_no_flag_that_is_here():
+    known = {name for command in (SftArgs, InferArgs, ExportArgs) for name in flags_of(command)}
+    assert not set(ELSEWHERE) & (known | set(ALIASES))
+    asked = {word for hint in ELSEWHERE.values() for word in re.findall(r"(?<=--)[a-z_]+", hint)}
+    assert asked <= known
+
+
+@pytest.mark.parametrize("value", ["AUTO", "auto", "none"])
+def test_a_template_that_is_not_chosen(value):
+    parsed = parse(SftArgs, ["--template_type", value, "--lora_target_modules", "AUTO"])
+    assert parsed.mistakes == ()
+    assert (parsed.args.model.template_type, parsed.args.tuner.lora_target_modules) == (None, ("DEFAULT",))
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("--infer_backend vllm", "type --infer_backend pt; other engines load what swift merge-lora writes"),
+        ("--flash_attn xx", "choose one of AUTO, false, true"),
+    ],
+)
+def test_a_value_of_another_tool_says_what_to_type(words, hint):
+    (mistake,) = parse(InferArgs, words.split()).mistakes
+    assert mistake.hint == hint
+
+
+def record(tmp_path, **changed):
+    args = parse(SftArgs, "--model_type tiny-math-chat --dataset demo-math-zh#9 --max_steps 3".split()).args
+    facts = {"model_dir": "/somewhere", "base_hash": "abc", "model": "tiny-math-chat"}
+    path = tmp_path / "sft_args.json"
+    path.write_text(json.dumps({**json.loads(args_text(resolve_sft(args, 2), facts)), **changed}))
+    return str(path)
+
+
+def test_the_record_of_a_run_repeats_it(tmp_path):
+    parsed = parse(SftArgs, [record(tmp_path), "--seed", "7"])
+    assert parsed.mistakes == ()
+    assert parsed.given == {
+        *("model_type", "dataset", "max_steps", "seed"),
+        *("gradient_accumulation_steps", "eval_batch_size", "learning_rate", "save_steps"),
+    }
+    assert parsed.args.train.gradient_accumulation_steps == 8
+    assert check_sft(parsed) == []
+
+
+def test_a_record_that_hides_a_secret_or_is_given_to_another_command_is_refused(tmp_path):
+    (mistake,) = parse(SftArgs, [record(tmp_path, hidden=["dataset"])]).mistakes
+    assert "sft_args.json does not show --dataset: the value held a secret" in mistake.message
+    assert mistake.hint == "copy the file without hidden and these arguments, and give them as flags"
+    (mistake,) = parse(InferArgs, [record(tmp_path)]).mistakes
+    assert mistake.message.endswith("sft_args.json has the arguments of a swift sft")
+    assert mistake.hint == "give the folder it lies in: --ckpt_dir CHECKPOINT"
 
 
 def test_columns_that_are_not_json():

@@ -60,6 +60,14 @@ def test_a_single_process_is_watched_where_that_is_asked_for():
         ),
         ({"NNODES": "2"}, "NNODES=2, but MASTER_ADDR is not set"),
         ({"NODE_RANK": "3", "NNODES": "2", "MASTER_ADDR": "h"}, "NODE_RANK=3, but NNODES=2"),
+        ({"RANK": "x"}, "RANK is a whole number of at least 0, found 'x'"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK is a whole number of at least 0, found 'x'"),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE is a whole number of at least 1, found '0'"),
+        (
+            {"RANK": "1", "WORLD_SIZE": "2"},
+            "RANK=1 and WORLD_SIZE=2 are set, but not LOCAL_RANK: torchrun sets all three",
+        ),
+        ({"RANK": "1"}, "RANK=1 and WORLD_SIZE=1 are set, but not LOCAL_RANK: torchrun sets all three"),
     ],
 )
 def test_numbers_that_do_not_fit_are_named(environ, message):
@@ -110,3 +118,16 @@ def test_torchrun_waits_for_a_step_or_a_save_that_takes_long(monkeypatch):
         launch._run_watched(["true"], shape({}), {}, settings)
         assert seen["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == seconds
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in inspect.getsource(torch.distributed.launcher.api)
+
+
+def test_the_ranks_of_the_nodes_of_a_cluster_are_answered_with_the_variables_of_nodes():
+    _, (mistake,) = read_shape({"RANK": "1", "WORLD_SIZE": "2"})
+    assert mistake.hint == (
+        "type unset RANK WORLD_SIZE; for 2 nodes type NNODES=2 NODE_RANK=1 MASTER_ADDR=address of node 0"
+    )
+    for environ in (
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"},
+        {"RANK": "1", "WORLD_SIZE": "2", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "h"},
+    ):
+        assert read_shape(environ)[1] == []

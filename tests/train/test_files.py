@@ -4,6 +4,8 @@ import errno
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -222,6 +224,15 @@ def test_pictures_that_cannot_be_written_are_said(tmp_path):
     (tmp_path / "logging.jsonl").write_text('{"loss": 1.0, "global_step": 1}\nnot json\n[1]\n')
     (tmp_path / "images").write_text("a file in the way")
     assert plots.draw(tmp_path / "logging.jsonl", tmp_path / "images") == 0
+
+
+def test_a_notebook_names_a_back_end_that_is_not_installed_here(tmp_path):
+    (tmp_path / "logging.jsonl").write_text('{"loss": 1.0, "global_step": 1}\n')
+    code = "from pathlib import Path; from swiftlet.train.plots import draw; print(draw(Path('logging.jsonl'), Path()))"
+    environ = {**os.environ, "MPLBACKEND": "module://not_installed.backend_inline"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_smoothing_is_corrected_for_its_start():

@@ -8,6 +8,7 @@ from pathlib import Path
 from swiftlet.commands.plan_report import Answer
 from swiftlet.plan.memory import GIB, Memory
 from swiftlet.plan.strategies import Way
+from swiftlet.train.plots import import_figure
 
 COLOURS = ("#4c78a8", "#72b7b2", "#f58518", "#e45756", "#b279a2", "#9d755d", "#54a24b", "#eeca3b")
 
@@ -17,12 +18,10 @@ def draw(answer: Answer, path: str) -> None:
 
     A page of HTML holds the same picture as SVG.
     """
-    from matplotlib.figure import Figure
-
     first: dict[str, Way] = {}
     for way in answer.table:
         first.setdefault(way.title, way)
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = import_figure()(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     bottoms = [0.0] * len(first)
     for number, name in enumerate(Memory._fields):

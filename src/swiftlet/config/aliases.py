@@ -35,6 +35,10 @@ ALIASES: dict[str, str] = {
     "optimizer": "optim",
     "output": "output_dir",
     "resume": "resume_from_checkpoint",
+    "flash_attn": "use_flash_attn",
+    "data_seed": "dataset_seed",
+    "init_weights": "init_lora_weights",
+    "lora_bias": "lora_bias_trainable",
 }
 
 # flag -> {what people type: the canonical value}
@@ -44,6 +48,8 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     "infer_backend": {"transformers": "pt"},
     "use_flash_attn": {
         "flash_attn": "true",
+        "fa2": "true",
+        "disabled": "false",
         "flash_attention_2": "true",
         "flash_attn_2": "true",
         "sdpa": "false",
@@ -51,57 +57,43 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
         "auto": "AUTO",
     },
     "fsdp": {"fsdp2": "full_shard", "true": "full_shard"},
-    "lora_target_modules": {"all": "ALL", "all-linear": "ALL", "all_linear": "ALL", "default": "DEFAULT"},
+    "lora_target_modules": {
+        "all": "ALL",
+        "all-linear": "ALL",
+        "all_linear": "ALL",
+        "default": "DEFAULT",
+        "AUTO": "DEFAULT",
+    },
     "gradient_checkpointing": {"auto": "AUTO", "True": "true", "False": "false"},
     "device": {"auto": "AUTO"},
     "truncation_strategy": {"left": "truncation_left"},
 }
 
 # Values that other tools have and this one does not: flag -> {value: what to type}.
+OTHER_ENGINES = "other engines load what swift merge-lora writes"
 QUANTISED = "quantised states are not built in; use --optim adafactor to save memory"
 VALUES_ELSEWHERE: dict[str, dict[str, str]] = {
     "optim": {
         **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_bnb_8bit"), QUANTISED),
         "adamw_apex_fused": "torch has the same kernels: use --optim adamw_torch_fused",
     },
+    "infer_backend": dict.fromkeys(
+        ("vllm", "lmdeploy", "sglang"), f"type --infer_backend pt; {OTHER_ENGINES}"
+    ),
+    "sft_type": {
+        **dict.fromkeys(
+            ("longlora", "adalora", "ia3", "vera", "boft", "llamapro", "qlora"), "type --sft_type lora"
+        ),
+        "freeze": "type --sft_type full --freeze_parameters_ratio 0.9",
+    },
 }
+
+# Values by which other tools say that nothing is chosen.
+NOT_CHOSEN: dict[str, frozenset[str]] = {"template_type": frozenset({"AUTO", "auto"})}
 
 # A switch of three states also takes every spelling of yes and no.
 YES = frozenset({"true", "1", "yes", "on"})
 NO = frozenset({"false", "0", "no", "off"})
-
-# What other tools or other versions call something that is different here: flag -> what to type.
-ELSEWHERE: dict[str, str] = {
-    "bf16": "use --dtype bf16",
-    "fp16": "use --dtype fp16",
-    "stage": "not needed: the command is the stage (swift sft)",
-    "do_train": "not needed: swift sft trains",
-    "overwrite_output_dir": "not needed: each run has a folder of its own (--add_output_dir_suffix)",
-    "custom_train_dataset_path": "use --dataset FILE",
-    "custom_val_dataset_path": "use --val_dataset FILE",
-    "train_dataset_sample": "use --dataset NAME#2000",
-    "val_dataset_sample": "use --val_dataset NAME#100",
-    "dataset_dir": "use --dataset FOLDER",
-    "quantization_bit": "quantised training is not available; train without it",
-    "load_in_4bit": "quantised training is not available; train without it",
-    "use_lora": "use --sft_type lora",
-    "lora_r": "use --lora_rank",
-    "r": "use --lora_rank",
-    "hub_token": "set MODELSCOPE_API_TOKEN or HF_TOKEN in the environment",
-    "use_hf": "set USE_HF=1 before the command",
-    "nproc_per_node": "set NPROC_PER_NODE=N before the command",
-    "num_gpus": "set NPROC_PER_NODE=N before the command",
-    "local_rank": "not needed: set NPROC_PER_NODE=N before the command",
-    "padding_free": "samples are always packed without padding (--packing true)",
-    "use_liger_kernel": "fused operators are on where they pass their check (--fused_operators)",
-    "ddp_find_unused_parameters": "not needed: only trained parameters take part",
-    "test_oom_error": "not needed: the longest batch runs first",
-    "evaluate_strategy": "use --evaluation_strategy",
-    "eval_dataset": "use --val_dataset",
-    "plot_loss": "not needed: images/ is always written",
-    "max_seq_length": "use --max_length",
-    "model_max_length": "use --max_length",
-}
 
 
 def canonical(name: str) -> str:

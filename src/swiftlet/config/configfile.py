@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from swiftlet.config.fields import Flag
 from swiftlet.errors import UsageError
 
 SUFFIXES = (".yaml", ".yml", ".json")
 LARGEST_BYTES = 1 << 20
+# What a run's sft_args.json tells beside arguments; the first name marks such a record.
+RECORD = "swiftlet_version"
+FACTS = frozenset({RECORD, "model", "model_dir", "base_hash"})
+HIDDEN = "hidden"
 
 
 def is_config_file(word: str) -> bool:
@@ -44,6 +49,32 @@ def read_config(path: str) -> dict[str, Any]:
             f"{path} holds no arguments", "write one argument a line, such as learning_rate: 1e-4"
         )
     return content
+
+
+def asked_for(path: str, content: dict[str, Any], flags: Mapping[str, Flag]) -> dict[str, Any]:
+    """Return the arguments in a file; of a run's own record those that differ from the defaults.
+
+    Raises:
+        UsageError: the record has arguments whose values were secrets, or the command does not train.
+    """
+    if RECORD not in content:
+        return content
+    if "resume_from_checkpoint" not in flags:
+        raise UsageError(
+            f"{path} has the arguments of a swift sft", "give the folder it lies in: --ckpt_dir CHECKPOINT"
+        )
+    if hidden := content.get(HIDDEN):
+        names = ", ".join(f"--{name}" for name in hidden)
+        raise UsageError(
+            f"{path} does not show {names}: the value held a secret",
+            f"copy the file without {HIDDEN} and these arguments, and give them as flags",
+        )
+    defaults = {name: list(flag.default) if flag.is_list else flag.default for name, flag in flags.items()}
+    return {
+        name: value
+        for name, value in content.items()
+        if name not in FACTS and not (name in defaults and value == defaults[name])
+    }
 
 
 def _json(path: str, text: str) -> Any:

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from swiftlet.config.aliases import ELSEWHERE, canonical
-from swiftlet.config.configfile import is_config_file, read_config
+from swiftlet.config.aliases import canonical
+from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
+from swiftlet.config.configfile import asked_for, is_config_file, read_config
+from swiftlet.config.elsewhere import ELSEWHERE
 from swiftlet.config.fields import Flag, build, flags_of
 from swiftlet.config.values import value_of
 from swiftlet.errors import SwiftletError, UsageError, describe, suggest
+
+OF_COMMANDS = {"swift sft": SftArgs, "swift infer": InferArgs, "swift export": ExportArgs}
 
 
 class Parsed(NamedTuple):
@@ -31,7 +35,8 @@ def parse(command_args: type, argv: Sequence[str]) -> Parsed:
     mistakes: list[SwiftletError] = []
     for path in _config_paths(words, mistakes):
         try:
-            values.update(_convert(read_config(path).items(), flags, mistakes, where=f" in {path}"))
+            content = asked_for(path, read_config(path), flags)
+            values.update(_convert(content.items(), flags, mistakes, where=f" in {path}"))
         except UsageError as error:
             mistakes.append(error)
     values.update(_convert(_pairs(words, flags, mistakes), flags, mistakes))
@@ -133,8 +138,21 @@ def _convert(
 
 
 def _unknown(typed: str, flags: Mapping[str, Flag], where: str) -> UsageError:
-    if typed in ELSEWHERE:
-        return UsageError(f"there is no flag --{typed} here{where}", ELSEWHERE[typed])
-    guess = suggest(canonical(typed), flags)
+    name = canonical(typed)
+    told = ELSEWHERE.get(typed.replace("-", "_")) or _of_another_command(name, flags)
+    if told:
+        return UsageError(f"there is no flag --{typed} here{where}", told)
+    guess = suggest(name, flags)
     hint = guess.replace("did you mean ", "did you mean --") if guess.startswith("did") else "see --help"
     return UsageError(f"unknown flag --{typed}{where}", hint)
+
+
+def _of_another_command(name: str, flags: Mapping[str, Flag]) -> str:
+    """Return what to type for a flag that only other commands have, nothing for one that none has."""
+    if name == "ckpt_dir" and "resume_from_checkpoint" in flags:
+        return (
+            "to go on with a run: --resume_from_checkpoint FOLDER; to train anew on what it made: swift merge-lora, "
+            "then --model_id_or_path FOLDER"
+        )
+    others = [command for command, args in OF_COMMANDS.items() if name in flags_of(args)]
+    return f"it is a flag of {' and '.join(others)}" if others else ""

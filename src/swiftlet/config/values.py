@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from decimal import Decimal
 from typing import Any
 
-from swiftlet.config.aliases import NO, VALUE_ALIASES, VALUES_ELSEWHERE, YES
+from swiftlet.config.aliases import NO, NOT_CHOSEN, VALUE_ALIASES, VALUES_ELSEWHERE, YES
 from swiftlet.config.fields import Flag
 from swiftlet.errors import UsageError, describe, suggest
 
@@ -59,7 +59,8 @@ def _value(flag: Flag, raw: Any) -> Any:
                 return True if flag.kind is bool else "true"
             raise UsageError(f"--{flag.name} has no value", f"type --{flag.name} {_example(flag)}")
         raw = raw[0]
-    if raw is None or (flag.is_optional and raw in ("none", "None", "null")):
+    is_unset = flag.is_optional and (raw in ("none", "None", "null") or raw in NOT_CHOSEN.get(flag.name, ()))
+    if raw is None or is_unset:
         if flag.is_optional:
             return None
         raise UsageError(f"--{flag.name} has no value", f"type --{flag.name} {_example(flag)}")

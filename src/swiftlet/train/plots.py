@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from swiftlet import log
 
@@ -58,11 +60,18 @@ def draw(logging_file: Path, folder: Path) -> int:
     return len(series)
 
 
-def _draw_one(name: str, points: Series, path: Path) -> None:
+def import_figure() -> Any:
+    """Return matplotlib's Figure, whatever back end the environment names: notebooks set one that is not everywhere."""
+    os.environ.pop("MPLBACKEND", None)  # an unknown one is an error on import; a file needs none
     from matplotlib.figure import Figure
 
+    return Figure
+
+
+def _draw_one(name: str, points: Series, path: Path) -> None:
+    figure_class = import_figure()
     steps, values = [step for step, _ in points], [value for _, value in points]
-    figure = Figure(figsize=(8, 5), dpi=100)
+    figure = figure_class(figsize=(8, 5), dpi=100)
     axes = figure.subplots()
     if name in SMOOTHED:
         axes.plot(steps, values, color="#FFE2D9", marker="." if len(points) == 1 else "")
