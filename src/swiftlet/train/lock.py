@@ -41,9 +41,8 @@ def locked(folder: Path) -> Iterator[None]:
         remove_abandoned(folder)
         yield
     finally:
-        with contextlib.suppress(
-            OSError
-        ):  # a disk that takes no changes any more; a file left is in nobody's way
+        # A disk may take no changes any more; a file left there is in nobody's way.
+        with contextlib.suppress(OSError):
             path.unlink()
         os.close(descriptor)
 
