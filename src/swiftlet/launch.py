@@ -20,7 +20,7 @@ from swiftlet import preflight
 from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED
 from swiftlet.commands.run_folder import VARIABLE as FOLDER
 from swiftlet.config.fields import to_flat
-from swiftlet.config.parse import Parsed, parse, without_flag
+from swiftlet.config.parse import Parsed, parse, with_copies, without_flag
 from swiftlet.device.interfaces import check_interfaces, interface_variables
 from swiftlet.device.visible import read_whole
 from swiftlet.errors import SwiftletError, UsageError, raise_all
@@ -145,10 +145,15 @@ def launch(name: str, words: Sequence[str], shape: Shape, command: ModuleType) -
     Args:
         command: its `prepare` makes the data ready and returns what the processes must find in their environment.
     """
+    with tempfile.TemporaryDirectory(prefix="swiftlet-") as folder:
+        return _started(name, with_copies(words, Path(folder)), shape, command)
+
+
+def _started(name: str, words: list[str], shape: Shape, command: ModuleType) -> int:
     settings = getattr(parse(command.ARGS, words).args, "parallel", None)
     most, restart, told = getattr(settings, "max_restarts", 0), 0, dict[str, str]()
     while True:
-        again = _again(list(words), told.get(FOLDER))
+        again = _again(words, told.get(FOLDER))
         told = {**_prepared(name, again, shape, command), RESTARTS: str(restart)}
         code = _run_watched(worker_command(name, again, shape), shape, told, settings)
         if code in FINAL_CODES or restart >= most:

@@ -242,3 +242,14 @@ def test_export_says_what_is_missing(tmp_path):
     (tmp_path / "adapter_config.json").touch()
     assert export(f"--ckpt_dir {tmp_path}")[0].startswith("nothing to export")
     assert export(f"--ckpt_dir {tmp_path} --merge_lora true") == []
+
+
+def test_a_file_of_a_checkpoint_is_answered_with_its_folder(tmp_path):
+    file = tmp_path / "checkpoint-2" / "adapter_model.safetensors"
+    file.parent.mkdir()
+    file.touch()
+    expected = f"{file} is a file, not the folder of a checkpoint\nhint: give {file.parent}"
+    infer = check_infer(parse(InferArgs, ["--ckpt_dir", str(file)]))
+    export = check_export(parse(ExportArgs, ["--ckpt_dir", str(file), "--merge_lora"]))
+    assert [str(one) for one in infer] == [str(one) for one in export] == [expected]
+    assert sft(f"--resume_from_checkpoint {file}") == [expected]

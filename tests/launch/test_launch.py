@@ -131,3 +131,22 @@ def test_the_ranks_of_the_nodes_of_a_cluster_are_answered_with_the_variables_of_
         {"RANK": "1", "WORLD_SIZE": "2", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "h"},
     ):
         assert read_shape(environ)[1] == []
+
+
+def test_processes_read_the_arguments_that_the_run_itself_has_moved_away(tmp_path, monkeypatch):
+    first, second = tmp_path / "sft_args.json", tmp_path / "more.yaml"
+    first.write_text('{"seed": 5}')
+    second.write_text("max_length: 64")
+    seen = []
+
+    def prepared(name, words, *others):
+        first.unlink()
+        seen.append(parse(SftArgs, words))
+        return {}
+
+    monkeypatch.setattr(launch, "_prepared", prepared)
+    monkeypatch.setattr(launch, "_run_watched", lambda *a: 0)
+    words = [str(first), "--lora_rank", "4", f"--config={second}"]
+    assert launch.launch("sft", words, shape({}), SimpleNamespace(ARGS=SftArgs)) == 0
+    assert seen[0].mistakes == ()
+    assert seen[0].given == {"seed", "max_length", "lora_rank"}

@@ -158,9 +158,15 @@ def _resume(args: Any, given: frozenset[str]) -> UsageError | None:
     path = args.output.resume_from_checkpoint
     if path in (None, "auto") or expanded(path).is_dir():
         return None
-    return UsageError(
-        f"no such checkpoint folder: {path}", "give checkpoint-N's folder, or --resume_from_checkpoint auto"
-    )
+    hint = "give checkpoint-N's folder, or --resume_from_checkpoint auto; leave it out to start anew"
+    return _file_mistake(path) or UsageError(f"no such checkpoint folder: {path}", hint)
+
+
+def _file_mistake(path: str) -> UsageError | None:
+    """Return a mistake for a file where a checkpoint's folder is meant."""
+    if not expanded(path).is_file():
+        return None
+    return UsageError(f"{path} is a file, not the folder of a checkpoint", f"give {Path(path).parent}")
 
 
 def _restarts(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -189,7 +195,7 @@ def _checkpoint_mistake(path: str | None, *, is_merged: bool) -> UsageError | No
         return None
     folder = expanded(path)
     if not folder.is_dir():
-        return UsageError(
+        return _file_mistake(path) or UsageError(
             f"no such checkpoint folder: {path}", "the folder is printed at the end of swift sft"
         )
     if (folder / "adapter_config.json").is_file():

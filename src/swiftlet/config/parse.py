@@ -7,6 +7,7 @@ commas). A first word that is a .yaml, .yml or .json file, or `--config FILE`, h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftlet.config.aliases import canonical
@@ -65,6 +66,16 @@ def _config_paths(words: list[str], mistakes: list[SwiftletError]) -> list[str]:
         else:
             mistakes.append(UsageError("--config has no value", "type --config FILE.yaml"))
     return paths
+
+
+def with_copies(argv: Sequence[str], folder: Path) -> list[str]:
+    """Return the words of a command line with its files of arguments copied into `folder`: a run may move its own."""
+    words, kept = list(argv), list[str]()
+    for number, path in enumerate(_config_paths(words, [])):
+        copy = folder / f"{number}-{Path(path).name}"
+        copy.write_bytes(Path(path).read_bytes())
+        kept += ["--config", str(copy)]
+    return [*kept, *words]
 
 
 def _is_flag(word: str) -> bool:
