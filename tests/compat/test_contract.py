@@ -7,9 +7,9 @@ import pytest
 
 from swiftlet.commands.doctor import DoctorArgs
 from swiftlet.config.aliases import ALIASES
-from swiftlet.config.elsewhere import ELSEWHERE
 from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
 from swiftlet.config.check import check_infer, check_sft
+from swiftlet.config.elsewhere import ELSEWHERE
 from swiftlet.config.fields import flags_of
 from swiftlet.config.parse import parse
 
