@@ -20,7 +20,7 @@ from types import ModuleType
 from swiftlet import __version__
 from swiftlet.config.commands import COMMAND_ALIASES, COMMANDS
 from swiftlet.errors import SwiftletError, UsageError, raise_all, suggest
-from swiftlet.stopping import has_no_reader
+from swiftlet.stopping import has_no_reader, send_nowhere
 
 INTERRUPTED = 130
 HELP_WORDS = ("-h", "--help", "help")
@@ -193,7 +193,7 @@ def _output_error() -> OSError | None:
     try:
         print(flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        send_nowhere(sys.stdout.fileno())
         return error
     return None
 

@@ -36,6 +36,11 @@ def leave_closed_terminal() -> None:
     """Let what goes to a terminal that was closed go nowhere, so that a run can still save; for use in a handler."""
     for stream in OUTPUTS:
         if has_no_reader(stream):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream)
-            os.close(nowhere)
+            send_nowhere(stream)
+
+
+def send_nowhere(stream: int) -> None:
+    """Let what is written to a file number be lost from now on."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream)
+    os.close(nowhere)

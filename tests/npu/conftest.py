@@ -22,6 +22,16 @@ def reason_to_skip() -> str | None:
     return f"not installed: {', '.join(missing)}; make npu-test builds them" if missing else None
 
 
+@pytest.fixture(scope="module")
+def npu():
+    """torch_npu, whose functions tests call; what a file draws follows from a seed."""
+    import torch
+    import torch_npu
+
+    torch.manual_seed(0)
+    return torch_npu
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("npu_sim") and (reason := reason_to_skip()):

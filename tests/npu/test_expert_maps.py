@@ -10,14 +10,6 @@ pytestmark = pytest.mark.npu_sim
 MAP = torch.tensor([[1, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 1]])
 
 
-@pytest.fixture(scope="module")
-def npu():
-    import torch_npu
-
-    torch.manual_seed(0)
-    return torch_npu
-
-
 def leaf(x: torch.Tensor) -> torch.Tensor:
     return x.detach().clone().npu().requires_grad_()
 

@@ -11,14 +11,6 @@ pytestmark = pytest.mark.npu_sim
 SIZE, BLOCKS = 4, 3
 
 
-@pytest.fixture(scope="module")
-def npu():
-    import torch_npu
-
-    torch.manual_seed(0)
-    return torch_npu
-
-
 def to_nz(cache: torch.Tensor, width: int = 16) -> torch.Tensor:
     """[blocks, N * D / C, size, C] of a plain cache [blocks, size, N, D]."""
     return cache.flatten(2).unflatten(2, (-1, width)).transpose(1, 2).contiguous()

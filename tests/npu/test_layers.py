@@ -10,14 +10,6 @@ from nearness import assert_near
 pytestmark = pytest.mark.npu_sim
 
 
-@pytest.fixture(scope="module")
-def npu():
-    import torch_npu
-
-    torch.manual_seed(1)
-    return torch_npu
-
-
 def test_norms_of_sums_and_of_groups(npu):
     x, y, gamma = torch.randn(3, 8).half(), torch.randn(3, 8).half(), torch.randn(8).half()
     wide, same, _, total = npu.npu_add_rms_norm_cast(x.npu(), y.npu(), gamma.npu())

@@ -13,13 +13,6 @@ import torch
 pytestmark = pytest.mark.npu_sim
 
 
-@pytest.fixture(scope="module")
-def npu():
-    import torch_npu
-
-    return torch_npu
-
-
 def test_a_capture_changes_nothing_and_a_replay_reads_what_is_there_then(npu):
     x, total = torch.zeros(3, device="npu"), torch.ones(3, device="npu")
     graph = torch.npu.NPUGraph()

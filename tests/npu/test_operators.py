@@ -12,14 +12,6 @@ import torch.nn.functional as F
 pytestmark = pytest.mark.npu_sim
 
 
-@pytest.fixture(scope="module")
-def npu():
-    """torch_npu, whose functions these tests call."""
-    import torch_npu
-
-    return torch_npu
-
-
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 

@@ -10,14 +10,6 @@ from nearness import assert_near
 pytestmark = pytest.mark.npu_sim
 
 
-@pytest.fixture(scope="module")
-def npu():
-    import torch_npu
-
-    torch.manual_seed(0)
-    return torch_npu
-
-
 def test_gradients_of_groups_are_added_in_float32(npu):
     x, y, total = torch.randn(6, 4).half(), torch.randn(6, 3).half(), torch.randn(8, 3)
     expected = total + torch.cat((x[:2].t().float() @ y[:2].float(), x[2:].t().float() @ y[2:].float()))

@@ -10,14 +10,6 @@ from nearness import assert_near
 pytestmark = pytest.mark.npu_sim
 
 
-@pytest.fixture(scope="module")
-def npu():
-    import torch_npu
-
-    torch.manual_seed(0)
-    return torch_npu
-
-
 def int8(*shape: int) -> torch.Tensor:
     return torch.randint(-9, 10, shape, dtype=torch.int8)
 

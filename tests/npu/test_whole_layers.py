@@ -10,14 +10,6 @@ from nearness import assert_near
 pytestmark = pytest.mark.npu_sim
 
 
-@pytest.fixture(scope="module")
-def npu():
-    import torch_npu
-
-    torch.manual_seed(0)
-    return torch_npu
-
-
 def test_a_feed_forward_layer(npu):
     x, first, second = torch.randn(2, 3, 8), torch.randn(8, 16), torch.randn(16, 8)
     biases = torch.randn(16), torch.randn(8)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from swiftlet import log
 from swiftlet.commands.merge_proof import check_weights
 from swiftlet.commands.model_source import Source, find_source
-from swiftlet.commands.run_folder import ARGS_FILE, HIDDEN, read_args
+from swiftlet.commands.run_folder import ARGS_FILE, read_args
 from swiftlet.config.args import ModelArgs
+from swiftlet.config.configfile import HIDDEN
 from swiftlet.config.fields import flags_of, with_values
 from swiftlet.config.parse import parse_mapping
 from swiftlet.config.places import expanded

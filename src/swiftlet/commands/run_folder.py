@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftlet import __version__, log
+from swiftlet.config.configfile import HIDDEN, RECORD
 from swiftlet.config.fields import to_flat
 from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.config.places import expanded
@@ -35,7 +36,6 @@ RESUMED = "SWIFTLET_RESUMED_CHECKPOINT"
 DATA_HASH = "SWIFTLET_DATA_HASH"
 BASE_HASH = "SWIFTLET_BASE_HASH"
 ARGS_FILE = "sft_args.json"
-HIDDEN = "hidden"  # in it: the arguments that held a secret
 NUMBERED = re.compile(r"v(\d+)-\d{8}-\d{6}")
 # What says where and how often a run was started, not what it computes: left out of a checkpoint, whose bytes are
 # the same however the run was interrupted.
@@ -146,7 +146,7 @@ def args_text(args: Any, extra: Mapping[str, Any], *, of_checkpoint: bool = Fals
 
     Paths of data are absolute: a checkpoint is used from other folders too.
     """
-    flat = {"swiftlet_version": __version__, **to_flat(args), **extra}
+    flat = {RECORD: __version__, **to_flat(args), **extra}
     flat |= {name: [absolute_text(text) for text in flat[name]] for name in ("dataset", "val_dataset")}
     if of_checkpoint:
         flat = {name: value for name, value in flat.items() if name not in OF_THIS_START}

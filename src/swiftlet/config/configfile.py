@@ -16,7 +16,7 @@ LARGEST_BYTES = 1 << 20
 # What a run's sft_args.json tells beside arguments; the first name marks such a record.
 RECORD = "swiftlet_version"
 FACTS = frozenset({RECORD, "model", "model_dir", "base_hash"})
-HIDDEN = "hidden"
+HIDDEN = "hidden"  # in it: the arguments that held a secret
 
 
 def is_config_file(word: str) -> bool:

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from swiftlet.config.aliases import OTHER_ENGINES
 
+QUANTISATION = """
+    quantization_bit quantization_method quantization_type double_quantization load_in_4bit load_in_8bit quant_method
+    quant_bits hqq_axis bnb_4bit_comp_dtype bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant
+    export_quantization_bit
+"""
+WITHOUT_NEED = """
+    ddp_broadcast_buffers dataloader_pin_memory dataloader_drop_last remove_unused_columns dataloader_persistent_workers
+    dataloader_prefetch_factor save_on_each_node group_by_length use_fast_tokenizer low_cpu_mem_usage
+    check_model_is_latest check_model disable_tqdm
+"""
 # What other tools or other versions call something that is different here: flag -> what to type.
 ELSEWHERE: dict[str, str] = {
     "bf16": "use --dtype bf16",
@@ -95,51 +105,8 @@ ELSEWHERE: dict[str, str] = {
         ("use_liger_kernel", "enable_liger_kernel", "use_unsloth"),
         "fused operators are on where they pass their check (--fused_operators)",
     ),
-    **dict.fromkeys(
-        (
-            *(
-                "quantization_bit",
-                "quantization_method",
-                "quantization_type",
-                "double_quantization",
-                "load_in_4bit",
-            ),
-            *(
-                "load_in_8bit",
-                "quant_method",
-                "quant_bits",
-                "hqq_axis",
-                "bnb_4bit_comp_dtype",
-                "bnb_4bit_compute_dtype",
-            ),
-            *("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "export_quantization_bit"),
-        ),
-        "quantised training and export are not available; leave it out",
-    ),
-    **dict.fromkeys(
-        (
-            *(
-                "ddp_broadcast_buffers",
-                "dataloader_pin_memory",
-                "dataloader_drop_last",
-                "remove_unused_columns",
-            ),
-            *(
-                "dataloader_persistent_workers",
-                "dataloader_prefetch_factor",
-                "save_on_each_node",
-                "group_by_length",
-            ),
-            *(
-                "use_fast_tokenizer",
-                "low_cpu_mem_usage",
-                "check_model_is_latest",
-                "check_model",
-                "disable_tqdm",
-            ),
-        ),
-        "not needed; leave it out",
-    ),
+    **dict.fromkeys(QUANTISATION.split(), "quantised training and export are not available; leave it out"),
+    **dict.fromkeys(WITHOUT_NEED.split(), "not needed; leave it out"),
 }
 
 # What other tools call a command that is another one here, or none: command -> what to type.

@@ -23,20 +23,7 @@ TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[-T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{3})
 QUOTED = re.compile(r"(?:> ?)+")
 CARRIED = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) (?:(?:stdout|stderr) [FP] )?")
 BREAK = re.compile(r"\n|\r(?!$)")
-TROUBLE = (
-    "err",
-    "fail",
-    "exception",
-    "exit",
-    "abort",
-    "kill",
-    "time",
-    "cannot",
-    "refus",
-    "denied",
-    "warn",
-    "invalid",
-)
+TROUBLE = "err fail exception exit abort kill time cannot refus denied warn invalid".split()
 NO_LETTERS = re.compile(r"[^A-Za-z\u4e00-\u9fff]+")
 REPEATS, TROUBLE_REPEATS = 3, 100  # lines that differ in figures only: the first ones count
 HEADING = re.compile(r"==> (?P<path>\S.*?) <==|^\s*(?P<rank>rank ?\d+) ?[:：]\s*$", re.IGNORECASE)
@@ -202,9 +189,10 @@ def _repeats(text: str, seen: Counter[str]) -> bool:
     """Return whether the line is one of many that differ in figures only, such as those of each training step."""
     shape = NO_LETTERS.sub("", text)
     seen[shape] += 1
-    return seen[shape] > REPEATS and (
-        seen[shape] > TROUBLE_REPEATS or not any(word in text.lower() for word in TROUBLE)
-    )
+    if seen[shape] <= REPEATS or seen[shape] > TROUBLE_REPEATS:
+        return seen[shape] > REPEATS
+    lowered = text.lower()
+    return not any(word in lowered for word in TROUBLE)
 
 
 def _file_rank(path: str) -> str | None:

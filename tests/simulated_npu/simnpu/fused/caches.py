@@ -6,6 +6,9 @@ A slot is block * size + place in the block; rows with a slot below zero are lef
 
 from __future__ import annotations
 
+from functools import wraps
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -82,30 +85,17 @@ def kv_rmsnorm_rope_cache(
 
 
 @kernel("npu_kv_rmsnorm_rope_cache_v2")
-def kv_rmsnorm_rope_cache_v2(
-    kv: Tensor, gamma: Tensor, cos: Tensor, sin: Tensor, index: Tensor, k_cache: Tensor, ckv_cache: Tensor,
-    k_rope_scale: Tensor | None, c_kv_scale: Tensor | None, k_rope_offset: Tensor | None, c_kv_offset: Tensor | None,
-    epsilon: float, cache_mode: str, is_output_kv: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return kv_rmsnorm_rope_cache(
-        kv, gamma, cos, sin, index, k_cache, ckv_cache, k_rope_scale, c_kv_scale, k_rope_offset, c_kv_offset, epsilon,
-        cache_mode, is_output_kv,
-    )[2:]  # fmt: skip
+@wraps(kv_rmsnorm_rope_cache)
+def kv_rmsnorm_rope_cache_v2(**given: Any) -> tuple[Tensor, Tensor]:
+    return kv_rmsnorm_rope_cache(**given)[2:]
 
 
 @kernel("npu_kv_rmsnorm_rope_cache_v2_functional")
-def kv_rmsnorm_rope_cache_v2_functional(
-    kv: Tensor, gamma: Tensor, cos: Tensor, sin: Tensor, index: Tensor, k_cache: Tensor, ckv_cache: Tensor,
-    k_rope_scale: Tensor | None, c_kv_scale: Tensor | None, k_rope_offset: Tensor | None, c_kv_offset: Tensor | None,
-    epsilon: float, cache_mode: str, is_output_kv: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+@wraps(kv_rmsnorm_rope_cache)
+def kv_rmsnorm_rope_cache_v2_functional(**given: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The rotated and the normed part, then copies of the caches that are filled."""
-    caches = k_cache.clone(), ckv_cache.clone()
-    values = kv_rmsnorm_rope_cache(
-        kv, gamma, cos, sin, index, *caches, k_rope_scale, c_kv_scale, k_rope_offset, c_kv_offset, epsilon, cache_mode,
-        is_output_kv,
-    )[2:]  # fmt: skip
-    return *values, *caches
+    caches = {name: given[name].clone() for name in ("k_cache", "ckv_cache")}
+    return *kv_rmsnorm_rope_cache_v2(**given | caches), *caches.values()
 
 
 @kernel("npu_scatter_pa_kv_cache")
@@ -124,17 +114,11 @@ def scatter_pa_kv_cache(
 
 
 @kernel("npu_scatter_pa_kv_cache_functional")
-def scatter_pa_kv_cache_functional(
-    key: Tensor,
-    value: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    slot_mapping: Tensor,
-    cache_mode: str | None,
-) -> tuple[Tensor, Tensor]:
-    caches = key_cache.clone(), value_cache.clone()
-    scatter_pa_kv_cache(key, value, *caches, slot_mapping, cache_mode)
-    return caches
+@wraps(scatter_pa_kv_cache)
+def scatter_pa_kv_cache_functional(**given: Any) -> tuple[Tensor, Tensor]:
+    caches = {name: given[name].clone() for name in ("key_cache", "value_cache")}
+    scatter_pa_kv_cache(**given | caches)
+    return tuple(caches.values())
 
 
 def gathered(cache: Tensor, table: Tensor, lengths: list[int], offsets: list[int], out: Tensor) -> Tensor:
