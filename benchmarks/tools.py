@@ -264,10 +264,15 @@ def install(tool: Tool) -> None:
 
 
 def environment(threads: int, device: str) -> dict[str, str]:
-    """Return the environment that every tool gets; accelerators are hidden from a run on the CPU."""
+    """Return the environment that every tool gets; accelerators are hidden from a run on the CPU.
+
+    Each keeps its compiled modules, as on a user's machine: pip compiles those of the tools that it installs, but not
+    ours, which are run from their sources.
+    """
     quiet = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_DISABLED": "true", "USE_HF": "1"}
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return {
-        **os.environ,
+        **kept,
         **quiet,
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",

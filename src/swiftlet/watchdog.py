@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from swiftlet import heartbeat
-from swiftlet.doctor.failure import explain_failure
 from swiftlet.hang import NOBODY, Pace, blame, find_hang, is_running, report_hang, shown, with_missing
 from swiftlet.heartbeat import Beat, End
 from swiftlet.log import warning
@@ -192,6 +191,8 @@ def exit_code(
         pids = {beat.rank: beat.pid for beat in gone}
         print("\n".join(lines), file=sys.stderr)
         if first.time_s:  # not killed: what the others say then is known to be a consequence
+            from swiftlet.doctor.failure import explain_failure  # of a failed run alone: its tables take time
+
             text = explain_failure({end.rank: end.message for end in failed}, os.environ, pids)
             print(text, end="\n" if text else "", file=sys.stderr)
         return first.exit_code
