@@ -52,6 +52,8 @@ def find_command(word: str) -> tuple[str, list[str]]:
         from swiftlet.config.elsewhere import COMMANDS_ELSEWHERE
 
         hint = COMMANDS_ELSEWHERE.get(word) or suggest(word, [*COMMANDS, *COMMAND_ALIASES])
+        if word.split()[:1] != [word]:
+            hint = "quotes belong around single values, not around a command line"
         raise UsageError(f"unknown command {word!r}", hint)
     return word, []
 
@@ -65,6 +67,8 @@ def run_command(argv: Sequence[str]) -> int:
     if not argv:
         raise UsageError("no command is given", "type swift --help, or swift sft --help")
     if argv[0] in HELP_WORDS:
+        if len(argv) > 1 and argv[0] == "help":
+            return run_command([argv[1], "--help"])
         print(overview())
         return 0
     if argv[0] in ("-V", "--version", "version"):
@@ -178,6 +182,14 @@ def _tell(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def _give_up_unwritable() -> None:
+    """Let what standard error does not take be lost: at its end Python would try again, and exit with 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        send_nowhere(sys.stderr.fileno())
+
+
 def _report(error: SwiftletError) -> int:
     """Say a mistake, here or by the watchdog, and return its exit code."""
     from swiftlet import heartbeat
@@ -229,6 +241,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_traceback(type(error), error, error.__traceback__)
         print(_explained(error), end="", file=sys.stderr)
         return 1
+    finally:
+        _give_up_unwritable()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+MOST_LISTED = 40
 
 
 class SwiftletError(Exception):
@@ -88,12 +89,28 @@ def raise_all(mistakes: Sequence[SwiftletError]) -> None:
 
 
 def suggest(name: str, possible: Iterable[str]) -> str:
-    """Return "did you mean X?" for the nearest known name, or the possible names."""
+    """Return "did you mean X?" for the nearest known name, or the possible names, of very many some like it."""
     names = sorted(possible)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if near:
+    if near := nearest(name, names):
         return f"did you mean {near[0]}?"
+    if len(names) > MOST_LISTED:
+        some = nearest(name, names, most=3, cutoff=0.0)
+        return f"{len(names)} names are known, such as {', '.join(some)}"
     return "choose one of " + ", ".join(names) if names else ""
+
+
+def nearest(name: str, possible: Iterable[str], *, most: int = 1, cutoff: float = 0.8) -> list[str]:
+    """Return the known names like this one, the nearest first; case, dashes and underscores make no difference.
+
+    With a lower cutoff flags of other tools are taken for ours: --ref_model for --model, --loss_scale for --do_sample.
+    """
+    spelled = {_letters(one): one for one in possible}
+    near = difflib.get_close_matches(_letters(name), spelled, n=most, cutoff=cutoff)
+    return [spelled[letters] for letters in near]
+
+
+def _letters(name: str) -> str:
+    return "".join(sign for sign in name.lower() if sign.isalnum())
 
 
 def pick(table: Mapping[str, T], name: str, what: str) -> T:

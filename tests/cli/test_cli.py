@@ -10,6 +10,7 @@ import pytest
 import swiftlet
 from swiftlet import cli
 from swiftlet.errors import Mistakes, UsageError, describe, pick, raise_all, suggest
+from swiftlet.models.families import FAMILIES
 
 
 def swift(*words, **environ):
@@ -69,6 +70,36 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
             ["sft", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh", "--device", "npu"],
             "--device npu, but torch_npu is not installed",
             "type pip install torch-npu decorator; or --device cpu to run without it",
+        ),
+        (
+            "sft --model_type qwen2_5 --model Qwen/Qwen2.5-7B --dataset demo-math-zh".split(),
+            "unknown --model_type 'qwen2_5'",
+            "leave it out: --model_id_or_path Qwen/Qwen2.5-7B says enough",
+        ),
+        (
+            "sft --model_type Qwen/Qwen2.5-7B --dataset demo-math-zh".split(),
+            "unknown --model_type 'Qwen/Qwen2.5-7B'",
+            "leave it out: --model_id_or_path Qwen/Qwen2.5-7B says enough",
+        ),
+        (
+            "sft --model Qwen2.5-7B-Instruct --dataset demo-math-zh".split(),
+            "--model_id_or_path Qwen2.5-7B-Instruct does not exist",
+            "did you mean Qwen/Qwen2.5-7B-Instruct?",
+        ),
+        (
+            "sft --model https://modelscope.cn/models/a/b-v2 --dataset demo-math-zh".split(),
+            "no such folder: https://modelscope.cn/models/a/b-v2",
+            "give a folder with config.json, or a hub id such as a/b-v2",
+        ),
+        (
+            "sft --model_type zzz --dataset demo-math-zh".split(),
+            "unknown --model_type 'zzz'",
+            f"{len(FAMILIES)} names are known, such as ",
+        ),
+        (
+            ["sft --model_type x"],
+            "unknown command 'sft --model_type x'",
+            "quotes belong around single values, not around a command line",
         ),
         ([], "no command is given", "type swift --help, or swift sft --help"),
         (
@@ -141,6 +172,19 @@ def test_help_of_a_command_is_grouped(command, capsys):
             assert f"\n{group}" in out
         assert "--learning_rate" in out
         assert "[0.05]" in out
+
+
+def test_help_of_a_command_either_way_round(capsys):
+    assert cli.main(["help", "sft"]) == cli.main(["sft", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text[: len(text) // 2] == text[len(text) // 2 :]
+    assert cli.main(["help", "sftt"]) == 2
+
+
+def test_errors_that_cannot_be_written_keep_the_exit_code():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "swiftlet.cli", "sft"], stderr=full, check=False)
+    assert done.returncode == 2
 
 
 def test_version(capsys):

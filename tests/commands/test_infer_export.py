@@ -199,6 +199,23 @@ def test_a_merge_is_never_silently_skipped(checkpoint):
         infer(ckpt_dir=str(checkpoint), merge_lora=True, load_dataset_config=True, **GREEDY)
 
 
+def test_an_earlier_merge_comes_back_where_its_successor_cannot_take_its_place(checkpoint, monkeypatch):
+    folder = Path(export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu"))
+    before = sorted((path, path.stat().st_ino) for path in checkpoint.parent.rglob("*"))
+    rename, seen = Path.rename, []
+
+    def fails_at_the_second(path, target):
+        if Path(target) == folder and not seen:
+            seen.append(path)
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails_at_the_second)
+    with pytest.raises(SaveError, match="Input/output error"):
+        export(ckpt_dir=str(checkpoint), merge_lora=True, device="cpu", overwrite=True)
+    assert sorted((path, path.stat().st_ino) for path in checkpoint.parent.rglob("*")) == before
+
+
 def test_only_a_merged_model_is_replaced(checkpoint, model_folder, tmp_path, monkeypatch):
     merge = partial(export, ckpt_dir=str(checkpoint), merge_lora=True, device="cpu", overwrite=True)
     (tmp_path / "notes").mkdir()

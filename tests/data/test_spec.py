@@ -27,6 +27,8 @@ from swiftlet.errors import UsageError
         ("HF::openai/gsm8k:main#7", "hf", "openai/gsm8k", ("main",), 7),
         ("./nowhere.jsonl", "path", "./nowhere.jsonl", (), None),
         ("nowhere.csv.gz#3", "path", "nowhere.csv.gz", (), 3),
+        (r"D:\data\rows.jsonl#3", "path", r"D:\data\rows.jsonl", (), 3),
+        ("D:/rows.jsonl", "path", "D:/rows.jsonl", (), None),
         ("/data/some/folder:train", "path", "/data/some/folder", ("train",), None),
     ],
 )
@@ -34,6 +36,21 @@ def test_the_forms_of_a_dataset(text, kind, location, subsets, num_samples):
     spec = parse_spec(text)
     assert (spec.text, spec.kind, spec.location) == (text, kind, location)
     assert (spec.subsets, spec.num_samples) == (subsets, num_samples)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("https://modelscope.cn/datasets/a/b-v2", "type a/b-v2, the id on the hub"),
+        ("https://host/rows.jsonl#3", "download it, and give the file"),
+        ("#2000", "write it behind the name, without a space: NAME#2000"),
+        ("args.yaml", "for a file of arguments type --config args.yaml"),
+    ],
+)
+def test_what_is_no_dataset_says_what_it_may_be(text, hint):
+    with pytest.raises(UsageError) as caught:
+        parse_spec(text)
+    assert caught.value.hint == hint
 
 
 def test_a_path_that_exists_wins_over_every_other_reading(tmp_path, monkeypatch):

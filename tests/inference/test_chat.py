@@ -1,5 +1,10 @@
 """The words that steer a chat, its history, and ways to leave it."""
 
+import os
+import pty
+import sys
+from contextlib import suppress
+
 import pytest
 
 from swiftlet.errors import DataError
@@ -102,3 +107,23 @@ def test_an_answer_that_is_stopped_before_its_first_word_is_no_turn():
     chat, _, shown = talk("a", answer=answer)
     assert chat.history == []
     assert "[stopped]" in shown
+
+
+def test_a_line_at_a_terminal_is_read_to_its_end():
+    """The kernel keeps 4095 bytes of a line that is typed; a question that is pasted is often longer."""
+    code = "from swiftlet.inference.chat import line_reader; print(len(line_reader()('<<< ')), 'letters')"
+    child, terminal = pty.fork()
+    if child == 0:
+        os.execv(sys.executable, [sys.executable, "-c", code])
+    shown = b""
+    with suppress(OSError):  # the child has ended
+        while b"<<< " not in shown:
+            shown += os.read(terminal, 1 << 16)
+        for _ in range(12):
+            os.write(terminal, b"x" * 500)
+            shown += os.read(terminal, 1 << 16)
+        os.write(terminal, b"\n")
+        while b" letters" not in shown:
+            shown += os.read(terminal, 1 << 16)
+    os.waitpid(child, 0)
+    assert b"6000 letters" in shown

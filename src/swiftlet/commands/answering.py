@@ -20,7 +20,7 @@ from swiftlet.data.template import TemplateError
 from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.errors import DataError
 from swiftlet.inference.answers import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows
-from swiftlet.inference.chat import Chat
+from swiftlet.inference.chat import Chat, line_reader
 from swiftlet.inference.generate import Generator
 from swiftlet.inference.metrics import score
 from swiftlet.models.adapter import load_adapter
@@ -186,6 +186,6 @@ def chat(ready: Ready) -> None:
             sys.stdout.write(text)
             sys.stdout.flush()
 
-        Chat(answer, input, write, ready.args.model.system).run()
+        Chat(answer, line_reader(), write, ready.args.model.system).run()
     finally:
         close_world(world, is_failed=sys.exc_info()[0] is not None)

@@ -99,7 +99,12 @@ def merge(args: Any) -> Path:
                 sync(path)
             if target.exists():
                 target.rename(former)
-            draft.rename(target)
+            try:
+                draft.rename(target)
+            except OSError:
+                if former.exists():
+                    former.rename(target)
+                raise
             sync(target.parent)
     shutil.rmtree(former, ignore_errors=True)
     log.info(f"merged model: {target}")

@@ -68,9 +68,15 @@ def _dataset_mistakes(flag: str, text: str) -> Iterator[UsageError]:
 
 
 def _model_mistakes(model: Any, is_trained: bool) -> Iterator[UsageError]:
+    path = model.model_id_or_path
+    if model.model_type and model.model_type not in FAMILIES and (path or "/" in model.model_type):
+        named = path or model.model_type
+        raise UsageError(
+            f"unknown --model_type {model.model_type!r}",
+            f"leave it out: --model_id_or_path {named} says enough",
+        )
     if model.model_type:
         pick(FAMILIES, model.model_type, "--model_type")
-    path = model.model_id_or_path
     if not (model.model_type or path) or model_folder_mistake(path):  # the rules of the command say so
         return
     choice = find_model(model.model_type, path)

@@ -67,6 +67,7 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     "gradient_checkpointing": {"auto": "AUTO", "True": "true", "False": "false"},
     "device": {"auto": "AUTO"},
     "truncation_strategy": {"left": "truncation_left"},
+    "resume_from_checkpoint": {"true": "auto", "True": "auto"},
 }
 
 # Values that other tools have and this one does not: flag -> {value: what to type}.
@@ -75,8 +76,14 @@ QUANTISED = "quantised states are not built in; use --optim adafactor to save me
 VALUES_ELSEWHERE: dict[str, dict[str, str]] = {
     "optim": {
         **dict.fromkeys(("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_bnb_8bit"), QUANTISED),
+        "adamw": "type --optim adamw_torch",
         "adamw_apex_fused": "torch has the same kernels: use --optim adamw_torch_fused",
     },
+    "truncation_strategy": dict.fromkeys(
+        ("right", "truncation_right", "split"),
+        "type --truncation_strategy delete, or truncation_left to lose the beginning; nothing is cut at the end",
+    ),
+    "device": {"gpu": "type --device cuda"},
     "infer_backend": dict.fromkeys(
         ("vllm", "lmdeploy", "sglang"), f"type --infer_backend pt; {OTHER_ENGINES}"
     ),
@@ -89,7 +96,11 @@ VALUES_ELSEWHERE: dict[str, dict[str, str]] = {
 }
 
 # Values by which other tools say that nothing is chosen.
-NOT_CHOSEN: dict[str, frozenset[str]] = {"template_type": frozenset({"AUTO", "auto"})}
+OFF = frozenset({"false", "False"})
+NOT_CHOSEN: dict[str, frozenset[str]] = {
+    "template_type": frozenset({"AUTO", "auto"}),
+    **dict.fromkeys(("resume_from_checkpoint", "deepspeed", "fsdp"), OFF),
+}
 
 # A switch of three states also takes every spelling of yes and no.
 YES = frozenset({"true", "1", "yes", "on"})

@@ -6,6 +6,7 @@ Only facts of the command line and of files it names are read here; no model, no
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from swiftlet.config.fields import to_flat
 from swiftlet.config.lora import start_mistake
 from swiftlet.config.parse import Parsed
 from swiftlet.config.places import expanded
-from swiftlet.errors import SwiftletError, UsageError
+from swiftlet.config.slips import QUOTES
+from swiftlet.errors import SwiftletError, UsageError, describe
 
+PAGE = re.compile(r"://[^/]+/(?:models/)?([\w.-]+/[\w.-]+)")  # of a model on its hub
 Rule = Callable[[Any, frozenset[str]], "UsageError | None"]
 
 
@@ -66,9 +69,9 @@ def model_folder_mistake(path: str | None) -> UsageError | None:
         return None
     folder = expanded(path)
     if not folder.is_dir():
-        return UsageError(
-            f"no such folder: {path}", "give a folder with config.json, or a hub id such as Qwen/Qwen2.5-7B"
-        )
+        page = PAGE.search(path)
+        hint = f"a hub id such as {page[1] if page else 'Qwen/Qwen2.5-7B'}"
+        return UsageError(f"no such folder: {path}", f"give a folder with config.json, or {hint}")
     if not (folder / "config.json").is_file():
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
         hint = (
@@ -78,6 +81,15 @@ def model_folder_mistake(path: str | None) -> UsageError | None:
         )
         return UsageError(f"{path} has no config.json; it holds {found}", hint)
     return None
+
+
+def _system(args: Any, given: frozenset[str]) -> UsageError | None:
+    text = args.model.system or ""
+    if "\n" in text or len(text) > 200 or not Path(text).is_file():
+        return None
+    return UsageError(
+        f"--system is the prompt itself, and {describe(text)} is a file", f'type --system "$(cat {text})"'
+    )
 
 
 def _dataset_named(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -134,6 +146,9 @@ def _writable(args: Any, given: frozenset[str]) -> UsageError | None:
 def _writable_mistake(flag: str, path: str) -> UsageError | None:
     if "\0" in path:
         return UsageError(f"--{flag} holds a NUL character", "give a plain path")
+    if path[0] in QUOTES and path[-1] in QUOTES:
+        hint = f"type --{flag} {path[1:-1]}"
+        return UsageError(f"--{flag} {path}: the shell takes such quotes for letters", hint)
     folder = Path(path).absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -253,6 +268,7 @@ def _export_folder(args: Any, given: frozenset[str]) -> UsageError | None:
 SFT_RULES: tuple[Rule, ...] = (
     _model_named,
     _model_folder,
+    _system,
     _dataset_named,
     _pairs_that_exclude,
     _init_weights,
@@ -267,6 +283,7 @@ INFER_RULES: tuple[Rule, ...] = (
     _source_of_answers,
     _checkpoint_folder,
     _model_folder,
+    _system,
     _pairs_that_exclude,
     _needs_checkpoint,
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swiftlet.errors import UsageError, describe
+from swiftlet.errors import UsageError, describe, nearest
 
 BUCKET = 200_000_000
 LIVE = 1_000_000_000
@@ -75,8 +75,11 @@ def read_settings(asked: str) -> dict[str, Any]:
         try:
             text = Path(asked).read_text(encoding="utf-8", errors="replace")
         except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            near = nearest(asked, NAMES)
             raise UsageError(
-                f"--deepspeed {describe(asked)} is neither a name nor a file that can be read: {error}", HINT
+                f"--deepspeed {describe(asked)} is neither a name nor a file that can be read: {reason}",
+                f"did you mean {near[0]}?" if near else HINT,
             ) from error
     try:
         content = json.loads(text)

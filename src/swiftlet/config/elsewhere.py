@@ -29,6 +29,11 @@ ELSEWHERE: dict[str, str] = {
     "use_lora": "use --sft_type lora",
     "lora_r": "use --lora_rank",
     "r": "use --lora_rank",
+    "gradient_clipping": "use --max_grad_norm",
+    "add_version": "use --add_output_dir_suffix",
+    "args_file": "put the file first: swift sft FILE.yaml",
+    "use_peft": "use --sft_type lora",
+    "loss_scale": "not available: the tokens of the answers are trained on, all with the same weight",
     "use_hf": "set USE_HF=1 before the command",
     "nproc_per_node": "set NPROC_PER_NODE=N before the command",
     "num_gpus": "set NPROC_PER_NODE=N before the command",
@@ -70,7 +75,10 @@ ELSEWHERE: dict[str, str] = {
     "logging_dir": "not needed: TensorBoard's files are in runs/, in the folder of the run",
     "run_name": "not needed: the folder of the run is its name (--output_dir)",
     "logging_first_step": "not needed: the first step is always logged",
-    **dict.fromkeys(("use_self_cognition", "self_cognition_sample"), "use --dataset self-cognition#500"),
+    **dict.fromkeys(
+        ("use_self_cognition", "self_cognition_sample", "model_name", "model_author"),
+        "use --dataset self-cognition:NAME/MAKER",
+    ),
     **dict.fromkeys(
         ("custom_dataset_info", "custom_register_path"), "use --dataset FILE, and --columns for other names"
     ),

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from swiftlet.config.aliases import canonical
+from swiftlet.config.aliases import ALIASES, canonical
 from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
 from swiftlet.config.configfile import asked_for, is_config_file, read_config
 from swiftlet.config.elsewhere import ELSEWHERE
 from swiftlet.config.fields import Flag, build, flags_of
+from swiftlet.config.slips import meant, unexpected
 from swiftlet.config.values import value_of
-from swiftlet.errors import SwiftletError, UsageError, describe, suggest
+from swiftlet.errors import SwiftletError, UsageError, describe, nearest
 
 OF_COMMANDS = {"swift sft": SftArgs, "swift infer": InferArgs, "swift export": ExportArgs}
 
@@ -40,7 +41,7 @@ def parse(command_args: type, argv: Sequence[str]) -> Parsed:
             values.update(_convert(content.items(), flags, mistakes, where=f" in {path}"))
         except UsageError as error:
             mistakes.append(error)
-    values.update(_convert(_pairs(words, flags, mistakes), flags, mistakes))
+    values.update(_convert(_pairs(meant(words, flags, mistakes), flags, mistakes), flags, mistakes))
     return Parsed(build(command_args, values), frozenset(values), tuple(mistakes))
 
 
@@ -91,8 +92,7 @@ def _pairs(
         word = words[at]
         at += 1
         if not _is_flag(word):
-            hint = "flags start with two dashes: --name value"
-            mistakes.append(UsageError(f"unexpected word {describe(word)}", hint))
+            mistakes.append(unexpected(word, flags))
             continue
         name, equals, value = word[2:].partition("=")
         values = [value] if equals else []
@@ -143,7 +143,8 @@ def _convert(
             value = {**values[name], **value}
         elif name in values and values[name] != value:
             message = f"--{name} is given twice: {describe(values[name])} and {describe(value)}{where}"
-            mistakes.append(UsageError(message, "keep one of them"))
+            both = f"type --{name} {' '.join((*values[name], *value))}" if flags[name].is_list else ""
+            mistakes.append(UsageError(message, both or "keep one of them"))
         values[name] = value
     return values
 
@@ -153,8 +154,11 @@ def _unknown(typed: str, flags: Mapping[str, Flag], where: str) -> UsageError:
     told = ELSEWHERE.get(typed.replace("-", "_")) or _of_another_command(name, flags)
     if told:
         return UsageError(f"there is no flag --{typed} here{where}", told)
-    guess = suggest(name, flags)
-    hint = guess.replace("did you mean ", "did you mean --") if guess.startswith("did") else "see --help"
+    switch = flags.get(name.removeprefix("no_"))
+    if switch and (switch.kind is bool or "false" in switch.choices):
+        return UsageError(f"unknown flag --{typed}{where}", f"type --{switch.name} false")
+    near = nearest(name, [*flags, *(alias for alias, ours in ALIASES.items() if ours in flags)])
+    hint = f"did you mean --{canonical(near[0])}?" if near else "see --help"
     return UsageError(f"unknown flag --{typed}{where}", hint)
 
 

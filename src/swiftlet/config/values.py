@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Collection, Mapping
 from decimal import Decimal
@@ -12,6 +13,7 @@ from typing import Any
 
 from swiftlet.config.aliases import NO, NOT_CHOSEN, VALUE_ALIASES, VALUES_ELSEWHERE, YES
 from swiftlet.config.fields import Flag
+from swiftlet.config.slips import value_mistake
 from swiftlet.errors import UsageError, describe, suggest
 
 LARGEST = {int: 2**31 - 1, float: 3.4e38}  # counts, and what a number of 32 bits holds
@@ -23,24 +25,29 @@ def value_of(flag: Flag, raw: Any) -> Any:
     Raises:
         UsageError: it is not one that the flag takes.
     """
-    _check_text(flag.name, raw)
+    _check_text(flag, raw)
     return _value(flag, raw)
 
 
-def _check_text(name: str, raw: Any) -> None:
+def _check_text(flag: Flag, raw: Any) -> None:
     """Check that a value is text: bytes that the locale cannot read reach a program as surrogates, which no file takes.
 
     Raises:
-        UsageError: it holds such bytes.
+        UsageError: it holds such bytes, or white space of the place it was copied from.
     """
     if isinstance(raw, Mapping):
         raw = [*raw, *raw.values()]
     for word in raw if isinstance(raw, (list, tuple)) else [raw]:
-        if isinstance(word, str) and not word.isascii() and any("\ud800" <= one <= "\udfff" for one in word):
+        if not isinstance(word, str):
+            continue
+        if not word.isascii() and any("\ud800" <= one <= "\udfff" for one in word):
             raise UsageError(
-                f"--{name} {describe(word)} is not text in the encoding of this shell, {sys.getfilesystemencoding()}",
+                f"--{flag.name} {describe(word)} is not text in the encoding of this shell, "
+                f"{sys.getfilesystemencoding()}",
                 "rename it in UTF-8, and set LC_ALL=C.UTF-8",
             )
+        if mistake := value_mistake(flag, word):
+            raise mistake
 
 
 def _value(flag: Flag, raw: Any) -> Any:
@@ -59,7 +66,10 @@ def _value(flag: Flag, raw: Any) -> Any:
                 return True if flag.kind is bool else "true"
             raise UsageError(f"--{flag.name} has no value", f"type --{flag.name} {_example(flag)}")
         raw = raw[0]
-    is_unset = flag.is_optional and (raw in ("none", "None", "null") or raw in NOT_CHOSEN.get(flag.name, ()))
+    word = str(raw)
+    is_unset = flag.is_optional and (
+        word in ("none", "None", "null") or word in NOT_CHOSEN.get(flag.name, ())
+    )
     if raw is None or is_unset:
         if flag.is_optional:
             return None
@@ -130,6 +140,12 @@ def _several(flag: Flag, raw: Any) -> tuple[str, ...]:
             f"--{flag.name} takes words, found {describe(raw)}", f"type --{flag.name} {_example(flag)}"
         )
     words = [raw] if isinstance(raw, str) else list(raw or ())
+    if not flag.is_text and words and str(words[0]).startswith("[") and not os.path.exists(str(words[0])):
+        plain = " ".join(word for one in words for word in re.findall(r"[^\[\],\s'\"]+", str(one)))
+        raise UsageError(
+            f"--{flag.name} takes words, found {describe(' '.join(map(str, words)))}",
+            f"type --{flag.name} {plain or _example(flag)}",
+        )
     values: list[str] = []
     for word in words:
         if flag.is_text and word:
@@ -159,6 +175,8 @@ def _mapping(flag: Flag, raw: Any) -> dict[str, str]:
         raise UsageError(
             f"--{flag.name} takes theirs=ours, found {describe(raw)}", f"type --{flag.name} question=query"
         )
+    if not raw:
+        raise UsageError(f"--{flag.name} has no value", f"type --{flag.name} question=query")
     pairs: dict[str, str] = {}
     for word in [raw] if isinstance(raw, str) else raw:
         if word.lstrip().startswith("{"):

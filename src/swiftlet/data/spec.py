@@ -16,6 +16,8 @@ from swiftlet.errors import UsageError, describe, suggest
 
 HUBS = {"ms": "ms", "hf": "hf", "modelscope": "ms", "huggingface": "hf"}
 _COUNT = re.compile(r"#([0-9]+)$")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+_PAGE = re.compile(r"/datasets/([\w.-]+/[\w.-]+)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w][\w.-]*")
 
 
@@ -58,6 +60,9 @@ def parse_spec(text: str) -> DatasetSpec:
     path = os.path.expanduser(rest)
     if os.path.exists(path):
         return DatasetSpec(text, "path", path, num_samples=num_samples)
+    _check_address(text)
+    if _DRIVE.match(rest):
+        return DatasetSpec(text, "path", rest, num_samples=num_samples)
     hub, rest = _split_hub(rest)
     head, colon, tail = rest.partition(":")
     subsets = tuple(part for part in tail.split("/") if part)
@@ -116,6 +121,19 @@ def _split_count(text: str) -> tuple[str, int | None]:
     return text[: found.start()], int(digits)
 
 
+def _check_address(text: str) -> None:
+    """Check that a text is not the address of a page.
+
+    Raises:
+        UsageError: it is; the page of a dataset on a hub has its id.
+    """
+    if "://" not in text:
+        return
+    found = _PAGE.search(text)
+    hint = f"type {found[1]}, the id on the hub" if found else "download it, and give the file"
+    raise UsageError(f"{describe(text)} is an address, no dataset", hint)
+
+
 def _split_hub(text: str) -> tuple[str | None, str]:
     prefix, colons, rest = text.partition("::")
     if not colons:
@@ -142,11 +160,15 @@ def _named_or_placed(
         return DatasetSpec(text, "path", path, subsets, None, num_samples)
     if _HUB_ID.fullmatch(head):
         return DatasetSpec(text, "hub", head, subsets, None, num_samples)
-    if "#" in head and not head.startswith("#"):
+    if "#" in head:
         hint = "a sample size is a number: NAME#2000"
+    elif not head:
+        hint = "write it behind the name, without a space: NAME#2000"
+    elif head.endswith((".yaml", ".yml")):
+        hint = f"for a file of arguments type --config {head}"
     else:
         hint = f"{suggest(head, DATASETS)}; or give a hub id (ORGANISATION/DATASET), a file or a folder"
-    raise UsageError(f"unknown dataset {describe(head)}", hint.removeprefix("; "))
+    raise UsageError(f"unknown dataset {describe(head or text)}", hint)
 
 
 def _check_words(text: str, name: str, words: tuple[str, ...]) -> None:

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 from swiftlet.errors import DataError
@@ -15,6 +17,17 @@ GREETING = (
     "type a question; exit, clear, multi-line (end with #), single-line and reset-system steer the chat"
 )
 END_OF_LINES = "#"
+
+
+def line_reader() -> Callable[[str], str]:
+    """Return what asks for a line, at a terminal with editing and history.
+
+    A terminal by itself hands over no more than 4095 bytes of a line: the end of a long question would be lost.
+    """
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401, its import changes input()
+    return input
 
 
 class Answerer(Protocol):

@@ -57,7 +57,10 @@ def find_model(model_type: str | None, model_id_or_path: str | None) -> Choice:
         return find_model(given, None)
     if path.exists() or _looks_like_path(given):
         reason = "is a file, not a folder" if path.exists() else "does not exist"
-        raise UsageError(f"--model_id_or_path {given} {reason}", "give the folder that holds config.json")
+        ids = [repo for row in FAMILIES.values() for repo in (row.hf_id, row.ms_id) if repo]
+        same = [repo for repo in ids if repo.lower().rpartition("/")[2] == given.lower()]
+        hint = f"did you mean {same[0]}?" if same else "give the folder that holds config.json"
+        raise UsageError(f"--model_id_or_path {given} {reason}", hint)
     return _by_id(given, family)
 
 
