@@ -57,6 +57,22 @@ def test_a_flag_has_the_keys_name_where_one_key_alone_can_be_meant(turn, flags):
     assert fault_of({"messages": [turn]}).detail.endswith(f"; name it with {flags}")
 
 
+def test_of_two_conversations_one_is_chosen():
+    row = {
+        "messages": turns("a", "b"),
+        "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+    }
+    assert sample_of(row).messages == turns("a", "b")  # the same in two notations
+    assert sample_of(row | {"conversation": turns("a")}).messages == turns("a", "b")  # a prompt alone
+    other = row | {"conversations": turns("c", "d")}
+    assert fault_of(other).detail == (
+        "ambiguous chat columns: messages, conversations; choose with --columns messages=messages or "
+        "--columns conversations=messages"
+    )
+    assert sample_of(other, {"messages": "messages"}).messages == turns("a", "b")
+    assert sample_of(other, {"conversations": "messages"}).messages == turns("c", "d")
+
+
 def test_which_flags_a_row_uses():
     columns = KEYS | {"q": "query", "talk": "messages"}
     assert used_columns({"q": None}, columns) == {"q"}

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Set
 from typing import Any
 
-from swiftlet.data.columns import ANSWERS, OURS, PARTS, QUESTIONS, TURN_KEYS, Row, shown
+from swiftlet.data.columns import ANSWERS, CHATS, OURS, PARTS, QUESTIONS, TURN_KEYS, Row, shown
 from swiftlet.data.reasons import RowFault
 from swiftlet.errors import UsageError, suggest
 
@@ -60,12 +60,12 @@ def rename(values: Row, columns: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _rivals(chosen: Set[str]) -> set[str]:
-    """Return the names that mean what a chosen one means: the other questions, the other answers.
+    """Return the names that mean what a chosen one means: the other questions, answers, conversations.
 
     Instruction and input are each but a part of a question, and rule out no other.
     """
     rivals: set[str] = set()
-    for names in ({name for group in QUESTIONS for name in group}, {*ANSWERS}):
+    for names in ({name for group in QUESTIONS for name in group}, {*ANSWERS}, {*CHATS}):
         if chosen & names - PARTS:
             rivals |= names - chosen
     return rivals
