@@ -73,15 +73,17 @@ def test_roles_have_other_names():
 @pytest.mark.parametrize(
     ("role", "detail"),
     [
-        ("model", 'unknown role "model"; name it with --columns model=assistant (or user, tool)'),
+        ("prompter", 'unknown role "prompter"; name it with --columns prompter=user (or assistant, tool)'),
         ("User", 'unknown role "User" (did you mean user?); name it with --columns User=user'),
         ("System", 'unknown role "System" (did you mean system?)'),
-        ("my bot", "unknown role \"my bot\"; name it with --columns 'my bot=assistant' (or user, tool)"),
+        ("my bot", "unknown role \"my bot\"; name it with --columns 'my bot=user' (or assistant, tool)"),
         ("a long text that was meant to be content", "unknown role"),
     ],
 )
 def test_an_unknown_role_names_the_flag(role, detail):
     assert fault_of({"messages": [{"role": role, "content": "a"}]}).detail == f"turn 0: {detail}"
+    later = fault_of({"messages": [*turns("a"), {"role": "model", "content": "b"}]}).detail
+    assert later == 'turn 1: unknown role "model"; name it with --columns model=assistant (or user, tool)'
 
 
 def test_of_two_conversations_one_is_chosen():
