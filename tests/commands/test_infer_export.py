@@ -17,7 +17,7 @@ from swiftlet.commands import infer as infer_command
 from swiftlet.commands.checkpoint_source import open_checkpoint_source
 from swiftlet.config.args import InferArgs
 from swiftlet.config.parse import parse_mapping
-from swiftlet.errors import CheckpointError, SaveError, UsageError
+from swiftlet.errors import CheckpointError, DataError, SaveError, UsageError
 from swiftlet.faults import damage
 from swiftlet.inference.proof import MergeError
 from swiftlet.models.safety import read_header
@@ -46,6 +46,21 @@ def test_the_same_held_out_rows_come_back(checkpoint, rows_file):
     assert [json.loads(line) for line in file.read_text("utf-8").splitlines()] == rows
     again = infer(ckpt_dir=str(checkpoint), load_dataset_config=True, show_dataset_sample=2, **GREEDY)
     assert again == rows[:2]
+
+
+def test_rows_are_not_held_out_of_a_file_that_changed_after_the_run(checkpoint, rows_file, tmp_path):
+    options = {"ckpt_dir": str(checkpoint), "load_dataset_config": True, **GREEDY}
+    before = rows_file.read_text("utf-8")
+    rows_file.write_text(before + before.splitlines(keepends=True)[0], "utf-8")
+    with pytest.raises(DataError, match="changed after .* was trained on it") as caught:
+        infer(**options)
+    assert str(rows_file) in caught.value.message and "--val_dataset FILE" in caught.value.hint
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(before.splitlines()[0] + "\n", "utf-8")
+    assert len(infer(**options, val_dataset=str(mine))) == 1
+    assert len(infer(**options, dataset=str(rows_file))) == 4  # the user's own choice
+    rows_file.write_text(before, "utf-8")
+    assert len(infer(**options)) == 4
 
 
 def test_a_checkpoint_of_relative_paths_is_used_from_another_folder(

@@ -57,6 +57,51 @@ def test_a_flag_has_the_keys_name_where_one_key_alone_can_be_meant(turn, flags):
     assert fault_of({"messages": [turn]}).detail.endswith(f"; name it with {flags}")
 
 
+def test_roles_have_other_names():
+    row = {
+        "messages": [{"role": "prompter", "content": "a"}, {"role": "model", "content": "b", "model": "m-7b"}]
+    }
+    roles = {"prompter": "user", "model": "assistant"}
+    assert sample_of(row, roles).messages == turns("a", "b")
+    assert used_columns(row, roles | {"bing": "assistant"}) == {*roles}
+    said = {"talk": [{"who": "prompter", "value": "a"}, {"who": "model", "value": "b"}]}
+    names = roles | {"who": "role", "talk": "messages"}
+    assert sample_of(said, names).messages == turns("a", "b")
+    assert used_columns(said, names) == {*names}
+
+
+@pytest.mark.parametrize(
+    ("role", "detail"),
+    [
+        ("prompter", 'unknown role "prompter"; name it with --columns prompter=user (or assistant, tool)'),
+        ("User", 'unknown role "User" (did you mean user?); name it with --columns User=user'),
+        ("System", 'unknown role "System" (did you mean system?)'),
+        ("my bot", "unknown role \"my bot\"; name it with --columns 'my bot=user' (or assistant, tool)"),
+        ("a long text that was meant to be content", "unknown role"),
+    ],
+)
+def test_an_unknown_role_names_the_flag(role, detail):
+    assert fault_of({"messages": [{"role": role, "content": "a"}]}).detail == f"turn 0: {detail}"
+    later = fault_of({"messages": [*turns("a"), {"role": "model", "content": "b"}]}).detail
+    assert later == 'turn 1: unknown role "model"; name it with --columns model=assistant (or user, tool)'
+
+
+def test_of_two_conversations_one_is_chosen():
+    row = {
+        "messages": turns("a", "b"),
+        "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}],
+    }
+    assert sample_of(row).messages == turns("a", "b")  # the same in two notations
+    assert sample_of(row | {"conversation": turns("a")}).messages == turns("a", "b")  # a prompt alone
+    other = row | {"conversations": turns("c", "d")}
+    assert fault_of(other).detail == (
+        "ambiguous chat columns: messages, conversations; choose with --columns messages=messages or "
+        "--columns conversations=messages"
+    )
+    assert sample_of(other, {"messages": "messages"}).messages == turns("a", "b")
+    assert sample_of(other, {"conversations": "messages"}).messages == turns("c", "d")
+
+
 def test_which_flags_a_row_uses():
     columns = KEYS | {"q": "query", "talk": "messages"}
     assert used_columns({"q": None}, columns) == {"q"}
@@ -70,6 +115,7 @@ def test_which_flags_a_row_uses():
     ("columns", "message"),
     [
         ({"nosuch": "query"}, "--columns nosuch=query: no row has a column 'nosuch'"),
+        ({"nosuch": "tool"}, "--columns nosuch=tool: no turn of a row has the role 'nosuch'"),
         ({"nosuch": "role"}, "--columns nosuch=role: no turn of a row has a key 'nosuch'"),
     ],
 )

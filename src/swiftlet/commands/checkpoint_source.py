@@ -11,12 +11,13 @@ from swiftlet import log
 from swiftlet.commands.merge_proof import check_weights
 from swiftlet.commands.model_source import Source, find_source
 from swiftlet.commands.run_folder import ARGS_FILE, read_args
-from swiftlet.config.args import ModelArgs
+from swiftlet.config.args import DataArgs, ModelArgs
 from swiftlet.config.configfile import HIDDEN
 from swiftlet.config.fields import flags_of, with_values
 from swiftlet.config.parse import parse_mapping
 from swiftlet.config.places import expanded
-from swiftlet.errors import CheckpointError, SwiftletError, describe, raise_all
+from swiftlet.data.cachekey import rows_hash
+from swiftlet.errors import CheckpointError, DataError, SwiftletError, describe, raise_all
 from swiftlet.models.safety import ADAPTER_CONFIG, read_json
 from swiftlet.train.manifest import NAME as MANIFEST
 from swiftlet.train.manifest import OPTIMIZER_FILES, STATE_FILE, find_damage, read_manifest
@@ -149,3 +150,18 @@ def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], 
     for name, value in taken.items():
         log.info(f"{name} is {value!r} (from the checkpoint)")
     return with_values(args, **taken)
+
+
+def check_rows(source: CheckpointSource, data: DataArgs) -> None:
+    """Check that the rows which a run held out are still found in the files that it names.
+
+    Raises:
+        DataError: the files have changed, so what would be drawn now are rows that the run may have been trained on.
+    """
+    recorded = source.args.get("rows_hash")
+    if recorded and rows_hash(data) != recorded:
+        raise DataError(
+            f"{', '.join(data.dataset)} changed after {source.folder} was trained on it: its held-out rows cannot be "
+            "found again, and others may have been trained on",
+            "restore the data; or answer rows of your own: --val_dataset FILE",
+        )

@@ -12,6 +12,7 @@ from swiftlet import heartbeat, log
 from swiftlet.commands.checkpoint_source import (
     CHECKED,
     CheckpointSource,
+    check_rows,
     open_checkpoint_source,
     with_checkpoint,
 )
@@ -95,6 +96,12 @@ def get_ready(parsed: Parsed) -> Ready:
     else:
         source = open_checkpoint_source(args.answer.ckpt_dir, args.model)
         args = with_checkpoint(args, given, source.args, with_data=args.answer.load_dataset_config)
+        if (
+            args.answer.load_dataset_config
+            and given.isdisjoint(("dataset", "val_dataset"))
+            and _has_rows(args)
+        ):
+            check_rows(source, args.data)
         if args.answer.merge_lora:
             source = _merged(args, source)
     _, template = open_template(

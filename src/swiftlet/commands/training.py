@@ -80,11 +80,8 @@ def train_model(args: Any, ready: Ready) -> Outcome:
 def _train(setup: Setup, local_world_size: int, stop: StopRequest) -> Outcome:
     args, ready, _, world = setup
     base = base_hash(ready.source.folder)
-    text = partial(
-        args_text,
-        args,
-        {"model_dir": str(ready.source.folder), "base_hash": base, "model": ready.source.name},
-    )
+    facts = {"model_dir": str(ready.source.folder), "base_hash": base, "model": ready.source.name}
+    text = partial(args_text, args, {**facts, "rows_hash": ready.data.rows_hash})
     state, identity = _state(setup, base)
     if ready.checkpoint is not None and state.is_done and has_summary(ready.folder):
         return _finished(ready.folder, ready.checkpoint.path, state)

@@ -117,7 +117,7 @@ class DataArgs:
     dataset_test_ratio: float = arg(0.01, "Share of the rows held out for validation", at_least=0, below=1)
     dataset_seed: int = arg(42, "Seed of the split and of #N samples", at_least=0, at_most=LARGEST_SEED)
     columns: dict[str, str] = arg(
-        {}, "Other column names, theirs=ours, such as question=query; repeatable, or JSON"
+        {}, "Other names of columns or roles, theirs=ours, such as question=query; repeatable, or JSON"
     )
     max_length: int = arg(
         2048, "Longest sample [tokens]; -1 for the model's own limit", minus_one="the model's own limit"

@@ -15,7 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from swiftlet.config.args import DataArgs
 from swiftlet.data.draft import write_json
+from swiftlet.data.sources import files_of
+from swiftlet.data.spec import parse_specs
 from swiftlet.files import sha256
 
 ALWAYS_READ_BYTES = 64 * 2**20
@@ -23,9 +26,9 @@ SETTLED_S = 5.0
 MEMORY, ENTRY = "files.json", {"mark", "sha256"}
 
 
-def hash_files(paths: Iterable[Path], cache_dir: Path) -> dict[str, str]:
-    """Return the sha256 of each file, from memory where a large one is surely unchanged."""
-    memory = _load(cache_dir / MEMORY)
+def hash_files(paths: Iterable[Path], cache_dir: Path | None) -> dict[str, str]:
+    """Return the sha256 of each file, from the memory in `cache_dir` where a large one is surely unchanged."""
+    memory = _load(cache_dir / MEMORY) if cache_dir else {}
     hashes, news = {}, {}
     for path in paths:
         name, found = str(path.resolve()), path.stat()
@@ -39,9 +42,20 @@ def hash_files(paths: Iterable[Path], cache_dir: Path) -> dict[str, str]:
         is_settled = started_ns - max(found.st_mtime_ns, found.st_ctime_ns) > SETTLED_S * 1e9
         if found.st_size > ALWAYS_READ_BYTES and is_settled:
             news[name] = {"mark": mark, "sha256": hashes[str(path)]}
-    if news:
+    if news and cache_dir:
         write_json(cache_dir / MEMORY, {**memory, **news})
     return hashes
+
+
+def rows_hash(args: DataArgs, cache_dir: Path | None = None) -> str:
+    """Return a hash of the files that rows are held out of: in others the same draw finds other rows.
+
+    It is empty where the rows for validation are not drawn.
+    """
+    if args.val_dataset or args.dataset_test_ratio == 0:
+        return ""
+    files = dict.fromkeys(path for spec in parse_specs(args.dataset) for path in files_of(spec))
+    return hashlib.sha256(" ".join(hash_files(files, cache_dir).values()).encode()).hexdigest()
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from swiftlet.data.columns import MEDIA, check_media, flag, holds_something
 from swiftlet.data.jsonlines import kind_of
-from swiftlet.data.mapping import rename
+from swiftlet.data.mapping import rename_turn
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.roles import ASSISTANT, CALL, ROLES, SYSTEM, TOOL, USER, check_order, role_of
 from swiftlet.data.toolcalls import parsed, read_calls
@@ -28,7 +28,7 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
     Args:
         name: the column, for messages.
         notes: gets the codes of what was not used.
-        keys: other names of the keys of a turn, theirs -> ours.
+        keys: other names of the keys of a turn and of roles, theirs -> ours.
 
     Raises:
         RowFault: it cannot be trained on.
@@ -40,7 +40,7 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
         raise RowFault("schema", f"{name} is an empty list")
     messages: list[Message] = []
     for number, turn in enumerate(turns):
-        for part in _split_pair(rename(turn, keys) if keys and isinstance(turn, dict) else turn, number):
+        for part in _split_pair(rename_turn(turn, keys) if keys and isinstance(turn, dict) else turn, number):
             _add(messages, part, number, notes)
     if not messages:  # a system turn that is null is none
         raise RowFault("no_answer", "only a system turn")

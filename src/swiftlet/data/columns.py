@@ -31,6 +31,7 @@ MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 LABELS = ("label", "kto_tag")
 REASONING = ("reasoning_content", "thinking")  # `reasoning` mostly says whether there is some
 TURN_KEYS = ("role", "content")
+SPEAKERS = ("user", "assistant", "tool")
 OURS = {
     *CHATS,
     *SYSTEMS,

@@ -1,16 +1,17 @@
-"""Which files of a folder are the rows: every data file but descriptions, other splits and second copies. What is left
-out and could have been meant is said in the log.
+"""Which files of a folder are the rows: those that its card names, or every data file but descriptions, other splits
+and second copies. What is left out and could have been meant is said in the log.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from swiftlet import log
 from swiftlet.config.filenames import COMPRESSED, SUFFIXES
+from swiftlet.data.card import CARD, Subset, read_card
 from swiftlet.data.filekind import suffix_of
 from swiftlet.errors import DataError
 
@@ -52,17 +53,19 @@ SPLITS = {
 }
 HELD_BACK = SPLITS["validation"] | SPLITS["test"]
 NUM_SHOWN = 6
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
 
 
 def choose_files(folder: Path, subsets: Sequence[str] = (), split: str | None = None) -> list[Path]:
     """Return the data files of a folder in the order of their names.
 
     Args:
-        subsets: keep only files in folders of these names, or with such a part in their own name.
+        subsets: those of the folder's card; else keep only files of a split or in folders of these names, or with such
+            a part in their own name.
         split: train when None: validation and test files are left out where others exist.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or the card names several subsets and nobody chose.
     """
     files, others = _look_through(folder)
     if others:
@@ -71,10 +74,10 @@ def choose_files(folder: Path, subsets: Sequence[str] = (), split: str | None = 
         raise DataError(
             f"{folder}: no data files in the folder", f"give a folder that holds {', '.join(SUFFIXES)} files"
         )
-    files = _without_notes(folder, files)
-    if subsets:
-        files = [file for subset in subsets for file in _of_subset(folder, files, subset)]
-    return _without_copies(folder, _of_split(folder, files, split or "train"))
+    splits = _of_subsets(folder, _without_notes(folder, files), subsets)
+    chosen = _without_copies(folder, _of_split(folder, splits, split or "train"))
+    _tell_of_missing_shards(folder, chosen)
+    return chosen
 
 
 def _look_through(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -112,6 +115,39 @@ def _stem(path: Path) -> str:
     return Path(name).stem
 
 
+def _of_subsets(folder: Path, files: list[Path], names: Sequence[str]) -> dict[Path, str | None]:
+    """Return the files of the subsets asked for, or of the one meant unasked, each with its split by the card."""
+    card = {subset.name: subset for subset in read_card(folder)}
+    if not names:
+        return _unasked(folder, files, card)
+    found: dict[Path, str | None] = {}
+    for name in names:
+        if name in card:
+            mine = card[name].files(folder, files)
+            if not mine:
+                raise DataError(f"{folder}: no file of subset {name!r} is here", "fetch its files too")
+        else:
+            pairs = [pair for subset in card.values() for pair in subset.files(folder, files).items()]
+            mine = {file: split for file, split in pairs if split == name}
+        found |= mine or dict.fromkeys(_of_subset(folder, files, name))
+    return found
+
+
+def _unasked(folder: Path, files: list[Path], card: Mapping[str, Subset]) -> dict[Path, str | None]:
+    chosen = [subset for subset in card.values() if subset.is_default] or list(card.values())
+    if len(chosen) > 1:
+        raise DataError(
+            f"{folder}: {len(card)} subsets and no default: {', '.join(list(card)[:20])}",
+            f"choose by a word behind the name, such as --dataset NAME:{chosen[0].name}",
+        )
+    found: dict[Path, str | None] = {**chosen[0].files(folder, files)} if chosen else {}
+    if not found:
+        return dict.fromkeys(files)
+    if rest := files - found.keys():
+        _say(folder, f"not in the subset {chosen[0].name} of {CARD}", rest)
+    return found
+
+
 def _of_subset(folder: Path, files: list[Path], subset: str) -> list[Path]:
     found = [file for file in files if subset in file.relative_to(folder).parts[:-1] or subset == _stem(file)]
     if not found:
@@ -128,24 +164,26 @@ def _label(folder: Path, file: Path) -> str:
     return next((part for part in reversed(parts) if part != "data"), _stem(file))
 
 
-def _words(folder: Path, file: Path) -> set[str]:
-    parts = [*file.relative_to(folder).parts[:-1], _stem(file)]
+def _words(folder: Path, file: Path, split: str | None) -> set[str]:
+    """Return the words that tell the split of a file: those of its split by the card, or else of its path."""
+    parts = [split] if split else [*file.relative_to(folder).parts[:-1], _stem(file)]
     return {word for part in parts for word in re.split(r"[-_.]", part.lower())}
 
 
-def _of_split(folder: Path, files: list[Path], split: str) -> list[Path]:
+def _of_split(folder: Path, files: Mapping[Path, str | None], split: str) -> list[Path]:
     wanted = SPLITS.get(split, {split})
+    words = {file: _words(folder, file, of_card) for file, of_card in files.items()}
     if split != "train":
-        found = [file for file in files if wanted & _words(folder, file)]
+        found = [file for file in files if wanted & words[file]]
         if not found:
             raise DataError(
                 f"{folder}: no files of the split {split!r}", "choose another split, or name the files"
             )
         return found
-    found = [file for file in files if not HELD_BACK & _words(folder, file) or wanted & _words(folder, file)]
+    found = [file for file in files if not HELD_BACK & words[file] or wanted & words[file]]
     if found and len(found) < len(files):
-        _say(folder, "validation and test files are not trained on", set(files) - set(found))
-    return found or files
+        _say(folder, "validation and test files are not trained on", files.keys() - set(found))
+    return found or list(files)
 
 
 def _without_copies(folder: Path, files: list[Path]) -> list[Path]:
@@ -159,6 +197,21 @@ def _without_copies(folder: Path, files: list[Path]) -> list[Path]:
     if len(kept) < len(files):
         _say(folder, "the same names in another format are not read", set(files) - set(kept))
     return kept
+
+
+def _tell_of_missing_shards(folder: Path, files: list[Path]) -> None:
+    """Say where a set of numbered files is not whole: whoever fetched a part may not know it."""
+    found: dict[tuple[Path, str, int], set[str]] = {}
+    for file in files:
+        if shard := _SHARD.match(file.name):
+            found.setdefault((file.parent / shard[1], shard[3], int(shard[3])), set()).add(shard[2])
+    for (stem, total, number), shards in found.items():
+        if len(shards) < number:
+            _say(
+                folder,
+                f"only {len(shards)} of {number} files are here of {stem.name}-*-of-{total}: rows are missing",
+                (),
+            )
 
 
 def _say(folder: Path, what: str, files: Collection[Path]) -> None:

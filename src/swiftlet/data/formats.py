@@ -24,6 +24,7 @@ from swiftlet.data.columns import (
     check_media,
     find_columns,
     first_set,
+    flag,
 )
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
@@ -71,6 +72,7 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
     chat = None if NO_PAIR.isdisjoint(row) else _chat_column(row)
     if chat is not None:
         messages = read_chat(row[chat], chat, notes, of_turns(columns))
+        _check_one_chat(row, chat, messages, of_turns(columns))
         _check_no_history(row, chat)
     elif _is_plain_text(row):
         messages = [{"role": ASSISTANT, "content": _text_of(row, "text", "empty_assistant")}]
@@ -118,6 +120,22 @@ def _chat_column(row: Mapping[str, Any]) -> str | None:
     """Return the column of the conversation, one with a list before one with a text; None when there is none."""
     found = [name for name in CHATS if name in row and row[name] not in (None, [], "")]
     return next((name for name in found if isinstance(row[name], list)), found[0] if found else None)
+
+
+def _check_one_chat(
+    row: Mapping[str, Any], chat: str, messages: list[Message], keys: Mapping[str, str]
+) -> None:
+    """Make sure that no other column holds a conversation that could be trained on in the place of this one."""
+    for name in CHATS:
+        if name == chat or not are_turns(row.get(name)):
+            continue
+        try:
+            others = read_chat(row[name], name, set(), keys)
+        except RowFault:  # a prompt alone, or no conversation
+            continue
+        if others != messages:
+            choose = " or ".join(flag(one, "messages") for one in (chat, name))
+            raise RowFault("columns", f"ambiguous chat columns: {chat}, {name}; choose with {choose}")
 
 
 def _plain(text: str, record: Record, notes: set[str]) -> Sample:

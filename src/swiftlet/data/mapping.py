@@ -1,4 +1,4 @@
-"""What `--columns theirs=ours` does: columns of a row, and keys of its turns, get the names that are known here."""
+"""What `--columns theirs=ours` does: columns of a row, keys of its turns, and roles get the names known here."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping, Set
 from typing import Any
 
-from swiftlet.data.columns import ANSWERS, OURS, PARTS, QUESTIONS, TURN_KEYS, Row, shown
+from swiftlet.data.columns import ANSWERS, CHATS, OURS, PARTS, QUESTIONS, SPEAKERS, TURN_KEYS, Row, shown
 from swiftlet.data.reasons import RowFault
 from swiftlet.errors import UsageError, suggest
+
+TURN_NAMES = {*TURN_KEYS, *SPEAKERS}
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -18,21 +20,35 @@ def check_columns(columns: Mapping[str, str]) -> None:
         UsageError: an unknown name of ours.
     """
     for theirs, ours in columns.items():
-        if ours not in OURS:
+        if ours not in OURS and ours not in SPEAKERS:
             raise UsageError(
                 f"--columns {theirs}={ours}: {ours!r} is no column of ours",
-                f"{suggest(ours, OURS)} (theirs=ours, such as --columns question=query)",
+                f"{suggest(ours, OURS | {*SPEAKERS})} (theirs=ours, such as --columns question=query)",
             )
 
 
 def of_rows(columns: Mapping[str, str]) -> dict[str, str]:
     """Return those of `--columns` that name a column."""
-    return {theirs: ours for theirs, ours in columns.items() if ours not in TURN_KEYS}
+    return {theirs: ours for theirs, ours in columns.items() if ours not in TURN_NAMES}
 
 
 def of_turns(columns: Mapping[str, str]) -> dict[str, str]:
-    """Return those of `--columns` that name a key of a turn."""
-    return {theirs: ours for theirs, ours in columns.items() if ours in TURN_KEYS}
+    """Return those of `--columns` that name a key of a turn, or a role."""
+    return {theirs: ours for theirs, ours in columns.items() if ours in TURN_NAMES}
+
+
+def rename_turn(turn: Row, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a turn under our names of its keys, and its role by our name.
+
+    Raises:
+        RowFault: two keys were given one name.
+    """
+    renamed = rename(turn, {theirs: ours for theirs, ours in names.items() if ours in TURN_KEYS})
+    for key in ("role", "from"):
+        role = renamed.get(key)
+        if isinstance(role, str) and names.get(role) in SPEAKERS:
+            renamed[key] = names[role]
+    return renamed
 
 
 def rename(values: Row, columns: Mapping[str, str]) -> dict[str, Any]:
@@ -60,23 +76,28 @@ def rename(values: Row, columns: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _rivals(chosen: Set[str]) -> set[str]:
-    """Return the names that mean what a chosen one means: the other questions, the other answers.
+    """Return the names that mean what a chosen one means: the other questions, answers, conversations.
 
     Instruction and input are each but a part of a question, and rule out no other.
     """
     rivals: set[str] = set()
-    for names in ({name for group in QUESTIONS for name in group}, {*ANSWERS}):
+    for names in ({name for group in QUESTIONS for name in group}, {*ANSWERS}, {*CHATS}):
         if chosen & names - PARTS:
             rivals |= names - chosen
     return rivals
 
 
 def used_columns(row: Row, columns: Mapping[str, str]) -> set[str]:
-    """Return those of their names that the row has, as a column or, for the keys of a turn, in its turns."""
-    keys = of_turns(columns)
-    found = {theirs for theirs in columns.keys() - keys.keys() if theirs in row}
-    for value in row.values() if keys else ():
-        found.update(key for turn in _turns(value) for key in keys if key in turn)
+    """Return those of their names that the row has, as a column or, for keys of a turn and roles, in its turns."""
+    names = of_turns(columns)
+    found = {theirs for theirs in columns.keys() - names.keys() if theirs in row}
+    keys = {theirs for theirs, ours in names.items() if ours in TURN_KEYS}
+    of_roles = {"role", "from", *(theirs for theirs in keys if names[theirs] == "role")}
+    for turn in (turn for value in row.values() if names for turn in _turns(value)):
+        found |= keys & turn.keys()
+        found |= (names.keys() - keys) & {
+            turn[key] for key in of_roles & turn.keys() if isinstance(turn[key], str)
+        }
     return found
 
 
@@ -98,6 +119,7 @@ def check_used(columns: Mapping[str, str], used: Set[str]) -> None:
     for theirs, ours in columns.items():
         if theirs not in used:
             where = "turn of a row has a key" if ours in TURN_KEYS else "row has a column"
+            where = "turn of a row has the role" if ours in SPEAKERS else where
             raise UsageError(
                 f"--columns {theirs}={ours}: no {where} {theirs!r}",
                 "write the name as it is in the rows, or leave the flag out",

@@ -16,7 +16,7 @@ from pathlib import Path
 from swiftlet import heartbeat, log
 from swiftlet.config.args import DataArgs
 from swiftlet.config.filenames import BAD_ROWS
-from swiftlet.data.cachekey import hash_files, store_key
+from swiftlet.data.cachekey import hash_files, rows_hash, store_key
 from swiftlet.data.draft import Draft, locked, read_seal, unwritable
 from swiftlet.data.duplicates import count_duplicates, mark_duplicates
 from swiftlet.data.encode import Encoder, content_hash
@@ -45,6 +45,7 @@ class Prepared:
     val: TokenStore | None
     report: DataReport
     data_hash: str
+    rows_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def prepare(
     _put_bad_rows(report, folder, bad_rows)
     train, val = _open(folder, report, has_val=bool(args.val_dataset) or args.dataset_test_ratio > 0)
     joined = hashlib.sha256(f"{train.data_hash} {val.data_hash}".encode()).hexdigest()
-    return Prepared(train, val if len(val) else None, report, joined)
+    return Prepared(train, val if len(val) else None, report, joined, rows_hash(args, cache_dir))
 
 
 def _open(folder: Path, report: DataReport, *, has_val: bool) -> tuple[TokenStore, TokenStore]:

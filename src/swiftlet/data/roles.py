@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from swiftlet.data.columns import SPEAKERS, flag
 from swiftlet.data.reasons import RowFault
 
 SYSTEM, USER, ASSISTANT, TOOL, CALL = "system", "user", "assistant", "tool", "call"
@@ -51,10 +52,14 @@ def role_of(name: Any, turn: int) -> str:
         raise RowFault("schema", f"turn {turn}: the role is not a text")
     if name in ROLES:
         return ROLES[name]
-    shown = f' "{name}"' if _SHORT_NAME.fullmatch(name) else ""
     near = difflib.get_close_matches(name.strip().lower()[:40], ROLES, n=1, cutoff=0.8)
     meant = f" (did you mean {near[0]}?)" if near else ""
-    raise RowFault("role_unknown", f"turn {turn}: unknown role{shown}{meant}")
+    if not _SHORT_NAME.fullmatch(name):
+        raise RowFault("role_unknown", f"turn {turn}: unknown role{meant}")
+    ours = ROLES[near[0]] if near else ASSISTANT if turn else USER
+    others = "" if near else f" (or {', '.join(one for one in SPEAKERS if one != ours)})"
+    remedy = f"; name it with {flag(name, ours)}{others}" if ours in SPEAKERS else ""
+    raise RowFault("role_unknown", f'turn {turn}: unknown role "{name}"{meant}{remedy}')
 
 
 def check_order(messages: Sequence[Mapping[str, Any]]) -> None:
