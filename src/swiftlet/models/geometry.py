@@ -261,7 +261,7 @@ def _num_dense(sizes: Mapping[str, Any]) -> int:
     return max(len(plain & set(range(layers))), sizes.get("first_k_dense_replace") or 0)
 
 
-def _latent(sizes: Mapping[str, Any]) -> dict[str, int]:
+def _latent(sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Return what latent attention has of its own: its heads have a part that is not rotated, and their own keys."""
     nope, rope = sizes.get("qk_nope_head_dim"), sizes.get("qk_rope_head_dim")
     if not (sizes.get("kv_lora_rank") and nope and rope):
