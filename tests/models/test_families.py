@@ -79,8 +79,25 @@ EXPERTS = {
     "qwen3_moe": {"num_experts": 4, "moe_intermediate_size": 32},
     "mixtral": {"num_local_experts": 4},
 }
+LATENT = {
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "num_key_value_heads": 4,
+}
+LATENT |= {
+    "n_routed_experts": 4,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+}
+LATENT |= {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "q_lora_rank": 20}
+EXPERTS |= {"deepseek_v2": LATENT, "deepseek_v3": LATENT}
 VARIANTS = [{}, {"head_dim": 32}, {"attention_bias": True}, {"mlp_bias": True}, {"tie_word_embeddings": True}]
-HERE = sorted(BUILT - {"baichuan", "chatglm", "internlm2", "internlm3", "ministral"})
+HERE = sorted(
+    BUILT - {"baichuan", "chatglm", "internlm2", "internlm3", "ministral", "deepseek_v2", "deepseek_v3"}
+)
 
 
 @pytest.mark.parametrize("kind", HERE)
@@ -88,12 +105,27 @@ def test_counts_from_a_config_equal_those_of_the_built_model(kind):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     for variant in VARIANTS:
-        config = AutoConfig.for_model(kind, **SIZES, **EXPERTS.get(kind, {}), **variant)
+        config = AutoConfig.for_model(kind, **SIZES | EXPERTS.get(kind, {}) | variant)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         expected = sum(p.numel() for p in model.parameters())
         assert geometry_of_config(config.to_dict()).num_parameters == expected, variant
         assert is_exact(config.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("qwen2_moe", {"decoder_sparse_step": 2}), ("qwen3_moe", {"mlp_only_layers": [1, 2]}),
+     ("deepseek_v2", {}), ("deepseek_v2", {"q_lora_rank": None}), ("deepseek_v3", {"attention_bias": True}),
+     ("deepseek_v3", {"first_k_dense_replace": 2, "tie_word_embeddings": True})],
+)  # fmt: skip
+def test_layers_without_experts_and_narrow_queries_count_as_built(kind, more):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(kind, **SIZES | EXPERTS[kind] | more)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert geometry_of_config(config.to_dict()).num_parameters == sum(p.numel() for p in model.parameters())
 
 
 def test_own_names_of_older_configs_are_read():

@@ -11,13 +11,14 @@ from swiftlet.commands import plan_trace
 from swiftlet.commands.plan_flags import setting_of
 from swiftlet.config.args import SftArgs
 from swiftlet.config.fields import with_values
+from swiftlet.device.kernels import plain_attention
 from swiftlet.models import tuner
 from swiftlet.models.cross_entropy import chunk_rows
 from swiftlet.models.families import FAMILIES
 from swiftlet.models.frozen_head import ROWS, WORDS
-from swiftlet.models.geometry import Geometry
+from swiftlet.models.geometry import Geometry, geometry_of_config
 from swiftlet.plan import timing
-from swiftlet.plan.activations import head_chunk
+from swiftlet.plan.activations import head_chunk, saved_per_layer
 from swiftlet.plan.cards import read_cards
 from swiftlet.plan.memory import estimate
 from swiftlet.plan.setting import ATTENTION, ENDS, LEVELS, MLP, NONE, Setting, num_adapter_parameters
@@ -50,6 +51,45 @@ def test_the_formula_is_the_trace_of_our_own_step(name, is_full, recompute):
     setting = Setting(itemsize=4, tokens=256, labels=128, is_full=is_full, recompute=recompute, is_host=True)
     expected = traced(geometry, 256, is_full=is_full, recompute=recompute)
     assert estimate(geometry, setting).needed == pytest.approx(expected, rel=0.02)
+
+
+TINY = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY |= {"intermediate_size": 352, "vocab_size": 2000, "head_dim": 32, "pad_token_id": 0, "eos_token_id": 1}
+OTHER_MLPS = ["phi3", "glm4", "gemma3_text"]  # one matrix for gate and up; another activation
+
+
+@pytest.mark.parametrize("is_full", [False, True], ids=["lora", "full"])
+@pytest.mark.parametrize("kind", OTHER_MLPS)
+def test_an_mlp_that_is_not_ours_keeps_what_autograd_keeps(kind, is_full):
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[kind](**TINY)
+    geometry = geometry_of_config(config.to_dict())
+    lora = None if is_full else tuner.LoraSettings(dropout=0.0, target_modules=("ALL",))
+    model = plan_trace.build_empty(config, SftArgs().tuner, torch.float32, lora)
+    found = plan_trace.trace_step(model, SftArgs(), [256, 256], num_labels=256)
+    targets = frozenset((*ATTENTION, *MLP))
+    setting = Setting(itemsize=4, tokens=512, labels=256, is_full=is_full, targets=targets, is_host=True)
+    assert estimate(geometry, setting).needed == pytest.approx(found.resident + found.peak, rel=0.07)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_capped_scores_are_planned_as_their_attention_keeps_them(dtype):
+    geometry = FAMILIES["gemma2-2b"].geometry._replace(hidden=64, heads=4, kv_heads=2, head_dim=16)
+    query, key = (torch.randn(heads, 256, 16, dtype=dtype, requires_grad=True) for heads in (4, 2))
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes(), tensor  # held, so that no address is given twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        plain_attention(query, key, key, [0, 128, 256], scale=1.0, softcap=50.0)
+    setting = Setting(itemsize=dtype.itemsize, tokens=256, longest=128)
+    others = replace(setting, is_host=True)  # whose attention keeps no scores
+    planned = saved_per_layer(geometry, setting) - saved_per_layer(geometry, others)
+    assert planned == pytest.approx(sum(size for size, _ in kept.values()), rel=0.07)
 
 
 @pytest.mark.parametrize(("name", "recompute"), [("gqa", NONE), *(("moe", level) for level in LEVELS)])

@@ -50,9 +50,9 @@ def test_models_that_are_not_known_well_enough_recompute_all_or_nothing():
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
     widths = {
         kind: geometry_of_config({**sizes, "model_type": kind, "intermediate_size": 256}).up_width
-        for kind in ("qwen2", "phi3", "unheard_of")
+        for kind in ("qwen2", "phi3", "gemma2", "unheard_of")
     }
-    assert widths == {"qwen2": 256, "phi3": 0, "unheard_of": 0}
+    assert widths == {"qwen2": 256, "phi3": 0, "gemma2": 0, "unheard_of": 0}
     named = ("qwen1half-7b", "qwen1half-moe-a2_7b", "mixtral-moe-7b", "phi4", "glm4-9b", "internlm2-7b")
     assert [FAMILIES[name].geometry.up_width for name in named] == [11008, 5632, 0, 0, 0, 0]
 

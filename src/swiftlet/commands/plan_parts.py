@@ -45,7 +45,8 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
 
 def _of_activations(g: Sizes, s: Setting) -> str:
     micro_batch = f"the largest micro-batch, {s.tokens:,} tokens x {g.layers} layers"
-    return micro_batch + AGAIN[s.recompute]
+    scores = ", with the scores of their attention" if g.has_plain_scores and not s.is_host else ""
+    return micro_batch + scores + AGAIN[s.recompute]
 
 
 def reserved_source() -> str:

@@ -189,6 +189,7 @@ def job_of(subject: Subject) -> Job:
     """Return the run as the strategies see it."""
     args, rows, schedule = subject.args, subject.rows, subject.schedule
     setting = setting_of(args, subject.sized.geometry, subject.world_size, ITEMSIZES[subject.dtype])
+    setting = replace(setting, longest=subject.longest)
     if subject.card.is_host:
         setting = replace(setting, is_host=True, keeps_attention=subject.dtype == "fp32")
 

@@ -14,7 +14,8 @@ from swiftlet.models.family import Family
 from swiftlet.models.geometry import Geometry
 
 G = Geometry
-joined = partial(Geometry, has_own_up=False)  # one matrix for gate and up, or code of its own
+# One matrix for gate and up, another activation than SiLU, or code of its own.
+other_mlp = partial(Geometry, has_fused_mlp=False)
 LLAMA2 = {
     "7b": G(4096, 32, 32, 32, 11008, 32000),
     "13b": G(5120, 40, 40, 40, 13824, 32000),
@@ -31,31 +32,36 @@ MISTRAL = G(4096, 32, 32, 8, 14336, 32000)
 MIXTRAL_8X7B = MISTRAL._replace(experts=8, expert_intermediate=14336, active_experts=2)
 MIXTRAL_8X22B = G(6144, 56, 48, 8, 16384, 32768, experts=8, expert_intermediate=16384, active_experts=2)
 GEMMA2 = {
-    "2b": G(2304, 26, 8, 4, 9216, 256000, tied=True, head_dim=256, norms=4),
-    "9b": G(3584, 42, 16, 8, 14336, 256000, tied=True, head_dim=256, norms=4),
-    "27b": G(4608, 46, 32, 16, 36864, 256000, tied=True, head_dim=128, norms=4),
+    "2b": other_mlp(2304, 26, 8, 4, 9216, 256000, tied=True, head_dim=256, norms=4, has_plain_scores=True),
+    "9b": other_mlp(3584, 42, 16, 8, 14336, 256000, tied=True, head_dim=256, norms=4, has_plain_scores=True),
+    "27b": other_mlp(
+        4608, 46, 32, 16, 36864, 256000, tied=True, head_dim=128, norms=4, has_plain_scores=True
+    ),
 }
 GEMMA3 = {
-    "270m": G(640, 18, 4, 1, 2048, 262144, tied=True, head_dim=256, norms=4, qk_norm=True),
-    "1b": G(1152, 26, 4, 1, 6912, 262144, tied=True, head_dim=256, norms=4, qk_norm=True),
+    "270m": other_mlp(640, 18, 4, 1, 2048, 262144, tied=True, head_dim=256, norms=4, qk_norm=True),
+    "1b": other_mlp(1152, 26, 4, 1, 6912, 262144, tied=True, head_dim=256, norms=4, qk_norm=True),
     "4b": None,
     "12b": None,
     "27b": None,
 }
-PHI3_MINI = joined(3072, 32, 32, 32, 8192, 32064)
-PHI3_MEDIUM = joined(5120, 40, 40, 10, 17920, 32064)
-GLM4_9B = joined(4096, 40, 32, 2, 13696, 151552, qkv_bias=True)
+PHI3_MINI = other_mlp(3072, 32, 32, 32, 8192, 32064, has_joined_qkv=True)
+PHI3_MEDIUM = other_mlp(5120, 40, 40, 10, 17920, 32064, has_joined_qkv=True)
+GLM4_9B = other_mlp(4096, 40, 32, 2, 13696, 151552, qkv_bias=True)
 INTERNLM2 = {
-    "1_8b": joined(2048, 24, 16, 8, 8192, 92544),
-    "7b": joined(4096, 32, 32, 8, 14336, 92544),
-    "20b": joined(6144, 48, 48, 8, 16384, 92544),
+    "1_8b": other_mlp(2048, 24, 16, 8, 8192, 92544),
+    "7b": other_mlp(4096, 32, 32, 8, 14336, 92544),
+    "20b": other_mlp(6144, 48, 48, 8, 16384, 92544),
 }
 YI = {
     "6b": G(4096, 32, 32, 4, 11008, 64000),
     "9b": G(4096, 48, 32, 4, 11008, 64000),
     "34b": G(7168, 60, 56, 8, 20480, 64000),
 }
-BAICHUAN2 = {"7b": joined(4096, 32, 32, 32, 11008, 125696), "13b": joined(5120, 40, 40, 40, 13696, 125696)}
+BAICHUAN2 = {
+    "7b": other_mlp(4096, 32, 32, 32, 11008, 125696),
+    "13b": other_mlp(5120, 40, 40, 40, 13696, 125696),
+}
 SMOLLM = {
     "135m": G(576, 30, 9, 3, 1536, 49152, tied=True),
     "360m": G(960, 32, 15, 5, 2560, 49152, tied=True),
@@ -121,7 +127,10 @@ def _phi() -> Iterator[Family]:
         for context in ("4k", "128k"):
             repo = f"Phi-3-{size}-{context}-instruct"
             yield Family(f"phi3-{size}-{context}-instruct", f"{LR}/{repo}", f"microsoft/{repo}", geometry)
-    phi4, mini = PHI3_MEDIUM._replace(vocab=100352), joined(3072, 32, 24, 8, 8192, 200064, tied=True)
+    phi4, mini = (
+        PHI3_MEDIUM._replace(vocab=100352),
+        PHI3_MINI._replace(heads=24, kv_heads=8, vocab=200064, tied=True),
+    )
     for name, repo, geometry in (
         ("phi3_5-mini-instruct", "Phi-3.5-mini-instruct", PHI3_MINI),
         ("phi4", "phi-4", phi4),
@@ -145,7 +154,7 @@ def _chinese_labs() -> Iterator[Family]:
                 repo = f"{old}{middle}-{written}{end if tag != '2' else ''}"
                 ids = (f"{lab}/{repo}", f"internlm/{repo}")
                 yield Family(f"internlm{tag}-{size}{suffix}", *ids, internlm, needs_code=True)
-    sizes3 = joined(4096, 48, 32, 2, 10240, 128512, head_dim=128)
+    sizes3 = other_mlp(4096, 48, 32, 2, 10240, 128512, head_dim=128)
     repo = "internlm3-8b-instruct"
     yield Family(repo, f"{lab}/{repo}", f"internlm/{repo}", sizes3)
     for size, yi in YI.items():

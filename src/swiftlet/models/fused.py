@@ -174,14 +174,9 @@ def _is_mlp(module: nn.Module) -> bool:
     return is_gated and not any(module.parameters(recurse=False)) and _is_silu(module)
 
 
-@torch.no_grad()
 def _is_silu(mlp: Any) -> bool:
-    """Return whether an MLP's activation is SiLU; random rows may lie where GELU is nearly the same."""
-    device = next(mlp.parameters()).device
-    if device.type == "meta":
-        return False
-    x = torch.linspace(-8, 8, 33, device=device)
-    return torch.allclose(mlp.act_fn(x), torch.nn.functional.silu(x), atol=1e-3)
+    """Return whether an MLP's activation is SiLU, by its name: on random rows GELU may be nearly the same."""
+    return "silu" in type(mlp.act_fn).__name__.lower()
 
 
 def _agrees(module: nn.Module, forward: Callable[..., Tensor]) -> bool:

@@ -23,7 +23,11 @@ class Geometry(NamedTuple):
         has_shared_gate: the shared expert has a gate of its own (Qwen).
         is_gated: the MLP has gate, up and down; otherwise up and down.
         has_norm_bias: norms are LayerNorms with a bias.
-        has_own_up: up is a module of its own, not a part of a joined matrix.
+        has_fused_mlp: gate, up and down are modules of their own around a SiLU: models/fused.py computes such an MLP.
+        has_joined_qkv: queries, keys and values come out of one matrix and are views of one tensor.
+        has_plain_scores: scores are capped or have sinks, for which accelerators' attention has no operator.
+        query_rank, kv_rank: widths between the two matrices of latent attention (MLA); 0 for none.
+        rope_dim, value_dim: with it, the rotated part of a head, and the size of its values.
     """
 
     hidden: int
@@ -47,7 +51,13 @@ class Geometry(NamedTuple):
     has_shared_gate: bool = False
     is_gated: bool = True
     has_norm_bias: bool = False
-    has_own_up: bool = True
+    has_fused_mlp: bool = True
+    has_joined_qkv: bool = False
+    has_plain_scores: bool = False
+    query_rank: int = 0
+    kv_rank: int = 0
+    rope_dim: int = 0
+    value_dim: int = 0
 
     @property
     def dim(self) -> int:
@@ -56,16 +66,27 @@ class Geometry(NamedTuple):
 
     @property
     def up_width(self) -> int:
-        """Return the outputs of a layer's up projection, where that is a module of its own."""
-        return (self.shared_intermediate if self.experts else self.intermediate) * self.has_own_up
+        """Return the outputs of a layer's up projection, where partial recomputing makes it again."""
+        return (self.shared_intermediate if self.experts else self.intermediate) * self.has_fused_mlp
 
     @property
     def attention_parameters(self) -> int:
         """Return the parameters of one attention block."""
+        if self.kv_rank:
+            return self._latent_parameters()
         query, key = self.heads * self.dim, self.kv_heads * self.dim
         weights = self.hidden * (query + 2 * key) + query * self.hidden
         biases = (query + 2 * key) * self.qkv_bias + self.hidden * self.out_bias
         return weights + biases + 2 * self.dim * self.qk_norm
+
+    def _latent_parameters(self) -> int:
+        """Return those of latent attention: each narrow value has a norm. Source: arXiv:2405.04434, section 2.1."""
+        query, rank = self.heads * self.dim, self.query_rank
+        queries = rank * (self.hidden + 1 + query) if rank else self.hidden * query
+        down = self.hidden * (self.kv_rank + self.rope_dim) + self.kv_rank
+        up = self.kv_rank * self.heads * (self.dim - self.rope_dim + self.value_dim)
+        biases = (rank + self.kv_rank + self.rope_dim + self.hidden) * self.qkv_bias
+        return queries + down + up + self.heads * self.value_dim * self.hidden + biases
 
     def _mlp(self, width: int) -> int:
         ways = 3 if self.is_gated else 2
@@ -111,15 +132,21 @@ EXPERTS = {"qwen2_moe", "qwen3_moe", "mixtral"}
 BUILT = (
     EXPERTS | QKV_BIAS | QK_NORM | FOUR_NORMS | TIED | {"llama", "mistral", "ministral", "phi3", "smollm3"}
 )
-BUILT |= {"internlm2", "internlm3", "baichuan", "starcoder2", "granite"}
-OWN_UP = {"llama", "mistral", "ministral", "qwen2", "qwen2_moe", "qwen3"}
-OWN_UP |= {"gemma", "gemma2", "gemma3_text", "smollm3", "granite"}
+BUILT |= {"internlm2", "internlm3", "baichuan", "starcoder2", "granite", "deepseek_v2", "deepseek_v3"}
+UNGATED = {"starcoder2", "phi", "gpt2", "gpt_neox", "gpt_bigcode", "gptj", "falcon", "opt", "bloom"}
+FUSED_MLP = {"llama", "mistral", "ministral", "qwen2", "qwen2_moe", "qwen3", "smollm3", "granite"}
+FUSED_MLP |= {"deepseek_v2", "deepseek_v3"}
+JOINED_QKV = {"phi3"}
+PLAIN_SCORES = {"gemma2", "gpt_oss"}
 OUT_BIAS = {"llama", "granite", "smollm3", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"}
 NO_BIAS = {"mistral", "ministral", "mixtral", "phi3"}
 MLP_BIAS = {"llama", "granite", "smollm3"}
+LIST_OF_LAYERS = "mlp_only_layers"
 OPTIONAL = (
     "num_key_value_heads", "intermediate_size", "head_dim", "num_experts", "num_local_experts", "n_routed_experts",
     "moe_intermediate_size", "shared_expert_intermediate_size", "num_experts_per_tok", "first_k_dense_replace",
+    "n_shared_experts", "decoder_sparse_step", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
+    "v_head_dim",
 )  # fmt: skip
 OWN_NAMES = {
     "num_layers": "num_hidden_layers",
@@ -142,7 +169,10 @@ def geometry_of_config(config: Mapping[str, Any]) -> Geometry | None:
     inner = config.get("text_config")
     if isinstance(inner, Mapping) and "hidden_size" in inner:
         config = inner
-    sizes = {OWN_NAMES.get(name, name): _largest(value) for name, value in config.items()}
+    sizes = {
+        OWN_NAMES.get(name, name): value if name == LIST_OF_LAYERS else _largest(value)
+        for name, value in config.items()
+    }
     kind = str(sizes.get("model_type", ""))
     needed = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     if any(not is_size(sizes.get(name)) for name in needed):
@@ -162,10 +192,13 @@ def geometry_of_config(config: Mapping[str, Any]) -> Geometry | None:
         head_dim=sizes.get("head_dim") or 0,
         **_biases(kind, sizes),
         qk_norm=kind in QK_NORM,
+        is_gated=kind not in UNGATED,
         norms=4 if kind in FOUR_NORMS else 2,
-        has_own_up=kind in OWN_UP,
+        has_fused_mlp=kind in FUSED_MLP and sizes.get("hidden_act", "silu") in ("silu", "swish"),
+        has_joined_qkv=kind in JOINED_QKV,
+        has_plain_scores=kind in PLAIN_SCORES,
     )
-    return geometry._replace(**_experts(kind, sizes))
+    return geometry._replace(**_experts(kind, sizes), **_latent(sizes))
 
 
 def is_exact(config: Mapping[str, Any]) -> bool:
@@ -190,7 +223,6 @@ def _biases(kind: str, sizes: Mapping[str, Any]) -> dict[str, bool]:
             "qkv_bias": bias,
             "out_bias": bias,
             "mlp_bias": bias,
-            "is_gated": False,
             "has_norm_bias": True,
         }
     if kind in ("internlm2", "internlm3"):
@@ -208,11 +240,37 @@ def _experts(kind: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
     if not is_size(number):
         return {}
     shared = sizes.get("shared_expert_intermediate_size") or 0
+    has_shared_gate = bool(shared)
+    shared = shared or (sizes.get("n_shared_experts") or 0) * (sizes.get("moe_intermediate_size") or 0)
     return {
         "experts": number,
         "expert_intermediate": sizes.get("moe_intermediate_size") or sizes.get("intermediate_size") or 0,
         "active_experts": sizes.get("num_experts_per_tok") or 2,
         "shared_intermediate": shared,
-        "has_shared_gate": bool(shared),
-        "dense_layers": sizes.get("first_k_dense_replace") or 0,
+        "has_shared_gate": has_shared_gate,
+        "dense_layers": _num_dense(sizes),
+    }
+
+
+def _num_dense(sizes: Mapping[str, Any]) -> int:
+    """Return how many layers of an expert model have the plain MLP, wherever they lie."""
+    layers, every = sizes["num_hidden_layers"], sizes.get("decoder_sparse_step") or 1
+    only = sizes.get(LIST_OF_LAYERS)
+    plain = set(only) if isinstance(only, list) and all(isinstance(layer, int) for layer in only) else set()
+    plain |= {layer for layer in range(layers) if (layer + 1) % every}
+    return max(len(plain & set(range(layers))), sizes.get("first_k_dense_replace") or 0)
+
+
+def _latent(sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what latent attention has of its own: its heads have a part that is not rotated, and their own keys."""
+    nope, rope = sizes.get("qk_nope_head_dim"), sizes.get("qk_rope_head_dim")
+    if not (sizes.get("kv_lora_rank") and nope and rope):
+        return {}
+    return {
+        "query_rank": sizes.get("q_lora_rank") or 0,
+        "kv_rank": sizes["kv_lora_rank"],
+        "rope_dim": rope,
+        "head_dim": nope + rope,
+        "kv_heads": sizes["num_attention_heads"],
+        "value_dim": sizes.get("v_head_dim") or nope,
     }

@@ -1,7 +1,8 @@
 """What a step keeps for its backward pass, and its peak, from sizes alone: no weights, no device, no torch.
 
 The terms are those of the step in `train` over `models`: packed samples, chunked cross entropy, gated MLPs that keep
-their inputs alone, norms that keep their input or (frozen, in fp32 on a processor) their output, flat gradients. The
+their inputs alone (all that autograd keeps where models/fused.py does not know their build), norms that keep their
+input or (frozen, in fp32 on a processor) their output, flat gradients. The
 trace (`commands/plan_trace.py`) runs that very step on fake tensors and must agree. Per layer and token the backward
 pass needs: what both norms keep (2 H), the normalised inputs (H each where an adapter or trained weight reads one that
 its norm does not keep), rotated q and k, v, the attention's output where its kernel keeps it, gate and up (2 I), and,
@@ -27,6 +28,9 @@ from swiftlet.plan.setting import (
 )
 from swiftlet.plan.sizes import Sizes
 
+SCORE_BYTES = (
+    8  # of a query and key: the capped score, and its weight in fp32 and in the type of a shorter run
+)
 HOST_CHUNK, HOST_ROWS, HOST_WORDS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 2048, 384 * 2**20, 32
 
 
@@ -38,10 +42,21 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
     width = 2 * g.hidden + (g.hidden if reads_input else 0) + query + 2 * key
     width += query if s.keeps_attention or s.is_full or "o_proj" in s.targets else 0
     width += query + key if g.qk_norm else 0
+    width += query + key if g.has_joined_qkv else 0  # the values are a view of all three
+    width += g.query_rank + g.kv_rank
     width += (g.norms - 2) * g.hidden
     vectors = FP32 * (g.norms + (g.heads if s.keeps_attention else 0) + (g.heads + g.kv_heads) * g.qk_norm)
     ranks = 0 if s.is_full else s.rank * len(s.targets & projections(g).keys())
-    return tokens * (e * (width + ranks) + vectors) + _saved_mlp(g, s) + _cast_adapters(g, s)
+    rest = _saved_mlp(g, s) + _cast_adapters(g, s) + _saved_scores(g, s)
+    return tokens * (e * (width + ranks) + vectors) + rest
+
+
+def _saved_scores(g: Sizes, s: Setting) -> float:
+    """Return the bytes that attention by its definition keeps: scores and weights of each head, and repeated keys."""
+    if not g.has_plain_scores or s.is_host:
+        return 0
+    pairs = g.heads * s.tokens * min(s.longest or s.tokens, s.tokens)
+    return SCORE_BYTES * pairs + s.itemsize * 2 * s.tokens * g.heads * g.dim
 
 
 def spared_per_layer(g: Sizes, s: Setting) -> float:
@@ -67,8 +82,8 @@ def _saved_mlp(g: Sizes, s: Setting) -> float:
     e, tokens = s.itemsize, s.tokens
     reads_input = s.is_full or _reads_normed(s, MLP[:2])
     if not g.experts:
-        width = 2 * g.intermediate + (g.hidden if reads_input else 0)
-        return tokens * e * (width + (g.intermediate if s.is_full else 0))
+        width = _kept_widths(g, s) * g.intermediate + (g.hidden if reads_input else 0)
+        return tokens * e * width
     # Each token passes `active_experts` experts of transformers' own build: gate, up, silu(gate) and the output, which
     # is scaled by the router's weight; trained experts also keep their input and the product of gate and up.
     rows = tokens * g.active_experts
@@ -76,6 +91,18 @@ def _saved_mlp(g: Sizes, s: Setting) -> float:
     shared = 2 * g.shared_intermediate + g.hidden if g.shared_intermediate else 0
     shared += g.hidden * (2 if s.is_full else bool(reads_input and g.shared_intermediate))
     return rows * e * width + tokens * (e * shared + FP32 * 2 * g.experts)
+
+
+def _kept_widths(g: Sizes, s: Setting) -> int:
+    """Return how many values of size I a plain MLP keeps: gate and up; act(gate) and the product where it must."""
+    if g.has_fused_mlp:
+        return 2 + s.is_full
+    return (3 if g.is_gated else 1) + _reads_product(s)
+
+
+def _reads_product(s: Setting) -> bool:
+    """Return whether what is trained of down needs its input."""
+    return s.is_full or "down_proj" in s.targets
 
 
 def widest(g: Sizes) -> int:
@@ -140,7 +167,9 @@ def _mlp_backward(g: Sizes, s: Setting) -> float:
         stream += stream  # the normalised input
     if s.is_full:  # the product is freed once the gradient of down's weight is made
         return stream + 2 * again + max(2 * wide, wide + e * g.hidden * g.intermediate)
-    if "down_proj" not in s.targets:  # gradients of the product, of gate and of up
-        return stream + again + 3 * wide
+    if not _reads_product(s):  # gradients of the product, of gate and of up
+        return stream + again + (3 if g.is_gated else 2) * wide
+    if not (g.has_fused_mlp or g.experts):  # the product itself is gone when gate and up get theirs
+        return stream + 2 * wide
     # Adapters of down write gate's gradient over the product's; the places that dropout zeroes take half as much.
     return stream + again + (2.5 if s.is_host and not g.experts else 4) * wide

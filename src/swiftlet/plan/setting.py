@@ -32,6 +32,7 @@ class Setting:
         labels: labelled tokens among `tokens`; all where None.
         is_host: the device is the processor, where a chunk of logits is smaller.
         trains_norms: the weights of norms are among what is trained.
+        longest: tokens of the longest sample; 0 where the micro-batch is one sample.
     """
 
     itemsize: int
@@ -50,6 +51,7 @@ class Setting:
     labels: int | None = None
     is_host: bool = False
     trains_norms: bool = False
+    longest: int = 0
 
     @property
     def keeps_normed(self) -> bool:
@@ -73,6 +75,14 @@ def projections(g: Sizes) -> dict[str, tuple[int, int]]:
         "v_proj": (g.hidden, key),
         "o_proj": (query, g.hidden),
     }
+    if (
+        g.kv_rank
+    ):  # latent attention: the two matrices of the queries are one entry, those of keys and values two
+        rank = g.query_rank
+        found["q_proj"] = (g.hidden + rank, rank + query) if rank else (g.hidden, query)
+        found["k_proj"] = (g.hidden, g.kv_rank + g.rope_dim)
+        found["v_proj"] = (g.kv_rank, g.heads * (g.dim - g.rope_dim + g.value_dim))
+        found["o_proj"] = (g.heads * g.value_dim, g.hidden)
     if width:
         found |= {
             "gate_proj": (g.hidden, width),
