@@ -176,7 +176,7 @@ def _is_mlp(module: nn.Module) -> bool:
 
 def _is_silu(mlp: Any) -> bool:
     """Return whether an MLP's activation is SiLU, by its name: on random rows GELU may be nearly the same."""
-    return "silu" in type(mlp.act_fn).__name__.lower()
+    return type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
 
 
 def _agrees(module: nn.Module, forward: Callable[..., Tensor]) -> bool:

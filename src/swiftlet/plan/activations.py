@@ -28,9 +28,8 @@ from swiftlet.plan.setting import (
 )
 from swiftlet.plan.sizes import Sizes
 
-SCORE_BYTES = (
-    8  # of a query and key: the capped score, and its weight in fp32 and in the type of a shorter run
-)
+# Of a query and key: the capped score, and its weight in fp32 and in the type of a shorter run.
+SCORE_BYTES = 8
 HOST_CHUNK, HOST_ROWS, HOST_WORDS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 2048, 384 * 2**20, 32
 
 

@@ -75,9 +75,7 @@ def projections(g: Sizes) -> dict[str, tuple[int, int]]:
         "v_proj": (g.hidden, key),
         "o_proj": (query, g.hidden),
     }
-    if (
-        g.kv_rank
-    ):  # latent attention: the two matrices of the queries are one entry, those of keys and values two
+    if g.kv_rank:  # latent attention: queries have one entry for two matrices, keys and values two
         rank = g.query_rank
         found["q_proj"] = (g.hidden + rank, rank + query) if rank else (g.hidden, query)
         found["k_proj"] = (g.hidden, g.kv_rank + g.rope_dim)
