@@ -226,3 +226,18 @@ refused("does not know comm_quant_mode=1", lambda: torch_npu.npu_mm_all_reduce_b
 """,
     )
     assert not failure, failure
+
+
+def test_pieces_of_a_matrix_of_counts_go_round(tmp_path):
+    failure = on_two_cards(
+        tmp_path,
+        """
+from torch_npu.distributed import all_to_all_vc
+counts = [[1, 3], [2, 1]]
+mine = [10.0 * rank + to for to in range(2) for _ in range(counts[rank][to])]
+found = torch.zeros(counts[0][rank] + counts[1][rank], device="npu")
+all_to_all_vc(found, torch.tensor(mine).npu(), counts)
+assert found.tolist() == [10.0 * i + rank for i in range(2) for _ in range(counts[i][rank])], found
+""",
+    )
+    assert not failure, failure

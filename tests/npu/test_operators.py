@@ -290,3 +290,24 @@ def test_an_operator_that_torch_npu_lacks_warns_and_runs_on_the_cpu():
     assert (
         "CAUTION: The operator 'aten::fmax.out' is not currently supported on the NPU backend" in done.stderr
     )
+
+
+def test_sparse_tensors_come_together():
+    indices = torch.tensor([[1, 0, 1], [2, 1, 2]])
+    doubled = torch.sparse_coo_tensor(indices, draw(3, 4), (2, 3, 4))
+    found = doubled.npu().coalesce()
+    assert found.indices().cpu().equal(doubled.coalesce().indices())
+    assert_near(found.values(), doubled.coalesce().values())
+    table = torch.nn.Embedding(5, 4, sparse=True).npu()
+    before = table.weight.detach().clone()
+    table(torch.tensor([1, 3, 3]).npu()).sum().backward()
+    torch.optim.SGD(table.parameters(), lr=0.1).step()
+    assert (before != table.weight).any(1).cpu().tolist() == [False, True, False, True, False]
+
+
+def test_a_mask_of_bits_is_drawn_before_its_tensor(npu):
+    torch.npu.manual_seed(1)
+    mask = npu.npu_dropout_gen_mask([64, 64], p=0.25, dtype=torch.float32, device="npu")
+    assert mask.dtype == torch.uint8 and mask.device.type == "npu"
+    kept = npu.npu_dropout_do_mask(torch.ones(64, 64).npu(), mask, 0.25)[0] > 0
+    assert 0.7 < kept.float().mean().item() < 0.8

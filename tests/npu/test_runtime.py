@@ -148,3 +148,8 @@ def test_public_tests_may_lie_in_a_relative_folder(tmp_path):
 def test_packages_that_public_tests_import_are_there():
     missing = [name for name in ("einops", "expecttest") if importlib.util.find_spec(name) is None]
     assert missing == []
+
+
+def test_operators_may_be_given_a_time_limit(npu):
+    npu.set_op_timeout_ms(1000)
+    assert torch.ones(2, device="npu").sum().item() == 2

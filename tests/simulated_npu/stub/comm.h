@@ -50,6 +50,9 @@ typedef struct {
     int failed; /* a collective timed out: the communicator is of no use any more */
 } Comm;
 
+int HcclAlltoAllV(const void *from, const uint64_t *from_counts, const uint64_t *from_places, int type, void *to,
+                  const uint64_t *to_counts, const uint64_t *to_places, int to_type, void *comm, void *stream);
+
 int comm_open(const char *name, uint32_t size, uint32_t rank, Comm **made);
 void comm_close(Comm *comm);
 char *window_of(Comm *comm, uint32_t rank);

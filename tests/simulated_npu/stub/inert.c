@@ -50,6 +50,11 @@ int aclrtGetSysParamOpt(int option, int64_t *value) {
 
 int aclrtCtxGetSysParamOpt(int option, int64_t *value) { return aclrtGetSysParamOpt(option, value); }
 
+int aclrtSetOpExecuteTimeOutV2(uint64_t microseconds, uint64_t *kept) {
+    *kept = microseconds;
+    return OK;
+}
+
 int aclrtDeviceGetBareTgid(int *pid) {
     *pid = getpid();
     return OK;

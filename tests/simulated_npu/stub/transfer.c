@@ -96,3 +96,15 @@ int HcclGroupEnd(void) {
     free(jobs);
     return hccl_outcome(code, __func__);
 }
+
+/* What rank i has for rank j is counts[i * size + j], known to all; rows and columns lie one behind the other. */
+int HcclAlltoAllVC(const void *from, const void *matrix, int type, void *to, int to_type, void *comm, void *stream) {
+    const uint64_t *counts = matrix;
+    const uint32_t size = ((Comm *)comm)->size, rank = ((Comm *)comm)->rank;
+    uint64_t given[MAX_RANKS], given_at[MAX_RANKS], got[MAX_RANKS], got_at[MAX_RANKS], out = 0, in = 0;
+    for (uint32_t i = 0; i < size; i++) {
+        given[i] = counts[rank * size + i], given_at[i] = out, out += given[i];
+        got[i] = counts[i * size + rank], got_at[i] = in, in += got[i];
+    }
+    return HcclAlltoAllV(from, given, given_at, type, to, got, got_at, to_type, comm, stream);
+}

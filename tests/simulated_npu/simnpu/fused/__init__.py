@@ -15,6 +15,7 @@ def register() -> None:
         from simnpu.fused import (  # noqa: F401  (each module registers its operators)
             activations,
             attention,
+            boxes,
             caches,
             collective_products,
             convolutions,
@@ -32,7 +33,9 @@ def register() -> None:
             quantisation,
             quantised_layers,
             random,
+            recurrent,
             rotary,
             routing_maps,
             softmaxes,
+            sparse,
         )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from simnpu import graphs
-from simnpu.fused.kernels import kernel
+from simnpu.fused.kernels import kernel, libraries
 
 
 def keep_bits(count: int, drop: float, seed: int, offset: int) -> Tensor:
@@ -38,6 +38,26 @@ def next_seed(step: int = 10) -> tuple[int, int]:
 @kernel("_npu_dropout_gen_mask.Tensor")
 def dropout_gen_mask(input: Tensor, size: list[int], p: float, seed: int, offset: int) -> Tensor:
     return packed(keep_bits(math.prod(size), p, seed, offset))
+
+
+def dropout_mask(
+    size: list[int],
+    p: float,
+    dtype: torch.dtype | None = None,
+    layout: torch.layout | None = None,
+    device: torch.device | None = None,
+    pin_memory: bool | None = None,
+) -> Tensor:
+    """The mask of a tensor that is not there yet; bits have no type."""
+    torch.ops.simnpu.count("npu::npu_dropout_gen_mask")
+    bits = packed(keep_bits(math.prod(size), p, *next_seed()))
+    mask = torch.empty(bits.shape, dtype=bits.dtype, device=device or "npu")
+    torch.ops.simnpu.cpu_alias(mask).copy_(bits)
+    return mask
+
+
+# No argument is a tensor: torch_npu calls its own kernel before any device is looked at.
+libraries["npu"].impl("npu_dropout_gen_mask", dropout_mask, "BackendSelect")
 
 
 @kernel("_npu_dropout")
