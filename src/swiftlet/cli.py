@@ -13,14 +13,14 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import ModuleType
 
 from swiftlet import __version__
 from swiftlet.config.commands import COMMAND_ALIASES, COMMANDS
 from swiftlet.errors import SwiftletError, UsageError, raise_all, suggest
-from swiftlet.stopping import has_no_reader, send_nowhere
+from swiftlet.stopping import Stopped, has_no_reader, leaving, send_nowhere
 
 INTERRUPTED = 130
 HELP_WORDS = ("-h", "--help", "help")
@@ -149,14 +149,16 @@ def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
     mistakes = module.check(parsed, os.environ)
     if not COMMANDS[name].is_distributed:
         raise_all(mistakes)
-        return int(module.run(parsed))
+        with leaving():
+            return int(module.run(parsed))
     from swiftlet import launch
 
     shape, found = launch.read_shape(os.environ)
     raise_all([*mistakes, *found])
-    if launch.is_watched(shape, parsed):
-        return launch.launch(name, words, shape, module)
-    return int(module.run(parsed))
+    with nullcontext() if shape.is_worker else leaving():
+        if launch.is_watched(shape, parsed):
+            return launch.launch(name, words, shape, module)
+        return int(module.run(parsed))
 
 
 def show_error(error: SwiftletError) -> str:
@@ -226,6 +228,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _tell("interrupted")
         return INTERRUPTED
+    except Stopped as stop:
+        _tell(f"stopped by signal {stop.number}")
+        return 128 + stop.number
     except (RuntimeError, ImportError, OSError) as error:
         from swiftlet import heartbeat
 

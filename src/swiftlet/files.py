@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -30,6 +31,24 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Append to a file all of `content` or, where the disk takes only a part, nothing: the next one is not glued to it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        start = file.tell()
+        try:
+            written = 0
+            while written < len(content):  # a full disk takes a part, and says why at the next try
+                written += file.write(content[written:])
+        except OSError:
+            with contextlib.suppress(OSError):  # what is no regular file has no end to cut off
+                file.truncate(start)
+            raise
 
 
 def write_whole(path: Path, text: str, *, is_synced: bool = False) -> None:

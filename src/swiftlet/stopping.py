@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUTPUTS = (1, 2)
@@ -14,6 +16,35 @@ def stop_signals() -> tuple[signal.Signals, ...]:
     """Return the signals that ask a run to stop: Ctrl-C, SIGTERM, and a terminal that closes, except under nohup."""
     is_kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return tuple(number for number in STOP_SIGNALS if not (is_kept and number == signal.SIGHUP))
+
+
+class Stopped(SystemExit):
+    """This process was asked to stop and leaves, cleaning up; the exit code is 128 + the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Leave by `Stopped` when asked to stop, so that drafts and temporary folders go; Ctrl-C does so by itself.
+
+    Not for the processes of a run: in a collective they would hear nothing, and whoever started them would wait.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        if number == signal.SIGHUP:
+            leave_closed_terminal()
+        raise Stopped(number)
+
+    heard = [number for number in stop_signals() if number != signal.SIGINT]
+    former = {number: signal.signal(number, leave) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def is_repeated(number: int, former: int) -> bool:

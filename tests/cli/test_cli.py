@@ -1,8 +1,10 @@
 """The program from outside: messages, exit codes, and that a mistake costs no import of torch."""
 
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -369,3 +371,20 @@ def test_the_package_is_the_program():
     command = [sys.executable, "-m", "swiftlet", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"swiftlet {swiftlet.__version__}\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_asked_to_stop_cleans_up(tmp_path, monkeypatch, capsys, number):
+    former = signal.getsignal(number)
+
+    def stopped(parsed):
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), number)
+        raise AssertionError("it did not stop")
+
+    monkeypatch.setattr("swiftlet.commands.export.run", stopped)
+    monkeypatch.setattr("swiftlet.commands.export.check", lambda parsed, environ: [])
+    assert cli.main(["export", "--ckpt_dir", "x", "--merge_lora", "true"]) == 128 + number
+    assert capsys.readouterr().err == f"stopped by signal {number}\n"
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(number) == former

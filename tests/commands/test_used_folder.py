@@ -11,7 +11,7 @@ import pytest
 from swiftlet.commands.run_folder import VARIABLE, set_aside_former
 from swiftlet.errors import CheckpointError, DataError, UsageError
 from swiftlet.train.lock import locked
-from swiftlet.train.resume import list_checkpoints
+from swiftlet.train.resume import choose_checkpoint, list_checkpoints
 from swiftlet.train.state import parse_state
 
 
@@ -166,3 +166,25 @@ def test_other_data_or_steps_have_a_schedule_of_their_own(
     assert again.num_steps == state.num_steps == 30
     assert (state.step_size, state.steps_per_epoch) == (batch_size, num_rows // batch_size)
     assert (state.epoch, state.step_in_epoch) == divmod(30, state.steps_per_epoch)
+
+
+def test_what_is_continued_is_chosen_when_no_run_changes_it_any_more(fine_tune, tmp_path, monkeypatch):
+    """A run that was asked to stop still saves while the next one starts: it must not go on from what came before."""
+    folder = Path(fine_tune(max_steps=6, save_steps=3).output_dir)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{")
+    with locked(folder), pytest.raises(UsageError, match="already running in"):
+        fine_tune(resume_from_checkpoint="auto", dataset=str(bad))  # said before the data are read
+    newest, aside = folder / "checkpoint-6", tmp_path / "aside"
+    newest.rename(aside)
+    choices = []
+
+    def choose(*words):
+        choices.append(choose_checkpoint(*words))
+        if aside.exists():
+            aside.rename(newest)
+        return choices[-1]
+
+    monkeypatch.setattr("swiftlet.commands.sft.choose_checkpoint", choose)
+    fine_tune(max_steps=6, save_steps=3, resume_from_checkpoint="auto")
+    assert [choice.path.name for choice in choices] == ["checkpoint-3", "checkpoint-6"]

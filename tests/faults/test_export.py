@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
+import time
 
 import pytest
 from cases import repeat
@@ -47,3 +49,18 @@ def test_f49_a_killed_export_leaves_a_whole_model_or_none(runs, stopped_at_8, nu
     check_whole(merged)
     assert runs.drafts() == []
     assert runs.valid_steps() == [4, 8]
+
+
+def test_an_export_that_is_asked_to_stop_leaves_nothing(runs, stopped_at_8):
+    shutil.copytree(stopped_at_8, runs.output)
+    runs.options = {"ckpt_dir": runs.output / "checkpoint-8", "device": "cpu", "merge_lora": "true"}
+    run = runs.start("export")
+    until = time.monotonic() + 120
+    while not runs.drafts() and time.monotonic() < until:
+        time.sleep(0.005)
+    os.kill(run.pid, signal.SIGTERM)
+    done = run.wait()
+    assert done.code == 143, done.text
+    assert "stopped by signal 15" in done.text
+    assert runs.drafts() == []
+    assert not (runs.output / MERGED).exists()

@@ -152,3 +152,13 @@ def test_f24_a_crash_of_the_interpreter_leaves_the_checkpoint_before(runs, golde
     assert done.code == code
     assert runs.valid_steps() in ([], [4])  # a save that was still being written is lost
     check_golden(runs, golden)
+
+
+@pytest.mark.parametrize("error", ["enospc", "eio"])
+def test_f48_a_disk_that_takes_no_line_for_a_while_costs_a_warning(runs, golden, error):
+    done = runs.run(fault=f"log:nth=3={error}")
+    assert done.code == 0, done.text
+    assert done.text.count("logging.jsonl cannot be written: ") == 1
+    missing = [line for line in golden.log_lines() if line not in runs.log_lines()]
+    assert len(missing) == 1 and len(runs.log_lines()) == len(golden.log_lines()) - 1
+    assert runs.hashes(NUM_STEPS) == golden.hashes(NUM_STEPS)

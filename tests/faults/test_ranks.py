@@ -170,3 +170,18 @@ def test_f33_a_sharded_run_continues_on_another_number_of_ranks_without_its_engi
     done = part.run(resume_from_checkpoint="auto", gradient_accumulation_steps=2)
     assert done.code == 0, done.text
     assert part.losses() == pytest.approx(whole.losses(), rel=1e-5)
+
+
+@pytest.mark.parametrize("engine", [ENGINES[1], pytest.param(ENGINES[2], marks=pytest.mark.slow)])
+def test_a_sharded_run_stopped_in_an_evaluation_makes_it_when_it_goes_on(runs, engine):
+    """Its first forward pass is then one without gradients, after which weights are gathered for a checkpoint."""
+    runs.options |= {"sft_type": "full", **engine}
+    whole = runs.another("whole")
+    assert [done.code for done in whole.run_ranks(2)] == [0, 0]
+    stopped = runs.run_ranks(2, fault="eval.batch:rank=1:nth=2=term")
+    assert [done.code for done in stopped] == [143, 143], stopped[0].text
+    assert not [line for line in runs.log_lines() if line["global_step"] == 8 and "eval_loss" in line]
+    resumed = runs.run_ranks(2, resume_from_checkpoint="auto")
+    assert [done.code for done in resumed] == [0, 0], resumed[0].text
+    assert runs.log_lines() == whole.log_lines()
+    assert runs.hashes(NUM_STEPS) == whole.hashes(NUM_STEPS)

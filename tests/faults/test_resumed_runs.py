@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import time
 
 import pytest
@@ -202,3 +203,24 @@ def test_a_run_that_starts_again_by_itself_leaves_an_earlier_one_in_its_folder_a
     whole = runs.another("whole")
     assert whole.run(**own).code == 0
     assert runs.hashes(NUM_STEPS) == whole.hashes(NUM_STEPS)
+
+
+def test_ranks_that_find_different_checkpoints_do_not_train_together(runs, golden, stopped_at_8):
+    """Without a launcher each rank looks for itself, and the disk of another node may hold another folder."""
+    shutil.copytree(stopped_at_8, runs.output)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        runs.start(
+            variables={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            resume_from_checkpoint="auto",
+            output_dir=folder,
+            batch_size=2,
+        )
+        for rank, folder in enumerate((runs.output, runs.folder / "other"))
+    ]
+    for done in (rank.wait() for rank in ranks):
+        assert done.code == 2, done.text
+        assert "the step that the run continues after is 8 on rank 0, 0 on rank 1" in done.text
+    assert runs.valid_steps() == [4, 8]

@@ -104,3 +104,15 @@ def test_results_are_kept_as_they_come_and_ordered_at_the_end(tmp_path):
     assert file.close() == [{"response": "甲"}, {"response": "乙"}]
     assert not draft.exists()
     assert file.path.read_text("utf-8") == '{"response": "甲"}\n{"response": "乙"}\n'
+
+
+def test_results_of_a_run_that_ends_early_are_named(tmp_path, caplog):
+    file = ResultFile(tmp_path / "now.jsonl")
+    with pytest.raises(KeyboardInterrupt), file.kept():
+        file.add(0, {"response": "a"})
+        raise KeyboardInterrupt
+    assert f"1 answers so far are in {tmp_path / 'now.partial.jsonl'}" in caplog.text
+    caplog.clear()
+    with file.kept():
+        file.add(1, {"response": "b"})
+    assert caplog.text == ""

@@ -1,9 +1,11 @@
 """Lock, log, events, pictures, optimizer files and the save that meets a folder in its way."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ from swiftlet.train.lock import drafting, locked
 from swiftlet.train.loop import train
 from swiftlet.train.manifest import saving
 from swiftlet.train.progress import short_time
-from swiftlet.train.report import build_report, forget_after
+from swiftlet.train.report import build_report, forget_after, has_summary
 from swiftlet.train.state import TrainState
 from swiftlet.train.statefile import open_optimizer, write_optimizer
 from swiftlet.train.summary import summarise
@@ -296,3 +298,59 @@ def test_a_folder_in_the_way_is_set_aside(tmp_path, build_job, caplog):
 
 def test_times_are_short():
     assert short_time(3723.4) == "1:02:03"
+
+
+@contextlib.contextmanager
+def files_of_at_most(num_bytes):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_full_disk_takes_a_part_of_spoils_nothing_that_comes_later(tmp_path, caplog):
+    """A disk fills up in the middle of a line and of a TensorBoard record, and has room again afterwards."""
+    report = build_report(tmp_path, TrainState(9, 1, 9), peak_memory_bytes=lambda: 0)
+    state = TrainState(9, 1, 9, global_step=1)
+    figures = {"loss": 1.0, "acc": 0.5, "grad_norm": 1.0, "learning_rate": 1.0}
+    report.log(state, figures)
+    size = (tmp_path / "logging.jsonl").stat().st_size
+    events_size = report.events.stat().st_size
+    for most in (size + 20, events_size + 20):
+        state.global_step += 1
+        with files_of_at_most(most):
+            report.log(state, figures)
+    state.global_step += 1
+    report.log(state, figures)
+    steps = [
+        json.loads(line)["global_step"] for line in (tmp_path / "logging.jsonl").read_text().splitlines()
+    ]
+    assert steps[0] == 1 and steps[-1] == 4 and len(steps) < 4
+    read = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(
+        str(tmp_path / "runs")
+    )
+    read.Reload()
+    seen = [event.step for event in read.Scalars("train/loss")]
+    assert seen[0] == 1 and seen[-1] == 4
+    assert any("File too large; the run goes on without it" in text for text in caplog.messages)
+
+
+def test_lines_of_a_log_that_are_no_objects_are_forgotten(tmp_path):
+    file = tmp_path / "logging.jsonl"
+    file.write_text('{"global_step": 1}\n5\nnull\n["x"]\n{"global_step": 9}\n')
+    forget_after(file, 2)
+    assert file.read_text() == '{"global_step": 1}\n'
+    file.write_text('{"global_step": 1}\n5\n')
+    assert not has_summary(tmp_path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_unlocked(tmp_path, monkeypatch):
+    def broken(folder):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("swiftlet.train.lock.remove_abandoned", broken)
+    with pytest.raises(UsageError, match="Input/output error\nhint: choose another"), locked(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []

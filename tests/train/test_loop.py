@@ -129,7 +129,9 @@ def test_an_evaluation_left_out_by_a_stop_is_made_by_the_resumed_run(tmp_path, b
 def test_a_run_that_stopped_early_makes_no_further_step(tmp_path, build_job, monkeypatch):
     job = build_job(tmp_path, num_steps=30, patience=1, evaluate_every=1)
     scores = iter([3.0, 3.5, 2.0])
-    monkeypatch.setattr(type(job.run.evaluate), "_token_scores", lambda self: {"eval_loss": next(scores)})
+    monkeypatch.setattr(
+        type(job.run.evaluate), "_token_scores", lambda self, is_asked: {"eval_loss": next(scores)}
+    )
     run_to_end(job)
     again = build_job(
         tmp_path,
@@ -156,7 +158,9 @@ def test_best_and_last_are_kept(tmp_path, build_job):
 def test_early_stop(tmp_path, build_job, monkeypatch):
     job = build_job(tmp_path, num_steps=30, patience=2, evaluate_every=1)
     scores = iter([3.0, 2.0, 2.5, 2.1, 1.0])
-    monkeypatch.setattr(type(job.run.evaluate), "_token_scores", lambda self: {"eval_loss": next(scores)})
+    monkeypatch.setattr(
+        type(job.run.evaluate), "_token_scores", lambda self, is_asked: {"eval_loss": next(scores)}
+    )
     run_to_end(job)
     assert job.state.global_step == 4
     assert find_checkpoint(tmp_path).manifest.step == 4
@@ -208,7 +212,9 @@ def test_an_evaluation_that_is_not_finite_warns_and_is_never_the_best(
 ):
     job = build_job(tmp_path, num_steps=3, evaluate_every=1)
     scores = iter([float("nan"), 2.0, float("inf")])
-    monkeypatch.setattr(type(job.run.evaluate), "_token_scores", lambda self: {"eval_loss": next(scores)})
+    monkeypatch.setattr(
+        type(job.run.evaluate), "_token_scores", lambda self, is_asked: {"eval_loss": next(scores)}
+    )
     run_to_end(job)
     assert (job.state.best_step, job.state.best_metric) == (2, 2.0)
     for told in ("eval_loss of step 1 is nan: this step", "eval_loss of step 3 is inf: this step"):
@@ -332,3 +338,31 @@ def test_a_run_under_nohup_goes_on_when_the_terminal_closes():
         assert not request
     finally:
         signal.signal(signal.SIGHUP, former)
+
+
+def test_a_request_to_stop_does_not_wait_for_an_evaluation(tmp_path, build_job, monkeypatch):
+    """It is saved at once; the resumed run makes the evaluation, as if there had been no stop. The last one is made."""
+    whole = run_to_end(build_job(tmp_path / "whole", num_steps=6))
+    job = build_job(tmp_path / "run", num_steps=6)
+    every = type(job.run.evaluate)._micro_batches
+
+    def asked(self):
+        job.run.stop.number = 15
+        return every(self)
+
+    monkeypatch.setattr(type(job.run.evaluate), "_micro_batches", asked)
+    with pytest.raises(Interrupted, match="after step 3 of 6; checkpoint-3 is saved"):
+        train(job.run, job.state)
+    assert [line for line in lines(tmp_path / "run") if "eval_loss" in line] == []
+    monkeypatch.undo()
+    checkpoint = open_checkpoint(tmp_path / "run" / "checkpoint-3")
+    again = run_to_end(build_job(tmp_path / "run", num_steps=6, checkpoint=checkpoint))
+    assert again.state == whole.state
+    last = build_job(tmp_path / "last", num_steps=3)
+    monkeypatch.setattr(
+        type(job.run.evaluate),
+        "_micro_batches",
+        lambda self: setattr(last.run.stop, "number", 15) or every(self),
+    )
+    run_to_end(last)
+    assert [line["global_step"] for line in lines(tmp_path / "last") if "eval_loss" in line] == [3]

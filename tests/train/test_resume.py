@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from swiftlet.errors import CheckpointError
+from swiftlet.errors import CheckpointError, UsageError
 from swiftlet.faults import damage
 from swiftlet.train.loop import train
 from swiftlet.train.manifest import Identity
 from swiftlet.train.resume import (
+    check_agreement,
     check_identity,
     choose_checkpoint,
     find_checkpoint,
     list_checkpoints,
     open_checkpoint,
+    said_of,
     saved_steps,
     trusted_checkpoint,
 )
@@ -248,3 +250,14 @@ def test_a_resumed_run_knows_the_checkpoints_before_it(saved):
     (saved / "checkpoint-x").mkdir()
     assert saved_steps(saved, 3) == [1, 3]
     assert saved_steps(saved, 2) == [1]
+
+
+def test_processes_that_would_make_different_runs_are_stopped_before_they_mix(saved):
+    one, other = Identity("data", "base", {"lr": 1e-2}), Identity("data 2", "base", {"lr": 1e-2})
+    check_agreement([said_of(3, one), said_of(3, one)])
+    with pytest.raises(UsageError, match="dataset is 'data' on rank 0, 'data 2' on rank 1\nhint: give every"):
+        check_agreement([said_of(3, one), said_of(3, other)])
+    with pytest.raises(
+        UsageError, match="continues after is 3 on rank 0, 0 on rank 2\nhint: --output_dir must be on"
+    ):
+        check_agreement([said_of(3, one), said_of(3, one), said_of(0, one)])

@@ -1,5 +1,6 @@
 """Saving while training goes on: from a copy, one at a time, and a failure is known to the run."""
 
+import shutil
 import time
 
 import pytest
@@ -127,3 +128,18 @@ def test_a_run_that_breaks_off_says_that_its_last_checkpoint_failed(
     with pytest.raises(RuntimeError, match="injected at opt"):
         train(job.run, job.state)
     assert "the last checkpoint could not be written: [Errno 5] Input/output error" in said
+
+
+def test_a_checkpoint_removed_by_hand_does_not_count_as_kept(tmp_path, build_job):
+    job = build_job(tmp_path, num_steps=3, limit=2, evaluate_every=1)
+    job.state.best_step = 1
+    saver = job.run.saver
+    for step in (1, 2, 3):
+        job.state.global_step = step
+        saver.save(job.state, is_final=True)
+        if step == 2:
+            shutil.rmtree(saver.path(1))
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+    assert saver.kept_steps() == [2, 3]
+    shutil.rmtree(saver.path(2))
+    assert saver.kept_steps() == [3], "nor at the end, when the best and the last are named"

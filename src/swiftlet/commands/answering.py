@@ -85,9 +85,10 @@ def answer_dataset(ready: Ready, path: Path) -> list[dict[str, Any]]:
             rank=world.rank,
             world_size=world.world_size,
         )
-        for count, (index, result) in enumerate(_shown(answers, len(rows), world), start=1):
-            file.add(index, result)
-            heartbeat.beat("eval", count)
+        with file.kept():
+            for count, (index, result) in enumerate(_shown(answers, len(rows), world), start=1):
+                file.add(index, result)
+                heartbeat.beat("eval", count)
         return _finish(file, path, world)
     finally:
         close_world(world, is_failed=sys.exc_info()[0] is not None)

@@ -9,6 +9,7 @@ from swiftlet import heartbeat, log
 from swiftlet.commands.model_setup import needs_even_passes
 from swiftlet.commands.model_source import context_length
 from swiftlet.commands.sft import Setup
+from swiftlet.config.check_engines import is_sharded
 from swiftlet.data.formats import Sample
 from swiftlet.data.prepare import read_split
 from swiftlet.data.template import Template
@@ -17,10 +18,10 @@ from swiftlet.inference.answers import Row, answer_rows, row_of
 from swiftlet.inference.generate import Generator, Settings
 from swiftlet.inference.metrics import score
 from swiftlet.models.causal import CausalLM
-from swiftlet.train.evaluate import Evaluator, Scores
+from swiftlet.train.evaluate import Asked, Evaluator, Scores
 
 
-def build_evaluator(setup: Setup, model: CausalLM, token_budget: int) -> Callable[[], Scores] | None:
+def build_evaluator(setup: Setup, model: CausalLM, token_budget: int) -> Evaluator | None:
     """Return what evaluates the model, None where there is nothing to evaluate on or no wish to."""
     args, val = setup.args, setup.ready.data.val
     if args.output.evaluation_strategy == "no":
@@ -30,7 +31,10 @@ def build_evaluator(setup: Setup, model: CausalLM, token_budget: int) -> Callabl
         return None
     budget = 0 if needs_even_passes(args, model) else max(int(val.lengths.max()), token_budget)
     generate = _generated_scores(setup, model) if args.train.predict_with_generate else None
-    return Evaluator(model, val, budget, setup.world, setup.device.torch_device, more_scores=generate)
+    device = setup.device.torch_device
+    return Evaluator(
+        model, val, budget, setup.world, device, more_scores=generate, is_in_step=is_sharded(args)
+    )
 
 
 def generation_settings(generation: Any) -> Settings:
@@ -61,7 +65,7 @@ def sample_row(sample: Sample, template: Template) -> Row:
     return row_of(sample.messages, lambda messages: template.encode_prompt(messages, sample.tools))
 
 
-def _generated_scores(setup: Setup, model: CausalLM) -> Callable[[], Scores]:
+def _generated_scores(setup: Setup, model: CausalLM) -> Callable[[Asked], Scores | None]:
     args, ready, _, world = setup
     _, samples = read_split(args.data)
     rows = [sample_row(sample, ready.template) for sample in samples if sample.messages]
@@ -75,14 +79,18 @@ def _generated_scores(setup: Setup, model: CausalLM) -> Callable[[], Scores]:
         context_length=min(length, context_length(ready.source.folder) or length),
     )
 
-    def scores() -> Scores:
+    def scores(is_asked: Asked) -> Scores | None:
         results = answer_rows(
             generator, rows, batch_tokens=4096, rank=world.rank, world_size=world.world_size
         )
         mine = []
         for _, result in results:
+            if is_asked():
+                break
             mine.append((result["response"] or "", result["label"]))
             heartbeat.tick()
+        if world.agree(is_asked()):
+            return None
         pairs = [tuple(pair) for part in world.gather(mine) for pair in part]
         return score([answer for answer, _ in pairs], [label for _, label in pairs])
 

@@ -87,7 +87,8 @@ def merge(args: Any) -> Path:
     if target.exists():
         _check_replaceable(target, source, is_asked=args.merge.overwrite)
     prefix = f"{DRAFT}{target.name}-"
-    remove_abandoned(target.parent, prefix)
+    with saving(target):
+        remove_abandoned(target.parent, prefix)
     draft, former = (target.with_name(prefix + uuid.uuid4().hex) for _ in range(2))
     with drafting(draft):
         proof = _write(args, source, draft)

@@ -47,8 +47,15 @@ from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.models.base_hash import base_hash
 from swiftlet.startup import without_collector
+from swiftlet.train.lock import locked
 from swiftlet.train.manifest import PREFIX, Identity
-from swiftlet.train.resume import Checkpoint, choose_checkpoint, trusted_checkpoint
+from swiftlet.train.resume import (
+    AUTO,
+    Checkpoint,
+    choose_checkpoint,
+    list_checkpoints,
+    trusted_checkpoint,
+)
 
 if TYPE_CHECKING:
     from swiftlet.data.prepare import Prepared
@@ -163,11 +170,34 @@ def _checkpoint(args: Any, source: Source, environ: Mapping[str, str]) -> Checkp
         return trusted_checkpoint(Path(told)) if told else None
     if output.resume_from_checkpoint is None:
         return None
+    asked = str(expanded(output.resume_from_checkpoint))
     root, foreign = runs_root(output, source.name), _foreign(args, source)
-    found = choose_checkpoint(str(expanded(output.resume_from_checkpoint)), root, foreign)
+    place = root if asked == AUTO else Path(asked)
+    is_first = VARIABLE not in environ and log.rank() == 0
+    while True:
+        with log.silent():  # choosing says what is to be said
+            seen = list_checkpoints(place)
+        found = choose_checkpoint(asked, root, foreign)
+        if is_first:
+            _check_idle(found.path.parent if found else root)
+        with log.silent():
+            is_settled = not is_first or seen == list_checkpoints(place)
+        if is_settled:
+            break
     if found is None:
         log.info(f"no checkpoint below {root}: the run starts from its beginning")
     return found
+
+
+def _check_idle(folder: Path) -> None:
+    """Check that no run is under way in a folder: a stopped one that still saves would change what is to be continued.
+
+    Raises:
+        UsageError: there is one, or the folder cannot be written.
+    """
+    if folder.is_dir():
+        with locked(folder):
+            pass
 
 
 def _foreign(args: Any, source: Source) -> Callable[[Identity], list[str]]:

@@ -42,7 +42,7 @@ from swiftlet.train.lock import locked
 from swiftlet.train.loop import train
 from swiftlet.train.manifest import Identity
 from swiftlet.train.report import Forecast, Report, Silence, build_report, has_summary
-from swiftlet.train.resume import check_identity, saved_steps
+from swiftlet.train.resume import check_agreement, check_identity, said_of, saved_steps
 from swiftlet.train.run import Every, Run
 from swiftlet.train.schedule import build_schedule, num_warmup_steps
 from swiftlet.train.signals import StopRequest, listening
@@ -83,6 +83,7 @@ def _train(setup: Setup, local_world_size: int, stop: StopRequest) -> Outcome:
     facts = {"model_dir": str(ready.source.folder), "base_hash": base, "model": ready.source.name}
     text = partial(args_text, args, {**facts, "rows_hash": ready.data.rows_hash})
     state, identity = _state(setup, base)
+    check_agreement(world.gather(said_of(state.global_step, identity)))
     if ready.checkpoint is not None and state.is_done and has_summary(ready.folder):
         return _finished(ready.folder, ready.checkpoint.path, state)
     if world.is_main:
@@ -217,7 +218,7 @@ def _outcome(run: Run, state: TrainState, ready: Ready) -> Outcome:
     saver, report = run.saver, run.report
     if isinstance(report, Report):
         summarise(report, state, saver, NEXT if ready.data.val is None else f"{NEXT} {HELD_OUT}")
-    return outcome_of(ready.folder, saver.saved_steps if saver is not None else [], state)
+    return outcome_of(ready.folder, saver.kept_steps() if saver is not None else [], state)
 
 
 def _finished(folder: Path, last: Path, state: TrainState) -> Outcome:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from swiftlet import log
 from swiftlet.errors import DataError, SaveError
 from swiftlet.files import write_whole
 from swiftlet.inference.generate import Generator, batches_by_length
@@ -98,6 +99,17 @@ class ResultFile:
         self.results[index] = result
         with self._writing(), self._draft().open("a", encoding="utf-8") as file:
             file.write(json.dumps({"row": index, **result}, ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Say where the answers so far are when the block is left before its end."""
+        is_over = False
+        try:
+            yield
+            is_over = True
+        finally:
+            if not is_over and self.results:
+                log.warning(f"{len(self.results)} answers so far are in {self._draft()}")
 
     def _draft(self) -> Path:
         return self.path.with_suffix(".partial.jsonl")

@@ -101,6 +101,10 @@ class DeepSpeedEngine:
         """Yield (name, whole tensor) of the model or of its trained part, gathered one at a time."""
         import deepspeed
 
+        if (
+            self.stage == 3
+        ):  # a pass without gradients, such as an evaluation, may have fetched ahead for one that never came
+            self.zero.empty_partition_cache()
         held = {piece.name: piece for piece in self.pieces}
         model = self.runner.module.get_submodule("model")
         for name, tensor in model.state_dict(keep_vars=True).items():

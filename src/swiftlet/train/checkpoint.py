@@ -84,6 +84,10 @@ class Saver:
     pending: Pending | None = None
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "saver"))
 
+    def kept_steps(self) -> list[int]:
+        """Return the steps of the checkpoints that are there: one that somebody has removed is not."""
+        return [step for step in self.saved_steps if not self.world.is_main or self.path(step).is_dir()]
+
     def path(self, step: int) -> Path:
         """Return the folder of the checkpoint of a step."""
         return self.folder / f"{PREFIX}{step}"
@@ -166,8 +170,8 @@ class Saver:
             return
         step, best_step = self.pending.step, self.pending.best_step
         self.pending, self.num_failures, self.newest_step = None, 0, step
-        doomed = superfluous([*self.saved_steps, step], best_step, self.total_limit)
-        self.saved_steps = [kept for kept in (*self.saved_steps, step) if kept not in doomed]
+        doomed = superfluous([*self.kept_steps(), step], best_step, self.total_limit)
+        self.saved_steps = [kept for kept in (*self.kept_steps(), step) if kept not in doomed]
 
     def close(self) -> None:
         """Wait for a save under way when the run ends before its time; a failure costs a warning."""
@@ -236,7 +240,7 @@ class Saver:
             shutil.rmtree(draft, ignore_errors=True)
             raise
         self.expected_bytes = sum(entry["bytes"] for entry in manifest.files.values())
-        for doomed in superfluous([*self.saved_steps, step], pending.best_step, self.total_limit):
+        for doomed in superfluous([*self.kept_steps(), step], pending.best_step, self.total_limit):
             self._prune(doomed, step)
 
     def _prune(self, step: int, newest_step: int) -> None:

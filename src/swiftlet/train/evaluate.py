@@ -21,6 +21,7 @@ from swiftlet.train.objective import LanguageModel, forward
 from swiftlet.train.state import TrainState
 
 Scores = dict[str, float]
+Asked = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,9 @@ class Evaluator:
 
     Args:
         token_budget: most tokens in one micro-batch; 0 puts each sample alone.
-        more_scores: further figures, such as those of generated answers; called on every rank.
+        more_scores: further figures, such as those of generated answers; called on every rank with the question whether
+            this rank was asked to stop; None where any rank was.
+        is_in_step: a forward pass takes all ranks, so they must stop after the same one.
     """
 
     model: LanguageModel
@@ -37,10 +40,14 @@ class Evaluator:
     token_budget: int
     world: World
     device: torch.device
-    more_scores: Callable[[], Scores] | None = None
+    more_scores: Callable[[Asked], Scores | None] | None = None
+    is_in_step: bool = False
 
-    def __call__(self) -> Scores:
-        """Return eval_loss, eval_acc and the further figures.
+    def __call__(self, is_asked: Asked = lambda: False) -> Scores | None:
+        """Return eval_loss, eval_acc and the further figures; None on every rank where one of them was asked to stop.
+
+        Args:
+            is_asked: whether this rank was asked to stop; a stop must not wait for an evaluation that may be long.
 
         Raises:
             DataError: no token of the validation set has a label.
@@ -49,21 +56,27 @@ class Evaluator:
         self.model.train(False)
         try:
             with torch.no_grad():
-                scores = self._token_scores()
-            if self.more_scores is not None:
-                scores |= {f"eval_{name}": value for name, value in self.more_scores().items()}
+                scores = self._token_scores(is_asked)
+            if scores is not None and self.more_scores is not None:
+                more = self.more_scores(is_asked)
+                scores = None if more is None else scores | {f"eval_{name}": more[name] for name in more}
         finally:
             self.model.train(True)
         return scores
 
-    def _token_scores(self) -> Scores:
+    def _token_scores(self, is_asked: Asked) -> Scores | None:
         sums = torch.zeros(3, dtype=torch.float64)
-        for samples in self._micro_batches():
+        for number, samples in enumerate(self._micro_batches()):
+            fault("eval.batch", step=number)
+            if self.world.agree(is_asked()) if self.is_in_step else is_asked():
+                break
             heartbeat.tick()
             batch = collate(self.store, samples, shares=True).to(self.device)
             losses = forward(self.model, batch)
             row = [losses.loss_sum, losses.num_correct, losses.num_tokens]
             sums += torch.tensor([float(value) for value in row], dtype=torch.float64)
+        if self.world.agree(is_asked()):
+            return None
         loss, correct, tokens = (
             math.fsum(column) for column in zip(*self.world.gather(sums.tolist()), strict=True)
         )

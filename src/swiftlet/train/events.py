@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from swiftlet.files import append_whole
+
 POLYNOMIAL = 0x82F63B78
 MASK_DELTA = 0xA282EAD8
 VERSION = b"brain.Event:2"
@@ -91,8 +93,8 @@ def append_scalars(path: Path, step: int, scalars: Mapping[str, float], *, first
     """
     now = time.time()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        if file.tell() == 0:
-            file.write(encode_record(encode_event(now)))
-            file.write(encode_record(encode_restart(now, first_step)))
-        file.write(encode_record(encode_event(now, step, scalars)))
+    content = encode_record(encode_event(now, step, scalars))
+    if not path.exists() or path.stat().st_size == 0:
+        start = encode_record(encode_event(now)) + encode_record(encode_restart(now, first_step))
+        content = start + content
+    append_whole(path, content)

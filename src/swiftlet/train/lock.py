@@ -38,7 +38,10 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / NAME
     descriptor = _take(folder, path)
     try:
-        remove_abandoned(folder)
+        try:
+            remove_abandoned(folder)
+        except OSError as error:
+            raise unwritable(folder, error) from error
         yield
     finally:
         # A disk may take no changes any more; a file left there is in nobody's way.
@@ -72,7 +75,10 @@ def remove_abandoned(folder: Path, prefix: str = DRAFT) -> None:
         if not draft.is_dir():
             draft.unlink(missing_ok=True)
             continue
-        descriptor = os.open(draft, os.O_RDONLY)
+        try:
+            descriptor = os.open(draft, os.O_RDONLY)
+        except FileNotFoundError:  # its maker, or another run, was faster
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

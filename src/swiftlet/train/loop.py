@@ -122,7 +122,10 @@ def evaluate(run: Run, state: TrainState) -> None:
     if run.evaluate is None:
         return
     heartbeat.beat("eval", state.global_step)
-    scores = run.evaluate()
+    # That of the last step is made whatever comes: there is no later one, and nothing is left to continue.
+    scores = run.evaluate(lambda: bool(run.stop) and not state.is_done)
+    if scores is None:
+        return
     run.goal.note(state, scores)
     if run.world.is_main:
         check_score(run.goal.metric, scores[run.goal.metric], state.global_step)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from swiftlet import log
 from swiftlet.faults import fault
-from swiftlet.files import write_whole
+from swiftlet.files import append_whole, write_whole
 from swiftlet.train import plots
 from swiftlet.train.events import append_scalars, event_file
 from swiftlet.train.progress import Progress, build_progress, short_time
@@ -174,12 +174,11 @@ class Report:
             self._survive(lambda path: append_scalars(path, step, tagged, first_step=first), self.events)
 
     def _append(self, line: Mapping[str, Any]) -> None:
-        fault("log", path=self.folder / FILE)
         text = json.dumps(line, ensure_ascii=False) + "\n"
 
         def write(path: Path) -> None:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
+            fault("log", path=path)
+            append_whole(path, text.encode())
 
         self._survive(write, self.folder / FILE)
 
@@ -220,11 +219,16 @@ def forget_after(logging_file: Path, step: int) -> None:
                 entry = json.loads(line)
             except ValueError:  # cut off by a kill, or what a disk has made of it when the power failed
                 continue
-            if entry.get("global_step", 0) <= step and "train_runtime" not in entry:
+            if isinstance(entry, dict) and "train_runtime" not in entry and _step_of(entry) <= step:
                 kept.append(line.decode())
         write_whole(logging_file, "".join(kept))
     except OSError as error:
         log.warning(f"{logging_file} cannot be cut back to step {step}: {error.strerror}; the run goes on")
+
+
+def _step_of(entry: Mapping[str, Any]) -> float:
+    found = entry.get("global_step", 0)
+    return found if isinstance(found, (int, float)) else 0
 
 
 def has_summary(folder: Path) -> bool:
@@ -232,7 +236,7 @@ def has_summary(folder: Path) -> bool:
     try:
         lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
         return bool(lines) and "train_runtime" in json.loads(lines[-1])
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):  # TypeError: what a spoilt line holds is no object
         return False
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from swiftlet import log
-from swiftlet.errors import CheckpointError
+from swiftlet.errors import CheckpointError, UsageError, describe
 from swiftlet.faults import fault
 from swiftlet.train.manifest import (
     DRAFT,
@@ -22,6 +23,7 @@ from swiftlet.train.manifest import (
     STATE_FILE,
     Identity,
     Manifest,
+    concealed,
     find_damage,
     read_manifest,
 )
@@ -32,6 +34,7 @@ NUMBERED = re.compile(rf"^{PREFIX}(\d+)$")
 RUN = re.compile(r"^v(\d+)-")
 FORMER = "former-run-"  # begins the folder into which a new run sets aside what an earlier one left
 MOST_LEVELS = 3
+STEP = "the step that the run continues after"
 MODEL_ONLY = "holds only the model (--save_only_model true)"
 Foreign = Callable[[Identity], list[str]]
 
@@ -220,6 +223,39 @@ def check_identity(
             )
         raise CheckpointError(f"{checkpoint.path} belongs to another run:\n{lines}", hint)
     log.warning(f"continuing {checkpoint.path} although these differ:\n{lines}")
+
+
+def said_of(step: int, identity: Identity) -> dict[str, Any]:
+    """Return what a process says of the run that it is about to make, without secrets."""
+    settings = {name: concealed(value) for name, value in identity.settings.items()}
+    return {
+        STEP: step,
+        "dataset": identity.data_hash,
+        "base model": identity.base_model,
+        **settings,
+    }
+
+
+def check_agreement(said: Sequence[Mapping[str, Any]]) -> None:
+    """Check that all processes make the same run: where no launcher has prepared it, each has read it by itself.
+
+    Args:
+        said: what `said_of` returned on each rank.
+
+    Raises:
+        UsageError: one differs from the first.
+    """
+    first = said[0]
+    for rank, theirs in enumerate(said):
+        for name in first:
+            if theirs.get(name) != first[name]:
+                hint = "give every process the same command and the same files"
+                if name == STEP:
+                    hint = "--output_dir must be on storage that all processes see"
+                raise UsageError(
+                    f"{name} is {describe(first[name])} on rank 0, {describe(theirs.get(name))} on rank {rank}",
+                    hint,
+                )
 
 
 def trusted_checkpoint(path: Path) -> Checkpoint:

@@ -12,12 +12,14 @@ from swiftlet.data.loader import LoadedStep
 from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
 from swiftlet.train.checkpoint import Saver
-from swiftlet.train.evaluate import Goal, Scores
+from swiftlet.train.evaluate import Asked, Goal, Scores
 from swiftlet.train.memory_trial import MemoryPlan
 from swiftlet.train.objective import LanguageModel
 from swiftlet.train.signals import StopRequest
 from swiftlet.train.spikes import SpikeRule
 from swiftlet.train.state import TrainState
+
+Evaluate = Callable[[Asked], Scores | None]
 
 
 class Reporting(Protocol):
@@ -61,7 +63,8 @@ class Run:
     Args:
         load_steps: (epoch, step in epoch) to the loaded steps from there on.
         learning_rate: step, counted from 0, to the share of the peak rate.
-        evaluate, saver: None for no evaluation and no checkpoints.
+        evaluate, saver: None for no evaluation and no checkpoints. An evaluation gives None where, asked between its
+            parts, a rank was to stop.
         name_rows: sample ids to the names of their rows, for messages.
         memory: the largest micro-batch, which is tried first, and what the memory is for.
     """
@@ -74,7 +77,7 @@ class Run:
     learning_rate: Callable[[int], float]
     report: Reporting
     stop: StopRequest
-    evaluate: Callable[[], Scores] | None = None
+    evaluate: Evaluate | None = None
     saver: Saver | None = None
     goal: Goal = Goal()
     log_when: Every = Every(5, at_first=True)

@@ -41,7 +41,7 @@ def summarise(report: Report, state: TrainState, saver: Saver | None, next_comma
     Args:
         next_command: what to type next; `{checkpoint}` in it becomes the best checkpoint, or the last one.
     """
-    saved = sorted(saver.saved_steps) if saver is not None else []
+    saved = sorted(saver.kept_steps()) if saver is not None else []
     last = str(saver.path(saved[-1])) if saver is not None and saved else None
     best = str(saver.path(state.best_step)) if saver is not None and state.best_step in saved else None
     results = {"best_metric": state.best_metric, "best_model_checkpoint": best, "last_model_checkpoint": last}
