@@ -54,6 +54,7 @@ MEANS = {
     "memory.fragments": r"fragment|expandable",
     "memory.own": r"batch|length|model|memory|needs more",
     "memory.locked": r"memlock|ulimit -l|pin",
+    "memory.container_killed": r"kill|137|memory",
     "memory.host": r"host memory|OOM|kill|memory",
     "memory.shm": r"shm|shared memory",
     "memory": r"memory",

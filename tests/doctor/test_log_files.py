@@ -66,7 +66,20 @@ def test_between_the_ends_of_a_huge_file_errors_are_found_with_their_line(tmp_pa
     found = explain(log.lines, TABLES)
     assert found.first.cause.id == "env.home_path" and found.first.line.number == blocks * 1000 + 1
     assert log.lines[-1].number == 2 * blocks * 1000 + 2
-    assert "only lines that look like an error" in log.notes[0]
+    assert "only those that look like an error" in log.notes[0]
+
+
+def test_between_the_ends_what_always_repeats_crowds_out_no_other_error(tmp_path):
+    block = (b"a retry failed after 12 ms, " + b"#" * 900 + b"\n") * (LARGEST_BYTES // 900)
+    found = explain(
+        read(tmp_path / "a.log", block * 2 + b"KeyError: 'ASCEND_HOME_PATH'\n" + block * 2).lines, TABLES
+    )
+    assert found.first.cause.id == "env.home_path"
+
+
+def test_short_lines_are_cut_earlier_as_each_costs_time(tmp_path):
+    log = read(tmp_path / "a.log", b"".join(b"%d error\n" % at for at in range(LARGEST_BYTES // 20)))
+    assert "lines the first " in log.notes[0]
 
 
 def test_a_named_pipe_is_refused(tmp_path):

@@ -314,3 +314,59 @@ def test_of_ranks_the_one_with_an_exception_comes_before_those_that_waited():
     found = explained(waits + "".join(f"[rank2]: {line}\n" for line in TRACEBACK.splitlines()))
     assert found.first.fields["what"] == "KeyError: 'labels'"
     assert look_at(found, "en") == "rank 2, which shows the cause"
+
+
+BAR = "Train:   0%|          | 0/465 [00:00<?, ?it/s]"
+KERNEL = "EZ9999: the extend info: errorStr: The UB address accessed by the VEC instruction is not aligned."
+
+
+def test_a_warning_behind_a_bar_of_progress_is_a_warning():
+    warning = "[W AclInterface.cpp:181] Warning: 0Failed to find function aclrtNewThing (function operator())"
+    assert cause_of(f"{BAR}{warning}\n{KERNEL}") == "operator.bounds"
+    assert cause_of(f"{BAR} {warning}") == cause_of(warning)
+
+
+HCCL = "[ERROR] HCCL(36,python):2026-01-01-10:00:00.068.817 [op_base.cc:9][3]errNo[0x0000000005000002]init failed."
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (HCCL, "unknown"),
+        ("Traceback (most recent call last):\nValueError: a", "program.exception"),
+        ("HCCL function error: hcclCommInitRootInfo, error code is 4", "unknown"),
+    ],
+)
+def test_a_container_that_is_stopped_after_an_error_did_not_end_by_that(error, cause):
+    assert cause_of(f"{error}\nserver exited with code 137") == cause
+    assert cause_of(f"{error}\nReason: OOMKilled\nExit Code: 137") == "memory.host_killed"
+    assert cause_of(f"all is well\n{BAR}\nserver exited with code 137") == "memory.container_killed"
+
+
+def test_a_code_of_collectives_in_a_number_of_an_error_is_known():
+    assert [one.shown for one in explained(HCCL).symptoms] == ["HCCL 2"]
+
+
+def test_a_pipe_whose_other_end_is_gone_is_no_fault_of_the_program():
+    text = (
+        "[ERROR] 2026-01-01-10:00:00 (PID:7, Device:2, RankID:2) ERR02200 DIST call hccl api failed.\n"
+        "Exception in thread Thread-2:\nTraceback (most recent call last):\n"
+        '  File "<string>", line 2, in get\n    raise EOFError\nEOFError{}\n'
+    )
+    assert cause_of(text.format("")) == "unknown"
+    assert cause_of(text.format(": Ran out of input")) == "program.exception"
+
+
+def test_what_a_launcher_says_is_not_of_the_rank_that_reported_above():
+    text = (
+        "RuntimeError: a\n[ERROR] 2026-01-01-10:00:00 (PID:7, Device:0, RankID:0) ERR02200 DIST call failed.\n"
+        "E0101 10:00:01.000 1 torch/distributed/elastic/multiprocessing/api.py:869] failed (exitcode: -9) "
+        "local_rank: 3 (pid: 9) of binary: python"
+    )
+    found = explained(text)
+    assert found.first.cause.id == "memory.host_killed" and look_at(found, "en") == ""
+
+
+def test_the_device_is_named_that_a_line_beside_the_cause_tells():
+    text = f"EZ9999: The error from device(chipId:7, dieId:0), retCode=0x26\na\nb\n{KERNEL.removeprefix('EZ9999: ')}"
+    assert "device 7" in look_at(explained(text), "en")

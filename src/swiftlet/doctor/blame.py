@@ -67,13 +67,14 @@ def find_waits(lines: Sequence[Line]) -> list[Wait]:
 
 
 def _pairs(line: Line, above: Line | None) -> list[tuple[str, str]]:
-    link = LINK.search(line.text)
+    # Most lines have no word of this, which is seen faster without a pattern.
+    link = LINK.search(line.text) if "|" in line.text else None
     if link:
         return [(link[2], link[1])]
-    creation = CREATION.search(line.text)
+    creation = CREATION.search(line.text) if "Userrank" in line.text else None
     if creation:
         return [(creation[1], creation[2])]
-    found = AWAITED.search(line.text)
+    found = AWAITED.search(line.text) if "emote" in line.text or "EMOTE" in line.text else None
     if not found or not (IN_VAIN.search(line.text) or _goes_on(line, above)):
         return []
     own = OWN.search(line.text)

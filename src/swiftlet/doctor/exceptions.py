@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import NamedTuple
 
 from swiftlet.doctor.levels import ERROR, PLAIN
@@ -48,6 +50,7 @@ OWN = frozenset(
     "UnboundLocalError UnicodeDecodeError UnicodeEncodeError ValueError ZeroDivisionError".split()
 )
 FOLLOWS = {"ChildFailedError", "SystemExit"}  # another process failed, and says so itself
+OTHER_ENDED = "EOFError"  # without words: the process at the other end of a pipe is gone
 # Torch raises it for a wrong call, and as often to tell that something elsewhere failed.
 RUNTIME = "RuntimeError"
 LONGEST_MESSAGE = 12  # lines of one exception
@@ -81,8 +84,11 @@ def find_raised(lines: Sequence[Line], words: Mapping[str, re.Pattern[str]]) -> 
         words: of a RuntimeError: those by which it tells of something `elsewhere`, a `code` that stands below one, and
             a code of a `class` of wrong calls, of which the exception itself tells more.
     """
-    found = []
+    found: list[Raised] = []
+    tracebacks: dict[str, _Traceback] = {}
     for at, line in enumerate(lines):
+        if at:
+            _see(tracebacks, lines[at - 1], at - 1)
         crash = CRASHED.search(line.text) if any(word in line.text for word in CRASH_WORDS) else None
         if crash and line.level in (ERROR, PLAIN):
             where = _below(lines, at) if "Python" in crash[0] else None
@@ -91,10 +97,10 @@ def find_raised(lines: Sequence[Line], words: Mapping[str, re.Pattern[str]]) -> 
         hit = _ending(lines, at)
         if not hit or hit["name"] in FOLLOWS:
             continue
-        where, begin = _above(lines, at)
+        where, begin = _above(tracebacks.get(line.who), at)
         if begin and IGNORED.search(lines[begin - 1].text):
             continue
-        is_own, is_open = hit["name"] in OWN, False
+        is_own, is_open = hit["name"] in OWN and hit["text"] != OTHER_ENDED, False
         if hit["name"] == RUNTIME:
             code = _code(lines, at, words["code"])
             is_open = not (code and words["class"].search(code))
@@ -135,19 +141,30 @@ def _code(lines: Sequence[Line], at: int, pattern: re.Pattern[str]) -> str:
     return ""
 
 
-def _above(lines: Sequence[Line], at: int) -> tuple[str | None, int | None]:
+@dataclass
+class _Traceback:
+    """The last traceback of a process: where it begins, and its frames with their places."""
+
+    begin: int | None = None
+    frames: list[tuple[int, re.Match[str]]] = field(default_factory=list)
+
+
+def _see(tracebacks: dict[str, _Traceback], line: Line, at: int) -> None:
+    """Keep what a line says of the traceback of its process."""
+    if BEGINS in line.text:
+        tracebacks[line.who] = _Traceback(at)
+    if 'File "' in line.text and (found := FRAME.search(line.text)):
+        tracebacks.setdefault(line.who, _Traceback()).frames.append((at, found))
+
+
+def _above(traceback: _Traceback | None, at: int) -> tuple[str | None, int | None]:
     """Return the frame of an exception, and where its traceback begins."""
-    frames, begin = [], None
-    for above in range(at - 1, max(0, at - LONGEST_TRACEBACK) - 1, -1):
-        if lines[above].who != lines[at].who:
-            continue
-        found = FRAME.search(lines[above].text)
-        if found:
-            frames.append(found)
-        if BEGINS in lines[above].text:
-            begin = above
-            break
-    return _where(frames), begin
+    if traceback is None:
+        return None, None
+    first = at - LONGEST_TRACEBACK
+    near = takewhile(lambda frame: frame[0] >= first, reversed(traceback.frames))
+    begin = traceback.begin if traceback.begin is not None and traceback.begin >= first else None
+    return _where([found for _, found in near]), begin
 
 
 def _below(lines: Sequence[Line], at: int) -> str | None:

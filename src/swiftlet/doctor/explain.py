@@ -139,15 +139,15 @@ def _own_exceptions(
     elsewhere = {one.line.who for one in symptoms if one.known.hides}
     elsewhere |= {one.line.who for one in found if one.grade == 0 and one.cause.depth <= WAIT_DEPTH}
     own = []
+    ended: set[str] = set()
     for one in raised:
         who = one.line.who
         if one.is_crash:
-            follows = (who in (other.line.who for other in raised if other.at < one.at)) or any(
-                other == who and at <= one.at + 1 for other, at in hidden + told
-            )
+            follows = who in ended or any(other == who and at <= one.at + 1 for other, at in hidden + told)
         else:
             follows = any(other == who and at <= one.at for other, at in before)
             follows |= one.is_open and (who in elsewhere or (who, one.at) in told)
+        ended.add(who)
         if one.is_own and not follows:
             cause = tables.causes[
                 ENDS.get(one.text, "program.crash") if one.is_crash else "program.exception"
@@ -226,10 +226,13 @@ def _hits(text: Text, cause: Cause) -> list[Match]:
 def _find_symptoms(text: Text, tables: Tables) -> list[Symptom]:
     """Return every known code at its first place, warnings last."""
     found: dict[tuple[str, str], Symptom] = {}
+    codes: dict[tuple[str, str], Code | None] = {}
     for kind, pattern, shown, before in tables.find:
         for at, hit in text.hits(pattern):
             code = hit[1].lower() if hit[1].startswith("0X") else hit[1]
-            known = tables.code(kind, code)
+            if (kind, code) not in codes:
+                codes[kind, code] = tables.code(kind, code)
+            known = codes[kind, code]
             if known is None:
                 continue
             line, earlier = text.lines[at], found.get((kind, code))

@@ -7,17 +7,33 @@ import gzip
 import io
 import stat
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from swiftlet.doctor.logs import Line, lines_from, rank_of
+from swiftlet.doctor.logs import Line, lines_from, rank_of, shape_of
 from swiftlet.errors import UsageError
 
-LARGEST_BYTES = 16 << 20  # of a file: the first and the last half of it; the first error and the last words
-LARGEST_MIDDLE = 4 << 20  # of lines between them that look like an error
-TROUBLE = ("rror", "ERROR", "xception", "ailed", "imeout", "imed out", "illed")
+LARGEST_BYTES = 4 << 20  # of a file: the first and the last half of it; the first error and the last words
+LARGEST_MIDDLE = 1 << 20  # of lines between them that look like an error
+MIDDLE_REPEATS = 20  # of those that differ in figures only, so that one that comes always crowds out no other
+ROW_BYTES = 64  # that a row counts besides its text: many short ones take as long as fewer long ones
+TROUBLE = (
+    *(
+        "rror",
+        "ERROR",
+        "xception",
+        "ailed",
+        "imeout",
+        "imed out",
+        "illed",
+        "annot",
+        "nvalid",
+        "undefined symbol",
+    ),
+    *("out of memory", "o space left", "efused", "enied", "lost", "o such"),
+)
 LONGEST_ROW = 1 << 20
 LARGEST_START = 8192  # by which text is told from what is none
 GZIP, CONTROL = b"\x1f\x8b", bytes({*range(32)} - {0, 8, 9, 10, 12, 13, 27})
@@ -122,25 +138,35 @@ def _ends(path: Path, rows: Iterable[tuple[int, str]], notes: list[str]) -> list
     """Return the rows at both ends, and those between them that look like an error."""
     kept: list[tuple[int, str]] = []
     tail: deque[tuple[int, str]] = deque()
-    head_size = tail_size = middle_size = passed = 0
+    seen: Counter[str] = Counter()
+    head = head_size = tail_size = middle_size = passed = 0
     for number, row in rows:
         if head_size < LARGEST_BYTES // 2:
             kept.append((number, row))
-            head_size += len(row) + 1
+            head += 1
+            head_size += len(row) + ROW_BYTES
             continue
         tail.append((number, row))
-        tail_size += len(row) + 1
+        tail_size += len(row) + ROW_BYTES
         while tail_size > LARGEST_BYTES // 2:
             old = tail.popleft()
-            tail_size -= len(old[1]) + 1
-            passed += len(old[1]) + 1
-            if middle_size < LARGEST_MIDDLE and any(word in old[1] for word in TROUBLE):
+            tail_size -= len(old[1]) + ROW_BYTES
+            passed += 1
+            if middle_size < LARGEST_MIDDLE and _is_new_trouble(old[1], seen):
                 kept.append(old)
-                middle_size += len(old[1]) + 1
+                middle_size += len(old[1]) + ROW_BYTES
     if passed:
-        size = (head_size + passed + tail_size) >> 20
         notes.append(
-            f"{path}: of {size} MB the first and last {LARGEST_BYTES >> 21} MB were read, "
-            "and between them only lines that look like an error"
+            f"{path}: of {head + passed + len(tail)} lines the first {head} and the last {len(tail)} were read, "
+            "and between them only those that look like an error"
         )
     return [*kept, *tail]
+
+
+def _is_new_trouble(row: str, seen: Counter[str]) -> bool:
+    """Return whether a row looks like an error, and not many like it were there before."""
+    if not any(word in row for word in TROUBLE):
+        return False
+    shape = shape_of(row)
+    seen[shape] += 1
+    return seen[shape] <= MIDDLE_REPEATS

@@ -22,9 +22,12 @@ TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)[-T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{3})
 # What those who carry a line put before it: `>` of a quoted text, the clock of a container with its stream.
 QUOTED = re.compile(r"(?:> ?)+")
 CARRIED = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) (?:(?:stdout|stderr) [FP] )?")
-BREAK = re.compile(r"\n|\r(?!$)")
+# A bar of progress ends without a line break before what others print next.
+BREAK = re.compile(r"\n|\r(?!$)|(?<=it/s\])(?=\S)|(?<=s/it\])(?=\S)")
+BREAKS = ("\n", "\r", "it/s]", "s/it]")
 TROUBLE = "err fail exception exit abort kill time cannot refus denied warn invalid".split()
 NO_LETTERS = re.compile(r"[^A-Za-z\u4e00-\u9fff]+")
+ASCII_NO_LETTERS = {code: None for code in range(128) if not chr(code).isalpha()}
 REPEATS, TROUBLE_REPEATS = 3, 100  # lines that differ in figures only: the first ones count
 HEADING = re.compile(r"==> (?P<path>\S.*?) <==|^\s*(?P<rank>rank ?\d+) ?[:：]\s*$", re.IGNORECASE)
 RANK_AT_HEAD = re.compile(
@@ -39,6 +42,7 @@ WORKER = re.compile(r"(?:\b|Worker_)(?:TP(\d+)|((?:(?:DP|PP|PCP)\d+_)+TP\d+))(?:
 # The head that torch_npu gives a message alone says the rank; the traceback stands above it, the rest below.
 HEAD_OF_MESSAGE = re.compile(r"\(PID:\d+, Device:-?\d+, RankID:\d+\) ERR\d{5}\b")
 TRACEBACK = "Traceback (most recent call last)"
+LAUNCHER = re.compile(r"\btorch[./]distributed[./](?:elastic|run|launcher)\b|\bexitcode\s*:")
 LONGEST_BELOW, LONGEST_ABOVE = 12, 400
 SUMMARY = re.compile(r"\brank\s*: (\d+) \(local_rank: \d+\)")  # of a launcher: it holds for the lines below
 SUMMARY_GOES_ON = re.compile(r"\b(?:exitcode|error_file|traceback)\s*: ")
@@ -47,6 +51,7 @@ SUMMARY_GOES_ON = re.compile(r"\b(?:exitcode|error_file|traceback)\s*: ")
 ENTRY = re.compile(r"\bHcclCommInit\w*: ?ranks\[(\d+)\], ?rank\[(\d+)\]")
 HEARD = ("HeartbeatAbnormal", "] by rank [")  # CANN's run log only informs of the rank that failed first
 PROCESS = re.compile(r"\bPID: ?(\d+)|\b[A-Z]{2,12}\((\d+),|\bpid[= ](\d+)")
+PROCESS_WORDS = ("PID:", "(", "pid")
 FILE_RANK = re.compile(r"(?<![A-Za-z])(?<!lora[-_])(?<!low[-_])(?<!node[-_])rank[-_ ]?(\d+)", re.IGNORECASE)
 
 
@@ -152,7 +157,7 @@ def _lend_ranks(lines: list[Line]) -> None:
 
 
 def _says_no_rank(line: Line) -> bool:
-    return line.rank is None and line.process is None
+    return line.rank is None and line.process is None and LAUNCHER.search(line.text) is None
 
 
 def _enter(text: str, entries: dict[str, set[tuple[int, str]]]) -> None:
@@ -171,23 +176,30 @@ def rank_of(entries: set[tuple[int, str]]) -> str | None:
 def _parts(row: str) -> tuple[str, list[str]]:
     """Return the clock of what carried a row, and its lines; a very long one is cut, as no pattern is so long."""
     row = COLOUR.sub("", row) if "\x1b" in row else row
-    quoted = QUOTED.match(row)
+    quoted = QUOTED.match(row) if row.startswith(">") else None
     row = row[quoted.end() :] if quoted else row
-    carried = CARRIED.match(row)
+    carried = CARRIED.match(row) if row[10:11] == "T" else None
     clock, row = (carried[1], row[carried.end() :]) if carried else ("", row)
     parts = []
     row = row.replace("\\n", "\n")
-    for part in BREAK.split(row) if "\r" in row or "\n" in row else [row]:
+    for part in BREAK.split(row) if any(mark in row for mark in BREAKS) else [row]:
         head = error_head(part)  # of a record that lost the line break before it
         parts += [part[:head], part[head:]] if head else [part]
+    if len(row) <= LONGEST_LINE:
+        return clock, parts
     return clock, [
         part[at : at + LONGEST_LINE] for part in parts for at in range(0, max(len(part), 1), LONGEST_LINE)
     ]
 
 
+def shape_of(text: str) -> str:
+    """Return the letters of a line: those of lines that differ in figures only are equal."""
+    return text.translate(ASCII_NO_LETTERS) if text.isascii() else NO_LETTERS.sub("", text)
+
+
 def _repeats(text: str, seen: Counter[str]) -> bool:
     """Return whether the line is one of many that differ in figures only, such as those of each training step."""
-    shape = NO_LETTERS.sub("", text)
+    shape = shape_of(text)
     seen[shape] += 1
     if seen[shape] <= REPEATS or seen[shape] > TROUBLE_REPEATS:
         return seen[shape] > REPEATS
@@ -219,7 +231,7 @@ def _rank(text: str) -> str | None:
 
 
 def _line(text: str, number: int, state: _State, level: int, clock: str) -> Line:
-    process = _first(PROCESS.search(text))
+    process = _first(PROCESS.search(text)) if any(word in text for word in PROCESS_WORDS) else None
     summary = SUMMARY.search(text) if " : " in text else None
     goes_on = state.child is not None and SUMMARY_GOES_ON.search(text)
     state.child = summary[1] if summary else state.child if goes_on else None

@@ -30,6 +30,9 @@ ITEMS = re.compile(r"\s\(?1[.)、](?!\d).*")
 ESCAPE, CLASS, GROUP = re.compile(r"\\."), re.compile(r"\[\^?\]?[^\]]*\]"), re.compile(r"\([^()]*\)")
 OPTIONAL = re.compile(r".?[?*]\??|.?\{[^}]*\}\??|[+.^$]")
 VERBOSE = re.compile(r"\(\?[a-z]*x")  # there spaces and comments are no text
+WITHIN_LINE = re.compile(r"\[\^[^\]]*\\n[^\]]*\]|\\\\")  # all but a line break, and no escape
+ACROSS = re.compile(r"\\[nsWD]|\[\^|\(\?[a-z]*s")  # what a line break can be a part of
+FEW = 8  # of so many lines one may have a pattern's words: more are faster looked at as a whole
 
 
 class Text:
@@ -40,20 +43,39 @@ class Text:
         said = _without_advice(self.lines)
         self.starts = list(accumulate((len(text) + 1 for text in said), initial=0))
         self.joined = "\n".join(said)
-        self.lower = self.joined.lower()
+        self.lower = self.joined.replace(
+            "\u0130", "I"
+        ).lower()  # the one letter that grows when it is made small
 
     def hits(self, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
         """Return each match with the place of its line."""
-        if self._may_match(pattern):
-            for hit in pattern.finditer(self.joined):
+        for start, end in self._where(pattern):
+            for hit in pattern.finditer(self.joined, start, end):
                 yield bisect_right(self.starts, hit.start()) - 1, hit
 
     def has(self, pattern: re.Pattern[str]) -> bool:
         """Return whether some line matches."""
-        return self._may_match(pattern) and pattern.search(self.joined) is not None
+        return any(pattern.search(self.joined, start, end) for start, end in self._where(pattern))
 
-    def _may_match(self, pattern: re.Pattern[str]) -> bool:
-        return any(word in self.lower for word in needed_words(pattern.pattern))
+    def _where(self, pattern: re.Pattern[str]) -> Sequence[tuple[int, int]]:
+        """Return the parts of the text in which a pattern can match: lines that have its words, where they are few."""
+        whole = [(0, len(self.joined))]
+        words = needed_words(pattern.pattern)
+        if "" in words:
+            return whole
+        if crosses_lines(pattern.pattern):
+            return whole if any(word in self.lower for word in words) else []
+        most = len(self.lines) // FEW
+        found: set[int] = set()
+        for word in words:
+            at = self.lower.find(word)
+            while at >= 0:
+                line = bisect_right(self.starts, at) - 1
+                found.add(line)
+                if len(found) > most:
+                    return whole
+                at = self.lower.find(word, self.starts[line + 1] - 1)
+        return [(self.starts[line], self.starts[line + 1] - 1) for line in sorted(found)]
 
 
 @cache
@@ -69,6 +91,12 @@ def needed_words(pattern: str) -> tuple[str, ...]:
     while (without := GROUP.sub("\0", plain)) != plain:
         plain = without
     return tuple(max(OPTIONAL.sub("\0", one).split("\0"), key=len).lower() for one in plain.split("|"))
+
+
+@cache
+def crosses_lines(pattern: str) -> bool:
+    """Return whether a match can have a line break within it."""
+    return ACROSS.search(WITHIN_LINE.sub("", pattern)) is not None
 
 
 def _without_advice(lines: Sequence[Line]) -> list[str]:

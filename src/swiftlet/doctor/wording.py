@@ -97,7 +97,12 @@ def _device(found: Explanation) -> str | None:
     """Return the device that the lines of a cause name, where the cause is not the same for all devices."""
     if found.first and found.first.cause.id.startswith(EVERYWHERE):
         return None
-    hit = next((hit for one in found.excerpt if (hit := DEVICE.search(one.text))), None)
+    near = []
+    if found.first and found.first.cause.id.startswith(
+        "operator."
+    ):  # told in lines beside the one that shows it
+        near = [one.line for one in found.symptoms if one.line.who == found.first.line.who]
+    hit = next((hit for one in [*found.excerpt, *near] if (hit := DEVICE.search(one.text))), None)
     return next(filter(None, hit.groups())) if hit else None
 
 
