@@ -41,6 +41,10 @@ def messages(**options):
         ({"dtype": "fp16", "sft_type": "full"}, "--dtype fp16 does not go with --sft_type full"),
         ({"dtype": "fp16", "sft_type": "full", "fsdp": "full_shard"}, "does not go with --sft_type full"),
         (
+            {"dtype": "fp16", "lora_modules_to_save": "lm_head", "lora_bias_trainable": "all"},
+            "--dtype fp16 does not go with --lora_modules_to_save, --lora_bias_trainable",
+        ),
+        (
             {"gradient_checkpointing": "partial", "deepspeed": "default-zero3"},
             "--gradient_checkpointing partial does not go with --deepspeed default-zero3",
         ),
@@ -59,6 +63,7 @@ def test_what_does_not_go_together(options, said):
         {"init_lora_weights": "pissa", "deepspeed": "default-zero2"},
         {"use_dora": True},
         {"dtype": "fp16"},
+        {"dtype": "fp16", "lora_modules_to_save": "lm_head", "fsdp": "full_shard"},
         {"predict_with_generate": True, "deepspeed": "default-zero2"},
         {"gradient_checkpointing": "partial", "deepspeed": "default-zero2"},
         {"gradient_checkpointing": "partial", "fsdp": "full_shard"},

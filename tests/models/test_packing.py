@@ -123,3 +123,18 @@ def test_matrices_that_are_one_number_as_before_sharding_do_not_hide_what_a_mode
         if parameter.dim() > 1:
             torch.nn.init.constant_(parameter, 0.02)
     assert let_pack(model)
+
+
+PHIMOE = {"max_position_embeddings": 64, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+
+@pytest.mark.parametrize(("window", "is_packed"), [(8, False), (64, True), (None, True)])
+def test_a_window_that_only_the_models_mask_has_is_kept(window, is_packed):
+    model = make("phimoe", **PHIMOE | {"sliding_window": window}).requires_grad_(True)
+    causal = build_causal(model)
+    assert causal.is_packed is is_packed
+    (ids,) = (part for part in samples() if len(part) == 20)
+    expected = torch.nn.functional.cross_entropy(
+        model(ids[None], use_cache=False).logits[0, :-1], ids[1:], reduction="sum"
+    )
+    assert loss_and_gradient(causal, [ids])[0] == pytest.approx(float(expected.detach()), rel=1e-5)

@@ -100,6 +100,46 @@ def test_a_gradient_that_changes_after_it_was_reduced_is_a_bug_that_is_seen():
     assert "changed after it was complete" in message
 
 
+class Adapted(nn.Module):
+    """Layers in some type, and between them an adapter in fp32."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        torch.manual_seed(3)
+        first, last = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.first, self.last = (layer.to(dtype).requires_grad_(False) for layer in (first, last))
+        self.adapter = nn.Linear(8, 8)
+
+    def forward(self, x):
+        hidden = self.first(x.to(self.first.weight.dtype))
+        return self.last(self.adapter(hidden.float()).to(hidden.dtype)).float()
+
+
+MANY = 10**6  # trained tokens; a mean over so many has no gradient in fp16
+
+
+def gradient_over_many(model, engine):
+    engine.backward(loss_of(model, rows()[:5]), is_last=False, divisor=MANY)
+    engine.backward(loss_of(model, rows()[5:]), is_last=True, divisor=MANY)
+    assert float(engine.grad_norm()) == pytest.approx(float(engine.gradients.norm()))
+    return model.adapter.weight.grad.flatten().tolist()
+
+
+def on_fp16_ranks(world):
+    model = Adapted(torch.float16)
+    return gradient_over_many(model, build_ddp_engine(model, adamw(model), world))
+
+
+def test_a_mean_over_many_tokens_keeps_its_gradient_in_fp16():
+    expected, found = (
+        gradient_over_many(model, build_single_engine(model, adamw(model)))
+        for model in (Adapted(torch.float32), Adapted(torch.float16))
+    )
+    assert found == pytest.approx(expected, rel=2e-2, abs=1e-2 * max(map(abs, expected)))
+    for of_rank in on_ranks(on_fp16_ranks, 2):  # which have the same rows
+        assert of_rank == pytest.approx([2 * one for one in found], rel=1e-6)
+
+
 def test_state_goes_from_one_engine_to_another():
     first, second = net(), net()
     engine = build_single_engine(first, adamw(first))

@@ -60,11 +60,20 @@ def no_fp16(args: Any, given: frozenset[str]) -> UsageError | None:
 
 def no_whole_model_in_fp16(args: Any, given: frozenset[str]) -> UsageError | None:
     """Refuse to train weights in fp16, whose gradients, and their squares all the more, are rounded to 0."""
-    if args.model.dtype != "fp16" or args.tuner.sft_type != "full" or args.parallel.deepspeed:
+    if args.model.dtype != "fp16" or args.parallel.deepspeed:
+        return None
+    is_full, is_whole = args.tuner.sft_type == "full", not is_sharded(args)
+    flags = {
+        "--sft_type full": is_full,
+        "--lora_modules_to_save": is_whole and not is_full and bool(args.tuner.lora_modules_to_save),
+        "--lora_bias_trainable": is_whole and not is_full and args.tuner.lora_bias_trainable != "none",
+    }
+    found = [flag for flag, is_there in flags.items() if is_there]
+    if not found:
         return None
     return UsageError(
-        "--dtype fp16 does not go with --sft_type full: squares of gradients are too small for fp16",
-        "type --dtype bf16 or --dtype fp32, or --sft_type lora",
+        f"--dtype fp16 does not go with {', '.join(found)}: squares of gradients are too small for fp16",
+        "type --dtype bf16 or --dtype fp32, or train only adapters of linear layers, which are fp32",
     )
 
 

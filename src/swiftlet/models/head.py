@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from swiftlet.models.cross_entropy import Head
 
+SMALLEST_TOLERANCE = 1e-4
+
 
 def inner_model(model: nn.Module) -> Any:
     """Return the causal model of transformers inside adapters of peft, or the model itself."""
@@ -27,14 +29,14 @@ def backbone(model: nn.Module) -> Any:
 def find_head(model: nn.Module) -> Head | None:
     """Return how a model computes logits, or None where it does so in a way of its own.
 
-    Source: Gemma 2 caps the logits, Cohere multiplies, Granite divides, Falcon-H1 multiplies.
+    Source: Gemma 2 and RecurrentGemma cap the logits, Cohere multiplies, Granite divides, Falcon-H1 multiplies.
     """
     inner = inner_model(model)
     module = inner.get_output_embeddings()
     if module is None:
         return None
     text = inner.config.get_text_config()
-    softcap = getattr(text, "final_logit_softcapping", None)
+    softcap = getattr(text, "final_logit_softcapping", None) or getattr(text, "logits_soft_cap", None)
     divisor = getattr(text, "logits_scaling", None) or 1.0
     factor = getattr(text, "logit_scale", None) or 1.0
     factor *= getattr(text, "lm_head_multiplier", None) or 1.0
@@ -42,7 +44,10 @@ def find_head(model: nn.Module) -> Head | None:
 
 
 def is_its_head(model: nn.Module, head: Head) -> bool:
-    """Return whether `head` over the backbone gives the logits of the model itself, tried on two tokens."""
+    """Return whether `head` over the backbone gives the logits of the model itself, tried on two tokens.
+
+    As near as the type allows: a cap that is not known changes small logits by little.
+    """
     inner = inner_model(model)
     ids = torch.arange(2, device=head_device(head))[None]
     with tried(model):
@@ -52,7 +57,8 @@ def is_its_head(model: nn.Module, head: Head) -> bool:
         if hidden is None or hidden.ndim != 3:
             return False
         ours = head.logits(hidden).float()
-    return ours.shape == own.shape and is_near(ours, own, 2e-2)
+    tolerance = max(SMALLEST_TOLERANCE, 2.5 * torch.finfo(next(inner.parameters()).dtype).eps)
+    return ours.shape == own.shape and is_near(ours, own, tolerance)
 
 
 @contextmanager

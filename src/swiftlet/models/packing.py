@@ -49,7 +49,10 @@ def let_pack(model: nn.Module) -> bool:
 
 
 def _tells_apart(inner: Any) -> bool:
-    """Return whether two samples in one pass give what each gives alone, and every attention was told of them."""
+    """Return whether two samples in one pass give what each gives alone, and every attention is told all it needs.
+
+    That is the boundaries of the samples, and its window: two short samples would not show one that is missing.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -57,7 +60,15 @@ def _tells_apart(inner: Any) -> bool:
     ids_T = torch.arange(CU_SEQLENS[-1], device=device)
     positions_T = torch.cat([torch.arange(end - start, device=device) for start, end in pairwise(CU_SEQLENS)])
     mask = torch.ones((1, 1, len(ids_T), len(ids_T)), dtype=torch.bool, device=device).tril()
+    is_together = False
+    context = getattr(inner.config.get_text_config(), "max_position_embeddings", None)
     told: list[bool] = []
+    masks: list[tuple[Tensor | None, int | None]] = []
+
+    def masked(*args: Any, **kwargs: Any) -> Tensor | None:
+        made = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+        masks.append((made, kwargs.get("local_size")))
+        return made
 
     def attend(
         module: nn.Module,
@@ -67,7 +78,11 @@ def _tells_apart(inner: Any) -> bool:
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        told.append(kwargs.get("cu_seqlens") is not None and _is_same(attention_mask, mask))
+        if is_together:
+            told.append(kwargs.get("cu_seqlens") is not None and _is_same(attention_mask, mask))
+        else:
+            windows = {window for made, window in masks if made is attention_mask}
+            told.append(all(_is_no_less(kwargs.get("sliding_window"), window, context) for window in windows))
         return packed_attention(module, query, key, value, attention_mask, **kwargs)
 
     def hidden(start: int, end: int, **options: Any) -> Tensor:
@@ -78,13 +93,22 @@ def _tells_apart(inner: Any) -> bool:
     with tried(inner):
         alone = torch.cat([hidden(*ends) for ends in pairwise(CU_SEQLENS)])
         AttentionInterface.register(PROBE, attend)
-        AttentionMaskInterface.register(PROBE, sdpa_mask)
+        AttentionMaskInterface.register(PROBE, masked)
         inner.set_attn_implementation(PROBE)
+        hidden(*CU_SEQLENS[:2])  # some models' windows are in their masks alone
+        is_together = True
         together = hidden(0, len(ids_T), attention_mask=mask, cu_seqlens=CU_SEQLENS)
     # Many layers add up their rounding; a neighbour's influence is larger. Hollow matrices may give rounding alone.
     tolerance = torch.finfo(dtype).eps ** (1 / 3) * max(1.0, float(alone.norm()))
     difference = (together - alone).norm()
     return all(told) and torch.allclose(difference, torch.zeros_like(difference), atol=tolerance)
+
+
+def _is_no_less(told: int | None, window: int | None, context: int | None) -> bool:
+    """Return whether attention that is told this window sees what the mask lets it see within the context."""
+    return told == window or (
+        told is None and window is not None and context is not None and window >= context
+    )
 
 
 def _is_same(mask: Tensor | None, expected: Tensor) -> bool:

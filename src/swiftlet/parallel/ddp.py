@@ -64,13 +64,15 @@ class DDPEngine(SingleEngine):
 
     reducer: Reducer
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Add the gradient of `loss`; reduce while the last one runs."""
+    def backward(self, loss: torch.Tensor, *, is_last: bool, divisor: int = 1) -> None:
+        """Add the gradient of `loss / divisor`; reduce while the last one runs."""
         if is_last:
             self.reducer.arm()
-        super().backward(loss, is_last=is_last)
-        if is_last:
-            self.reducer.finish()
+        super().backward(loss, is_last=is_last, divisor=divisor)
+
+    def complete(self) -> None:
+        """Wait until all gradients are summed."""
+        self.reducer.finish()
 
 
 @torch.no_grad()
@@ -85,7 +87,8 @@ def build_ddp_engine(model: nn.Module, optimizer: Optimizer, world: World) -> DD
     """Return an engine of replicas; rank 0's trained parameters are copied to all."""
     share_start((p for p in model.parameters() if p.requires_grad), world)
     own = build_single_engine(model, optimizer)
-    return DDPEngine(optimizer, own.gradients, own.pieces, reducer=build_reducer(own.gradients))
+    reducer = build_reducer(own.gradients)
+    return DDPEngine(optimizer, own.gradients, own.pieces, own.divides_late, reducer=reducer)
 
 
 def build_reducer(gradients: Gradients) -> Reducer:

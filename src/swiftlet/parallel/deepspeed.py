@@ -49,11 +49,11 @@ class DeepSpeedEngine:
         """DeepSpeed's optimizer around torch's."""
         return self.runner.optimizer
 
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Add the gradient of `loss`; both stages reduce it at once, since no rank keeps it whole."""
+    def backward(self, loss: Tensor, *, is_last: bool, divisor: int = 1) -> None:
+        """Add the gradient of `loss / divisor`; both stages reduce it at once, since no rank keeps it whole."""
         self._norm = None
         self.runner.set_gradient_accumulation_boundary(is_last)
-        self.runner.backward(loss * self.world.world_size, scale_wrt_gas=False)
+        self.runner.backward(loss * (1 / divisor) * self.world.world_size, scale_wrt_gas=False)
 
     def grad_norm(self) -> Tensor:
         """Return the norm of the summed gradient over all partitions."""

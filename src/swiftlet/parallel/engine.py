@@ -37,8 +37,11 @@ class Trained(NamedTuple):
 class Engine(Protocol):
     """Backward, reduction, clipping and update of one model on all ranks."""
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Add the gradient of `loss`; after the micro-batch with `is_last` the gradient is the sum over ranks."""
+    def backward(self, loss: torch.Tensor, *, is_last: bool, divisor: int = 1) -> None:
+        """Add the gradient of `loss / divisor`; after the one with `is_last` the gradient is the sum over ranks.
+
+        All losses of a step have one divisor.
+        """
 
     def grad_norm(self) -> torch.Tensor:
         """Return the norm of the summed gradient, a float32 scalar, the same on all ranks; no host sync."""
@@ -74,18 +77,30 @@ class Engine(Protocol):
 
 @dataclass
 class SingleEngine:
-    """One device; build it with `build_single_engine`."""
+    """One device; build it with `build_single_engine`.
+
+    Args:
+        divides_late: the backward pass is in fp16, see `has_fp16`.
+    """
 
     optimizer: Optimizer
     gradients: Gradients
     pieces: list[Piece]
+    divides_late: bool = False
     _norm: torch.Tensor | None = field(default=None, repr=False)
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Add the gradient of `loss`; one without a graph adds nothing."""
+    def backward(self, loss: torch.Tensor, *, is_last: bool, divisor: int = 1) -> None:
+        """Add the gradient of `loss / divisor`; a loss without a graph adds nothing."""
         self._norm = None
         if loss.requires_grad:
-            loss.backward()
+            (loss if self.divides_late else loss * (1 / divisor)).backward()
+        if is_last:
+            self.complete()
+            if self.divides_late:
+                self.gradients.scale(1 / divisor)
+
+    def complete(self) -> None:
+        """Do what is left once the last micro-batch of a step has run backward."""
 
     def grad_norm(self) -> torch.Tensor:
         """Return the norm of the gradient."""
@@ -127,6 +142,15 @@ class SingleEngine:
         """Return None: the model itself has all its tensors."""
 
 
+def has_fp16(model: nn.Module) -> bool:
+    """Return whether the backward pass is in fp16, where a mean over many tokens would round gradients to 0.
+
+    Then the gradient of the sum is taken, which is as large as that of one token, and divided in the adapters' fp32.
+    Source: Micikevicius et al. 2018, "Mixed Precision Training", section 3.2.
+    """
+    return any(parameter.dtype == torch.float16 for parameter in model.parameters())
+
+
 def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
     """Set each group's rate to `factor` times its "initial_lr"; return the first group's rate."""
     for group in optimizer.param_groups:
@@ -138,4 +162,4 @@ def build_single_engine(model: nn.Module, optimizer: Optimizer) -> SingleEngine:
     """Return an engine for one device; every trained parameter gets its gradient buffer."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     pieces = [whole_piece(names[p], p) for group in optimizer.param_groups for p in group["params"]]
-    return SingleEngine(optimizer, build_gradients(model.named_parameters()), pieces)
+    return SingleEngine(optimizer, build_gradients(model.named_parameters()), pieces, has_fp16(model))

@@ -51,14 +51,17 @@ class FSDPEngine:
     dtype: torch.dtype
     _norm: Tensor | None = field(default=None, repr=False)
 
-    def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Add the gradient of `loss`, summed over ranks for what is sharded; reduce the rest with the last one."""
+    def backward(self, loss: Tensor, *, is_last: bool, divisor: int = 1) -> None:
+        """Add the gradient of `loss / divisor`, summed over ranks where sharded; reduce the rest with the last one."""
         self._norm = None
+        divides_late = self.dtype == torch.float16  # see `has_fp16`; sharded gradients are fp32 too
         if is_last:
             self.reducer.arm()
-        loss.backward()
+        (loss if divides_late else loss * (1 / divisor)).backward()
         if is_last:
             self.reducer.finish()
+        if is_last and divides_late:
+            self._scale(1 / divisor)
 
     def grad_norm(self) -> Tensor:
         """Return the norm of the summed gradient over all shards and replicas."""
@@ -73,10 +76,7 @@ class FSDPEngine:
         """Clip, step and clear; return the norm before clipping."""
         norm = self.grad_norm()
         if max_grad_norm > 0:
-            coefficient = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-            for _, gradient in self._gradients():
-                gradient.mul_(coefficient.to(gradient))
-            self.replicas.clip(norm, max_grad_norm)
+            self._scale((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
         for shard in self.shards:
             gradient = shard.parameter.grad
             shard.held.grad = None if gradient is None else gradient.to_local()
@@ -117,6 +117,11 @@ class FSDPEngine:
             whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             is_finer = hasattr(tensor, "full_tensor") and tensor.requires_grad
             yield name, whole.detach().to(self.dtype) if is_finer else whole.detach()
+
+    def _scale(self, factor: float | Tensor) -> None:
+        for _, gradient in self._gradients():
+            gradient.mul_(factor.to(gradient) if isinstance(factor, Tensor) else factor)
+        self.replicas.scale(factor)
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Yield this rank's rows of the gradient with the names of their parameters."""

@@ -46,11 +46,14 @@ class Gradients:
         norms = [norm_of(bucket.flat) for bucket in self.buckets]
         return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
+    def scale(self, factor: float | torch.Tensor) -> None:
+        """Multiply all gradients by one number."""
+        for bucket in self.buckets:
+            bucket.flat.mul_(factor.to(bucket.flat) if isinstance(factor, torch.Tensor) else factor)
+
     def clip(self, norm: torch.Tensor, max_norm: float) -> None:
         """Scale all gradients by min(1, max_norm / (norm + 1e-6)). Source: torch.nn.utils.clip_grad_norm_."""
-        coefficient = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        for bucket in self.buckets:
-            bucket.flat.mul_(coefficient.to(bucket.flat))
+        self.scale((max_norm / (norm + 1e-6)).clamp(max=1.0))
 
     def first_bad(self) -> str | None:
         """Return the name of the first parameter, in model order, whose gradient is not finite."""

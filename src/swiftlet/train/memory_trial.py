@@ -53,7 +53,7 @@ def try_largest(memory: MemoryPlan, model: LanguageModel, engine: Engine, device
     try:
         with torch.random.fork_rng(indices, device_type=device.type):
             losses = forward(model, memory.largest.to(device))
-            engine.backward(losses.loss_sum / num_tokens, is_last=True)
+            engine.backward(losses.loss_sum, is_last=True, divisor=num_tokens)
             engine.drop()
     except torch.OutOfMemoryError as error:
         raise memory.error("before the first step: the largest micro-batch of the run", num_tokens) from error

@@ -109,7 +109,7 @@ def _replay(run: Run, loaded: LoadedStep) -> list[dict[str, Any]]:
     found = []
     for batch in loaded.micro_batches:
         loss_sum = forward(run.model, batch.to(run.device)).loss_sum
-        run.engine.backward(loss_sum / loaded.step.num_label_tokens, is_last=False)
+        run.engine.backward(loss_sum, is_last=False, divisor=loaded.step.num_label_tokens)
         parameter = run.engine.bad_gradient()
         if parameter:
             rows = run.name_rows(batch.sample_ids)[:MOST_ROWS]

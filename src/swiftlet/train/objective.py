@@ -111,8 +111,11 @@ def compute_gradient(
     for number, batch in enumerate(loaded.micro_batches):
         result = forward(model, batch.to(device))
         forward_factor, backward_factor = fault("fwd", step=step), fault("bwd", step=step)
-        scale = forward_factor * backward_factor / loaded.step.num_label_tokens
-        engine.backward(result.loss_sum * scale, is_last=number == last)
+        engine.backward(
+            result.loss_sum * (forward_factor * backward_factor),
+            is_last=number == last,
+            divisor=loaded.step.num_label_tokens,
+        )
         losses.append(result.loss_sum.detach() * forward_factor)
         counts.append(torch.as_tensor(result.num_correct, device=losses[-1].device))
     stop = torch.full((), float(is_stop_requested), device=losses[0].device)
