@@ -50,6 +50,15 @@ OWN: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
     "mamba2": {"state_size": 8, "num_heads": 8, "head_dim": 8, "n_groups": 1, "chunk_size": 8},
+    # A state space layer before a dense block, attention before one of experts.
+    "jamba": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+    },
     "llama4_text": {"head_dim": 8, "num_local_experts": 4, "intermediate_size_mlp": 48},
     "falcon": {"alibi": False},
     "minimax": {

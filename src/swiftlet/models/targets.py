@@ -20,8 +20,15 @@ QKV = re.compile(
     r"|^(query_key_value|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|in_proj_qkv\w*)$",
     re.IGNORECASE,
 )
-# Their kernels read the matrix of out_proj past an adapter. Source: peft, _check_lora_target_modules_mamba.
-OUT_PROJ_IS_READ = {"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"}
+# State space layers that take the matrix of these past an adapter, which would learn nothing: dt_proj always, the
+# others where their fused kernels are installed. Source: transformers, the modeling files of these names.
+READ_PAST: dict[str, set[str]] = {
+    "jamba": {"dt_proj"},
+    **dict.fromkeys(("falcon_mamba", "mamba"), {"x_proj", "dt_proj", "out_proj"}),
+    **dict.fromkeys(
+        ("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"), {"out_proj"}
+    ),
+}
 KEYWORDS = ("DEFAULT", "ALL", "EMBEDDING", "LN", "AUTO")
 
 
@@ -51,7 +58,7 @@ def resolve_targets(model: nn.Module, names: Sequence[str]) -> list[str]:
     Raises:
         UsageError: a name matches nothing that can have an adapter.
     """
-    linear = linear_names(model)
+    linear = [full for full in linear_names(model) if not _is_read_past(model, full)]
     chosen: set[str] = set()
     for name in names:
         chosen |= set(_named(model, linear, name))
@@ -63,8 +70,7 @@ def resolve_targets(model: nn.Module, names: Sequence[str]) -> list[str]:
 def _named(model: nn.Module, linear: list[str], name: str) -> list[str]:
     flag = "--lora_target_modules"
     if name.upper() == "ALL":
-        is_read = getattr(model.config, "model_type", None) in OUT_PROJ_IS_READ
-        return [full for full in linear if not (is_read and full.endswith(".out_proj"))]
+        return linear
     if name.upper() == "EMBEDDING":
         return [_name_of(model, model.get_input_embeddings())]  # type: ignore[operator]
     if name.upper() in ("DEFAULT", "AUTO"):
@@ -86,7 +92,18 @@ def _named(model: nn.Module, linear: list[str], name: str) -> list[str]:
             f"{flag} {name}: no layer of {type(model).__name__} has this name",
             f"{suggest(name, [*_last_parts(able), *KEYWORDS[:3]])}; there are: {', '.join(_last_parts(able))}",
         )
+    if any(_is_read_past(model, full) for full in found):
+        raise UsageError(
+            f"{flag} {name}: {type(model).__name__} reads the matrix of this layer past an adapter, which would learn "
+            "nothing",
+            f"use ALL, or names out of: {', '.join(_last_parts(linear))}",
+        )
     return found
+
+
+def _is_read_past(model: nn.Module, full: str) -> bool:
+    kind = str(getattr(model.config, "model_type", ""))
+    return full.rpartition(".")[2] in READ_PAST.get(kind, ())
 
 
 def resolve_saved(model: nn.Module, names: Sequence[str]) -> list[str]:
