@@ -40,6 +40,7 @@ def build_model(setup: Setup) -> CausalLM:
             trust_remote_code=args.model.trust_remote_code,
             hollow=is_hollow,
         )
+    _say_router(model)
     torch.manual_seed(args.train.seed)
     if is_full:
         tuner.apply_full(
@@ -91,6 +92,17 @@ def _capture(args: Any, causal: CausalLM, device: Device) -> None:
         raise UsageError(f"--graph_capture: {reason}", "leave it out")
     record_passes(causal, device.capture, log.warning)
     log.info("training passes are recorded as graphs and replayed (--graph_capture)")
+
+
+def _say_router(model: Any) -> None:
+    """Say that a loss of the router that config.json asks for is not added, as transformers would in training."""
+    config = model.config.get_text_config()
+    weight = getattr(config, "router_aux_loss_coef", 0)
+    if getattr(config, "output_router_logits", False) and weight:
+        log.warning(
+            f"config.json asks for a loss that balances experts (output_router_logits, router_aux_loss_coef {weight}): "
+            "it is not added, the loss is that of the trained tokens alone"
+        )
 
 
 def _say_frozen(model: Any) -> None:
