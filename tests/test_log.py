@@ -27,6 +27,9 @@ KEY = "sk-" + "a1b2c3d4" * 4
         "Bearer authentication is described in RFC 6750",
         "hf_transfer hf_hub_download",
         "http://host:80/path@2",
+        "https://host/search?q=tokenizer&monkey=banana&page=123456",
+        "ssh://git-user@host/ms-swift/AKIAIOS-2024 ghp_is_a_prefix ms-0123abcd",
+        "Basic authentication: see RFC 7617",
     ],
 )
 def test_prose_and_paths_stay_as_they_are(text):
@@ -40,11 +43,34 @@ def test_prose_and_paths_stay_as_they_are(text):
         KEY,
         "sk-proj-" + "A_b1-" * 3 + "x9y8z7w6" * 3,
         "Bearer eyJhbGciOiJIUzI1NiJ9.e30.abc",
+        "ms-0a1b2c3d-4e5f-6a7b-8c9d-0e1f2a3b4c5d",
+        "ghp_" + "a1B2" * 9,
+        "github_pat_" + "11ABCdef_" * 5,
+        "glpat-" + "x1Y2z" * 4,
+        "AKIA" + "IOSF0DNN" * 2,
     ],
 )
 def test_keys_are_masked_wherever_they_stand(secret):
     assert redact(f"key {secret}, and on") == "key ***, and on"
     assert redact(f"https://user:{secret.split()[-1]}@host") == "https://***@host"
+
+
+@pytest.mark.parametrize(
+    "url, shown",
+    [
+        ("https://host/x?token=abc123def&page=2", "https://host/x?token=***&page=2"),
+        (
+            "https://b.s3.com/f?X-Amz-Date=2&X-Amz-Signature=0a1b2c3d",
+            "https://b.s3.com/f?X-Amz-Date=2&X-Amz-Signature=***",
+        ),
+        ("GET /models?private_token=abcdefgh'", "GET /models?private_token=***'"),
+        ("https://0123456789abcdef0123@host/git", "https://***@host/git"),
+        ("redis://:hunter22@host", "redis://***@host"),
+        ("Authorization: Basic dXNlcjpwYXNz", "Authorization: ***"),
+    ],
+)
+def test_what_a_link_is_allowed_by_is_masked(url, shown):
+    assert redact(url) == shown
 
 
 @pytest.mark.parametrize(

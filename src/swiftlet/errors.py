@@ -7,7 +7,9 @@ ours and shows a traceback. The exit code of a failed run is a property of the c
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -131,6 +133,22 @@ def describe(value: Any, limit: int = 80) -> str:
     """Return `value` as a short quoted string for a message."""
     text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say of a block that reads a file, which was found whole a moment before, that the disk does not give it.
+
+    Raises:
+        SwiftletError: it does not.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SwiftletError(
+            f"{path} cannot be read: {error.strerror or error}",
+            "look at the disk it is on; if it is fine, type the command again",
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

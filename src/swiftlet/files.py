@@ -33,6 +33,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def leads_out(path: Path, folder: Path) -> bool:
+    """Return whether a path of a folder is elsewhere, links followed. Links within a Hugging Face cache are not."""
+    real = folder.resolve()
+    repository = real.parent.parent
+    is_snapshot = real.parent.name == "snapshots" and (repository / "blobs").is_dir()
+    return not path.resolve().is_relative_to(repository if is_snapshot else real)
+
+
 def append_whole(path: Path, content: bytes) -> None:
     """Append to a file all of `content` or, where the disk takes only a part, nothing: the next one is not glued to it.
 

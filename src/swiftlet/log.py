@@ -27,7 +27,18 @@ _SECRET_TEXT = re.compile(
     r"(?<![A-Za-z0-9])hf_(?:[A-Za-z0-9]{20,}|(?=[A-Za-z]*[0-9])[A-Za-z0-9]{8,})"
     r"|(?<![A-Za-z0-9])sk-(?=(?:[A-Za-z0-9]*[_-])*(?=[A-Za-z]*[0-9])[A-Za-z0-9]{8})[A-Za-z0-9_-]+"
     r"|\bBearer\s+(?=[A-Za-z._~+/=-]*[0-9])[A-Za-z0-9._~+/=-]{8,}"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"|(?<![A-Za-z0-9])(?:gh[a-z]_|github_pat_|glpat-)(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}"
+    r"|(?<![A-Za-z0-9])ms-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}(?![A-Za-z0-9])"
+    r"|(?<![A-Za-z0-9])A[KS]IA[A-Z0-9]{16}(?![A-Za-z0-9])"
+    r"|(?<=[Aa]uthorization: )Basic\s+\S+"
+    r"|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+    r"|(?<=://)(?=[A-Za-z_.~-]*[0-9])[A-Za-z0-9_.~-]{16,}(?=@)"
+)
+# What a URL says for a secret, such as the signature of a link that stands for its maker.
+_SECRET_QUERY = re.compile(
+    r"([?&][\w.%-]*(?:token|(?<![a-z])(?:api|access)?key|secret|password|passwd|credential|signature)"
+    r"(?![a-z])[\w.%-]*=)[^\s&#'\"]{6,}",
+    re.IGNORECASE,
 )
 MASK = "***"
 LONG, SHORT = 8, 6  # characters of a secret that is found anywhere, and of one that must stand alone
@@ -49,7 +60,7 @@ def redact(text: str) -> str:
                 text = text.replace(spelling, MASK)
             elif len(value) >= SHORT and is_like_a_key:
                 text = re.sub(rf"(?<![A-Za-z0-9]){re.escape(spelling)}(?![A-Za-z0-9])", MASK, text)
-    return _SECRET_TEXT.sub(MASK, text)
+    return _SECRET_QUERY.sub(rf"\1{MASK}", _SECRET_TEXT.sub(MASK, text))
 
 
 def _spellings(value: str) -> set[str]:

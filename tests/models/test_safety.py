@@ -1,16 +1,22 @@
 """What a model folder must not do: run code, read other files, take all the memory."""
 
+import errno
 import json
 import os
 import pickle
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from swiftlet.errors import SwiftletError
+from swiftlet.models.adapter import read_adapter_tensors
+from swiftlet.models.base_hash import base_hash
+from swiftlet.models.generation_file import read_generation_config
 from swiftlet.models.safety import (
+    check_may_run_code,
     for_library,
     inside,
     read_config,
@@ -19,6 +25,7 @@ from swiftlet.models.safety import (
     weight_files,
     without_code_fields,
 )
+from swiftlet.models.whole_hash import weights_hash
 
 
 def make_folder(folder):
@@ -237,3 +244,42 @@ def test_sizes_may_be_absent_or_differ_by_layer(tmp_path):
     config = {"model_type": "x", "head_dim": None, "intermediate_size": [8, 16]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("name", ["/tmp/evil.Model", "sub/evil.Model", "../evil.Model", "evil", 3])
+def test_trusted_code_is_a_file_of_the_folder(name, tmp_path):
+    folder = make_folder(tmp_path / "m")
+    with pytest.raises(SwiftletError, match="from a place that is no file of the folder"):
+        check_may_run_code(folder, {"auto_map": {"AutoModelForCausalLM": name}})
+
+
+def test_trusted_code_is_no_link_to_a_file_elsewhere(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    (tmp_path / "evil.py").write_text("")
+    (folder / "modeling_x.py").symlink_to("../evil.py")
+    with pytest.raises(SwiftletError, match="is a link that leads out"):
+        check_may_run_code(folder, {"auto_map": {"AutoModelForCausalLM": "modeling_x.Model"}})
+
+
+@pytest.mark.parametrize("reader", [read_header, base_hash, weights_hash, read_adapter_tensors])
+def test_a_disk_that_gives_no_weights_is_named(reader, tmp_path, monkeypatch):
+    folder = make_folder(tmp_path / "m")
+    file = folder / "model.safetensors"
+    (folder / "adapter_model.safetensors").write_bytes(file.read_bytes())
+
+    def broken(self, *args, **kwargs):
+        if self.suffix == ".safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(self))
+        return open(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", broken)
+    with pytest.raises(SwiftletError, match="model.safetensors cannot be read: Input/output error") as caught:
+        reader(file if reader is read_header else folder)
+    assert "look at the disk" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", ['{"pad_token_id": "x"}', '{"max_new_tokens": 0}'])
+def test_a_damaged_generation_config_is_named(content, tmp_path):
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(SwiftletError, match=r"generation_config.json is damaged: "):
+        read_generation_config(tmp_path)

@@ -6,7 +6,8 @@ from ranks import on_ranks
 from torch import nn
 
 from swiftlet.parallel.ddp import build_ddp_engine
-from swiftlet.parallel.engine import build_single_engine
+from swiftlet.parallel.engine import Trained, build_single_engine
+from swiftlet.parallel.fsdp import build_fsdp_engine
 from swiftlet.parallel.gradients import build_gradients, norm_of
 from swiftlet.parallel.world import World, world_from_environment
 
@@ -118,10 +119,14 @@ class Adapted(nn.Module):
 MANY = 10**6  # trained tokens; a mean over so many has no gradient in fp16
 
 
-def gradient_over_many(model, engine):
-    engine.backward(loss_of(model, rows()[:5]), is_last=False, divisor=MANY)
-    engine.backward(loss_of(model, rows()[5:]), is_last=True, divisor=MANY)
-    assert float(engine.grad_norm()) == pytest.approx(float(engine.gradients.norm()))
+def gradient_over_many(model, engine, forward=None):
+    forward = forward or model
+    engine.backward(loss_of(forward, rows()[:5]), is_last=False, divisor=MANY)
+    engine.backward(loss_of(forward, rows()[5:]), is_last=True, divisor=MANY)
+    gradients = [p.grad for p in model.adapter.parameters()]
+    assert float(engine.grad_norm()) == pytest.approx(
+        float(torch.cat([g.flatten() for g in gradients]).norm())
+    )
     return model.adapter.weight.grad.flatten().tolist()
 
 
@@ -130,14 +135,36 @@ def on_fp16_ranks(world):
     return gradient_over_many(model, build_ddp_engine(model, adamw(model), world))
 
 
+class WholeStep(nn.Module):
+    """What an engine that shards a model takes: its forward pass is a step's, `model` names the parameters."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x)
+
+
+def on_sharded_fp16_ranks(world):
+    model = Adapted(torch.float16)
+    module, adapters = WholeStep(model), ["adapter.weight", "adapter.bias"]
+    trained = Trained([{"params": adapters}], adapters, lambda groups: torch.optim.AdamW(groups, lr=0.1))
+    engine = build_fsdp_engine(
+        module, [model.first, model.last], {}, trained, world=world, dtype=torch.float16
+    )
+    return gradient_over_many(model, engine, module)
+
+
 def test_a_mean_over_many_tokens_keeps_its_gradient_in_fp16():
     expected, found = (
         gradient_over_many(model, build_single_engine(model, adamw(model)))
         for model in (Adapted(torch.float32), Adapted(torch.float16))
     )
     assert found == pytest.approx(expected, rel=2e-2, abs=1e-2 * max(map(abs, expected)))
-    for of_rank in on_ranks(on_fp16_ranks, 2):  # which have the same rows
-        assert of_rank == pytest.approx([2 * one for one in found], rel=1e-6)
+    for ranks in (on_fp16_ranks, on_sharded_fp16_ranks):
+        for of_rank in on_ranks(ranks, 2):  # which have the same rows
+            assert of_rank == pytest.approx([2 * one for one in found], rel=1e-6)
 
 
 def test_state_goes_from_one_engine_to_another():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swiftlet.errors import CheckpointError, UsageError
+from swiftlet.errors import CheckpointError, SwiftletError, UsageError
 from swiftlet.faults import damage
 from swiftlet.train.loop import train
 from swiftlet.train.manifest import Identity
@@ -48,6 +48,14 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(saved, name, actio
     else:
         damage(path, action)
     assert find_checkpoint(saved).manifest.step == 2
+
+
+def test_a_disk_that_fails_after_the_check_is_named(saved, monkeypatch):
+    checkpoint = find_checkpoint(saved)
+    monkeypatch.setenv("SWIFTLET_FAULT", "resume.read=eio")
+    with pytest.raises(SwiftletError, match="checkpoint-3 cannot be read: Input/output error") as caught:
+        checkpoint.read_state()
+    assert "look at the disk" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ import numpy as np
 import tokenizers
 
 from swiftlet.data.rendering import TemplateError
-from swiftlet.data.tokenizer_files import Extra, TokenizerFiles, read_tokenizer_files
+from swiftlet.data.tokenizer_files import Extra, TokenizerFiles, open_backend, read_tokenizer_files
 from swiftlet.data.words import Words, build_words
 
 _LEAVE_OUT = "leave such rows out with --bad_rows skip"
@@ -236,10 +236,7 @@ def _read_backend(
     folder: Path, fingerprint: str, extra: Extra, serialized: str | None
 ) -> tokenizers.Tokenizer:
     """Return the tokenizer of the files; `fingerprint` is in the key so that a changed file is read again."""
-    if serialized is None:
-        backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    else:
-        backend = tokenizers.Tokenizer.from_str(serialized)
+    backend = open_backend(folder, serialized)
     backend.no_truncation()
     backend.no_padding()
     for text, special in extra:

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from swiftlet.config.filenames import TEMPLATE_FOLDERS
-from swiftlet.errors import UsageError, describe
+import tokenizers
+
+from swiftlet.config.filenames import TEMPLATE_FOLDERS, TOKENIZER_FILES
+from swiftlet.errors import UsageError, describe, first_line
+from swiftlet.files import leads_out
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MORE_NAMES = ("additional_special_tokens", "extra_special_tokens")
@@ -52,8 +57,9 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     """Read the tokenizer's files of a model folder.
 
     Raises:
-        UsageError: the folder has no tokenizer, or a file of it cannot be read.
+        UsageError: the folder has no tokenizer, a file of it cannot be read, or is a link to one elsewhere.
     """
+    _check_links(folder)
     config = _read_json(folder / "tokenizer_config.json")
     special = _special_tokens(folder, config)
     path = folder / "tokenizer.json"
@@ -73,6 +79,33 @@ def read_tokenizer_files(folder: Path) -> TokenizerFiles:
     )
 
 
+def _check_links(folder: Path) -> None:
+    """Check that the files are the folder's own: they are copied into checkpoints, which are given to others."""
+    for pattern in TOKENIZER_FILES:
+        for path in folder.glob(pattern):
+            if leads_out(path, folder):
+                raise UsageError(
+                    f"{path} is a link that leads out of its folder, to {path.resolve()}",
+                    "copy the file into the folder",
+                )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Say of a file whose content is not of the kinds that it should be that it is damaged.
+
+    Raises:
+        UsageError: it is.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path} is damaged: {type(error).__name__} {describe(str(error), 160)}",
+            "download the model again",
+        ) from error
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -86,7 +119,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(_read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid JSON: {error}", "download the model again") from error
     if not isinstance(found, dict):
         raise UsageError(
@@ -114,13 +147,41 @@ def _convert(folder: Path) -> str:
         ) from error
 
 
+class _FromLibrary(NamedTuple):
+    """Says of a file that the library does not know it: a plain Exception, which the library raises, and no other."""
+
+    path: Path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is Exception and error is not None:
+            raise UsageError(
+                f"{self.path} is no tokenizer that is known here: {first_line(error)}",
+                "pip install -U tokenizers, if the model is newer than it; or download the model again",
+            ) from error
+
+
+def open_backend(folder: Path, serialized: str | None) -> tokenizers.Tokenizer:
+    """Return the tokenizer of a folder's tokenizer.json, or of the text that stands for it.
+
+    Raises:
+        UsageError: it is of a kind that the library does not know.
+    """
+    with _FromLibrary(folder / "tokenizer.json"):
+        if serialized is not None:
+            return tokenizers.Tokenizer.from_str(serialized)
+        return tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
 def _known_tokens(path: Path, text: str) -> set[str]:
     """Return the tokens of a tokenizer.json, after looking whether it is one."""
     try:
         found = json.loads(text)
         vocabulary = found["model"]["vocab"]
         added = [token["content"] for token in found.get("added_tokens", [])]
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UsageError(
             f"{path} is not a tokenizer: {type(error).__name__} {describe(str(error))}",
             "download the model again",
@@ -155,10 +216,12 @@ def _more_special_tokens(folder: Path, config: dict[str, Any]) -> list[str]:
 def _missing_tokens(folder: Path, known: set[str], config: dict[str, Any], special: dict[str, str]) -> Extra:
     """Return the tokens that the smaller files name and tokenizer.json lacks, in the order of their ids."""
     declared = config.get("added_tokens_decoder") or {}
-    by_id = sorted(declared.items(), key=lambda item: int(item[0]))
-    wanted = [(_content(token), bool(token.get("special"))) for _, token in by_id]
+    with _reading(folder / "tokenizer_config.json"):
+        by_id = sorted(declared.items(), key=lambda item: int(item[0]))
+        wanted = [(_content(token), bool(token.get("special"))) for _, token in by_id]
     older = _read_json(folder / "added_tokens.json")
-    wanted += [(text, False) for text, _ in sorted(older.items(), key=lambda item: int(item[1]))]
+    with _reading(folder / "added_tokens.json"):
+        wanted += [(text, False) for text, _ in sorted(older.items(), key=lambda item: int(item[1]))]
     wanted += [(text, True) for text in (*special.values(), *_more_special_tokens(folder, config))]
     missing: dict[str, bool] = {}
     for text, is_special in wanted:
@@ -172,7 +235,8 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
     named: dict[str, str] = {}
     declared = config.get("chat_template") or _read_json(folder / "chat_template.json").get("chat_template")
     if isinstance(declared, list):
-        named = {entry["name"]: entry["template"] for entry in declared}
+        with _reading(folder / "tokenizer_config.json"):
+            named = {entry["name"]: entry["template"] for entry in declared}
     elif isinstance(declared, dict):
         named = dict(declared)
     elif isinstance(declared, str):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swiftlet.config.lora import changes_base, is_exact
-from swiftlet.errors import CheckpointError, SwiftletError, describe, first_line
+from swiftlet.errors import CheckpointError, SwiftletError, describe, first_line, reading
 from swiftlet.models.base_hash import check_base
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import (
@@ -196,7 +196,8 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
         raise SwiftletError(f"{folder} has {why}", f"save the adapter again as {ADAPTER_WEIGHTS}")
     read_header(path)
     try:
-        return load_file(path)
+        with reading(path):
+            return load_file(path)
     except SafetensorError as error:
         raise SwiftletError(f"{path} cannot be read: {error}", "copy the file again") from error
 

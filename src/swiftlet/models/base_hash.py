@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from swiftlet.errors import CheckpointError
+from swiftlet.errors import CheckpointError, reading
 from swiftlet.models.safety import read_config, tensors_in, without_code_fields
 
 SAMPLE_BYTES, NUM_SAMPLES = 256, 5
@@ -35,9 +35,10 @@ def base_hash(folder: Path) -> str:
         for name in sorted(tensors):
             path, info = tensors[name]
             digest.update(f"\n{name} {info.dtype} {info.shape} ".encode())
-            for begin, size in _samples(info.num_bytes):
-                files[path].seek(info.begin + begin)
-                digest.update(files[path].read(size))
+            with reading(path):
+                for begin, size in _samples(info.num_bytes):
+                    files[path].seek(info.begin + begin)
+                    digest.update(files[path].read(size))
     return digest.hexdigest()[:32]
 
 

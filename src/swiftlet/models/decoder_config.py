@@ -172,9 +172,9 @@ def _rope(raw: Mapping[str, Any]) -> Rope | None:
 
 def _window(raw: Mapping[str, Any]) -> int | None:
     """Return how far a query sees; 0 where layers differ, which is left to transformers."""
-    if any(kind != "full_attention" for kind in raw.get("layer_types") or ()) or raw.get(
-        "use_sliding_window"
-    ):
+    kinds = raw.get("layer_types") or []
+    is_full = isinstance(kinds, list) and all(kind == "full_attention" for kind in kinds)
+    if not is_full or raw.get("use_sliding_window"):
         return 0
     if raw.get("model_type") != "mistral":
         return None

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftlet import log
+from swiftlet.errors import SwiftletError, first_line
 from swiftlet.models.safety import inside, read_json, without_code_fields
 from swiftlet.models.save import GENERATION_CONFIG
 
@@ -22,7 +23,11 @@ SAMPLING = ("temperature", "top_k", "top_p")
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:
-    """Return how a model says that it answers, without what is not used here; None where it says nothing."""
+    """Return how a model says that it answers, without what is not used here; None where it says nothing.
+
+    Raises:
+        SwiftletError: the file is damaged.
+    """
     from transformers import GenerationConfig
 
     if not (folder / GENERATION_CONFIG).is_file():
@@ -34,4 +39,12 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
         hint = "; --stop_words ends answers at a text" if "stop_strings" in odd else ""
         log.warning(f"{folder / GENERATION_CONFIG}: {', '.join(odd)} not used here{hint}")
     # Who generates says how to sample; of what is left here, greedy generation would be warned as "not valid".
-    return GenerationConfig.from_dict({name: value for name, value in fields.items() if name not in SAMPLING})
+    try:
+        return GenerationConfig.from_dict(
+            {name: value for name, value in fields.items() if name not in SAMPLING}
+        )
+    except (ValueError, TypeError, AttributeError) as error:
+        raise SwiftletError(
+            f"{folder / GENERATION_CONFIG} is damaged: {first_line(error)}",
+            "get the file again from where the model came",
+        ) from error

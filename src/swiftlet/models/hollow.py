@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swiftlet.errors import reading
 from swiftlet.models.head import inner_model
 from swiftlet.models.safety import tensors_in
 
@@ -168,7 +169,7 @@ def _targets(converter: Any, target: str, shapes: dict[str, Tensor]) -> list[str
 def _read(path: Path, name: str, start: int, stop: int) -> Tensor:
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
+    with reading(path), safe_open(path, framework="pt") as file:
         part = file.get_slice(name)
         return part[start:stop] if part.get_shape() else file.get_tensor(name)
 

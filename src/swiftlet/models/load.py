@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from swiftlet import log
-from swiftlet.errors import SwiftletError
+from swiftlet.errors import SwiftletError, reading
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_config import decoder_config
 from swiftlet.models.decoder_load import load_decoder
@@ -22,6 +22,7 @@ from swiftlet.models.generation_file import read_generation_config
 from swiftlet.models.hollow import make_hollow, meta_tensors
 from swiftlet.models.rope import forget_lengths
 from swiftlet.models.safety import (
+    CODE_CLASSES,
     CONFIG,
     TensorInfo,
     check_may_run_code,
@@ -150,9 +151,8 @@ def _folder_code(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> 
     check_may_run_code(folder, raw)
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    names = ("AutoConfig", "AutoModelForCausalLM")
     config_class, model_class = (
-        get_class_from_dynamic_module(references[name], str(folder)) for name in names
+        get_class_from_dynamic_module(references[name], str(folder)) for name in CODE_CLASSES
     )
     return config_class, model_class
 
@@ -182,7 +182,7 @@ def _open(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for path in weight_files(folder):
         for names in _stretches(read_header(path)):
             try:
-                with safe_open(path, framework="pt", device="cpu") as file:
+                with reading(path), safe_open(path, framework="pt", device="cpu") as file:
                     for name in names:
                         yield name, file.get_tensor(name)
             except SafetensorError as error:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftlet import log
-from swiftlet.errors import SwiftletError, describe
+from swiftlet.errors import SwiftletError, describe, reading
+from swiftlet.files import leads_out
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 GENERATION_CONFIG = "generation_config.json"
@@ -29,6 +30,7 @@ CODE_FIELDS = re.compile(
     r"|.*kernel.*(config|repo).*|use_kernels|fusion_config|distributed_config|transformers_weights|gguf_file"
     r"|extra_files|adapter_kwargs|_adapter_model_path|_name_or_path|_commit_hash)$"
 )
+CODE_CLASSES = ("AutoConfig", "AutoModelForCausalLM")  # of auto_map, the two that are run
 # How transformers writes floats that JSON has no word for.
 FLOAT, SPECIAL_FLOATS = "__float__", ("Infinity", "-Infinity", "NaN")
 # The largest plausible sizes in a config.json: what is built from larger ones has no end.
@@ -155,20 +157,12 @@ def inside(folder: Path, name: str) -> Path:
             "do not use this model: it was tampered with",
         )
     path = folder / name
-    if not path.resolve().is_relative_to(_root(folder)):
+    if leads_out(path, folder):
         raise SwiftletError(
             f"{path} is a link that leads out of its folder, to {path.resolve()}",
             "copy the file into the folder",
         )
     return path
-
-
-def _root(folder: Path) -> Path:
-    """Return where a folder's files may really lie: in it, or in the repository of a Hugging Face cache."""
-    real = folder.resolve()
-    repository = real.parent.parent
-    is_snapshot = real.parent.name == "snapshots" and (repository / "blobs").is_dir()
-    return repository if is_snapshot else real
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -232,10 +226,11 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Return what a safetensors file holds, from its header alone; `begin` counts from the start of the file.
 
     Raises:
-        SwiftletError: the header is too large, no header at all, or the file is shorter or longer than it says.
+        SwiftletError: the header is too large, no header at all, or the file is shorter or longer than it says, or
+            cannot be read.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
+        size = path.stat().st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > MAX_HEADER_BYTES:
             raise SwiftletError(
@@ -291,7 +286,14 @@ def check_may_run_code(folder: Path, config: dict[str, Any]) -> None:
             f"{folder / CONFIG} takes its code from another repository: {elsewhere[0]}",
             "copy that code into the folder and name it in auto_map, after reading it",
         )
-    for path in (folder, *sorted(folder.glob("*.py"))):
+    run = [references[name] for name in CODE_CLASSES if name in references] if names else []
+    odd = [name for name in run if not isinstance(name, str) or not re.fullmatch(r"\w+\.\w+", name)]
+    if odd:
+        raise SwiftletError(
+            f"{folder / CONFIG} takes its code from a place that is no file of the folder: {describe(odd[0])}",
+            "do not use this model: it was tampered with",
+        )
+    for path in (folder, *(inside(folder, one.name) for one in sorted(folder.glob("*.py")))):
         if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise SwiftletError(f"others can write to {path}, so its code is not run", f"chmod go-w {path}")
     log.warning(f"--trust_remote_code: Python code in {folder} will be run")

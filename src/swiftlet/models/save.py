@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from swiftlet.config.filenames import TEMPLATE_FOLDERS
+from swiftlet.config.filenames import TOKENIZER_FILES
 from swiftlet.models.adapter import BASE_NOTE, adapter_tensors
 from swiftlet.models.base_hash import base_hash
 from swiftlet.models.decoder import Decoder
@@ -29,6 +29,7 @@ from swiftlet.models.safety import (
     GENERATION_CONFIG,
     INDEX,
     SINGLE,
+    inside,
     read_config,
 )
 from swiftlet.models.start import has_start, with_start
@@ -41,23 +42,7 @@ MAX_SHARD_BYTES = 5 * 10**9
 METADATA = {"format": "pt"}  # one entry: the order of several is not the same in every process
 BLOCK = re.compile(r"^(.*?\.\d+)\.")
 NOT_KEPT = re.compile(r"^(_name_or_path|quantization_config|torch_dtype|.*(attn|experts)_implementation.*)$")
-COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "*.tiktoken",
-    "chat_template.jinja",
-    "chat_template.json",
-    *(f"{folder}/*.jinja" for folder in TEMPLATE_FOLDERS),
-    GENERATION_CONFIG,
-)
+COPIED = (*TOKENIZER_FILES, GENERATION_CONFIG)
 CODE = ("*.py",)
 
 
@@ -143,10 +128,16 @@ def write_gathered(
 
 
 def copy_files(source: Path, folder: Path, patterns: Iterable[str]) -> None:
-    """Copy the files of `source` that match, byte by byte, into the same places of `folder`."""
+    """Copy the files of `source` that match, byte by byte, into the same places of `folder`.
+
+    Raises:
+        SwiftletError: one is a link to a file elsewhere, which is not the model's to give away.
+    """
     for pattern in patterns:
         for path in sorted(source.glob(pattern)):
-            target = folder / path.relative_to(source)
+            name = path.relative_to(source)
+            inside(source, str(name))
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 

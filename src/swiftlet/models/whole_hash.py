@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from swiftlet.errors import reading
 from swiftlet.files import CHUNK_BYTES
 from swiftlet.models.safety import tensors_in
 
@@ -20,7 +21,7 @@ def weights_hash(folder: Path) -> str:
     for name in sorted(tensors):
         path, info = tensors[name]
         digest.update(f"\n{name} {info.dtype} {info.shape} ".encode())
-        with path.open("rb") as file:
+        with reading(path), path.open("rb") as file:
             file.seek(info.begin)
             left = info.num_bytes
             while left and (chunk := file.read(min(CHUNK_BYTES, left))):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftlet import log
-from swiftlet.errors import CheckpointError, UsageError, describe
+from swiftlet.errors import CheckpointError, UsageError, describe, reading
 from swiftlet.faults import fault
 from swiftlet.train.manifest import (
     DRAFT,
@@ -56,14 +56,16 @@ class Checkpoint:
 
         Raises:
             CheckpointError: the checkpoint was saved without what a resumed run needs.
+            SwiftletError: the disk does not give it.
         """
-        fault("resume.read", step=self.manifest.step, path=self.path)
         if not self.has_state:
             raise CheckpointError(
                 f"{self.path} {MODEL_ONLY}",
                 "continue from another checkpoint, or start a new run from this model",
             )
-        return parse_state((self.path / STATE_FILE).read_text(encoding="utf-8"))
+        with reading(self.path):
+            fault("resume.read", step=self.manifest.step, path=self.path)
+            return parse_state((self.path / STATE_FILE).read_text(encoding="utf-8"))
 
 
 def open_checkpoint(path: Path) -> Checkpoint | str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from swiftlet.errors import reading
 from swiftlet.models.tensor_file import write_tensors
 from swiftlet.train.manifest import OPTIMIZER_FILES
 
@@ -61,7 +62,7 @@ class OptimizerFiles(Mapping[str, torch.Tensor]):
     _where: dict[str, Path]
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with safe_open(self._where[name], framework="pt") as file:
+        with reading(self._where[name]), safe_open(self._where[name], framework="pt") as file:
             return file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:
@@ -75,6 +76,6 @@ def open_optimizer(folder: Path) -> OptimizerFiles:
     """Return the optimizer state in a checkpoint folder; empty when it was saved without one."""
     where: dict[str, Path] = {}
     for path in sorted(folder.glob(OPTIMIZER_FILES)):
-        with safe_open(path, framework="pt") as file:
+        with reading(path), safe_open(path, framework="pt") as file:
             where.update(dict.fromkeys(file.keys(), path))
     return OptimizerFiles(where)
