@@ -55,7 +55,8 @@ def test_the_formula_is_the_trace_of_our_own_step(name, is_full, recompute):
 
 TINY = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 TINY |= {"intermediate_size": 352, "vocab_size": 2000, "head_dim": 32, "pad_token_id": 0, "eos_token_id": 1}
-OTHER_MLPS = ["phi3", "glm4", "gemma3_text"]  # one matrix for gate and up; another activation
+# One matrix for gate and up; another activation; no gate, with norms that keep input and output.
+OTHER_MLPS = ["phi3", "glm4", "gemma3_text", "starcoder2", "phi"]
 
 
 @pytest.mark.parametrize("is_full", [False, True], ids=["lora", "full"])
@@ -71,6 +72,28 @@ def test_an_mlp_that_is_not_ours_keeps_what_autograd_keeps(kind, is_full):
     targets = frozenset((*ATTENTION, *MLP))
     setting = Setting(itemsize=4, tokens=512, labels=256, is_full=is_full, targets=targets, is_host=True)
     assert estimate(geometry, setting).needed == pytest.approx(found.resident + found.peak, rel=0.07)
+
+
+def test_operators_that_keep_what_they_are_given_cost_what_torch_npu_was_seen_to_keep():
+    geometry = SMALL["gqa"]
+    everywhere = frozenset((*ATTENTION, *MLP))
+    setting = Setting(itemsize=2, tokens=100, targets=everywhere)
+    more = saved_per_layer(geometry, replace(setting, keeps_inputs=True)) - saved_per_layer(geometry, setting)
+    turned, product, sums = 2 * (8 + 2) * 16, 2 * 352, (2 * 8 - 1) * 4 * 8
+    assert more == 100 * (turned + product + sums)
+
+
+def test_names_of_other_builds_mean_the_matrices_that_they_stand_for():
+    def adapters(geometry, *names):
+        args = with_values(SftArgs(), lora_target_modules=names)
+        return num_adapter_parameters(geometry, setting_of(args, geometry, 1, 4))
+
+    geometry = SMALL["qwen2"]
+    assert adapters(geometry, "qkv_proj") == adapters(geometry, "DEFAULT") > 0
+    assert adapters(geometry, "layers.0.mlp.gate_up_proj") == adapters(geometry, "gate_proj", "up_proj")
+    plain = geometry._replace(is_gated=False)
+    assert adapters(plain, "fc1", "fc2") == adapters(plain, "up_proj", "down_proj")
+    assert adapters(plain, "ALL") == adapters(geometry, "ALL") - 8 * (128 + 352) * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,6 +15,12 @@ from swiftlet.plan.strategies import FLAGS
 
 # Numbers that an optimizer keeps a parameter; fused AdamW needs no temporary copy.
 STATES = {"sgd": 0, "adafactor": 0, "adagrad": 1, "rmsprop": 1}
+# What matrices of other builds are in the place of.
+SAME = dict.fromkeys(("qkv_proj", "wqkv", "W_pack", "query_key_value", "c_attn"), ATTENTION[:3])
+SAME |= {"gate_up_proj": MLP[:2], "dense_h_to_4h": MLP[:2], "w1": MLP[:1], "w3": MLP[1:2], "w2": MLP[2:]}
+SAME |= {"fc1": MLP[1:2], "c_fc": MLP[1:2], "fc2": MLP[2:], "c_proj": MLP[2:], "dense_4h_to_h": MLP[2:]}
+SAME |= {"dense": ATTENTION[3:], "wo": ATTENTION[3:], "q_a_proj": ATTENTION[:1], "q_b_proj": ATTENTION[:1]}
+SAME |= {"kv_a_proj_with_mqa": ATTENTION[1:2], "kv_b_proj": ATTENTION[2:3]}
 OF_ONE_LAYER = re.compile(r"\.\d+\.")
 
 
@@ -68,7 +74,8 @@ def _targets(names: Sequence[str]) -> frozenset[str]:
     }
     chosen: set[str] = set()
     for name in names:
-        chosen |= set(known.get(name.upper(), (name.rpartition(".")[2],)))
+        last = name.rpartition(".")[2]
+        chosen |= set(known.get(name.upper(), SAME.get(last, (last,))))
     return frozenset(chosen)
 
 

@@ -200,6 +200,7 @@ def compare(subject: Any, num_tokens: int, recompute: str) -> tuple[float, float
         setting_of(args, subject.sized.geometry, 1, ITEMSIZES[subject.dtype]),
         tokens=num_tokens,
         labels=num_tokens - number,
+        longest=max(lengths),
         engine="none",
         is_host=True,
         keeps_attention=dtype == torch.float32,

@@ -189,7 +189,8 @@ def job_of(subject: Subject) -> Job:
     """Return the run as the strategies see it."""
     args, rows, schedule = subject.args, subject.rows, subject.schedule
     setting = setting_of(args, subject.sized.geometry, subject.world_size, ITEMSIZES[subject.dtype])
-    setting = replace(setting, longest=subject.longest)
+    keeps_inputs = subject.card.keeps_inputs and args.model.fused_operators != "false"
+    setting = replace(setting, longest=subject.longest, keeps_inputs=keeps_inputs)
     if subject.card.is_host:
         setting = replace(setting, is_host=True, keeps_attention=subject.dtype == "fp32")
 

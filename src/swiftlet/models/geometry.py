@@ -24,6 +24,7 @@ class Geometry(NamedTuple):
         is_gated: the MLP has gate, up and down; otherwise up and down.
         has_norm_bias: norms are LayerNorms with a bias.
         has_fused_mlp: gate, up and down are modules of their own around a SiLU: models/fused.py computes such an MLP.
+        activation_values: values of its width that the activation keeps beside its input, being made of several steps.
         has_joined_qkv: queries, keys and values come out of one matrix and are views of one tensor.
         has_plain_scores: scores are capped or have sinks, for which accelerators' attention has no operator.
         query_rank, kv_rank: widths between the two matrices of latent attention (MLA); 0 for none.
@@ -52,6 +53,7 @@ class Geometry(NamedTuple):
     is_gated: bool = True
     has_norm_bias: bool = False
     has_fused_mlp: bool = True
+    activation_values: int = 0
     has_joined_qkv: bool = False
     has_plain_scores: bool = False
     query_rank: int = 0
@@ -127,6 +129,9 @@ class Geometry(NamedTuple):
 QKV_BIAS = {"qwen2", "qwen2_moe", "glm", "chatglm"}
 QK_NORM = {"qwen3", "qwen3_moe", "gemma3_text"}
 FOUR_NORMS = {"gemma2", "gemma3_text", "glm4"}
+ONE_NORM = {"phi"}
+# Of x: x / 2, tanh and 1 + tanh, see transformers' NewGELUActivation.
+STEPS_OF_GELU = 3
 TIED = {"gemma", "gemma2", "gemma3_text"}
 EXPERTS = {"qwen2_moe", "qwen3_moe", "mixtral"}
 BUILT = (
@@ -193,8 +198,9 @@ def geometry_of_config(config: Mapping[str, Any]) -> Geometry | None:
         **_biases(kind, sizes),
         qk_norm=kind in QK_NORM,
         is_gated=kind not in UNGATED,
-        norms=4 if kind in FOUR_NORMS else 2,
+        norms=4 if kind in FOUR_NORMS else 1 if kind in ONE_NORM else 2,
         has_fused_mlp=kind in FUSED_MLP and sizes.get("hidden_act", "silu") in ("silu", "swish"),
+        activation_values=STEPS_OF_GELU if _activation(sizes) == "gelu_new" else 0,
         has_joined_qkv=kind in JOINED_QKV,
         has_plain_scores=kind in PLAIN_SCORES,
     )
@@ -212,6 +218,10 @@ def is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _activation(sizes: Mapping[str, Any]) -> Any:
+    return sizes.get("hidden_act") or sizes.get("activation_function")
+
+
 def _largest(value: Any) -> Any:
     return max(value) if isinstance(value, list) and value and all(map(is_size, value)) else value
 
@@ -225,6 +235,8 @@ def _biases(kind: str, sizes: Mapping[str, Any]) -> dict[str, bool]:
             "mlp_bias": bias,
             "has_norm_bias": True,
         }
+    if kind == "phi":  # whose head has a bias too
+        return {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "has_norm_bias": True}
     if kind in ("internlm2", "internlm3"):
         qkv = bool(sizes.get("qkv_bias", sizes.get("bias", False)))
         bias = bool(sizes.get("bias", False))

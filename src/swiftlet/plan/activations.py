@@ -28,6 +28,7 @@ from swiftlet.plan.setting import (
 )
 from swiftlet.plan.sizes import Sizes
 
+SUMS_A_HEAD = 2 * 8  # a token: greatest score and sum, each written eight times by torch_npu's attention
 # Of a query and key: the capped score, and its weight in fp32 and in the type of a shorter run.
 SCORE_BYTES = 8
 HOST_CHUNK, HOST_ROWS, HOST_WORDS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 2048, 384 * 2**20, 32
@@ -37,14 +38,18 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
     """Return the bytes that one layer keeps for its backward pass, among them its input or what is made of it."""
     e, tokens = s.itemsize, s.tokens
     query, key = g.heads * g.dim, g.kv_heads * g.dim
-    reads_input = s.is_full or _reads_normed(s, ATTENTION[:3])
-    width = 2 * g.hidden + (g.hidden if reads_input else 0) + query + 2 * key
-    width += query if s.keeps_attention or s.is_full or "o_proj" in s.targets else 0
+    value = g.value_dim or g.dim
+    reads_input = s.is_full or _reads_normed(g, s, ATTENTION[:3])
+    width = g.norms * g.hidden + (g.hidden if reads_input else 0) + query + key + g.kv_heads * value
+    width += g.heads * value if s.keeps_attention or s.is_full or "o_proj" in s.targets else 0
     width += query + key if g.qk_norm else 0
     width += query + key if g.has_joined_qkv else 0  # the values are a view of all three
+    width += (
+        query + key if s.keeps_inputs and not (g.has_joined_qkv or g.kv_rank) else 0
+    )  # before they are turned
     width += g.query_rank + g.kv_rank
-    width += (g.norms - 2) * g.hidden
-    vectors = FP32 * (g.norms + (g.heads if s.keeps_attention else 0) + (g.heads + g.kv_heads) * g.qk_norm)
+    sums = (SUMS_A_HEAD if s.keeps_inputs else 1) * g.heads if s.keeps_attention else 0
+    vectors = FP32 * (g.norms + sums + (g.heads + g.kv_heads) * g.qk_norm)
     ranks = 0 if s.is_full else s.rank * len(s.targets & projections(g).keys())
     rest = _saved_mlp(g, s) + _cast_adapters(g, s) + _saved_scores(g, s)
     return tokens * (e * (width + ranks) + vectors) + rest
@@ -52,22 +57,31 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
 
 def _saved_scores(g: Sizes, s: Setting) -> float:
     """Return the bytes that attention by its definition keeps: scores and weights of each head, and repeated keys."""
+    pairs = g.heads * s.tokens * min(s.longest or s.tokens, s.tokens)
+    if (
+        s.is_host and g.kv_rank and g.value_dim != g.dim
+    ):  # for heads of two sizes the processor has no operator either
+        return FP32 * pairs
     if not g.has_plain_scores or s.is_host:
         return 0
-    pairs = g.heads * s.tokens * min(s.longest or s.tokens, s.tokens)
     return SCORE_BYTES * pairs + s.itemsize * 2 * s.tokens * g.heads * g.dim
 
 
 def spared_per_layer(g: Sizes, s: Setting) -> float:
     """Return the bytes of these that partial recomputing does not keep."""
     kinds = [frozenset(names) & projections(g).keys() for names in (ATTENTION[:3], MLP[:2])]
-    inputs = sum(s.is_full or _reads_normed(s, names) for names in kinds)
+    inputs = sum(s.is_full or _reads_normed(g, s, names) for names in kinds)
     return s.itemsize * s.tokens * (g.hidden * inputs + g.up_width * (1 + s.is_full))
 
 
-def _reads_normed(s: Setting, names: Iterable[str]) -> bool:
+def _reads_normed(g: Sizes, s: Setting, names: Iterable[str]) -> bool:
     """Return whether adapters of these matrices keep a normalised input that its norm does not keep anyway."""
-    return not s.keeps_normed and bool(s.targets & set(names))
+    return not _keeps_normed(g, s) and bool(s.targets & set(names))
+
+
+def _keeps_normed(g: Sizes, s: Setting) -> bool:
+    """Return whether norms keep their output in the place of their input: those with a bias are not ours."""
+    return s.keeps_normed and not g.has_norm_bias
 
 
 def _cast_adapters(g: Sizes, s: Setting) -> float:
@@ -79,7 +93,9 @@ def _cast_adapters(g: Sizes, s: Setting) -> float:
 
 def _saved_mlp(g: Sizes, s: Setting) -> float:
     e, tokens = s.itemsize, s.tokens
-    reads_input = s.is_full or _reads_normed(s, MLP[:2])
+    reads_input = s.is_full or _reads_normed(g, s, MLP[:2])
+    if g.norms == 1 and reads_input:  # attention and MLP read one normalised value
+        reads_input = not (s.is_full or _reads_normed(g, s, ATTENTION[:3]))
     if not g.experts:
         width = _kept_widths(g, s) * g.intermediate + (g.hidden if reads_input else 0)
         return tokens * e * width
@@ -95,8 +111,8 @@ def _saved_mlp(g: Sizes, s: Setting) -> float:
 def _kept_widths(g: Sizes, s: Setting) -> int:
     """Return how many values of size I a plain MLP keeps: gate and up; act(gate) and the product where it must."""
     if g.has_fused_mlp:
-        return 2 + s.is_full
-    return (3 if g.is_gated else 1) + _reads_product(s)
+        return 2 + (s.is_full or (s.keeps_inputs and s.recompute != PARTIAL and _reads_product(s)))
+    return (3 if g.is_gated else 1) + g.activation_values + _reads_product(s)
 
 
 def _reads_product(s: Setting) -> bool:
@@ -130,13 +146,13 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     kept = g.layers * (stream if s.recompute == FULL else layer - spared)
     kept += 2 * e * tokens * g.dim + e * labels * g.hidden  # cos and sin; the gradient of the hidden states
     # Layer 0 keeps nothing of its input, unless that is trained or recomputed from; the last norm keeps its own.
-    if s.keeps_normed:
+    if _keeps_normed(g, s):
         reads_input = bool(s.targets & set(ATTENTION[:3]))
     else:
-        reads_input = s.is_full or (s.recompute == PARTIAL and _reads_normed(s, ATTENTION[:3]))
+        reads_input = s.is_full or (s.recompute == PARTIAL and _reads_normed(g, s, ATTENTION[:3]))
     kept += stream + FP32 * tokens if reads_input or s.recompute == FULL else 0
     inside = kept - e * labels * g.hidden - stream - FP32 * tokens + _mlp_backward(g, s)
-    inside += layer - (0 if s.keeps_normed else stream) if s.recompute == FULL else 0
+    inside += layer - (0 if _keeps_normed(g, s) else stream) if s.recompute == FULL else 0
     if trains_head(s) and g.tied:
         head_weight = e * g.vocab * g.hidden
         inside = max(inside + head_weight, 3 * head_weight)
@@ -148,7 +164,7 @@ def _head(g: Sizes, s: Setting) -> float:
     e, (rows, words), weight = s.itemsize, head_chunk(g, s), g.vocab * g.hidden
     both = e * s.tokens * g.hidden + e * s.num_labels * g.hidden  # all hidden states, and the labelled ones
     raw, wide = e * rows * words, 0 if e == FP32 else FP32 * rows * words
-    both -= e * s.tokens * g.hidden if s.keeps_normed else 0  # the last norm keeps them
+    both -= e * s.tokens * g.hidden if _keeps_normed(g, s) else 0  # the last norm keeps them
     forward = both + raw + max(wide, 3 * FP32 * rows * g.hidden)
     if not trains_head(s):
         return forward
@@ -162,7 +178,7 @@ def _mlp_backward(g: Sizes, s: Setting) -> float:
     e, wide = s.itemsize, s.itemsize * s.tokens * widest(g)
     stream = e * s.tokens * g.hidden
     again = e * s.tokens * g.up_width * (s.recompute == PARTIAL)
-    if s.recompute == PARTIAL and (s.is_full or _reads_normed(s, MLP[:2])):
+    if s.recompute == PARTIAL and (s.is_full or _reads_normed(g, s, MLP[:2])):
         stream += stream  # the normalised input
     if s.is_full:  # the product is freed once the gradient of down's weight is made
         return stream + 2 * again + max(2 * wide, wide + e * g.hidden * g.intermediate)

@@ -32,6 +32,7 @@ class Card:
         launch_us: time that the host needs to start one operator.
         is_host: the device is the processor itself: nothing runs beside it, so times add up.
         is_measured: launch, bandwidth and rate come from `swift plan --calibrate` on this machine.
+        keeps_inputs: its fused operators keep what they are given, where those of others keep less.
         matrix_gflops: rows of a product -> measured rate in fp32; empty where not measured.
     """
 
@@ -50,6 +51,7 @@ class Card:
     sources: str
     is_host: bool = False
     is_measured: bool = False
+    keeps_inputs: bool = False
     matrix_gflops: tuple[tuple[int, float], ...] = ()
 
 

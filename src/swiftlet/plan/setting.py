@@ -33,6 +33,8 @@ class Setting:
         is_host: the device is the processor, where a chunk of logits is smaller.
         trains_norms: the weights of norms are among what is trained.
         longest: tokens of the longest sample; 0 where the micro-batch is one sample.
+        keeps_inputs: the device's fused operators keep what they are given: the rotation queries and keys as they were,
+            SwiGLU makes its product no second time, and attention keeps two rows of sums.
     """
 
     itemsize: int
@@ -52,6 +54,7 @@ class Setting:
     is_host: bool = False
     trains_norms: bool = False
     longest: int = 0
+    keeps_inputs: bool = False
 
     @property
     def keeps_normed(self) -> bool:
@@ -87,6 +90,8 @@ def projections(g: Sizes) -> dict[str, tuple[int, int]]:
             "up_proj": (g.hidden, width),
             "down_proj": (width, g.hidden),
         }
+    if not g.is_gated:
+        found.pop("gate_proj", None)
     return found
 
 

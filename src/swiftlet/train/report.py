@@ -100,9 +100,7 @@ class Report:
         speed = self.recent.tokens_per_second
         self.recent = Clock(self.recent.mark)
         memory = self.peak_memory_bytes() / 2**30
-        self._write(
-            state, {**figures, "memory_gib": round(memory, 2), "tokens_per_second": round(speed, 1)}, "train/"
-        )
+        self._write(state, {**figures, "memory_gib": memory, "tokens_per_second": round(speed, 1)}, "train/")
         self.last_text = f"loss {figures['loss']:.4f}"
         elapsed = time.perf_counter() - self.started
         left = elapsed / max(1, state.global_step - self.first_step) * (state.num_steps - state.global_step)
@@ -150,7 +148,7 @@ class Report:
             "num_tokens": state.num_tokens,
             "num_label_tokens": state.num_label_tokens,
             "num_skipped_steps": state.num_skipped,
-            "memory_gib": round(self.peak_memory_bytes() / 2**30, 2),
+            "memory_gib": significant(self.peak_memory_bytes() / 2**30),
             "epoch": significant(state.epochs_done),
             "global_step": state.global_step,
             **self._comparison(),

@@ -20,7 +20,7 @@ def _against_the_plan(line: Mapping[str, Any]) -> list[str]:
     pairs = [("allocated", "memory_gib", "needed_gib"), ("reserved", "reserved_gib", "reserved_gib")]
     pairs.append(("visible", "visible_gib", "visible_gib"))
     parts = [
-        f"{name} {line[measured]:.2f} GiB ({line[f'predicted_{expected}']:.2f} expected)"
+        f"{name} {line[measured]:.4g} GiB ({line[f'predicted_{expected}']:.4g} expected)"
         for name, measured, expected in pairs
         if line[measured]
     ]
@@ -50,7 +50,7 @@ def summarise(report: Report, state: TrainState, saver: Saver | None, next_comma
     lines = [
         f"{state.global_step} steps, {state.epochs_done:.2f} epochs, {state.num_tokens} tokens "
         f"({state.num_label_tokens} trained on) in {short_time(line['train_runtime'])}; "
-        f"{line['train_tokens_per_second']:.0f} tokens/s, {line['memory_gib']} GiB",
+        f"{line['train_tokens_per_second']:.0f} tokens/s, {line['memory_gib']:.2f} GiB",
         *_against_the_plan(line),
         f"best_model_checkpoint: {best}{_of_the_best(state, best, saved)}",
         f"last_model_checkpoint: {last}",
