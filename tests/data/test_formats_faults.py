@@ -3,6 +3,7 @@
 import pytest
 from test_formats import fault_of, turns
 
+UNSEEN = "nothing but invisible characters"
 TOOL_TURN = {"role": "tool", "content": "1"}
 SYSTEM = {"role": "system", "content": "s"}
 
@@ -132,6 +133,11 @@ def said(role, content, **more):
             "turn 1: weight is not true or false",
         ),
         ([said("user", "a"), said("tool_call", "no json")], "schema", "tool call is a text that is not JSON"),
+        (
+            [said("user", "a"), said("gpt", "\u2060")],
+            "empty_assistant",
+            f"turn 1 (assistant): content is {UNSEEN}",
+        ),
         ([said("user", "a"), said("tool_call", "[]")], "empty_assistant", "turn 1: an empty tool call"),
         ([said("user", "a"), said("tool_call", "7")], "schema", "turn 1: tool call is not an object"),
         ([said("user", "a"), said("tool_call", [7])], "schema", "turn 1: tool call is not an object"),
@@ -161,6 +167,12 @@ def test_f39_f40_conversations_that_are_none(chat, reason, detail):
     [
         ({"query": "q", "response": None}, "empty_assistant", "column response is null"),
         ({"query": "q", "response": " \n"}, "empty_assistant", "column response is empty"),
+        ({"query": "q", "response": "\ufeff \u200b"}, "empty_assistant", f"column response is {UNSEEN}"),
+        (
+            {"query": "q", "response": "a", "history": [["\u200b", "b"]]},
+            "empty_user",
+            f"history[0][0] is {UNSEEN}",
+        ),
         ({"query": "q", "response": None, "answer": "4"}, "empty_assistant", "column response is null"),
         ({"query": "q", "response": 4}, "schema", "column response is a number, not a text"),
         ({"query": "q", "response": True}, "schema", "column response is true or false, not a text"),

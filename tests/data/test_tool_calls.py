@@ -115,6 +115,31 @@ def test_an_end_that_the_template_leaves_out_behind_one_call_alone_is_put_there(
     assert trained(other, other.encode(sample([QUESTION, call("add")], TOOLS))) == [called + "<call>"]
 
 
+@pytest.mark.parametrize(
+    ("behind", "middle", "last"),
+    [
+        # as Nemotron Nano 2's: behind a last call, the end token is not on a line of its own
+        ("<sep>{{ '' if is_last else '\n' }}<|end|>\n", "<sep>\n<|end|>", "<sep><|end|>"),
+        ("]{{ '' if is_last else '\n' }}<|end|>\n", "]\n<|end|>", "]<|end|>"),
+        # as Apriel's: a last call is left open, and is printed otherwise
+        ("{{ '' if is_last else ', 7' }}]{{ '' if is_last else '<|end|>' }}", ", 7]<|end|>", "]<|end|>"),
+    ],
+)
+def test_the_end_behind_a_call_is_found_where_a_last_one_is_printed_otherwise(make, behind, middle, last):
+    shown = "<|bot|>{{ m.content }}" + CALLS.replace("{% endfor %}", behind + "{% endfor %}")
+    end = "{{ '' if is_last else '<|end|>' }}" if "7" in behind else "<|end|>"
+    shown += "{% if not m.tool_calls %}" + end + "{% endif %}"
+    others = "{{ '<sep>' if m.role == 'tool' else '<|user|>' }}{{ m.content }}<|end|>"
+    speaker = "{% set is_last = loop.last %}{% if m.role == 'assistant' %}"
+    template = make(
+        EACH + speaker + shown + "{% else %}" + others + "{% endif %}" + END + ASK + "<|bot|>{% endif %}"
+    )
+    encoded = template.encode(sample([QUESTION, call("add"), RESULT, ANSWER]))
+    assert trained(template, encoded) == [printed("add") + middle, "It is 5.<|end|>"]
+    encoded = template.encode(sample([QUESTION, call("add")]))
+    assert trained(template, encoded) == [printed("add") + last]
+
+
 def test_calls_and_tools_are_text_where_the_template_prints_none(make):
     template = make(CHATML)
     messages = [QUESTION, call("add", "sub", content="I add."), RESULT, ANSWER]

@@ -106,13 +106,26 @@ def test_results_are_kept_as_they_come_and_ordered_at_the_end(tmp_path):
     assert file.path.read_text("utf-8") == '{"response": "甲"}\n{"response": "乙"}\n'
 
 
-def test_results_of_a_run_that_ends_early_are_named(tmp_path, caplog):
+def test_results_of_a_run_that_ends_early_are_named(tmp_path, capsys):
     file = ResultFile(tmp_path / "now.jsonl")
     with pytest.raises(KeyboardInterrupt), file.kept():
         file.add(0, {"response": "a"})
         raise KeyboardInterrupt
-    assert f"1 answers so far are in {tmp_path / 'now.partial.jsonl'}" in caplog.text
-    caplog.clear()
+    assert f"1 answers so far are in {tmp_path / 'now.partial.jsonl'}" in capsys.readouterr().err
     with file.kept():
         file.add(1, {"response": "b"})
-    assert caplog.text == ""
+    assert capsys.readouterr().err == ""
+
+
+def test_runs_of_the_same_second_share_no_results(tmp_path):
+    first, second, idle = (ResultFile(tmp_path / "now.jsonl") for _ in range(3))
+    first.add(0, {"response": "a"})
+    second.add(0, {"response": "b"})
+    idle.discard()  # it has no answer, and so no draft
+    assert first.close() == [{"response": "a"}]
+    assert second.close() == [{"response": "b"}]
+    third = ResultFile(tmp_path / "now.jsonl")
+    third.results[0] = {"response": "c"}
+    third.close()
+    texts = {path.name: json.loads(path.read_text("utf-8"))["response"] for path in tmp_path.iterdir()}
+    assert texts == {"now.jsonl": "a", "now-1.jsonl": "b", "now-2.jsonl": "c"}

@@ -163,7 +163,7 @@ def _finish(file: ResultFile, path: Path, world: World) -> list[dict[str, Any]]:
     pairs = [(result["response"] or "", result["label"]) for result in results]
     figures = score([answer for answer, _ in pairs], [label for _, label in pairs])
     print(f"{len(results)} rows: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
-    log.info(f"results: {path}")
+    log.info(f"results: {whole.path}")
     return results
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from swiftlet.data.columns import MEDIA, check_media, flag, holds_something
+from swiftlet.data.columns import MEDIA, check_media, flag, holds_something, how_empty
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import rename_turn
 from swiftlet.data.reasons import RowFault
@@ -214,13 +214,10 @@ def _check_content(message: Message, number: int) -> None:
         return
     if role == TOOL and content is not None:
         return
-    is_null = content is None
-    if is_null or not content.strip():
+    if empty := "null" if content is None else how_empty(content):
         reason = {ASSISTANT: "empty_assistant", USER: "empty_user"}.get(role, "schema")
-        without = " and there are no tool_calls" if role == ASSISTANT and is_null else ""
-        raise RowFault(
-            reason, f"turn {number} ({role}): content is {'null' if is_null else 'empty'}{without}"
-        )
+        without = " and there are no tool_calls" if role == ASSISTANT and content is None else ""
+        raise RowFault(reason, f"turn {number} ({role}): content is {empty}{without}")
 
 
 def _check_loss(messages: list[Message]) -> None:

@@ -50,6 +50,8 @@ OURS = {
 ROW_KEYS = OURS | {*MEDIA, *PREFERENCES, "input_ids"}
 NUM_NAMES, LONGEST_NAME = 12, 40
 _PLAIN_WORD = re.compile(r"[\w.=-]+")
+# anything but white space and the marks without width that pages and editors leave behind
+_SEEN = re.compile("[^\\s\u00ad\u200b-\u200d\u2060\ufeff]")
 
 # parts of column names, in the order in which they are tried, and what such a column most likely is
 GUESSES: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -84,6 +86,13 @@ def holds_something(value: Any) -> bool:
     if isinstance(value, list):
         return any(holds_something(item) for item in value)
     return value is not None and value != "" and value != {}
+
+
+def how_empty(text: str) -> str:
+    """Return in which way a text says nothing, '' where it says something."""
+    if _SEEN.search(text):
+        return ""
+    return "nothing but invisible characters" if text.strip() else "empty"
 
 
 def check_media(values: Row, what: str) -> None:

@@ -80,13 +80,33 @@ class EndMarkers:
             # behind a call `ended` is not the marker alone, which may come only where the conversation goes on
             marker = self.plain.middle if messages[number].get("tool_calls") and not self.plain.last else ""
             return Closing(last + marker if going_on.startswith(last + marker) else last, last)
+        if messages[number].get("tool_calls"):
+            return self._behind_call(ended, going_on, upto, tools)
         shared = self._without_openers(self.common(ended, going_on))
         if shared:
             return Closing(shared, shared)
-        last = self._without_dangling(ended, upto, tools)
-        if not messages[number].get("tool_calls"):  # the rest of a call stands before the marker
-            last = self._without_openers(self._only_tokens(last))
+        last = self._without_openers(self._only_tokens(self._without_dangling(ended, upto, tools)))
         return Closing(self._middle(going_on, upto, tools), last)
+
+    def _behind_call(self, ended: str, going_on: str, upto: Messages, tools: list[Any] | None) -> Closing:
+        """Return the markers behind a call that is printed otherwise where the conversation goes on.
+
+        The rest of the call stands before them. The marker of plain answers is the border wherever it is printed: what
+        the two texts share may end before it, or where a tool's answer begins.
+        """
+        middle, last = self._through(self.plain.middle, going_on), self._through(self.plain.last, ended)
+        shared = self._without_openers(self.common(ended, going_on))
+        if not middle:
+            middle = shared or self._middle(going_on, upto, tools)
+        if not last:
+            last = shared or self._without_dangling(ended, upto, tools)
+        return Closing(middle, last)
+
+    def _through(self, marker: str, text: str) -> str:
+        """Return `text` up to the end of a marker that has a token of the vocabulary, '' where it is not there."""
+        marker = marker.strip()
+        is_there = marker in text and self.tokenizer.added_pattern.search(marker)
+        return text[: text.find(marker) + len(marker)] if is_there else ""
 
     def _ended(self, upto: Messages, tools: list[Any] | None, around: Around | None) -> str | None:
         """Return the text behind the last content; one rendering does where all before it is printed as is known."""

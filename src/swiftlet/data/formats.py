@@ -25,6 +25,7 @@ from swiftlet.data.columns import (
     find_columns,
     first_set,
     flag,
+    how_empty,
 )
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
@@ -197,7 +198,7 @@ def _question(row: Mapping[str, Any], columns: Columns) -> str:
             continue
         if not isinstance(value, str):
             raise RowFault("schema", f"column {name} is {kind_of(value)}, not a text")
-        if value.strip():
+        if not how_empty(value):
             texts.append(value)
     if not texts:
         are = "is" if len(columns.questions) == 1 else "are"
@@ -211,8 +212,8 @@ def _text_of(row: Mapping[str, Any], name: str, reason: str) -> str:
         raise RowFault(reason, f"column {name} is null")
     if not isinstance(value, str):
         raise RowFault("schema", f"column {name} is {kind_of(value)}, not a text")
-    if not value.strip():
-        raise RowFault(reason, f"column {name} is empty")
+    if empty := how_empty(value):
+        raise RowFault(reason, f"column {name} is {empty}")
     return value
 
 
@@ -236,10 +237,10 @@ def _history(value: Any) -> list[Message]:
             )
         for part, role, reason in ((0, USER, "empty_user"), (1, ASSISTANT, "empty_assistant")):
             text = pair[part]
-            if text is None or (isinstance(text, str) and not text.strip()):
-                raise RowFault(reason, f"history[{index}][{part}] is {'null' if text is None else 'empty'}")
-            if not isinstance(text, str):
+            if text is not None and not isinstance(text, str):
                 raise RowFault("schema", f"history[{index}][{part}] is {kind_of(text)}, not a text")
+            if empty := "null" if text is None else how_empty(text):
+                raise RowFault(reason, f"history[{index}][{part}] is {empty}")
             messages.append({"role": role, "content": text})
     return messages
 

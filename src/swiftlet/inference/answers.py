@@ -5,9 +5,10 @@ A row whose prompt leaves no room in the context is not dropped: its response is
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,17 +89,23 @@ def _result(row: Row, answer: str | None, error: str | None) -> dict[str, Any]:
 
 
 class ResultFile:
-    """A file of results, one object a line, in the order of the rows once it is closed."""
+    """A file of results, one object a line, in the order of the rows once it is closed.
+
+    Its name is taken with the first answer. Where another run of the same second has it, a number is put behind.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.results: dict[int, dict[str, Any]] = {}
+        self._has_name = False
 
     def add(self, index: int, result: dict[str, Any]) -> None:
         """Keep the result of a row and append it to the draft, so that nothing is lost when the run ends early."""
         self.results[index] = result
-        with self._writing(), self._draft().open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"row": index, **result}, ensure_ascii=False) + "\n")
+        with self._writing():
+            self._take_name()
+            with self._draft().open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"row": index, **result}, ensure_ascii=False) + "\n")
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -114,15 +121,31 @@ class ResultFile:
     def _draft(self) -> Path:
         return self.path.with_suffix(".partial.jsonl")
 
+    def _take_name(self) -> None:
+        """Make the draft under a name that is free: as long as a run goes on its draft is there, then its results."""
+        wanted = self.path
+        for number in itertools.count(1):
+            if self._has_name:
+                return
+            with suppress(FileExistsError):
+                self._draft().open("x").close()
+                self._has_name = not self.path.exists()
+                if not self._has_name:
+                    self._draft().unlink()
+            if not self._has_name:
+                self.path = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+
     def discard(self) -> None:
         """Remove the draft: its results are in another file."""
-        self._draft().unlink(missing_ok=True)
+        if self._has_name:
+            self._draft().unlink(missing_ok=True)
 
     def close(self) -> list[dict[str, Any]]:
         """Write the results in the order of the rows, remove the draft, and return them."""
         ordered = [self.results[index] for index in sorted(self.results)]
         text = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in ordered)
         with self._writing():
+            self._take_name()
             write_whole(self.path, text)
             self.discard()
         return ordered
