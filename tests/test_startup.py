@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from swiftlet.startup import module_command, without_collector
+from swiftlet.startup import freed_afterwards, module_command, without_collector
 
 
 class Node:
@@ -48,3 +48,15 @@ def test_a_process_runs_nothing_that_lies_in_the_working_folder(tmp_path, monkey
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stderr == ""
     assert done.stdout.startswith("swiftlet ")
+
+
+def test_what_was_kept_from_the_collector_is_freed_after_a_run():
+    with freed_afterwards():
+        with without_collector():
+            model = Node()
+        found = weakref.ref(model)
+        del model
+        gc.collect()
+        assert found() is not None
+    assert found() is None
+    assert gc.get_freeze_count() == 0

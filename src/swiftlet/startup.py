@@ -28,7 +28,10 @@ def module_command(module: str) -> list[str]:
 
 @contextmanager
 def without_collector() -> Iterator[None]:
-    """Import or load in this block; what has become garbage in it is freed at its end."""
+    """Import or load in this block; what has become garbage in it is freed at its end.
+
+    What is left is not collected later either, until `freed_afterwards` ends.
+    """
     gc.disable()
     try:
         yield
@@ -37,3 +40,13 @@ def without_collector() -> Iterator[None]:
         gc.freeze()
         atexit.register(gc.unfreeze)  # extensions call what is left at the end a leak
         gc.enable()
+
+
+@contextmanager
+def freed_afterwards() -> Iterator[None]:
+    """Run in this block; at its end a model that nobody holds any more is freed: a notebook goes on to the next one."""
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        gc.collect()

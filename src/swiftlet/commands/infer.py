@@ -29,7 +29,7 @@ from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.config.places import expanded
 from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, UsageError, raise_all
-from swiftlet.startup import without_collector
+from swiftlet.startup import freed_afterwards, without_collector
 
 if TYPE_CHECKING:
     from swiftlet.data.template import Template
@@ -84,7 +84,8 @@ def call(options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     parsed = parse_mapping(ARGS, options)
     raise_all(check(parsed, os.environ))
-    return answer(parsed)
+    with freed_afterwards():
+        return answer(parsed)
 
 
 def get_ready(parsed: Parsed) -> Ready:

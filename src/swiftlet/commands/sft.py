@@ -46,7 +46,7 @@ from swiftlet.config.resolve import inherited, not_needed, resolve_sft
 from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.models.base_hash import base_hash
-from swiftlet.startup import without_collector
+from swiftlet.startup import freed_afterwards, without_collector
 from swiftlet.train.lock import locked
 from swiftlet.train.manifest import PREFIX, Identity
 from swiftlet.train.resume import (
@@ -232,7 +232,8 @@ def call(options: Mapping[str, Any]) -> Outcome:
     """
     parsed = parse_mapping(ARGS, options)
     raise_all(check(parsed, os.environ))
-    return fine_tune(parsed)
+    with freed_afterwards():
+        return fine_tune(parsed)
 
 
 def fine_tune(parsed: Parsed) -> Outcome:
