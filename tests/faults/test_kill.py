@@ -74,7 +74,8 @@ def test_f29_sigterm_at_any_instant_saves_at_the_next_step(runs, golden, number)
     run.kill_after(random.Random(number).uniform(0, golden.seconds), signal.SIGTERM)
     done = run.wait()
     assert done.code in (0, 143, -signal.SIGTERM), done.text
-    if done.code == 143 and "before a step was made" in done.text:
+    if done.code == 143 and "after step" not in done.text:
+        assert "stopped by signal 15" in done.text
         assert not runs.losses()
         assert not runs.valid_steps()
     elif done.code == 143:

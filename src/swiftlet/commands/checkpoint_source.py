@@ -16,7 +16,6 @@ from swiftlet.config.configfile import HIDDEN
 from swiftlet.config.fields import flags_of, with_values
 from swiftlet.config.parse import parse_mapping
 from swiftlet.config.places import expanded
-from swiftlet.data.cachekey import rows_hash
 from swiftlet.errors import CheckpointError, DataError, SwiftletError, describe, raise_all
 from swiftlet.models.safety import ADAPTER_CONFIG, read_json
 from swiftlet.train.manifest import NAME as MANIFEST
@@ -158,6 +157,8 @@ def check_rows(source: CheckpointSource, data: DataArgs) -> None:
     Raises:
         DataError: the files have changed, so what would be drawn now are rows that the run may have been trained on.
     """
+    from swiftlet.data.cachekey import rows_hash  # with numpy: mistakes are told before it is imported
+
     recorded = source.args.get("rows_hash")
     if recorded and rows_hash(data) != recorded:
         raise DataError(
