@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ SETTLED_S = 5.0
 MEMORY, ENTRY = "files.json", {"mark", "sha256"}
 
 
-def hash_files(paths: Iterable[Path], cache_dir: Path | None) -> dict[str, str]:
+def hash_files(paths: Iterable[Path], cache_dir: Path | None = None) -> dict[str, str]:
     """Return the sha256 of each file, from the memory in `cache_dir` where a large one is surely unchanged."""
     memory = _load(cache_dir / MEMORY) if cache_dir else {}
     hashes, news = {}, {}
@@ -47,15 +47,21 @@ def hash_files(paths: Iterable[Path], cache_dir: Path | None) -> dict[str, str]:
     return hashes
 
 
-def rows_hash(args: DataArgs, cache_dir: Path | None = None) -> str:
+def rows_hash(args: DataArgs, hashes: Mapping[str, str] | None = None) -> str:
     """Return a hash of the files that rows are held out of: in others the same draw finds other rows.
 
     It is empty where the rows for validation are not drawn.
+
+    Args:
+        hashes: of these files, in their order, where they are known already.
     """
     if args.val_dataset or args.dataset_test_ratio == 0:
         return ""
-    files = dict.fromkeys(path for spec in parse_specs(args.dataset) for path in files_of(spec))
-    return hashlib.sha256(" ".join(hash_files(files, cache_dir).values()).encode()).hexdigest()
+    if hashes is None:
+        hashes = hash_files(
+            dict.fromkeys(path for spec in parse_specs(args.dataset) for path in files_of(spec))
+        )
+    return hashlib.sha256(" ".join(hashes.values()).encode()).hexdigest()
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def prepare(
     _put_bad_rows(report, folder, bad_rows)
     train, val = _open(folder, report, has_val=bool(args.val_dataset) or args.dataset_test_ratio > 0)
     joined = hashlib.sha256(f"{train.data_hash} {val.data_hash}".encode()).hexdigest()
-    return Prepared(train, val if len(val) else None, report, joined, rows_hash(args, cache_dir))
+    return Prepared(train, val if len(val) else None, report, joined, rows_hash(args, hashes))
 
 
 def _open(folder: Path, report: DataReport, *, has_val: bool) -> tuple[TokenStore, TokenStore]:

@@ -43,9 +43,7 @@ class Text:
         said = _without_advice(self.lines)
         self.starts = list(accumulate((len(text) + 1 for text in said), initial=0))
         self.joined = "\n".join(said)
-        self.lower = self.joined.replace(
-            "\u0130", "I"
-        ).lower()  # the one letter that grows when it is made small
+        self.lower = self.joined.replace("\u0130", "I").lower()  # the one letter that grows when made small
 
     def hits(self, pattern: re.Pattern[str]) -> Iterator[tuple[int, re.Match[str]]]:
         """Return each match with the place of its line."""

@@ -100,7 +100,7 @@ def _device(found: Explanation) -> str | None:
     near = []
     if found.first and found.first.cause.id.startswith(
         "operator."
-    ):  # told in lines beside the one that shows it
+    ):  # lines beside the one that shows it tell
         near = [one.line for one in found.symptoms if one.line.who == found.first.line.who]
     hit = next((hit for one in [*found.excerpt, *near] if (hit := DEVICE.search(one.text))), None)
     return next(filter(None, hit.groups())) if hit else None

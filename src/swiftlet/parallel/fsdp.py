@@ -17,7 +17,13 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 
 from swiftlet.parallel.ddp import Reducer, build_reducer, share_start
 from swiftlet.parallel.engine import Trained, set_learning_rate
-from swiftlet.parallel.gradients import Gradients, build_gradients, first_bad_over_ranks, square_over_ranks
+from swiftlet.parallel.gradients import (
+    Gradients,
+    build_gradients,
+    clip_factor,
+    first_bad_over_ranks,
+    square_over_ranks,
+)
 from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors, whole_piece
 from swiftlet.parallel.world import World
 
@@ -76,7 +82,7 @@ class FSDPEngine:
         """Clip, step and clear; return the norm before clipping."""
         norm = self.grad_norm()
         if max_grad_norm > 0:
-            self._scale((max_grad_norm / (norm + 1e-6)).clamp(max=1.0))
+            self._scale(clip_factor(norm, max_grad_norm))
         for shard in self.shards:
             gradient = shard.parameter.grad
             shard.held.grad = None if gradient is None else gradient.to_local()

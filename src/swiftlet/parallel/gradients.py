@@ -18,6 +18,11 @@ BUCKET_BYTES = 64 * 2**20
 ROW = 1024
 
 
+def clip_factor(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
+    """Return min(1, max_norm / (norm + 1e-6)). Source: torch.nn.utils.clip_grad_norm_."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)
+
+
 @dataclass(frozen=True)
 class Bucket:
     """Some parameters and their gradients: `flat` is one tensor, `views` are its parts in the parameters' shapes."""
@@ -52,8 +57,8 @@ class Gradients:
             bucket.flat.mul_(factor.to(bucket.flat) if isinstance(factor, torch.Tensor) else factor)
 
     def clip(self, norm: torch.Tensor, max_norm: float) -> None:
-        """Scale all gradients by min(1, max_norm / (norm + 1e-6)). Source: torch.nn.utils.clip_grad_norm_."""
-        self.scale((max_norm / (norm + 1e-6)).clamp(max=1.0))
+        """Scale all gradients so that their norm is at most `max_norm`."""
+        self.scale(clip_factor(norm, max_norm))
 
     def first_bad(self) -> str | None:
         """Return the name of the first parameter, in model order, whose gradient is not finite."""
