@@ -19,20 +19,8 @@ LARGEST_BYTES = 4 << 20  # of a file: the first and the last half of it; the fir
 LARGEST_MIDDLE = 1 << 20  # of lines between them that look like an error
 MIDDLE_REPEATS = 20  # of those that differ in figures only, so that one that comes always crowds out no other
 ROW_BYTES = 64  # that a row counts besides its text: many short ones take as long as fewer long ones
-TROUBLE = (
-    "rror",
-    "ERROR",
-    "xception",
-    "ailed",
-    "imeout",
-    "imed out",
-    "illed",
-    "annot",
-    "nvalid",
-    "efused",
-    "enied",
-)
-TROUBLE += ("undefined symbol", "out of memory", "o space left", "lost", "o such")
+TROUBLE = "rror ERROR xception ailed imeout illed annot nvalid efused enied lost".split()
+TROUBLE += ["imed out", "undefined symbol", "out of memory", "o space left", "o such"]
 LONGEST_ROW = 1 << 20
 LARGEST_START = 8192  # by which text is told from what is none
 GZIP, CONTROL = b"\x1f\x8b", bytes({*range(32)} - {0, 8, 9, 10, 12, 13, 27})
