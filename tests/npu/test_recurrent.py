@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from nearness import assert_near
 from torch import _VF
+from torch.nn.utils import rnn
 
 pytestmark = pytest.mark.npu_sim
 
@@ -74,3 +77,21 @@ def test_a_layer_of_gates(npu):
     y, last = _VF.gru(x, h, (w_x.t(), w_h.t(), b_x, b_h), True, 1, 0.0, True, False, False)
     found = npu.npu_gru(*cards, torch.tensor([STEPS]).npu(), True, 1, 0.0, True, False, False)
     assert_same([y, last], [found[0], found[1][-1:]], plain, cards)
+
+
+def test_samples_of_several_lengths_are_packed(npu):
+    """Lengths and the sizes of batches stay on the host, as on a card."""
+    model = torch.nn.LSTM(WIDE, HIDDEN, 2, bidirectional=True)
+    card = copy.deepcopy(model).npu()
+    x = torch.randn(STEPS, 3, WIDE)
+    plain, there = x.clone().requires_grad_(), x.npu().requires_grad_()
+    outputs = []
+    for layer, given in ((model, plain), (card, there)):
+        packed = rnn.pack_padded_sequence(given, torch.tensor([STEPS, 2, 1]))
+        assert packed.batch_sizes.device.type == "cpu"
+        out, lengths = rnn.pad_packed_sequence(layer(packed)[0])
+        out.square().sum().backward()
+        outputs.append(out.detach())
+        assert lengths.tolist() == [STEPS, 2, 1]
+    assert_near(outputs[1], outputs[0])
+    assert_near(there.grad, plain.grad)

@@ -103,6 +103,9 @@ void copy_to(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   op.callBoxedForDispatchKey(DispatchKey::CompositeExplicitAutograd, *stack);
 }
 
+// Of its own parts, as the lengths it takes and the sizes of batches it returns are the host's.
+bool runs_in_parts(const std::string& name) { return name == "_pack_padded_sequence"; }
+
 bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, const std::string& name) {
   const bool has_npu = op.hasKernelForDispatchKey(DispatchKey::PrivateUse1);
   const bool has_cpu = op.hasKernelForDispatchKey(DispatchKey::CPU);
@@ -117,7 +120,8 @@ bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, cons
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_each>());
   } else if (name == "_to_copy") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_to>());
-  } else if (has_cpu || name == "copy_" || ((is_explicit || is_structured) && !is_view_or_factory(op.schema()))) {
+  } else if (has_cpu || name == "copy_" ||
+             ((is_explicit || is_structured) && !is_view_or_factory(op.schema()) && !runs_in_parts(name))) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
   } else if (is_explicit) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_kernel_of<DispatchKey::CompositeExplicitAutograd>>());
