@@ -255,3 +255,19 @@ def test_products_of_groups_are_gated_and_quantised(npu):
     assert_near(scales[:5], expected.abs().amax(1) / 127)
     assert_near(values[:5].float(), (expected / (expected.abs().amax(1, keepdim=True) / 127)).round(), 1.01)
     assert not values[5:].any() and not scales[5:].any()
+
+
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_a_scale_is_searched_among_steps_of_the_bound(npu, with_offset):
+    """Values that are all kept are rounded by half a scale at most."""
+    data = torch.rand(4, 64) * 2 - (0.5 if with_offset else 1)
+    low, high = data.min().view(1), data.max().view(1)
+    counts = torch.histc(data, 128, float(low), float(high)).cumsum(0).int()
+    scale, offset = npu.npu_ifmr(
+        *(x.npu() for x in (data, low, high, counts)), 1.0, 1.0, 0.7, 1.3, 0.01, with_offset
+    )
+    scale, offset = scale.cpu(), offset.cpu()
+    assert offset.item() == 0 or with_offset
+    restored = (((data / scale).round() + offset).clamp(-128, 127) - offset) * scale
+    assert (restored - data).abs().max() < 2 * scale.item()
+    assert 0.005 < scale.item() < 0.011

@@ -203,3 +203,41 @@ def test_attention_over_parts_of_the_keys_becomes_one(npu):
     out, lse = npu.npu_attention_update(sums, [x.npu() for x in outs], 1)
     assert_near(out, (scores.softmax(-1)[..., None] * values).sum(1))
     assert_near(lse, scores.logsumexp(-1))
+
+
+def test_norm_and_projections_before_attention(npu):
+    x, weights = torch.randn(12, 8), [torch.randn(8, 8) for _ in range(3)]
+    gamma, beta, *biases = (torch.randn(8) for _ in range(5))
+    given = [t.npu() for t in (x, *weights, gamma, beta, *biases)]
+    norm, *heads, mean, variance = npu.npu_fused_attention_layernorm_qkv_fwd(*given, 6, 2)
+    plain = F.layer_norm(x, (8,), gamma, beta).requires_grad_()
+    assert_near(norm, plain.detach())
+    assert_near(mean, x.mean(1))
+    assert_near(variance, x.var(1, correction=0))
+    leaves = [t.requires_grad_() for t in (*weights, *biases)]
+    expected = [
+        (plain @ w + b).view(2, 6, 2, 4).transpose(1, 2) for w, b in zip(weights, biases, strict=True)
+    ]
+    upstream = [torch.randn(2, 2, 6, 4) for _ in range(3)]
+    torch.autograd.backward(expected, upstream)
+    for found, want in zip(heads, expected, strict=True):
+        assert_near(found, want.detach())
+    above = torch.randn(12, 8)
+    grads = npu.npu_fused_attention_qkv_grad(*(t.npu() for t in upstream), *given[1:4], norm, above.npu())
+    for found, want in zip(grads, (plain.grad + above, *(t.grad for t in leaves)), strict=True):
+        assert_near(found, want)
+    again = [t.clone().requires_grad_() for t in (x, gamma, beta)]
+    F.layer_norm(again[0], (8,), *again[1:]).backward(above)
+    found = npu.npu_layernorm_grad(above.npu(), given[0], (8,), mean, variance, given[4], given[5])
+    for one, want in zip(found, again, strict=True):
+        assert_near(one, want.grad)
+
+
+def test_ranges_are_filled(npu):
+    x = torch.zeros(2, 3, 4).npu()
+    start, end = (torch.tensor([[0, 2]]) + shift for shift in (0, 2))
+    value = torch.tensor([7.0]).npu()
+    rows = npu.npu_masked_fill_range(x, start.int().npu(), end.int().npu(), value, -1)
+    assert rows[:, 0].tolist() == [[7, 7, 0, 0], [0, 0, 7, 7]]
+    middle = npu.npu_masked_fill_range(x, torch.tensor([[1]]).npu(), torch.tensor([[3]]).npu(), value, 1)
+    assert middle[:, :, 0].tolist() == [[0, 7, 7]] * 2

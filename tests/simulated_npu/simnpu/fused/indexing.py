@@ -163,3 +163,16 @@ def gather_sparse_index(input: Tensor, index: Tensor) -> Tensor:
 def gather_sparse_index_backward(grad: Tensor, self_sizes: list[int], index: Tensor) -> Tensor:
     rows = grad.reshape(-1, *self_sizes[1:]).float()
     return torch.zeros(self_sizes).index_add_(0, index.long().flatten(), rows).to(grad.dtype)
+
+
+@kernel("npu_masked_fill_range")
+def masked_fill_range(input: Tensor, start: Tensor, end: Tensor, value: Tensor, axis: int) -> Tensor:
+    """Fills ranges [D, N] along an axis, each row of them with its value; of the last axis, one range a row."""
+    found, axis = input.clone(), axis % input.dim()
+    is_last = axis == input.dim() - 1 and input.dim() > 1
+    for filling, starts, ends in zip(value.tolist(), start.tolist(), end.tolist(), strict=False):
+        for row, (first, last) in enumerate(zip(starts, ends, strict=True)):
+            (found[row] if is_last else found).narrow(axis - is_last, first, max(last - first, 0)).fill_(
+                filling
+            )
+    return found

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from simnpu.fused.activations import fast_gelu
-from simnpu.fused.kernels import NotSimulated, check, kernel
+from simnpu.fused.kernels import NotSimulated, check, gradients, kernel
 from simnpu.fused.quantisation import integers, plain_weight, quantised_product
 from simnpu.fused.random import keep_bits, next_seed, packed, unpacked
 
@@ -162,3 +162,52 @@ def fused_attention_score_grad(
     scores = weights * (inner - (inner * weights).sum(-1, keepdim=True)) * scale
     found = scores @ key_layer.float(), scores.transpose(-1, -2) @ query_layer.float(), grad_value
     return tuple(grad.to(query_layer.dtype) for grad in found)
+
+
+@kernel("npu_fused_attention_layernorm_qkv_fwd")
+def fused_attention_layernorm_qkv_fwd(
+    x: Tensor, kernel_query: Tensor, kernel_key: Tensor, kernel_value: Tensor, gamma: Tensor, beta: Tensor,
+    bias_query: Tensor | None, bias_key: Tensor | None, bias_value: Tensor | None, seq_len: int, num_heads: int,
+    eps: float,
+) -> list[Tensor]:  # fmt: skip
+    """Norm of rows, its three projections as heads, and mean and variance of each row."""
+    variance, mean = torch.var_mean(x.float(), -1, correction=0)
+    norm = F.layer_norm(x.float(), gamma.shape, gamma.float(), beta.float(), eps).to(x.dtype)
+    kernels = ((kernel_query, bias_query), (kernel_key, bias_key), (kernel_value, bias_value))
+    heads = [heads_of(norm, weight.t(), bias, seq_len, num_heads).contiguous() for weight, bias in kernels]
+    return [norm, *heads, mean.to(x.dtype), variance.to(x.dtype)]
+
+
+@kernel("npu_fused_attention_qkv_grad")
+def fused_attention_qkv_grad(
+    grad_output_query: Tensor, grad_output_key: Tensor, grad_output_value: Tensor, query_kernel: Tensor,
+    key_kernel: Tensor, value_kernel: Tensor, hidden_states: Tensor, grad_output_ln: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    """Gradients of the rows, to which that of the norm is added, of the three matrices and of the three biases."""
+    upstream = (grad_output_query, grad_output_key, grad_output_value)
+    rows = [grad.transpose(1, 2).flatten(0, 1).flatten(1).float() for grad in upstream]
+    matrices = (query_kernel, key_kernel, value_kernel)
+    hidden = sum((row @ w.float().t() for row, w in zip(rows, matrices, strict=True)), grad_output_ln.float())
+    weights = [hidden_states.float().t() @ row for row in rows]
+    return [part.to(hidden_states.dtype) for part in (hidden, *weights, *(row.sum(0) for row in rows))]
+
+
+@kernel("npu_layernorm_grad")
+def layernorm_grad(
+    grad_out: Tensor,
+    input: Tensor,
+    normalized_shape: list[int],
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias; the statistics of the rows are taken again."""
+
+    def forward(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return F.layer_norm(x, normalized_shape, gamma, beta)
+
+    ones = torch.ones(normalized_shape)
+    given = (ones if weight is None else weight, torch.zeros_like(ones) if bias is None else bias)
+    found = gradients(forward, tuple(x.float() for x in (input, *given)), (grad_out.float(),))
+    return tuple(grad.to(input.dtype) for grad in found)

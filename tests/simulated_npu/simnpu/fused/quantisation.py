@@ -220,3 +220,30 @@ def dequant_bias(
     if activation_scale is not None:
         out = out * activation_scale.float().reshape(-1, 1)
     return (out + bias.float() if bias is not None and not whole else out).to(output_dtype or torch.float16)
+
+
+@kernel("npu_ifmr")
+def ifmr(
+    data: Tensor, data_min: Tensor, data_max: Tensor, cumsum: Tensor, min_percentile: float, max_percentile: float,
+    search_start: float, search_end: float, search_step: float, with_offset: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Scale [1] and offset [1] with the least squared error: bounds from a histogram are stretched step by step."""
+    share, span = cumsum.float() / data.numel(), (data_max - data_min).float()
+    high, low = (
+        (share < limit).sum() / cumsum.numel() * span + data_min.float()
+        for limit in (max_percentile, 1 - min_percentile)
+    )
+    steps = torch.arange(search_start, search_end, search_step)
+    if with_offset:
+        high, low = high.clamp(min=0), low.clamp(max=0)
+        scales = (high * steps - low) / 255
+        scales = torch.where(scales < torch.finfo(torch.float32).eps, 1.0, scales)
+        offsets = -((low / scales).round() + 128)
+    else:
+        scales = torch.maximum(high.abs(), low.abs()) * steps / 127
+        offsets = torch.zeros_like(scales)
+    values = data.float().flatten()
+    at = offsets[:, None]
+    errors = (((values / scales[:, None]).round() + at).clamp(-128, 127) - at) * scales[:, None] - values
+    best = errors.square().sum(1).argmin()
+    return scales[best].view(1), offsets[best].view(1)
