@@ -246,3 +246,19 @@ def test_the_datasets_of_a_registry_are_subsets(tmp_path, said):
         "the columns that dataset_info.json gives to first are not read (prompt: q, response: a, role_tag: who): "
         "where they are not ours, name them with --columns theirs=ours"
     ]
+
+
+def test_numbered_files_of_an_earlier_set_are_said(tmp_path, said):
+    """Who saves or uploads rows again with another number of files leaves the old ones beside the new ones."""
+    names = ["data-00000-of-00001", "data-00000-of-00002", "data-00001-of-00002", "x-00000-of-00001"]
+    folder_of(tmp_path, [f"{name}.arrow" for name in names], [])
+    assert len(chosen(tmp_path)) == 4
+    assert said == [
+        "sets of numbered files under one name: data-*-of-00001, data-*-of-00002: rows may be there twice"
+    ]
+
+
+def test_two_files_of_one_number_are_said(tmp_path, said):
+    names = ["train-00000-of-00001-0f3a.parquet", "train-00000-of-00001-9bc2.parquet"]
+    assert chosen(folder_of(tmp_path, names, [])) == names
+    assert said == ["2 files are here of train-*-of-00001: rows may be there twice"]

@@ -5,6 +5,7 @@ and second copies. What is left out and could have been meant is said in the log
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -79,7 +80,7 @@ def choose_files(folder: Path, subsets: Sequence[str] = (), split: str | None = 
     wanted = split or "train"
     splits = _of_subsets(folder, _without_notes(folder, files), subsets, wanted)
     chosen = _without_copies(folder, _of_split(folder, splits, wanted))
-    _tell_of_missing_shards(folder, chosen)
+    _tell_of_shards(folder, chosen)
     return chosen
 
 
@@ -229,19 +230,24 @@ def _without_copies(folder: Path, files: list[Path]) -> list[Path]:
     return kept
 
 
-def _tell_of_missing_shards(folder: Path, files: list[Path]) -> None:
-    """Say where a set of numbered files is not whole: whoever fetched a part may not know it."""
-    found: dict[tuple[Path, str, int], set[str]] = {}
+def _tell_of_shards(folder: Path, files: list[Path]) -> None:
+    """Say where a set of numbered files is not whole, or is there twice: whoever fetched or wrote it may not know."""
+    sets: dict[tuple[Path, str], list[str]] = {}
     for file in files:
         if shard := _SHARD.match(file.name):
-            found.setdefault((file.parent / shard[1], shard[3], int(shard[3])), set()).add(shard[2])
-    for (stem, total, number), shards in found.items():
-        if len(shards) < number:
-            _say(
-                folder,
-                f"only {len(shards)} of {number} files are here of {stem.name}-*-of-{total}: rows are missing",
-                (),
-            )
+            sets.setdefault((file.parent / shard[1], shard[3]), []).append(shard[2])
+    names = [f"{stem.name}-*-of-{total}" for stem, total in sets]
+    for name, (_, total), shards in zip(names, sets, sets.values(), strict=True):
+        number = len(set(shards))
+        if number < int(total):
+            _say(folder, f"only {number} of {int(total)} files are here of {name}: rows are missing", ())
+        if number < len(shards):
+            _say(folder, f"{len(shards)} files are here of {name}: rows may be there twice", ())
+    several = {stem for stem, count in Counter(stem for stem, _ in sets).items() if count > 1}
+    if twice := [name for name, (stem, _) in zip(names, sets, strict=True) if stem in several]:
+        _say(
+            folder, f"sets of numbered files under one name: {', '.join(twice)}: rows may be there twice", ()
+        )
 
 
 def _say(folder: Path, what: str, files: Collection[Path]) -> None:
