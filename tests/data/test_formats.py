@@ -143,7 +143,7 @@ def test_one_thing_said_under_two_keys_is_said_once():
     assert sample_of({"messages": chat}).messages == turns("a", "b")
 
 
-@pytest.mark.parametrize("key", ["loss", "weight", "output_with_loss"])
+@pytest.mark.parametrize("key", ["loss", "weight", "output_with_loss", "trainable", "training", "loss_mask"])
 def test_what_stands_beside_a_question_and_answer_is_the_answers(key):
     chat = [{"input": "a", "output": "b", key: False}, {"input": "c", "output": "d"}]
     assert [turn.get("loss") for turn in sample_of({"conversation": chat}).messages] == [
@@ -444,3 +444,24 @@ TURN = st.fixed_dictionaries(
 )
 def test_no_turns_of_a_known_shape_crash(row):
     assert_judged(row)
+
+
+def test_of_two_keys_the_one_that_leaves_an_answer_out_counts():
+    answer = {"role": "assistant", "content": "b", "loss": True, "weight": 0.0}
+    sample = sample_of({"messages": [*turns("a", "x", "y"), answer, *turns("a", "x")]})
+    assert [message.get("loss") for message in sample.messages] == [None, None, None, False, None, None]
+
+
+@pytest.mark.parametrize("key", ["mask", "masked", "train_detail"])
+def test_a_key_that_could_mean_what_is_learnt_or_what_is_not_stops(key):
+    answer = {"role": "assistant", "content": "b", key: True}
+    assert fault_of({"messages": [*turns("a"), answer]}).detail == (
+        f"turn 1: {key} is not read; say loss: false where nothing is to be learnt"
+    )
+    assert sample_of({"messages": [*turns("a"), {**answer, key: None}]}).notes == ()
+
+
+def test_what_would_be_handed_to_a_chat_template_is_said_not_to_be_used():
+    row = {"messages": turns("a", "b"), "chat_template_kwargs": {"xml_tools": ["t"]}, "documents": []}
+    assert sample_of(row).notes == ("template_inputs_unused",)
+    assert sample_of({**row, "chat_template_kwargs": {}}).notes == ()

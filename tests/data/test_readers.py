@@ -352,6 +352,7 @@ def test_one_object_with_a_data_column_is_one_row(make):
         ),
         ('{"the rows": [{"query": "a"}]}', "keys the rows, expected", """jq -c '.["the rows"][]' a.json"""),
         ('{"q1": {"query": "a"}, "q2": {"query": "b"}}', "keys q1, q2, expected", "jq -c '.[]' a.json"),
+        ('{"first": {"file_name": "a.json"}, "b": {"hf_hub_url": "a/b"}}', "registry of datasets", ":first"),
         ('{"query": ["a", "b"], "response": ["c", "d"]}', "written column by column", 'orient="records"'),
         ('{"query": {"0": "a"}, "response": {"0": "c"}}', "written column by column", 'orient="records"'),
         ('{"a": 1}', "keys a, expected a list of rows", "a list of objects"),

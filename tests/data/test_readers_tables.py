@@ -1,5 +1,7 @@
 """Tables: csv, tsv, parquet, arrow."""
 
+import json
+
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
@@ -247,3 +249,47 @@ def test_a_damaged_arrow_file_stops(tmp_path):
     (tmp_path / "a.arrow").write_bytes(b"\xff\xff\xff\xff\x10\x00\x00\x00 not arrow at all")
     with pytest.raises(DataError, match="a damaged table"):
         list(read_records(parse_spec(str(tmp_path / "a.arrow"))))
+
+
+def as_json(values):
+    return pyarrow.ExtensionArray.from_storage(pyarrow.json_(), pyarrow.array(values, pyarrow.string()))
+
+
+def test_values_of_the_type_for_json_are_what_their_text_says(tmp_path):
+    """`datasets` writes turns so where some have tool calls with other arguments than others."""
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [{"x": 1}]},
+    ]
+    texts = [json.dumps(turn) for turn in (*turns, turns[0], None)]
+    listed = pyarrow.ListArray.from_arrays([0, 2, 4], as_json(texts))
+    inside = pyarrow.StructArray.from_arrays(
+        [as_json(['{"a": null}', None]), pyarrow.array(["t", None])], ["arguments", "name"]
+    )
+    table = pyarrow.table(
+        {"messages": listed, "tool": inside, "extra": as_json(['"words"', "1"]), "n": [1, 2]}
+    )
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(table, path)
+    first = {
+        "messages": turns,
+        "tool": {"arguments": {"a": None}, "name": "t"},
+        "extra": "words",
+        "n": 1,
+    }
+    second = {"messages": [turns[0], None], "tool": {}, "extra": 1, "n": 2}
+    assert [row.row for row in read_records(parse_spec(str(path)))] == [first, second]
+    assert [row.row for row in read_records(parse_spec(f"{path}#1"))] in ([first], [second])
+
+
+def test_a_value_of_the_type_for_json_that_is_none_costs_its_row(tmp_path):
+    path = tmp_path / "rows.parquet"
+    table = pyarrow.table({"tools": as_json(["[{", '{"a": 1, "a": 2}', "[]"]), "n": [1, 2, 3]})
+    pyarrow.parquet.write_table(table, path)
+    broken, repeated, good = read_records(parse_spec(str(path)))
+    assert (broken.reason, broken.detail) == ("schema", "column tools is a text that is not JSON")
+    assert (repeated.reason, repeated.detail) == (
+        "repeated_key",
+        "column tools: key 'a' stands twice in one object",
+    )
+    assert good.row == {"tools": [], "n": 3}

@@ -25,7 +25,7 @@ ELSEWHERE: dict[str, str] = {
     "custom_val_dataset_path": "use --val_dataset FILE",
     "train_dataset_sample": "use --dataset NAME#2000",
     "val_dataset_sample": "use --val_dataset NAME#100",
-    "dataset_dir": "use --dataset FOLDER",
+    "dataset_dir": "use --dataset FOLDER, or FOLDER:NAME for one that its dataset_info.json names",
     "use_lora": "use --sft_type lora",
     "lora_r": "use --lora_rank",
     "r": "use --lora_rank",

@@ -1,33 +1,38 @@
-"""The card of a dataset: what the head of a folder's README.md says of its subsets and the splits of its files.
+"""The card of a dataset: what a file beside the rows says of the subsets and the splits of its files.
 
-Source: "Manual Configuration" of Hugging Face's hub; ModelScope reads the same head. What is asked for and not in a
-card, or a card that says nothing of files, leaves the choice to the files' names.
+That is the head of README.md ("Manual Configuration" of Hugging Face's hub; ModelScope reads it as well), ModelScope's
+older NAME.json, the dataset_dict.json of `save_to_disk`, or the dataset_info.json of LLaMA-Factory. What is asked for
+and not in a card, or a card that says nothing of files, leaves the choice to the files' names.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftlet import log
 
 CARD = "README.md"
-LARGEST_BYTES = 1 << 20
+HEAD, LARGEST_BYTES = 4096, 1 << 20
 _HEAD = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", re.DOTALL)
 _SIGNS = {"*": "[^/]*", "?": "[^/]", "**": ".*", "**/": "(?:.*/)?"}
+_SIGN = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^]/]+\])")
+STRUCTURE_KEYS = {"meta", "file", "args"}
 
 
 class Subset(NamedTuple):
     """One configuration of a card: its name, whether it is the one taken unasked, and its splits' patterns of paths.
 
-    An empty split says that the names of the files tell it.
+    An empty split says that the names of the files tell it. `unused` is what the card says of it and is not followed.
     """
 
     name: str
     is_default: bool
     splits: Mapping[str, tuple[str, ...]]
+    unused: str = ""
 
     def files(self, folder: Path, files: list[Path]) -> dict[Path, str]:
         """Return those of the files that belong to it, each with its split."""
@@ -43,6 +48,15 @@ class Subset(NamedTuple):
 
 def read_card(folder: Path) -> list[Subset]:
     """Return the subsets whose files a folder's card names, none where it has no card or that names none."""
+    return _of_readme(folder) or _of_structure(folder) or _of_splits(folder) or _of_registry(folder)
+
+
+def is_structure(path: Path) -> bool:
+    """Return whether a file is ModelScope's NAME.json, which names the files of the rows and holds none."""
+    return bool(_structure(path))
+
+
+def _of_readme(folder: Path) -> list[Subset]:
     import yaml
 
     try:
@@ -62,12 +76,73 @@ def read_card(folder: Path) -> list[Subset]:
     return [subset for subset in subsets if subset.splits]
 
 
+def _of_structure(folder: Path) -> list[Subset]:
+    """Return the subsets of ModelScope's NAME.json: {subset: {split: {"meta": path of the rows, "file": archive}}}."""
+    for path in sorted(folder.glob("*.json")):
+        if found := _structure(path):
+            subsets = (
+                Subset(name, name == "default", {split: (item["meta"],) for split, item in splits.items()})
+                for name, splits in found.items()
+            )
+            return [subset for subset in subsets if any(all(paths) for paths in subset.splits.values())]
+    return []
+
+
+def _structure(path: Path) -> dict[str, dict[str, dict[str, str]]]:
+    found = _object(path, b'"meta"')
+    items = [
+        item
+        for splits in found.values()
+        for item in (splits.values() if isinstance(splits, dict) else [splits])
+    ]
+    is_one = all(
+        isinstance(item, dict) and isinstance(item.get("meta"), str) and item.keys() <= STRUCTURE_KEYS
+        for item in items
+    )
+    return found if items and is_one and all(isinstance(one, dict) for one in found.values()) else {}
+
+
+def _of_splits(folder: Path) -> list[Subset]:
+    """Return the splits of a `DatasetDict`, each a folder of its own."""
+    names = _object(folder / "dataset_dict.json").get("splits")
+    splits = {name: (f"{name}/**",) for name in _as_list(names) if isinstance(name, str)}
+    return [Subset("default", True, splits)] if splits else []
+
+
+def _of_registry(folder: Path) -> list[Subset]:
+    """Return the datasets of LLaMA-Factory's registry that are in this folder, a file or a folder each."""
+    subsets = []
+    for name, entry in _object(folder / "dataset_info.json").items():
+        path = entry.get("file_name") if isinstance(entry, dict) else None
+        if isinstance(path, str) and path and (folder / path).exists():
+            names = [entry.get(key) for key in ("columns", "tags")]
+            renamed = [
+                f"{ours}: {theirs}" for one in names if isinstance(one, dict) for ours, theirs in one.items()
+            ]
+            subsets.append(Subset(name, False, {"train": (path, f"{path}/**")}, ", ".join(renamed)))
+    return subsets
+
+
+def _object(path: Path, sign: bytes = b"") -> dict[str, Any]:
+    """Return the object that a small JSON file holds, an empty one where there is none or no `sign` in its head."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(HEAD)
+            data += file.read(LARGEST_BYTES) if sign in data else b""
+        content = json.loads(data.decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):  # most folders have none; rows are told of by their reader
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _subset(config: dict[str, Any]) -> Subset:
     name = str(config.get("config_name", "default"))
     is_default = name == "default" or config.get("default") is True
     home = config.get("data_dir")
     root = home.strip("/") + "/" if isinstance(home, str) else ""
     found = config.get("data_files", [{"split": "", "path": "**"}] if root else [])
+    if isinstance(found, dict) and "path" not in found:
+        found = [{"split": split, "path": paths} for split, paths in found.items()]
     splits: dict[str, tuple[str, ...]] = {}
     for item in _as_list(found):
         split, paths = (item.get("split"), item.get("path")) if isinstance(item, dict) else ("train", item)
@@ -82,10 +157,13 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _expression(paths: tuple[str, ...]) -> re.Pattern[str]:
+def _expression(paths: Iterable[str]) -> re.Pattern[str]:
     """Return what matches the paths that any of the patterns means; only `**` goes into folders."""
-    parts = (
-        "".join(_SIGNS.get(part) or re.escape(part) for part in re.split(r"(\*\*/|\*\*|\*|\?)", path))
-        for path in paths
-    )
-    return re.compile("|".join(parts))
+    return re.compile("|".join("".join(map(_part, _SIGN.split(path))) for path in paths if path))
+
+
+def _part(part: str) -> str:
+    if part.startswith("[") and _SIGN.fullmatch(part):
+        inside = part[1:-1].replace("\\", r"\\")
+        return f"[^{inside[1:]}]" if inside[0] == "!" else f"[{inside}]"
+    return _SIGNS.get(part) or re.escape(part)

@@ -17,7 +17,18 @@ MEDIA_PARTS = ("image", "video", "audio", "media")
 TEXT_PARTS = {"text", "input_text", "output_text"}
 # the keys under which one object holds a question and its answer
 PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("query", "response"))
-LOSS_KEYS = ("loss", "train", "weight", "loss_weight", "output_with_loss")
+LOSS_KEYS = (
+    "loss",
+    "train",
+    "training",
+    "trainable",
+    "weight",
+    "loss_weight",
+    "loss_mask",
+    "output_with_loss",
+)
+# some tools mean by it what is trained on, others what is not, or only parts of a text
+UNCLEAR_LOSS_KEYS = ("mask", "masked", "train_detail")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 NUM_NAMES = 12
 
@@ -197,15 +208,19 @@ def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: s
 
 def _is_trained_on(turn: Mapping[str, Any], number: int, notes: set[str]) -> bool | None:
     """Return whether a turn says that it is trained on, None where it says nothing."""
-    key = next((key for key in LOSS_KEYS if turn.get(key) is not None), None)
-    if key is None:
-        return None
-    value = turn[key]
-    if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:
-        raise RowFault("schema", f"turn {number}: {key} is not true or false, nor a number from 0 to 1")
-    if 0 < value < 1:
+    unclear = next((key for key in UNCLEAR_LOSS_KEYS if holds_something(turn.get(key))), None)
+    if unclear is not None:
+        raise RowFault(
+            "schema", f"turn {number}: {unclear} is not read; say loss: false where nothing is to be learnt"
+        )
+    found = {key: turn[key] for key in LOSS_KEYS if turn.get(key) is not None}
+    for key, value in found.items():
+        if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:
+            raise RowFault("schema", f"turn {number}: {key} is not true or false, nor a number from 0 to 1")
+    least = min(found.values(), default=None)
+    if least is not None and 0 < least < 1:
         notes.add("weight_unused")
-    return value > 0
+    return None if least is None else least > 0
 
 
 def _check_content(message: Message, number: int) -> None:

@@ -28,8 +28,12 @@ PREFERENCES = (
     "rejected_response",
 )
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
-LABELS = ("label", "kto_tag")
-REASONING = ("reasoning_content", "thinking")  # `reasoning` mostly says whether there is some
+# columns that are not used, with the code of the note that says so; `reasoning` mostly says whether there is some
+NOTED = (
+    (("label", "kto_tag"), "label_unused"),
+    (("reasoning_content", "thinking"), "reasoning_unused"),
+    (("chat_template_kwargs", "documents"), "template_inputs_unused"),
+)
 TURN_KEYS = ("role", "content")
 SPEAKERS = ("user", "assistant", "tool")
 OURS = {

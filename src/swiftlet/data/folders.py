@@ -5,13 +5,14 @@ and second copies. What is left out and could have been meant is said in the log
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from swiftlet import log
 from swiftlet.config.filenames import COMPRESSED, SUFFIXES
-from swiftlet.data.card import CARD, Subset, read_card
+from swiftlet.data.card import Subset, is_structure, read_card
 from swiftlet.data.filekind import suffix_of
 from swiftlet.errors import DataError
 
@@ -53,6 +54,8 @@ SPLITS = {
 }
 HELD_BACK = SPLITS["validation"] | SPLITS["test"]
 NUM_SHOWN = 6
+# what `map` and its kind leave beside the rows, which are there once more or as numbers
+_CACHE = re.compile(r"cache-[0-9a-f]{16}.*\.arrow")
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
 
 
@@ -74,9 +77,10 @@ def choose_files(folder: Path, subsets: Sequence[str] = (), split: str | None = 
         raise DataError(
             f"{folder}: no data files in the folder", f"give a folder that holds {', '.join(SUFFIXES)} files"
         )
-    splits = _of_subsets(folder, _without_notes(folder, files), subsets)
-    chosen = _without_copies(folder, _of_split(folder, splits, split or "train"))
-    _tell_of_missing_shards(folder, chosen)
+    wanted = split or "train"
+    splits = _of_subsets(folder, _without_notes(folder, files), subsets, wanted)
+    chosen = _without_copies(folder, _of_split(folder, splits, wanted))
+    _tell_of_shards(folder, chosen)
     return chosen
 
 
@@ -87,6 +91,8 @@ def _look_through(folder: Path) -> tuple[list[Path], list[Path]]:
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         if any(part.startswith(".") for part in parts) or path.name.lower() in DESCRIPTIONS:
+            continue
+        if _CACHE.fullmatch(path.name) or (len(parts) == 1 and path.suffix == ".json" and is_structure(path)):
             continue
         is_data = suffix_of(path) in SUFFIXES and not any(part.startswith("_") for part in parts)
         if path.is_file() and is_data:
@@ -115,8 +121,11 @@ def _stem(path: Path) -> str:
     return Path(name).stem
 
 
-def _of_subsets(folder: Path, files: list[Path], names: Sequence[str]) -> dict[Path, str | None]:
-    """Return the files of the subsets asked for, or of the one meant unasked, each with its split by the card."""
+def _of_subsets(folder: Path, files: list[Path], names: Sequence[str], wanted: str) -> dict[Path, str | None]:
+    """Return the files of the subsets asked for, or of the one meant unasked, each with its split by the card.
+
+    A split of the card that is asked for by its name is the one wanted.
+    """
     card = {subset.name: subset for subset in read_card(folder)}
     if not names:
         return _unasked(folder, files, card)
@@ -126,9 +135,10 @@ def _of_subsets(folder: Path, files: list[Path], names: Sequence[str]) -> dict[P
             mine = card[name].files(folder, files)
             if not mine:
                 raise DataError(f"{folder}: no file of subset {name!r} is here", "fetch its files too")
+            _tell_of_unused(folder, card[name])
         else:
             pairs = [pair for subset in card.values() for pair in subset.files(folder, files).items()]
-            mine = {file: split for file, split in pairs if split == name}
+            mine = {file: wanted for file, split in pairs if split == name}
         found |= mine or dict.fromkeys(_of_subset(folder, files, name))
     return found
 
@@ -142,10 +152,23 @@ def _unasked(folder: Path, files: list[Path], card: Mapping[str, Subset]) -> dic
         )
     found: dict[Path, str | None] = {**chosen[0].files(folder, files)} if chosen else {}
     if not found:
+        if chosen:
+            _say(folder, "the card names no file that is here: the names of the files tell the splits", ())
         return dict.fromkeys(files)
-    if rest := files - found.keys():
-        _say(folder, f"not in the subset {chosen[0].name} of {CARD}", rest)
+    if rest := set(files) - found.keys():
+        _say(folder, f"not in the subset {chosen[0].name} of the card", rest)
+    _tell_of_unused(folder, chosen[0])
     return found
+
+
+def _tell_of_unused(folder: Path, subset: Subset) -> None:
+    if subset.unused:
+        _say(
+            folder,
+            f"the columns that dataset_info.json gives to {subset.name} are not read ({subset.unused}): "
+            "where they are not ours, name them with --columns theirs=ours",
+            (),
+        )
 
 
 def _of_subset(folder: Path, files: list[Path], subset: str) -> list[Path]:
@@ -171,18 +194,26 @@ def _words(folder: Path, file: Path, split: str | None) -> set[str]:
 
 
 def _of_split(folder: Path, files: Mapping[Path, str | None], split: str) -> list[Path]:
-    wanted = SPLITS.get(split, {split})
     words = {file: _words(folder, file, of_card) for file, of_card in files.items()}
     if split != "train":
-        found = [file for file in files if wanted & words[file]]
+        found = [file for file in files if SPLITS.get(split, {split}) & words[file]]
         if not found:
             raise DataError(
                 f"{folder}: no files of the split {split!r}", "choose another split, or name the files"
             )
         return found
-    found = [file for file in files if not HELD_BACK & words[file] or wanted & words[file]]
-    if found and len(found) < len(files):
-        _say(folder, "validation and test files are not trained on", files.keys() - set(found))
+    # beside the split train of a card, one such as train_1M mostly holds a part of it once more
+    exact = [file for file, of_card in files.items() if of_card == split]
+    open_to_all = [file for file in files if not HELD_BACK & words[file] or SPLITS[split] & words[file]]
+    found = exact or open_to_all
+    if exact and (rest := set(open_to_all) - set(exact)):
+        _say(folder, "other splits of the card than train are not read", rest)
+    if found and (held_back := files.keys() - set(open_to_all) - set(exact)):
+        _say(folder, "validation and test files are not trained on", held_back)
+    splits = sorted({name for file in found if (name := files[file])})
+    if len(splits) > 1:
+        taken = f"{len(splits)} splits are trained on together ({', '.join(splits[:NUM_SHOWN])})"
+        _say(folder, f"{taken}: choose by a word behind the name, such as NAME:{splits[0]}", ())
     return found or list(files)
 
 
@@ -199,19 +230,24 @@ def _without_copies(folder: Path, files: list[Path]) -> list[Path]:
     return kept
 
 
-def _tell_of_missing_shards(folder: Path, files: list[Path]) -> None:
-    """Say where a set of numbered files is not whole: whoever fetched a part may not know it."""
-    found: dict[tuple[Path, str, int], set[str]] = {}
+def _tell_of_shards(folder: Path, files: list[Path]) -> None:
+    """Say where a set of numbered files is not whole, or is there twice: whoever fetched or wrote it may not know."""
+    sets: dict[tuple[Path, str], list[str]] = {}
     for file in files:
         if shard := _SHARD.match(file.name):
-            found.setdefault((file.parent / shard[1], shard[3], int(shard[3])), set()).add(shard[2])
-    for (stem, total, number), shards in found.items():
-        if len(shards) < number:
-            _say(
-                folder,
-                f"only {len(shards)} of {number} files are here of {stem.name}-*-of-{total}: rows are missing",
-                (),
-            )
+            sets.setdefault((file.parent / shard[1], shard[3]), []).append(shard[2])
+    names = [f"{stem.name}-*-of-{total}" for stem, total in sets]
+    for name, (_, total), shards in zip(names, sets, sets.values(), strict=True):
+        number = len(set(shards))
+        if number < int(total):
+            _say(folder, f"only {number} of {int(total)} files are here of {name}: rows are missing", ())
+        if number < len(shards):
+            _say(folder, f"{len(shards)} files are here of {name}: rows may be there twice", ())
+    several = {stem for stem, count in Counter(stem for stem, _ in sets).items() if count > 1}
+    if twice := [name for name, (stem, _) in zip(names, sets, strict=True) if stem in several]:
+        _say(
+            folder, f"sets of numbered files under one name: {', '.join(twice)}: rows may be there twice", ()
+        )
 
 
 def _say(folder: Path, what: str, files: Collection[Path]) -> None:

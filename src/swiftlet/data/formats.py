@@ -12,11 +12,10 @@ from swiftlet.data.chat import Message, read_chat
 from swiftlet.data.columns import (
     ANSWERS,
     CHATS,
-    LABELS,
     MEDIA,
+    NOTED,
     OURS,
     PREFERENCES,
-    REASONING,
     SYSTEMS,
     TOOLS,
     Columns,
@@ -25,6 +24,7 @@ from swiftlet.data.columns import (
     find_columns,
     first_set,
     flag,
+    holds_something,
     how_empty,
 )
 from swiftlet.data.jsonlines import kind_of
@@ -35,7 +35,7 @@ from swiftlet.data.rows import BadRow, Record, Sample
 from swiftlet.data.toolcalls import parsed, read_tools
 
 # most rows have none of these, and one look at all names is cheaper than one each
-UNUSUAL = frozenset({*MEDIA, *PREFERENCES, *LABELS, *REASONING})
+UNUSUAL = frozenset({*MEDIA, *PREFERENCES}).union(*(names for names, _ in NOTED))
 NO_PAIR = frozenset({*CHATS, *SYSTEMS, *TOOLS})
 
 
@@ -104,17 +104,14 @@ def _tools(row: Mapping[str, Any], messages: list[Message]) -> list[Any] | None:
 
 
 def _check_unusual(row: Mapping[str, Any], notes: set[str], *, is_mapped: bool) -> None:
-    """Look at the columns that most data have not: media, preferences, labels."""
+    """Look at the columns that most data have not: media, preferences, and those that are not used."""
     check_media(row, "column")
     preference = first_set(row, PREFERENCES)
     if preference is not None and not is_mapped:
         raise RowFault(
             "preference", f"column {preference}: preference data has no answer to be fine-tuned on"
         )
-    if first_set(row, LABELS) is not None:
-        notes.add("label_unused")
-    if first_set(row, REASONING) is not None:
-        notes.add("reasoning_unused")
+    notes |= {note for names, note in NOTED if any(holds_something(row.get(name)) for name in names)}
 
 
 def _chat_column(row: Mapping[str, Any]) -> str | None:

@@ -215,6 +215,11 @@ def _check_single(path: Path, value: Any) -> None:
             ".row" if all(isinstance(item.get("row"), dict) for item in value[inside][:10]) else ""
         )
         raise DataError(message, f"take {inside} out: jq -c '{path_of_rows}' {path.name} > rows.jsonl")
+    if any(isinstance(item, dict) and isinstance(item.get("file_name"), str) for item in value.values()):
+        raise DataError(
+            f"{path}: a registry of datasets, not rows",
+            f"give its folder and a name in it: --dataset {path.parent}:{describe(next(iter(value)), 40)[1:-1]}",
+        )
     if value and all(isinstance(item, dict) for item in value.values()):
         raise DataError(
             message, f"it maps names to rows; take the rows: jq -c '.[]' {path.name} > rows.jsonl"

@@ -1,17 +1,20 @@
 """Tables of Arrow (parquet, and arrow as `save_to_disk` writes it): rows in small batches; a null field inside a struct
-is an absent field, as it was before Arrow merged the rows into one schema.
+is an absent field, as it was before Arrow merged the rows into one schema. Values of Arrow's type for JSON, which
+`datasets` writes where rows have unlike fields, become what their text says.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftlet.data.formats import row_sha1
 from swiftlet.data.jsonlines import Keep
+from swiftlet.data.reasons import RowFault
 from swiftlet.data.rows import BadRow, Origin, Record
+from swiftlet.data.toolcalls import parsed
 from swiftlet.errors import DataError, describe
 
 ROWS_PER_BATCH = 256
@@ -92,15 +95,44 @@ def _rows(path: Path, batches: Iterator[Any], keep: Keep | None) -> Iterator[Rec
     for batch in batches:
         _check_names(path, batch.schema.names)
         wanted = [index for index in range(batch.num_rows) if keep is None or keep(first + index)]
+        of_json = {field.name: field.type for field in batch.schema if _holds_json(field.type)}
         rows = _values(batch if len(wanted) == batch.num_rows else batch.take(wanted)) if wanted else []
         for index, row in zip(wanted, rows, strict=True):
             origin = Origin(name, first + index + 1)
             broken = next((value for value in row.values() if isinstance(value, _Broken)), None)
             if broken is None:
-                yield Record({key: _without_nulls(value) for key, value in row.items()}, origin)
+                yield _record({key: _without_nulls(value) for key, value in row.items()}, of_json, origin)
             else:
                 yield BadRow(origin, broken.reason, broken.detail, row_sha1(row))
         first += batch.num_rows
+
+
+def _record(row: dict[str, Any], of_json: Mapping[str, Any], origin: Origin) -> Record | BadRow:
+    """Return the row with the values of its columns that hold JSON."""
+    try:
+        read = {name: _read_json(row[name], kind, f"column {name}") for name, kind in of_json.items()}
+    except RowFault as fault:
+        return BadRow(origin, fault.reason, fault.detail, row_sha1(row))
+    return Record(row | read, origin)
+
+
+def _holds_json(kind: Any) -> bool:
+    """Return whether a type is Arrow's for JSON, or has it inside."""
+    is_json = getattr(kind, "extension_name", "") == "arrow.json"
+    return is_json or any(_holds_json(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def _read_json(value: Any, kind: Any, what: str) -> Any:
+    import pyarrow
+
+    if value is None or not _holds_json(kind):
+        return value
+    if pyarrow.types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        return {name: _read_json(item, fields[name], what) for name, item in value.items()}
+    if isinstance(value, list) and hasattr(kind, "value_type"):
+        return [_read_json(item, kind.value_type, what) for item in value]
+    return parsed(value, what)
 
 
 class _Broken(NamedTuple):
