@@ -67,11 +67,13 @@ class OutOfMemoryError(SwiftletError):
 
 
 class Mistakes(UsageError):
-    """Several mistakes of one command line, reported together."""
+    """Several mistakes, reported together; a wrong command line, but where all are of one other kind."""
 
     def __init__(self, mistakes: Sequence[SwiftletError]) -> None:
         super().__init__("\n".join(mistake.message for mistake in mistakes))
         self.mistakes = tuple(mistakes)
+        codes = {mistake.exit_code for mistake in mistakes}
+        self.exit_code = codes.pop() if len(codes) == 1 else UsageError.exit_code
 
     def __str__(self) -> str:
         return "\n".join(str(mistake) for mistake in self.mistakes)

@@ -166,13 +166,34 @@ def test_datasets_are_found_in_both_caches(tmp_path, monkeypatch):
     with pytest.raises(SwiftletError, match="dataset AI-ModelScope/blossom-math-v2") as caught:
         hub.dataset_folder("AI-ModelScope/blossom-math-v2", None)
     assert "modelscope download --dataset AI-ModelScope/blossom-math-v2" in caught.value.hint
-    assert "--dataset FOLDER" in caught.value.hint
+    assert f"--local_dir blossom-math-v2; then copy the folder here as {ours} and type" in caught.value.hint
     (ours / "train.jsonl").write_text("{}")
     assert hub.dataset_folder("AI-ModelScope/blossom-math-v2", None) == ours
     monkeypatch.setenv("USE_HF", "1")
     with pytest.raises(SwiftletError) as caught:
         hub.dataset_folder(None, "Azure99/blossom-math-v2")
-    assert "hf download Azure99/blossom-math-v2 --repo-type dataset" in caught.value.hint
+    assert "hf download Azure99/blossom-math-v2 --repo-type dataset --local-dir blossom" in caught.value.hint
+    placed = tmp_path / "hf" / "hub" / "datasets--Azure99--blossom-math-v2" / "snapshots" / "main"
+    assert f"then copy the folder here as {placed} and type the same command again" in caught.value.hint
+    (placed.parents[1] / "refs").mkdir(parents=True)
+    (placed.parents[1] / "refs" / "main").write_text(COMMIT)  # of a download that brought no file
+    (placed.parent / COMMIT).mkdir(parents=True)
+    placed.mkdir()
+    (placed / "train.jsonl").write_text("{}")
+    assert hub.dataset_folder(None, "Azure99/blossom-math-v2") == placed
+
+
+def test_all_that_is_out_of_reach_is_said_at_once(tmp_path):
+    make_model(tmp_path / "ms" / MS_LAYOUTS[0])
+    wanted = [
+        hub.Wanted("model", MS_ID, HF_ID),
+        hub.Wanted("model", "a/b", "a/b"),
+        hub.Wanted("dataset", "c/d", None),
+    ]
+    model, data = hub.missing(wanted)
+    assert "model a/b of ModelScope is no folder here, is not in" in model.message
+    assert "dataset c/d of ModelScope is not in" in data.message
+    assert hub.missing(wanted[:1]) == []
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "train.ndjson", "data-00000-of-00001.arrow"])

@@ -354,3 +354,12 @@ def test_a_folder_that_cannot_be_listed_is_named_and_unlocked(tmp_path, monkeypa
     with pytest.raises(UsageError, match="Input/output error\nhint: choose another"), locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("held", "shown"), [(3 * 2**29, " tokens/s 1.5 GiB, "), (0, " tokens/s, ")])
+def test_each_line_of_the_log_says_the_memory_where_it_is_known(held, shown, tmp_path, monkeypatch):
+    lines = []
+    report = build_report(tmp_path, TrainState(9, 1, 9), peak_memory_bytes=lambda: held)
+    monkeypatch.setattr(report.progress, "line", lambda step, text: lines.append(text))
+    report.log(TrainState(9, 1, 9), {"loss": 1.0})
+    assert shown in lines[0]

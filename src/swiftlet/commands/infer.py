@@ -18,6 +18,7 @@ from swiftlet.commands.checkpoint_source import (
 )
 from swiftlet.commands.model_source import (
     apply_environment,
+    check_within_reach,
     find_source,
     open_template,
     unknown_names,
@@ -92,6 +93,7 @@ def get_ready(parsed: Parsed) -> Ready:
     """Return what is known before torch is imported; merges first where that is asked for."""
     args, given = parsed.args, parsed.given
     if args.answer.ckpt_dir is None:
+        check_within_reach(args.model, args.data)
         found = find_source(args.model)
         source = CheckpointSource(found.folder, None, {})
     else:

@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from swiftlet import log
+from swiftlet import hub, log
 from swiftlet.config.check import model_folder_mistake
 from swiftlet.data.mapping import check_columns
 from swiftlet.data.named_templates import named_template
+from swiftlet.data.sources import on_hub
 from swiftlet.data.spec import how_to_find, parse_specs
-from swiftlet.errors import SwiftletError, UsageError, pick
+from swiftlet.errors import SwiftletError, UsageError, pick, raise_all
 from swiftlet.models.families import FAMILIES, fetch, find_model
 from swiftlet.models.geometry import is_size
 from swiftlet.models.safety import CONFIG, read_config, read_json
@@ -101,6 +102,19 @@ def _model_mistakes(model: Any, is_trained: bool) -> Iterator[UsageError]:
             f"{choice.name} is quantised with {method}: such a model is for swift infer, not for training",
             "use the model it was made from",
         )
+
+
+def check_within_reach(model: Any, data: Any) -> None:
+    """Check that the model and all data are on this machine or on hubs that can be reached, before one is fetched.
+
+    Raises:
+        SwiftletError: some are not; it names each of them.
+    """
+    choice = find_model(model.model_type, model.model_id_or_path)
+    wanted = [on_hub(spec) for spec in parse_specs([*data.dataset, *data.val_dataset])]
+    if choice.folder is None:
+        wanted.insert(0, hub.Wanted("model", choice.ms_id, choice.hf_id, model.model_revision))
+    raise_all(hub.missing(item for item in wanted if item is not None))
 
 
 def find_source(model: Any) -> Source:

@@ -19,6 +19,7 @@ from swiftlet.commands.model_source import (
     Source,
     apply_environment,
     check_trainable,
+    check_within_reach,
     find_source,
     longest_sample,
     open_template,
@@ -142,6 +143,7 @@ def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:
     """Return what is known before torch is imported: the model's folder, the run's folder and the tokenised data."""
     from swiftlet.data.prepare import prepare as prepare_data
 
+    check_within_reach(args.model, args.data)
     source = find_source(args.model)
     check_trainable(source.folder)
     _, template = open_template(

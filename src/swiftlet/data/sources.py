@@ -194,10 +194,16 @@ def _known(path: Path) -> Path:
 
 def is_here(spec: DatasetSpec) -> bool:
     """Return whether the rows of a source can be read without fetching anything."""
+    wanted = on_hub(spec)
+    return wanted is None or hub.cached_folder("dataset", wanted.ms_id, wanted.hf_id) is not None
+
+
+def on_hub(spec: DatasetSpec) -> hub.Wanted | None:
+    """Return what a source needs of a hub, None for one that needs none."""
     named = named_dataset(spec)
     if spec.kind == "path" or (named is not None and named.generator is not None):
-        return True
-    return hub.cached_folder("dataset", *_hub_ids(spec)) is not None
+        return None
+    return hub.Wanted("dataset", *_hub_ids(spec))
 
 
 def _hub_ids(spec: DatasetSpec) -> tuple[str | None, str | None]:

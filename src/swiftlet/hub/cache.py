@@ -45,16 +45,21 @@ def hf_snapshot(kind: str, repo: str, revision: str | None) -> Path | None:
         kind: "model" or "dataset".
         revision: branch, tag or commit; main when not given.
     """
-    root = hf_cache() / f"{kind}s--{repo.replace('/', '--')}"
-    snapshots = root / "snapshots"
-    commit = _text(root / "refs" / (revision or "main")) or revision
-    if commit is None:
-        only = _folders(snapshots)
-        commit = only[0].name if len(only) == 1 else None
-    if commit is None:
-        return None
-    folder = snapshots / commit
-    return folder if is_complete(kind, folder) else None
+    root = _hf_root(kind, repo)
+    commit = _text(root / "refs" / (revision or "main"))
+    only = [] if commit or revision else _folders(root / "snapshots")
+    named = [root / "snapshots" / commit] if commit else only if len(only) == 1 else []
+    placed = hf_place(kind, repo, revision)
+    return next((folder for folder in (*named, placed) if is_complete(kind, folder)), None)
+
+
+def hf_place(kind: str, repo: str, revision: str | None) -> Path:
+    """Return where a copy of a repository of Hugging Face is found that somebody puts there by hand."""
+    return _hf_root(kind, repo) / "snapshots" / (revision or "main")
+
+
+def _hf_root(kind: str, repo: str) -> Path:
+    return hf_cache() / f"{kind}s--{repo.replace('/', '--')}"
 
 
 def ms_snapshot(kind: str, repo: str, revision: str | None) -> Path | None:
@@ -69,6 +74,11 @@ def ms_snapshot(kind: str, repo: str, revision: str | None) -> Path | None:
         if is_complete(kind, folder):
             return folder
     return None
+
+
+def ms_place(kind: str, repo: str, revision: str | None) -> Path:
+    """Return where a copy of a repository of ModelScope is found that somebody puts there by hand."""
+    return ms_cache() / f"{kind}s" / repo.replace("/", "--") / "snapshots" / (revision or "master")
 
 
 def _ms_places(kind: str, owner: str, name: str, revision: str | None) -> Iterator[Path]:

@@ -3,7 +3,7 @@
 The cache is looked at first, laid out as the clients of both hubs lay it out, and a complete copy is used without
 any connection. Only what is missing is downloaded, by the hub's own client, and never a file that holds code; a
 download of ours that was cut short leaves a marker (`unfinished.py`), and what has one is downloaded on.
-ModelScope is the default; USE_HF=1 chooses Hugging Face. Imports the clients inside functions: they are slow.
+ModelScope is the default; USE_HF=1 chooses Hugging Face.
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from swiftlet import log
 from swiftlet.config.filenames import COMPRESSED, SUFFIXES
 from swiftlet.errors import SwiftletError, first_line
-from swiftlet.hub.cache import hf_cache, hf_snapshot, ms_cache, ms_snapshot
-from swiftlet.hub.unfinished import find_marker, held, marker_of
+from swiftlet.hub.clients import CONNECT_TIMEOUT_S, HUGGING_FACE, MODELSCOPE, Hub
+from swiftlet.hub.unfinished import held
 
-CONNECT_TIMEOUT_S = 5.0
 TRUE = {"1", "true", "yes", "on"}
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
 CODE_FILES = ["*.py"]
@@ -30,48 +29,13 @@ DATA_FILES = [*(f"*{suffix}{packed}" for suffix in SUFFIXES for packed in ("", *
 LEFT_OUT = ["original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "consolidated*.safetensors"]
 
 
-@dataclass(frozen=True)
-class Hub:
-    """One hub: its name, its cache, how a cached copy is found and how a missing one is fetched.
+class Wanted(NamedTuple):
+    """A repository that a run needs: "model" or "dataset", and its id on each hub that has it."""
 
-    Attributes:
-        locks: the folder of the cache in which the client keeps its locks.
-        branch: what the client takes where no revision is given.
-    """
-
-    name: str
-    cache: Callable[[], Path]
-    find: Callable[[str, str, str | None], Path | None]
-    fetch: Callable[[str, str, str | None, list[str], list[str]], str]
-    endpoint: Callable[[], str]
-    command: str
-    locks: str
-    branch: str
-
-    def marker(self, kind: str, repo: str, revision: str | None) -> Path:
-        """Return where the marker of an unfinished download lies."""
-        return marker_of(self.cache() / self.locks, kind, repo, revision or self.branch)
-
-    def unfinished(self, kind: str, repo: str, revision: str | None) -> Path | None:
-        """Return the marker by which what is cached of a repository is no more than a part."""
-        return find_marker(self.marker(kind, repo, revision), self.find(kind, repo, revision))
-
-    def find_whole(self, kind: str, repo: str, revision: str | None) -> Path | None:
-        """Return the cached copy, but none whose download is under way or was cut short."""
-        found = self.find(kind, repo, revision)
-        return None if found and find_marker(self.marker(kind, repo, revision), found) else found
-
-    def download_command(self, repo: str, kind: str, revision: str | None) -> str:
-        """Return what to type on a machine with a connection."""
-        words = [
-            self.command,
-            "download",
-            *(["--dataset"] if kind == "dataset" and self is MODELSCOPE else []),
-            repo,
-        ]
-        if kind == "dataset" and self is HUGGING_FACE:
-            words += ["--repo-type", "dataset"]
-        return " ".join([*words, *(["--revision", revision] if revision else [])])
+    kind: str
+    ms_id: str | None
+    hf_id: str | None
+    revision: str | None = None
 
 
 def is_on(name: str) -> bool:
@@ -118,13 +82,30 @@ def cached_folder(
     return hub.find_whole(kind, repo, revision)
 
 
+def missing(wanted: Iterable[Wanted]) -> list[SwiftletError]:
+    """Return what to say of each repository that no cache has whole and whose hub cannot be reached.
+
+    Who carries files to a machine without a connection hears of all of them before the first is used.
+    """
+    errors, problems = [], {}
+    for kind, ms_id, hf_id, revision in wanted:
+        hub, repo = _choose(kind, ms_id, hf_id)
+        _check_id(repo, revision)
+        if hub.find_whole(kind, repo, revision) is not None:
+            continue
+        if hub not in problems:
+            problems[hub] = _unreachable(hub)
+        if problem := problems[hub]:
+            other_id = ms_id if hub is HUGGING_FACE else hf_id
+            errors.append(_absent(hub, kind, repo, other_id=other_id, revision=revision, problem=problem))
+    return errors
+
+
 def _folder(
     kind: str, ms_id: str | None, hf_id: str | None, revision: str | None, patterns: list[str]
 ) -> Path:
     hub, repo = _choose(kind, ms_id, hf_id)
-    for name in (repo, revision or "main"):
-        if ".." in name or "\0" in name or name.startswith("/"):
-            raise SwiftletError(f"{name!r} is no id of a hub", "write owner/name, or the path of a folder")
+    _check_id(repo, revision)
     if hub is not _hubs()[0]:
         log.info(f"{repo} is known on {hub.name} only, so it is taken from there")
     found = hub.find_whole(kind, repo, revision)
@@ -139,17 +120,33 @@ def _folder(
         if problem is None and found is not None:
             return found
         problem = problem or f"its files there are no complete {kind} in a format that is read here"
-    advice = _advice(hub, kind, repo, ms_id if hub is HUGGING_FACE else hf_id, revision)
+    other_id = ms_id if hub is HUGGING_FACE else hf_id
+    raise _absent(hub, kind, repo, other_id=other_id, revision=revision, problem=problem)
+
+
+def _check_id(repo: str, revision: str | None) -> None:
+    for name in (repo, revision or "main"):
+        if ".." in name or "\0" in name or name.startswith("/"):
+            raise SwiftletError(f"{name!r} is no id of a hub", "write owner/name, or the path of a folder")
+
+
+def _absent(
+    hub: Hub, kind: str, repo: str, *, other_id: str | None, revision: str | None, problem: str
+) -> SwiftletError:
+    """Return what is said of a repository that is not here whole and cannot be downloaded."""
+    advice = _advice(hub, kind, repo, other_id, revision)
     marker = hub.unfinished(kind, repo, revision)
     if marker is not None:
-        raise SwiftletError(
+        return SwiftletError(
             f"the download of {kind} {repo} of {hub.name} to {hub.cache()} was cut short, and the rest cannot be "
             f"downloaded: {problem}",
             f"type the same command again with a connection: it goes on where it stopped; or {advice}; "
             f"or, to use the files there as they are: rm {shlex.quote(str(marker))}",
         )
-    raise SwiftletError(
-        f"{kind} {repo} of {hub.name} is not in {hub.cache()} and cannot be downloaded: {problem}", advice
+    local = "is no folder here, " if other_id == repo else ""  # typed by its id, which looks like a path
+    return SwiftletError(
+        f"{kind} {repo} of {hub.name} {local}is not in {hub.cache()} and cannot be downloaded: {problem}",
+        advice,
     )
 
 
@@ -213,64 +210,11 @@ def _advice(hub: Hub, kind: str, repo: str, other_id: str | None, revision: str 
     setting = "USE_HF=1" if hub is MODELSCOPE else "USE_HF=0"
     if other_id and other.find_whole(kind, other_id, revision) is not None:
         return f"the cache of {other.name} has it as {other_id}: put {setting} before the command"
-    flag = "--model_id_or_path FOLDER" if kind == "model" else "--dataset FOLDER"
+    place = "here and use --model_id_or_path FOLDER"
+    if kind == "dataset":  # as --dataset FOLDER it would lose what the table of datasets says of its columns
+        place = f"here as {shlex.quote(str(hub.place(kind, repo, revision)))} and type the same command again"
     advice = (
         f"on a machine with a connection: {hub.download_command(repo, kind, revision)}; "
-        f"then copy the folder here and use {flag}"
+        f"then copy the folder {place}"
     )
     return f"{advice}; or take it from {other.name}: {setting}" if other_id else advice
-
-
-def _fetch_ms(kind: str, repo: str, revision: str | None, allow: list[str], ignore: list[str]) -> str:
-    from modelscope.hub.snapshot_download import dataset_snapshot_download, snapshot_download
-    from modelscope_hub.errors import HubError
-
-    download = snapshot_download if kind == "model" else dataset_snapshot_download
-    try:
-        path = download(
-            repo,
-            revision=revision,
-            cache_dir=str(ms_cache()),
-            allow_patterns=allow,
-            ignore_patterns=ignore or None,
-            endpoint=os.environ.get("MODELSCOPE_ENDPOINT") or None,
-        )
-    except HubError as error:
-        raise OSError(str(error)) from error
-    return str(path)
-
-
-def _fetch_hf(kind: str, repo: str, revision: str | None, allow: list[str], ignore: list[str]) -> str:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HTTPError
-
-    try:
-        # before version 1.22 the client takes what is cached for all there is where the hub lists no files
-        HfApi(endpoint=_hf_endpoint()).repo_info(repo, repo_type=kind, revision=revision)
-        path = snapshot_download(
-            repo,
-            repo_type=kind,
-            revision=revision,
-            cache_dir=hf_cache(),
-            allow_patterns=allow,
-            ignore_patterns=ignore or None,
-            etag_timeout=CONNECT_TIMEOUT_S,
-            endpoint=_hf_endpoint(),
-        )
-    except HTTPError as error:
-        raise OSError(str(error)) from error
-    return str(path)
-
-
-def _ms_endpoint() -> str:
-    return os.environ.get("MODELSCOPE_ENDPOINT") or "https://www.modelscope.cn"
-
-
-def _hf_endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-
-
-MODELSCOPE = Hub(
-    "ModelScope", ms_cache, ms_snapshot, _fetch_ms, _ms_endpoint, "modelscope", ".lock", "master"
-)
-HUGGING_FACE = Hub("Hugging Face", hf_cache, hf_snapshot, _fetch_hf, _hf_endpoint, "hf", ".locks", "main")

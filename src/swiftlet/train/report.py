@@ -105,7 +105,8 @@ class Report:
         elapsed = time.perf_counter() - self.started
         left = elapsed / max(1, state.global_step - self.first_step) * (state.num_steps - state.global_step)
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        self.progress.line(state.global_step, f"{text} {speed:.0f} tokens/s, {short_time(left)} left")
+        held = f" {memory:.3g} GiB" if memory else ""
+        self.progress.line(state.global_step, f"{text} {speed:.0f} tokens/s{held}, {short_time(left)} left")
 
     def _tell_pace(self, state: TrainState) -> None:
         """Say after a few steps how long the run will really take, evaluations and checkpoints included."""
