@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from swiftlet.device.kernels import RowDropout
+from swiftlet.device.kernels import PackedAttention, RowDropout
 from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
 from swiftlet.models.adapter_copies import AdapterCopies
-from swiftlet.models.attention import PackedAttention, no_mask
+from swiftlet.models.attention import no_mask
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
 from swiftlet.models.decoder import Backbone
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
