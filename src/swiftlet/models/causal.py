@@ -115,9 +115,7 @@ class CausalLM(nn.Module):
         input_ids_T, position_ids_T, cu_seqlens, targets_T, prefixes = tokens
         positions_N = (targets_T != IGNORE_INDEX).nonzero().squeeze(1)
         if self.graphs is not None and self.training and prefixes is None and mask_seed is not None:
-            losses = self.graphs.losses(
-                input_ids_T, position_ids_T, cu_seqlens, targets_T, len(positions_N), mask_seed
-            )
+            losses = self.graphs.losses(tokens, len(positions_N), mask_seed)
             if losses is not None:
                 return TokenLosses(*losses, len(positions_N))
         targets_N = send(targets_T[positions_N], input_ids_T.device)
