@@ -7,7 +7,6 @@ The caller names the back end and the device on which collectives live.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,7 +22,6 @@ class World:
     """This process among all; `device` is where the tensors of collectives live."""
 
     rank: int = 0
-    local_rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
 
@@ -76,11 +74,6 @@ class World:
         return self.gather(value if self.is_main else None)[0]
 
 
-def world_from_environment() -> tuple[int, int, int]:
-    """Return (rank, local_rank, world_size) as the launcher set them; (0, 0, 1) without a launcher."""
-    return log.rank(), int(os.environ.get("LOCAL_RANK", log.rank())), log.world_size()
-
-
 def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, always: bool = False) -> World:
     """Join the other processes of the run and return the world.
 
@@ -88,7 +81,7 @@ def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, a
         backend: the library of collectives, as torch.distributed names it.
         always: make a process group for one process too; sharding engines need one.
     """
-    rank, local_rank, world_size = world_from_environment()
+    world_size = log.world_size()
     if world_size > 1 or always:
         if world_size == 1:
             store = dist.HashStore()
@@ -97,7 +90,7 @@ def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, a
             )
         else:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    return World(rank, local_rank, world_size, device)
+    return World(log.rank(), world_size, device)
 
 
 def close_world(world: World, *, is_failed: bool = False) -> None:
