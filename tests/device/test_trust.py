@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from swiftlet import log
-from swiftlet.device.kernels import PLAIN, RowDropout, plain_attention, rms_norm, rotary, swiglu
+from swiftlet.device.kernels import (
+    PLAIN,
+    AttentionRules,
+    RowDropout,
+    plain_attention,
+    rms_norm,
+    rotary,
+    swiglu,
+)
 from swiftlet.device.spec import open_device
 from swiftlet.device.trials import default_memory
 from swiftlet.device.trust import (
@@ -28,8 +36,8 @@ from swiftlet.device.trust import (
 
 CPU = torch.device("cpu")
 LENGTHS = [0, 60, 61, 190]
-ATTENTION = attention_case(4, 2, 16, LENGTHS)
-WINDOW = attention_case(4, 2, 16, LENGTHS, window=24)
+ATTENTION = attention_case(4, 2, 16, LENGTHS, AttentionRules(0.25))
+WINDOW = attention_case(4, 2, 16, LENGTHS, AttentionRules(0.25, window=24))
 CASES = [ATTENTION, WINDOW, rms_norm_case(48, 1e-5), rotary_case(4, 16), swiglu_case(40)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -245,7 +253,7 @@ def test_trial_lengths_are_those_of_the_run_cut_to_what_can_be_computed():
 
 
 def test_a_window_longer_than_the_trial_is_made_short_enough_to_matter():
-    _, rules = attention_case(2, 2, 8, [0, 4096], window=4096).arguments
+    _, rules = attention_case(2, 2, 8, [0, 4096], AttentionRules(0.25, window=4096)).arguments
     assert rules.window < LONGEST_TRY // 4
 
 

@@ -74,17 +74,14 @@ def attention_case(
     num_kv_heads: int,
     head_dim: int,
     cu_seqlens: Sequence[int],
-    *,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
+    rules: AttentionRules,
 ) -> Case:
     """Return the attention of a model on boundaries like those of a run."""
     ends = trial_lengths(cu_seqlens)
     tokens = ends[-1]
-    if window is not None and window > LONGEST_TRY // 4:
-        window = LONGEST_TRY // 8  # in a longer one a token too many would be lost in the rounding
-    rules = AttentionRules(scale or head_dim**-0.5, window, softcap)
+    if rules.window is not None and rules.window > LONGEST_TRY // 4:
+        # in a longer one a token too many would be lost in the rounding
+        rules = rules._replace(window=LONGEST_TRY // 8)
     shapes = (
         (num_heads, tokens, head_dim),
         (num_kv_heads, tokens, head_dim),
