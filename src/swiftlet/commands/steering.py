@@ -9,11 +9,9 @@ import os
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from swiftlet import log
 from swiftlet.commands.calibration import measured_here
-from swiftlet.commands.planning import Rows, Sized, Subject, job_of, schedule_of
+from swiftlet.commands.planning import Sized, Subject, job_of, schedule_of, tokenised_rows
 from swiftlet.commands.sft import Setup
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import collate
@@ -152,11 +150,8 @@ def card_of(device: Device, local_world_size: int) -> Card:
 
 def _subject(setup: Setup, sized: Sized, card: Card) -> Subject:
     args, data, world = setup.args, setup.ready.data, setup.world
-    labels = float(np.asarray(data.train.num_labels).sum()) / max(1, int(data.train.lengths.sum()))
-    val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)
-    rows = Rows(data.train.lengths, val, labels, "the tokenised rows")
     schedule = schedule_of(args, len(data.train), world.world_size)
-    return Subject(args, sized, rows, card, world.world_size, schedule, args.model.dtype)
+    return Subject(args, sized, tokenised_rows(data), card, world.world_size, schedule, args.model.dtype)
 
 
 def breakdown(way: Way) -> str:
