@@ -7,6 +7,7 @@ The caller names the back end and the device on which collectives live.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,15 +16,20 @@ import torch
 import torch.distributed as dist
 
 from swiftlet import log
+from swiftlet.device.placement import local_place
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all; `device` is where the tensors of collectives live."""
+    """This process among all, of which `local_world_size` are on its machine.
+
+    `device` is where the tensors of collectives live.
+    """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -34,6 +40,11 @@ class World:
     def is_alone(self) -> bool:
         """Whether there is nobody to communicate with."""
         return self.world_size == 1
+
+    @property
+    def num_nodes(self) -> int:
+        """How many machines the run is on."""
+        return self.world_size // self.local_world_size
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -90,7 +101,7 @@ def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, a
             )
         else:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    return World(log.rank(), world_size, device)
+    return World(log.rank(), world_size, device, local_place(os.environ)[1])
 
 
 def close_world(world: World, *, is_failed: bool = False) -> None:
