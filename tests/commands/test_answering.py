@@ -12,9 +12,9 @@ from swiftlet.parallel.world import World
 def test_many_answers_are_printed_by_no_process(capsys):
     pairs = [(at, {"query": "q", "response": "r", "label": "l"}) for at in range(3)]
     for rank in (0, 1):
-        assert list(_shown(iter(pairs), PROGRESS_BAR_ABOVE + 1, World(rank, rank, 2))) == pairs
+        assert list(_shown(iter(pairs), PROGRESS_BAR_ABOVE + 1, World(rank, 2))) == pairs
         assert capsys.readouterr().out == ""
-        assert list(_shown(iter(pairs), PROGRESS_BAR_ABOVE, World(rank, rank, 2))) == pairs
+        assert list(_shown(iter(pairs), PROGRESS_BAR_ABOVE, World(rank, 2))) == pairs
         assert capsys.readouterr().out.count("[RESPONSE] r") == 3
 
 

@@ -152,7 +152,7 @@ def test_what_the_plan_says_is_said_by_one_process(fine_tune, with_memory, monke
     with_memory(2**20)
     monkeypatch.setattr(
         "swiftlet.commands.training.steer",
-        lambda setup, processes: steer(setup._replace(world=replace(setup.world, rank=rank)), processes),
+        lambda setup: steer(setup._replace(world=replace(setup.world, rank=rank))),
     )
     fine_tune(force=True, max_steps=1)
     assert capfd.readouterr().err.count("warning: memory is tight") == (1 if rank == 0 else 0)

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch.nn import functional
 
-from swiftlet.device.kernels import plain_attention, reference_attention, rms_norm, rotary, swiglu
+from swiftlet.device.kernels import (
+    AttentionRules,
+    plain_attention,
+    reference_attention,
+    rms_norm,
+    rotary,
+    swiglu,
+)
 
 
 def tensors(heads=4, kv_heads=2, tokens=37, width=8, seed=0):
@@ -51,7 +58,7 @@ def test_attention_is_its_definition(attention, window, softcap, sinks):
     q, k, v = tensors()
     lengths = [0, 1, 14, 14 + 9, 37]
     sinks = None if sinks is None else torch.tensor(sinks)
-    found = attention(q, k, v, lengths, scale=0.3, window=window, softcap=softcap, sinks_Q=sinks)
+    found = attention(q, k, v, lengths, AttentionRules(0.3, window, softcap, sinks))
     right = by_hand(q, k, v, lengths, 0.3, window, softcap, sinks)
     assert torch.allclose(found, right, atol=1e-6)
     gradients = torch.autograd.grad(found.sum(), (q, k, v))
@@ -64,7 +71,7 @@ def test_dropout_of_attention_weights():
     q, k, v = tensors(tokens=64)
     torch.manual_seed(0)
     for attention in (plain_attention, reference_attention):
-        plain, dropped = (attention(q, k, v, [0, 64], scale=0.3, dropout_p=p) for p in (0.0, 0.5))
+        plain, dropped = (attention(q, k, v, [0, 64], AttentionRules(0.3, dropout_p=p)) for p in (0.0, 0.5))
         assert not torch.allclose(plain, dropped)
 
 

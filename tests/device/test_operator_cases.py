@@ -51,11 +51,10 @@ def calls_of(family: str) -> tuple[object, set]:
     model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).train()
     found = set()
 
-    def attention(query, key, value, ends, *, scale, window=None, softcap=None, sinks_Q=None, dropout_p=0.0):
-        found.add(
-            ("attention", query.shape[0], key.shape[0], query.shape[2], round(scale, 6), window, softcap)
-        )
-        return reference_attention(query, key, value, ends, scale=scale, window=window, softcap=softcap)
+    def attention(query, key, value, ends, rules):
+        heads = query.shape[0], key.shape[0], query.shape[2]
+        found.add(("attention", *heads, round(rules.scale, 6), rules.window, rules.softcap))
+        return reference_attention(query, key, value, ends, rules)
 
     def norm(x, weight, eps):
         found.add(("rms_norm", weight.shape[0], eps))
@@ -80,11 +79,11 @@ def calls_of(family: str) -> tuple[object, set]:
 def tried(config) -> set:
     found = set()
     for case in cases(config, [12, 30]):
-        shapes, options = case.shapes, dict(case.options)
+        shapes = case.shapes
         if case.operator == "attention":
-            scale = round(options["scale"], 6)
+            _, rules = case.arguments
             heads = (shapes[0][0], shapes[1][0], shapes[0][2])
-            found.add(("attention", *heads, scale, options["window"], options["softcap"]))
+            found.add(("attention", *heads, round(rules.scale, 6), rules.window, rules.softcap))
         elif case.operator == "rms_norm":
             found.add(("rms_norm", shapes[1][0], *case.arguments))
         elif case.operator == "rotary":

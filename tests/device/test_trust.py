@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from swiftlet import log
-from swiftlet.device.kernels import PLAIN, RowDropout, plain_attention, rms_norm, rotary, swiglu
+from swiftlet.device.kernels import (
+    PLAIN,
+    AttentionRules,
+    RowDropout,
+    plain_attention,
+    rms_norm,
+    rotary,
+    swiglu,
+)
 from swiftlet.device.spec import open_device
 from swiftlet.device.trials import default_memory
 from swiftlet.device.trust import (
@@ -28,8 +36,8 @@ from swiftlet.device.trust import (
 
 CPU = torch.device("cpu")
 LENGTHS = [0, 60, 61, 190]
-ATTENTION = attention_case(4, 2, 16, LENGTHS)
-WINDOW = attention_case(4, 2, 16, LENGTHS, window=24)
+ATTENTION = attention_case(4, 2, 16, LENGTHS, AttentionRules(0.25))
+WINDOW = attention_case(4, 2, 16, LENGTHS, AttentionRules(0.25, window=24))
 CASES = [ATTENTION, WINDOW, rms_norm_case(48, 1e-5), rotary_case(4, 16), swiglu_case(40)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -45,39 +53,39 @@ def by_rows(x, p, rows, *, out=None, is_added=False):
     return out
 
 
-def without_boundaries(q, k, v, cu_seqlens, **options):
-    return plain_attention(q, k, v, [0, cu_seqlens[-1]], **options)
+def without_boundaries(q, k, v, cu_seqlens, rules):
+    return plain_attention(q, k, v, [0, cu_seqlens[-1]], rules)
 
 
-def without_scale(q, k, v, cu_seqlens, *, scale, **options):
-    return plain_attention(q, k, v, cu_seqlens, scale=1.0, **options)
+def without_scale(q, k, v, cu_seqlens, rules):
+    return plain_attention(q, k, v, cu_seqlens, rules._replace(scale=1.0))
 
 
-def without_causality(q, k, v, cu_seqlens, *, scale, **options):
+def without_causality(q, k, v, cu_seqlens, rules):
     parts = [
         torch.nn.functional.scaled_dot_product_attention(
-            *(x[None, :, start:end] for x in (q, k, v)), scale=scale, enable_gqa=True
+            *(x[None, :, start:end] for x in (q, k, v)), scale=rules.scale, enable_gqa=True
         )[0].transpose(0, 1)
         for start, end in zip(cu_seqlens, cu_seqlens[1:], strict=False)
     ]
     return torch.cat(parts)
 
 
-def without_window(q, k, v, cu_seqlens, *, window, **options):
-    return plain_attention(q, k, v, cu_seqlens, window=None, **options)
+def without_window(q, k, v, cu_seqlens, rules):
+    return plain_attention(q, k, v, cu_seqlens, rules._replace(window=None))
 
 
-def one_token_too_many(q, k, v, cu_seqlens, *, window, **options):
-    return plain_attention(q, k, v, cu_seqlens, window=window + 1, **options)
+def one_token_too_many(q, k, v, cu_seqlens, rules):
+    return plain_attention(q, k, v, cu_seqlens, rules._replace(window=rules.window + 1))
 
 
-def wrong_gradient(q, k, v, cu_seqlens, **options):
-    out = plain_attention(q, k, v.detach(), cu_seqlens, **options)
+def wrong_gradient(q, k, v, cu_seqlens, rules):
+    out = plain_attention(q, k, v.detach(), cu_seqlens, rules)
     return out + 0.0 * v.sum()
 
 
-def gives_nan(q, k, v, cu_seqlens, **options):
-    out = plain_attention(q, k, v, cu_seqlens, **options)
+def gives_nan(q, k, v, cu_seqlens, rules):
+    out = plain_attention(q, k, v, cu_seqlens, rules)
     return out / (out.detach().abs() > out.detach().abs().min())
 
 
@@ -245,8 +253,8 @@ def test_trial_lengths_are_those_of_the_run_cut_to_what_can_be_computed():
 
 
 def test_a_window_longer_than_the_trial_is_made_short_enough_to_matter():
-    options = dict(attention_case(2, 2, 8, [0, 4096], window=4096).options)
-    assert options["window"] < LONGEST_TRY // 4
+    _, rules = attention_case(2, 2, 8, [0, 4096], AttentionRules(0.25, window=4096)).arguments
+    assert rules.window < LONGEST_TRY // 4
 
 
 def test_largest_error_is_of_one_token():

@@ -8,13 +8,13 @@ from swiftlet.device.kernels import DeviceAttention, DeviceBoundaries
 from swiftlet.models.attention import segment_attention
 
 
-def attend(query, key, value, cu_seqlens, **rules):
+def attend(query, key, value, cu_seqlens, rules):
     """Attend by boundaries that may be a tensor, as a device's operator does."""
     if isinstance(cu_seqlens, DeviceBoundaries):
         ends = cu_seqlens.on_device.tolist()
         assert max(b - a for a, b in zip(ends, ends[1:], strict=False)) <= cu_seqlens.longest
         cu_seqlens = sorted(set(ends))
-    return segment_attention(query, key, value, cu_seqlens, **rules)
+    return segment_attention(query, key, value, cu_seqlens, rules)
 
 
 ATTENTION = DeviceAttention(attend, lambda dtype, head_dim: head_dim < 512)

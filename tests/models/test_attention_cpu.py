@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from swiftlet.device.kernels import reference_attention
+from swiftlet.device.kernels import AttentionRules, reference_attention
 from swiftlet.models import attention_cpu
-from swiftlet.models.attention_cpu import BLOCK, Block, Rules, bias_of, blocks_of, cpu_attention
+from swiftlet.models.attention_cpu import BLOCK, Block, bias_of, blocks_of, cpu_attention
 
 LENGTHS = [1, BLOCK - 1, BLOCK, 2 * BLOCK + 70]
 ENDS = [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
@@ -28,12 +28,10 @@ def outputs(attend, dtype, groups):
 @pytest.mark.parametrize("window", [None, 1, 60, BLOCK + 40, 5000])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_it_is_its_definition(dtype, close, window, softcap, groups):
-    rules = Rules(0.5, window, softcap)
+    rules = AttentionRules(0.5, window, softcap)
     found = outputs(lambda *qkv: cpu_attention(*qkv, ENDS, rules), dtype, groups)
     right = outputs(
-        lambda *qkv: reference_attention(
-            *(one.float() for one in qkv), ENDS, scale=0.5, window=window, softcap=softcap
-        ).to(dtype),
+        lambda *qkv: reference_attention(*(one.float() for one in qkv), ENDS, rules).to(dtype),
         dtype,
         groups,
     )
@@ -60,7 +58,7 @@ def test_a_trace_leaves_no_bias_behind_for_a_run():
 
     def attended():
         heads = torch.ones(2, 300, 8, dtype=torch.bfloat16)
-        return cpu_attention(heads, heads, heads, [0, 40, 300], Rules(0.3, None, None))
+        return cpu_attention(heads, heads, heads, [0, 40, 300], AttentionRules(0.3))
 
     attention_cpu._band.cache_clear()
     with FakeTensorMode():

@@ -11,7 +11,7 @@ from swiftlet.commands import plan_trace
 from swiftlet.commands.plan_flags import setting_of
 from swiftlet.config.args import SftArgs
 from swiftlet.config.fields import with_values
-from swiftlet.device.kernels import plain_attention
+from swiftlet.device.kernels import AttentionRules, plain_attention
 from swiftlet.models import tuner
 from swiftlet.models.cross_entropy import chunk_rows
 from swiftlet.models.families import FAMILIES
@@ -108,7 +108,7 @@ def test_capped_scores_are_planned_as_their_attention_keeps_them(dtype):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        plain_attention(query, key, key, [0, 128, 256], scale=1.0, softcap=50.0)
+        plain_attention(query, key, key, [0, 128, 256], AttentionRules(1.0, softcap=50.0))
     setting = Setting(itemsize=dtype.itemsize, tokens=256, longest=128)
     others = replace(setting, is_host=True)  # whose attention keeps no scores
     planned = saved_per_layer(geometry, setting) - saved_per_layer(geometry, others)

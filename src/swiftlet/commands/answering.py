@@ -33,7 +33,7 @@ LINE = "-" * 50
 
 def _open(ready: Ready) -> tuple[Device, World]:
     machine = ready.args.machine
-    device, _ = open_own_device(machine.device, is_bound=machine.bind_cpu)
+    device = open_own_device(machine.device, is_bound=machine.bind_cpu)
     return device, init_world(device.backend, device.torch_device)
 
 

@@ -10,8 +10,8 @@ from swiftlet.device.settings import apply_settings
 from swiftlet.device.spec import Device, open_device
 
 
-def open_own_device(kind: str, *, is_bound: bool, deterministic: bool = False) -> tuple[Device, int]:
-    """Return the device of this process, and how many processes of the run this machine has.
+def open_own_device(kind: str, *, is_bound: bool, deterministic: bool = False) -> Device:
+    """Return the device of this process.
 
     Args:
         kind: as --device says it.
@@ -27,4 +27,4 @@ def open_own_device(kind: str, *, is_bound: bool, deterministic: bool = False) -
             log.info(line)
     for line in apply_settings(device, deterministic=deterministic):
         log.info(line)
-    return device, local_world_size
+    return device

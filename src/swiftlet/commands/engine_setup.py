@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -75,7 +74,6 @@ def _deepspeed(
     from swiftlet.parallel import deepspeed
 
     args, _, device, world = setup
-    num_nodes = world.world_size // int(os.environ.get("LOCAL_WORLD_SIZE", world.world_size))
     facts = Facts(
         batch_size=args.train.batch_size,
         accumulation=args.train.gradient_accumulation_steps,
@@ -83,7 +81,7 @@ def _deepspeed(
         max_grad_norm=args.train.max_grad_norm,
         dtype=dtype_name(dtype),
         hidden_size=model.model.config.get_text_config().hidden_size,
-        can_overlap=num_nodes == 1 or device.can_overlap_between_nodes,
+        can_overlap=world.num_nodes == 1 or device.can_overlap_between_nodes,
     )
     settings = deepspeed_settings(args.parallel.deepspeed, facts)
     if zero_stage(args.parallel.deepspeed) == 3:

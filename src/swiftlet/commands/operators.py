@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from swiftlet import log
-from swiftlet.device.kernels import PLAIN, Kernel
+from swiftlet.device.kernels import PLAIN, AttentionRules, Kernel
 from swiftlet.device.spec import Device
 from swiftlet.device.trials import default_memory
 from swiftlet.device.trust import (
@@ -67,10 +67,10 @@ def cases(config: Any, lengths: Sequence[int]) -> list[Case]:
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     head_dim = getattr(text, "head_dim", None) or hidden // heads
     boundaries = [0, *accumulate(int(length) for length in lengths[:TRIED_SAMPLES])]
-    options = {"scale": _scale(text), "softcap": getattr(text, "attn_logit_softcapping", None)}
-    attended = (heads, kv_heads, head_dim, boundaries)
+    softcap = getattr(text, "attn_logit_softcapping", None)
+    rules = AttentionRules(_scale(text) or head_dim**-0.5, softcap=softcap)
     found += [
-        attention_case(*attended, window=window, **options)
+        attention_case(heads, kv_heads, head_dim, boundaries, rules._replace(window=window))
         for window in sorted({None, _window(text)}, key=bool)
     ]
     normed = {hidden, head_dim, heads * head_dim, kv_heads * head_dim}

@@ -20,6 +20,7 @@ from swiftlet.commands.model_source import check_trainable, longest_sample, open
 from swiftlet.commands.plan_flags import engines_of, setting_of
 from swiftlet.config.places import cache_folder
 from swiftlet.data.batching import num_steps, num_steps_per_epoch
+from swiftlet.data.prepare import Prepared
 from swiftlet.data.prepare import prepare as prepare_data
 from swiftlet.data.sources import is_here, named_dataset
 from swiftlet.data.spec import DatasetSpec, parse_specs
@@ -115,6 +116,13 @@ def find_sizes(model: Any) -> Sized:
     )
 
 
+def tokenised_rows(data: Prepared) -> Rows:
+    """Return the lengths of rows that are tokenised."""
+    share = float(data.train.num_labels.sum()) / max(1, int(data.train.lengths.sum()))
+    val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)
+    return Rows(data.train.lengths, val, share, "the tokenised rows")
+
+
 def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Rows:
     """Return the lengths of the rows: of the rows themselves where they and the tokenizer are here, else statistics.
 
@@ -129,10 +137,7 @@ def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Row
         data = prepare_data(
             args.data, template, max_length=max_length, cache_dir=cache_folder(environ), bad_rows=None
         )
-        tokens = max(int(data.train.lengths.sum()), 1)
-        val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)
-        source = "the tokenised rows"
-        return Rows(data.train.lengths, val, float(data.train.num_labels.sum()) / tokens, source)
+        return tokenised_rows(data)
     lengths = np.concatenate([_statistics(spec, max_length, args) for spec in specs])
     if not len(lengths):
         shortest = min(

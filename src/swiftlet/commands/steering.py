@@ -9,11 +9,9 @@ import os
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from swiftlet import log
 from swiftlet.commands.calibration import measured_here
-from swiftlet.commands.planning import Rows, Sized, Subject, job_of, schedule_of
+from swiftlet.commands.planning import Sized, Subject, job_of, schedule_of, tokenised_rows
 from swiftlet.commands.sft import Setup
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import collate
@@ -62,7 +60,7 @@ class Steered(NamedTuple):
     forecast: Forecast | None
 
 
-def steer(setup: Setup, local_world_size: int) -> Steered:
+def steer(setup: Setup) -> Steered:
     """Decide what the user left to the program; every rank comes to the same decisions.
 
     Raises:
@@ -76,7 +74,7 @@ def steer(setup: Setup, local_world_size: int) -> Steered:
         longest, busy = int(ready.data.train.lengths.max()), busy_tokens(is_host=device.kind == "cpu")
         budget = budgets_for(longest, busy, args.train.micro_batch_tokens, is_packed=args.data.packing)[0]
         return Steered(args, budget, _memory(setup, budget, "", HINT), None)
-    card = card_of(device, local_world_size)
+    card = card_of(device, world.local_world_size)
     subject = _subject(setup, Sized(ready.source.name, sizes, CONFIG, ready.source.folder), card)
     job, budgets = job_of(subject), subject.budgets
     asked = args.train.gradient_checkpointing
@@ -97,7 +95,7 @@ def steer(setup: Setup, local_world_size: int) -> Steered:
         (figures.visible + held) / GIB,
         way.seconds_a_step,
     )
-    if has_room(way, device, world, local_world_size):
+    if has_room(way, device, world):
         log.info("less than half of the free memory is needed: the largest micro-batch is not tried first")
         memory = MemoryPlan(None, breakdown(way), hint)
     else:
@@ -125,12 +123,12 @@ def held_by_graphs(way: Way) -> float:
     return way.figures.memory.activations + way.figures.memory.logits
 
 
-def has_room(way: Way, device: Device, world: World, local_world_size: int) -> bool:
+def has_room(way: Way, device: Device, world: World) -> bool:
     """Return whether a processor's memory is so large that a trial would only cost time, by the plan on every rank."""
     if device.kind != "cpu":
         return False  # a trial also takes the memory at once that is needed later
     free, _ = device.memory()
-    return not world.agree(way.figures.visible * local_world_size > ROOMY * free)
+    return not world.agree(way.figures.visible * world.local_world_size > ROOMY * free)
 
 
 def _asked(args: Any) -> str:
@@ -152,11 +150,8 @@ def card_of(device: Device, local_world_size: int) -> Card:
 
 def _subject(setup: Setup, sized: Sized, card: Card) -> Subject:
     args, data, world = setup.args, setup.ready.data, setup.world
-    labels = float(np.asarray(data.train.num_labels).sum()) / max(1, int(data.train.lengths.sum()))
-    val = data.val.lengths if data.val is not None else np.zeros(0, np.int32)
-    rows = Rows(data.train.lengths, val, labels, "the tokenised rows")
     schedule = schedule_of(args, len(data.train), world.world_size)
-    return Subject(args, sized, rows, card, world.world_size, schedule, args.model.dtype)
+    return Subject(args, sized, tokenised_rows(data), card, world.world_size, schedule, args.model.dtype)
 
 
 def breakdown(way: Way) -> str:

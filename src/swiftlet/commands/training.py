@@ -56,7 +56,7 @@ NEXT, HELD_OUT = "swift infer --ckpt_dir {checkpoint}", "--load_dataset_config t
 
 def train_model(args: Any, ready: Ready) -> Outcome:
     """Train the model that is ready and return where everything is."""
-    device, local_world_size = open_own_device(
+    device = open_own_device(
         args.parallel.device, is_bound=args.parallel.bind_cpu, deterministic=args.train.deterministic
     )
     dtype = dtype_name(resolve_dtype(args.model.dtype, device))
@@ -67,7 +67,7 @@ def train_model(args: Any, ready: Ready) -> Outcome:
     world = init_world(backend, device.torch_device, timeout_s=args.parallel.ddp_timeout, always=needs_group)
     try:
         with listening() as stop, locked(ready.folder) if world.is_main else nullcontext():
-            return _train(Setup(args, ready, device, world), local_world_size, stop)
+            return _train(Setup(args, ready, device, world), stop)
     except torch.OutOfMemoryError as error:  # while loading or evaluating: of a step the loop says more
         raise OutOfMemoryError(
             f"out of memory: {first_line(error)}",
@@ -77,7 +77,7 @@ def train_model(args: Any, ready: Ready) -> Outcome:
         close_world(world, is_failed=sys.exc_info()[0] is not None)
 
 
-def _train(setup: Setup, local_world_size: int, stop: StopRequest) -> Outcome:
+def _train(setup: Setup, stop: StopRequest) -> Outcome:
     args, ready, _, world = setup
     base = base_hash(ready.source.folder)
     facts = {"model_dir": str(ready.source.folder), "base_hash": base, "model": ready.source.name}
@@ -88,7 +88,7 @@ def _train(setup: Setup, local_world_size: int, stop: StopRequest) -> Outcome:
         return _finished(ready.folder, ready.checkpoint.path, state)
     if world.is_main:
         write_args(ready.folder, text())
-    steered = steer(setup, local_world_size)
+    steered = steer(setup)
     setup = setup._replace(args=steered.args)
     heartbeat.beat("load")
     with without_collector():

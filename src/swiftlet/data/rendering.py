@@ -41,6 +41,9 @@ _OF_STR = frozenset(dir(str)) - {"format", "format_map"}
 # What a template may see of a message; our own marks, such as `loss`, are not for it.
 _MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name")
 
+LEAVE_OUT = "leave such rows out with --bad_rows skip"
+LEAVE_OUT_OR_CHANGE = f"{LEAVE_OUT}, or choose another template with --template_type"
+
 
 class TemplateError(DataError):
     """A conversation whose tokens or labels cannot be told for certain.
@@ -242,7 +245,7 @@ class Renderer:
                 fault = f"it comes to no end in {LONGEST_S} s"
             raise TemplateError(
                 f"chat template {self.name!r} cannot render a conversation of the roles {describe(roles)}: {fault}",
-                "leave such rows out with --bad_rows skip, or choose another template with --template_type",
+                LEAVE_OUT_OR_CHANGE,
             ) from error
 
     def _as_taken(self, message: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swiftlet.data.rendering import TemplateError
+from swiftlet.data.rendering import LEAVE_OUT, TemplateError
 from swiftlet.data.rows import IGNORE_INDEX
 from swiftlet.data.skeleton import Conversation, Turn
 from swiftlet.data.spans import Region
@@ -28,7 +28,6 @@ from swiftlet.data.tokenizer import Pieces, Span, Tokenizer
 
 _NOTHING = np.empty(0, np.int32)
 _OTHER_TEXTS = ("tool_calls", "name", "tool_call_id")
-_LEAVE_OUT = "leave such rows out with --bad_rows skip"
 
 
 class Segment(NamedTuple):
@@ -133,7 +132,7 @@ def _printed_control(
     ):
         raise TemplateError(
             "the description of a tool or the call of one spells a control token",
-            _LEAVE_OUT,
+            LEAVE_OUT,
             reason="special_token_in_text",
         )
     if not spelt:
@@ -141,7 +140,7 @@ def _printed_control(
     if any(number in conversation.located.unknown for number in spelt):
         raise TemplateError(
             "a text spells a control token, and it cannot be told where the chat template printed that text",
-            _LEAVE_OUT,
+            LEAVE_OUT,
             reason="special_token_in_text",
         )
     regions = sorted(region for regions in conversation.located.regions for region in regions)

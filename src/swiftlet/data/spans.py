@@ -15,10 +15,15 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from swiftlet.data.pieces import PLANES, Edges, Layout, Marked, Messages, Piece, Region, between_marks
-from swiftlet.data.rendering import Renderer, TemplateError, as_template_message, called_name
+from swiftlet.data.rendering import (
+    LEAVE_OUT_OR_CHANGE,
+    Renderer,
+    TemplateError,
+    as_template_message,
+    called_name,
+)
 
 _MOST_MARKS = 0xFFFC
-_LEAVE_OUT = "leave such rows out with --bad_rows skip, or choose another template with --template_type"
 
 
 Places = list[tuple[int, int]]  # of tool calls: message, number of the call in it
@@ -98,7 +103,7 @@ class Locator:
         ]
         if 2 * (len(messages) + len(calls)) > _MOST_MARKS:
             raise TemplateError(
-                f"a conversation of {len(messages)} messages is too long to be rendered", _LEAVE_OUT
+                f"a conversation of {len(messages)} messages is too long to be rendered", LEAVE_OUT_OR_CHANGE
             )
         text = self.render(messages, tools, prompt=prompt)
         request = Request(tools, prompt, _free_plane(text, messages), calls)
@@ -110,7 +115,7 @@ class Locator:
             raise TemplateError(
                 f"cannot tell where the answers stand in the text of chat template {self.renderer.name!r}: "
                 "it renders them differently once their edges are marked",
-                _LEAVE_OUT,
+                LEAVE_OUT_OR_CHANGE,
             )
         return found
 
@@ -248,5 +253,5 @@ def _free_plane(text: str, messages: Messages) -> int:
         ):
             return plane
     raise TemplateError(
-        "the conversation uses both of Unicode's supplementary private-use planes", _LEAVE_OUT
+        "the conversation uses both of Unicode's supplementary private-use planes", LEAVE_OUT_OR_CHANGE
     )

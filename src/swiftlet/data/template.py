@@ -22,7 +22,7 @@ import numpy as np
 from swiftlet import log
 from swiftlet.data.endmarkers import EndMarkers
 from swiftlet.data.named_templates import named_template, needs
-from swiftlet.data.rendering import Renderer, TemplateError, source_of
+from swiftlet.data.rendering import LEAVE_OUT_OR_CHANGE, Renderer, TemplateError, source_of
 from swiftlet.data.rows import IGNORE_INDEX, Encoded, Sample
 from swiftlet.data.segments import encode_conversation
 from swiftlet.data.skeleton import Conversation
@@ -35,7 +35,6 @@ from swiftlet.data.turns import TurnFinder
 __all__ = ["Template", "TemplateError", "build_template"]
 PLAIN = "default-generation"
 _CODE_VERSION = 5
-_LEAVE_OUT = "leave such rows out with --bad_rows skip, or choose another template with --template_type"
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Template:
             labels = np.concatenate([labels, end if is_trained else np.full_like(end, IGNORE_INDEX)])
         if (labels == IGNORE_INDEX).all():
             raise TemplateError(
-                "no token of the row would be trained on", _LEAVE_OUT, reason="no_label_tokens"
+                "no token of the row would be trained on", LEAVE_OUT_OR_CHANGE, reason="no_label_tokens"
             )
         return input_ids, labels, tuple(sorted({*notes, *_notes(conversation, messages)}))
 

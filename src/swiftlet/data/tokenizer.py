@@ -21,11 +21,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from swiftlet.data.rendering import TemplateError
+from swiftlet.data.rendering import LEAVE_OUT, TemplateError
 from swiftlet.data.tokenizer_files import Extra, TokenizerFiles, open_backend, read_tokenizer_files
 from swiftlet.data.words import Words, build_words
 
-_LEAVE_OUT = "leave such rows out with --bad_rows skip"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _FIRST_ALIAS, _MOST_ALIASES = 0x10E000, 0x1F00
 _ALIASES = re.compile("[\U0010e000-\U0010fffd]")
@@ -99,7 +98,7 @@ class Tokenizer:
         if _ALIASES.search(text):
             raise TemplateError(
                 "a text spells a control token and uses the last private-use characters of Unicode",
-                _LEAVE_OUT,
+                LEAVE_OUT,
                 reason="special_token_in_text",
             )
         aliased, lengths = self._with_aliases(printed, text)
@@ -107,7 +106,7 @@ class Tokenizer:
         if any(token in self._control_ids for token in encoding.ids if token not in self._renamed.ids):
             raise TemplateError(
                 "a text spells a control token that this tokenizer cannot split into ordinary pieces",
-                _LEAVE_OUT,
+                LEAVE_OUT,
                 reason="special_token_in_text",
             )
         ids = [self._renamed.ids.get(token, token) for token in encoding.ids]
@@ -169,7 +168,7 @@ class Tokenizer:
         except (TypeError, UnicodeEncodeError) as error:
             is_half = _SURROGATES.search(text)
             what = "half of a surrogate pair" if is_half else "characters that cannot be encoded"
-            raise TemplateError(f"a text of the row has {what}", _LEAVE_OUT, reason="utf8") from error
+            raise TemplateError(f"a text of the row has {what}", LEAVE_OUT, reason="utf8") from error
 
     def _with_aliases(self, printed: Sequence[Span], text: str) -> tuple[str, list[int]]:
         """Return the text with aliases in the place of `printed`, and for each of its places the place in `text`."""

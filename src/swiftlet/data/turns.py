@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swiftlet.data.endmarkers import ANSWER, Around, Closing, EndMarkers, tail
-from swiftlet.data.rendering import TemplateError
+from swiftlet.data.rendering import LEAVE_OUT_OR_CHANGE, TemplateError
 from swiftlet.data.skeleton import Conversation, Skeleton, Turn, fill, learn, shape_of
 from swiftlet.data.spans import Located, Locator, Messages, Region
 
-_LEAVE_OUT = "leave such rows out with --bad_rows skip, or choose another template with --template_type"
 _MOST_SHAPES, _MOST_SKELETONS = 4096, 4
 
 
@@ -90,10 +89,12 @@ class TurnFinder:
         if num_calls and located.calls is None:
             raise TemplateError(
                 f"cannot tell where the tool calls of {turn} stand in the text of chat template {name!r}",
-                _LEAVE_OUT,
+                LEAVE_OUT_OR_CHANGE,
             )
         if num_calls > len((located.calls or {}).get(number, [])):
-            raise TemplateError(f"chat template {name!r} does not print all tool calls of {turn}", _LEAVE_OUT)
+            raise TemplateError(
+                f"chat template {name!r} does not print all tool calls of {turn}", LEAVE_OUT_OR_CHANGE
+            )
 
     def _begin(
         self,
@@ -132,7 +133,7 @@ class TurnFinder:
             return begin, begin
         raise TemplateError(
             f"cannot tell where an answer without text begins in chat template {self.locator.renderer.name!r}",
-            _LEAVE_OUT,
+            LEAVE_OUT_OR_CHANGE,
         )
 
     def _header(self, before: Messages, tools: list[Any] | None, printed: str) -> str | None:
@@ -191,7 +192,7 @@ class TurnFinder:
         if not marker.strip():
             raise TemplateError(
                 f"cannot tell where a tool call ends in chat template {self.locator.renderer.name!r}",
-                _LEAVE_OUT,
+                LEAVE_OUT_OR_CHANGE,
             )
         plain = self.end_markers.plain
         if (
@@ -219,6 +220,6 @@ def _check_order(turns: Sequence[Turn]) -> None:
     for turn in turns:
         if not done <= turn.begin <= turn.start <= turn.content_end <= turn.end:
             raise TemplateError(
-                "the answers stand in another order in the text than in the conversation", _LEAVE_OUT
+                "the answers stand in another order in the text than in the conversation", LEAVE_OUT_OR_CHANGE
             )
         done = turn.end

@@ -15,7 +15,7 @@ from torch.nn.attention.varlen import varlen_attn
 from triton.errors import TritonError
 
 from swiftlet.device import triton_kernels
-from swiftlet.device.kernels import DeviceAttention, DeviceBoundaries, Kernel, plain_attention
+from swiftlet.device.kernels import AttentionRules, DeviceAttention, DeviceBoundaries, Kernel, plain_attention
 
 # Limits of the flash kernels behind varlen_attn. Source: torch.nn.attention.varlen.
 LARGEST_HEAD = 256
@@ -40,23 +40,17 @@ def varlen_attention(
     key_KTD: Tensor,
     value_KTD: Tensor,
     cu_seqlens: Sequence[int],
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks_Q: Tensor | None = None,
-    dropout_p: float = 0.0,
+    rules: AttentionRules,
 ) -> Tensor:
     """Return attention of packed samples in one call of the flash kernel, where it takes these tensors.
 
     Source: torch.nn.attention.varlen.varlen_attn; its window (left, right) counts the neighbours, so a window of W
     tokens is (W - 1, 0).
     """
-    is_odd = softcap or sinks_Q is not None or dropout_p > 0 or value_KTD.shape[-1] != query_QTD.shape[-1]
-    if is_odd or not is_fit(query_QTD.dtype, query_QTD.shape[-1]):
+    is_known = rules.is_plain and rules.dropout_p == 0 and value_KTD.shape[-1] == query_QTD.shape[-1]
+    if not is_known or not is_fit(query_QTD.dtype, query_QTD.shape[-1]):
         assert not isinstance(cu_seqlens, DeviceBoundaries)
-        more: dict[str, Any] = {"softcap": softcap, "sinks_Q": sinks_Q, "dropout_p": dropout_p}
-        return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, scale=scale, window=window, **more)
+        return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
     if isinstance(cu_seqlens, DeviceBoundaries):
         lengths, longest = cu_seqlens.on_device, cu_seqlens.longest
     else:
@@ -71,8 +65,8 @@ def varlen_attention(
         lengths,
         longest,
         longest,
-        scale=scale,
-        window_size=(window - 1 if window and window < longest else -1, 0),
+        scale=rules.scale,
+        window_size=(rules.window - 1 if rules.window and rules.window < longest else -1, 0),
         **options,
     )
     assert isinstance(out, Tensor)

@@ -3,9 +3,7 @@
 Names of axes: T tokens of all packed samples, Q query heads, K key and value heads, D width of a head; B, N, S batch,
 heads and length of one padded tensor.
 
-* attention(query_QTD, key_KTD, value_KTD, cu_seqlens, *, scale, window, softcap, sinks_Q, dropout_p) -> out_TQD:
-  token i of a sample sees token j of the same sample with 0 <= i - j < window; softcap bounds the scores; sinks are
-  scores that take part in the softmax and carry no value.
+* attention(query_QTD, key_KTD, value_KTD, cu_seqlens, rules) -> out_TQD: see `AttentionRules`
 * rms_norm(x, weight_D, eps) -> like x
 * rotary(x_BNSD, cos_BSD, sin_BSD) -> like x: the halves of D are rotated.
 * swiglu(gate, up) -> silu(gate) * up
@@ -26,6 +24,28 @@ from torch import Tensor
 from torch.nn import functional
 
 Kernel = Callable[..., Tensor]
+
+
+class AttentionRules(NamedTuple):
+    """What attention computes beside its products.
+
+    Token i of a sample sees token j of the same sample with 0 <= i - j < `window`; `softcap` bounds the scores; sinks
+    are scores that take part in the softmax of each head and carry no value; `dropout_p` is of the weights.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    sinks_Q: Tensor | None = None
+    dropout_p: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores are neither bounded nor joined by sinks, so that torch's own operator computes them."""
+        return not self.softcap and self.sinks_Q is None
+
+
+PackedAttention = Callable[[Tensor, Tensor, Tensor, list[int], AttentionRules], Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,12 +87,12 @@ class DeviceBoundaries(list[int]):
 class DeviceAttention:
     """An attention that also takes `DeviceBoundaries`, for tensors that `is_fit` says yes to."""
 
-    apply: Kernel
+    apply: PackedAttention
     is_fit: Callable[[torch.dtype, int], bool]
 
-    def __call__(self, *inputs: Any, **rules: Any) -> Tensor:
+    def __call__(self, *inputs: Any) -> Tensor:
         """Return the attention of what `apply` takes."""
-        return self.apply(*inputs, **rules)
+        return self.apply(*inputs)
 
 
 @dataclass(frozen=True)
@@ -96,33 +116,39 @@ def seen(length: int, window: int | None, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < (window or length))
 
 
+def attend_by_definition(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rules: AttentionRules
+) -> Tensor:
+    """Return softmax(mask(cap(scale q k)), sinks) v for [..., Q, tokens, D]; the softmax in fp32.
+
+    `mask` says which keys a query sees, in place of the window of `rules`.
+    """
+    scores = query @ key.transpose(-1, -2) * rules.scale
+    if rules.softcap:
+        scores = torch.tanh(scores / rules.softcap) * rules.softcap
+    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    if rules.sinks_Q is not None:
+        sinks = rules.sinks_Q.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[-2]]
+    return functional.dropout(weights, rules.dropout_p, training=rules.dropout_p > 0) @ value
+
+
 def reference_attention(
     query_QTD: Tensor,
     key_KTD: Tensor,
     value_KTD: Tensor,
     cu_seqlens: Sequence[int],
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks_Q: Tensor | None = None,
-    dropout_p: float = 0.0,
+    rules: AttentionRules,
 ) -> Tensor:
-    """Return attention by its definition, sample by sample: softmax(mask(cap(scale q k))) v."""
+    """Return attention by its definition, sample by sample."""
     group = query_QTD.shape[0] // key_KTD.shape[0]
     parts = []
     for start, end in pairwise(cu_seqlens):
         query, key, value = (x[:, start:end] for x in (query_QTD, key_KTD, value_KTD))
-        scores = (query @ key.repeat_interleave(group, dim=0).transpose(1, 2)) * scale
-        if softcap:
-            scores = softcap * torch.tanh(scores / softcap)
-        scores = scores.masked_fill(~seen(end - start, window, query.device), float("-inf"))
-        if sinks_Q is not None:
-            sinks = sinks_Q.to(scores.dtype)[:, None, None].expand(-1, end - start, 1)
-            scores = torch.cat([scores, sinks], dim=2)
-        weights = torch.softmax(scores.float(), dim=-1).to(value.dtype)[..., : end - start]
-        weights = functional.dropout(weights, dropout_p, training=dropout_p > 0)
-        parts.append((weights @ value.repeat_interleave(group, dim=0)).transpose(0, 1))
+        mask = seen(end - start, rules.window, query.device)
+        keys, values = key.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)
+        parts.append(attend_by_definition(query, keys, values, mask, rules).transpose(0, 1))
     return torch.cat(parts)
 
 
@@ -131,27 +157,26 @@ def plain_attention(
     key_KTD: Tensor,
     value_KTD: Tensor,
     cu_seqlens: Sequence[int],
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks_Q: Tensor | None = None,
-    dropout_p: float = 0.0,
+    rules: AttentionRules,
 ) -> Tensor:
     """Return attention by torch's own operator, one call a sample; what it does not know, by its definition."""
-    if softcap or sinks_Q is not None:
-        more: dict[str, Any] = {"softcap": softcap, "sinks_Q": sinks_Q, "dropout_p": dropout_p}
-        return reference_attention(
-            query_QTD, key_KTD, value_KTD, cu_seqlens, scale=scale, window=window, **more
-        )
+    if not rules.is_plain:
+        return reference_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
     is_grouped = query_QTD.shape[0] != key_KTD.shape[0]
     parts = []
     for start, end in pairwise(cu_seqlens):
         query, key, value = (x[None, :, start:end] for x in (query_QTD, key_KTD, value_KTD))
-        is_cut = window is not None and window < end - start
-        mask = seen(end - start, window, query.device) if is_cut else None
+        is_cut = rules.window is not None and rules.window < end - start
+        mask = seen(end - start, rules.window, query.device) if is_cut else None
         out = functional.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p, is_causal=mask is None, scale=scale, enable_gqa=is_grouped
+            query,
+            key,
+            value,
+            mask,
+            rules.dropout_p,
+            is_causal=mask is None,
+            scale=rules.scale,
+            enable_gqa=is_grouped,
         )
         parts.append(out[0].transpose(0, 1))
     return torch.cat(parts)

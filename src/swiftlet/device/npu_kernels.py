@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch_npu
 from torch import Tensor
 
-from swiftlet.device.kernels import Kernel, plain_attention
+from swiftlet.device.kernels import AttentionRules, Kernel, plain_attention
 
 RIGHT_DOWN_CAUSAL, BAND = 3, 4  # values of sparse_mode
 COMPRESSED = 2048  # edge of the mask that these modes take, whatever the lengths
@@ -29,22 +28,16 @@ def fusion_attention(
     key_KTD: Tensor,
     value_KTD: Tensor,
     cu_seqlens: Sequence[int],
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks_Q: Tensor | None = None,
-    dropout_p: float = 0.0,
+    rules: AttentionRules,
 ) -> Tensor:
     """Return attention of packed samples in one call: layout TND with cumulative lengths, True in the mask is unseen.
 
     A window of W tokens is a band of W - 1 tokens before. The lengths stay numbers of the host, so nothing waits.
     """
-    if softcap or sinks_Q is not None or value_KTD.shape[-1] != query_QTD.shape[-1]:
-        more: dict[str, Any] = {"softcap": softcap, "sinks_Q": sinks_Q, "dropout_p": dropout_p}
-        return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, scale=scale, window=window, **more)
+    if not rules.is_plain or value_KTD.shape[-1] != query_QTD.shape[-1]:
+        return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
     ends = list(cu_seqlens[1:])
-    band = {"pre_tockens": window - 1, "next_tockens": 0} if window else {}
+    band = {"pre_tockens": rules.window - 1, "next_tockens": 0} if rules.window else {}
     out: Tensor = torch_npu.npu_fusion_attention(
         query_QTD.transpose(0, 1).contiguous(),
         key_KTD.transpose(0, 1).contiguous(),
@@ -52,11 +45,11 @@ def fusion_attention(
         query_QTD.shape[0],
         "TND",
         atten_mask=_compressed_mask(query_QTD.device),
-        scale=scale,
-        keep_prob=1.0 - dropout_p,
+        scale=rules.scale,
+        keep_prob=1.0 - rules.dropout_p,
         actual_seq_qlen=ends,
         actual_seq_kvlen=ends,
-        sparse_mode=BAND if window else RIGHT_DOWN_CAUSAL,
+        sparse_mode=BAND if rules.window else RIGHT_DOWN_CAUSAL,
         **band,
     )[0]
     return out

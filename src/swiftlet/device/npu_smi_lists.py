@@ -17,7 +17,7 @@ FAILURE = re.compile(
 
 
 @dataclass
-class Mapping:
+class ChipTable:
     """The table of `npu-smi info -m`; `npus` are its rows that are NPUs and not the board's controller."""
 
     columns: list[str] = field(default_factory=list)
@@ -47,9 +47,9 @@ def _is_heading(line: str) -> bool:
     return columns[0] == "NPU ID" and len(columns) > 2 and columns[-1] == "Chip Name"
 
 
-def parse_mapping(text: str) -> Mapping:
+def parse_mapping(text: str) -> ChipTable:
     """Return the list of chips; the table ends with the first line that is no row of it."""
-    table = Mapping()
+    table = ChipTable()
     for line in text.splitlines():
         if _is_heading(line):
             table.columns = _columns(line)

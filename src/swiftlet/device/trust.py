@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from swiftlet.device.kernels import PLAIN, REFERENCE, Kernel, RowDropout, Rows
+from swiftlet.device.kernels import PLAIN, REFERENCE, AttentionRules, Kernel, RowDropout, Rows
 from swiftlet.device.trials import Memory
 from swiftlet.log import info
 
@@ -40,7 +40,6 @@ class Case(NamedTuple):
     operator: str
     shapes: tuple[tuple[int, ...], ...]
     arguments: tuple[Any, ...] = ()
-    options: tuple[tuple[str, Any], ...] = ()
     with_gradient: int = 3  # so many of the first tensors
 
 
@@ -75,23 +74,20 @@ def attention_case(
     num_kv_heads: int,
     head_dim: int,
     cu_seqlens: Sequence[int],
-    *,
-    scale: float | None = None,
-    window: int | None = None,
-    softcap: float | None = None,
+    rules: AttentionRules,
 ) -> Case:
     """Return the attention of a model on boundaries like those of a run."""
     ends = trial_lengths(cu_seqlens)
     tokens = ends[-1]
-    if window is not None and window > LONGEST_TRY // 4:
-        window = LONGEST_TRY // 8  # in a longer one a token too many would be lost in the rounding
-    options = {"scale": scale or head_dim**-0.5, "window": window, "softcap": softcap}
+    if rules.window is not None and rules.window > LONGEST_TRY // 4:
+        # in a longer one a token too many would be lost in the rounding
+        rules = rules._replace(window=LONGEST_TRY // 8)
     shapes = (
         (num_heads, tokens, head_dim),
         (num_kv_heads, tokens, head_dim),
         (num_kv_heads, tokens, head_dim),
     )
-    return Case("attention", shapes, (tuple(ends),), tuple(options.items()))
+    return Case("attention", shapes, (ends, rules))
 
 
 def rms_norm_case(width: int, eps: float, tokens: int = 257) -> Case:
@@ -126,8 +122,7 @@ def _call(kernel: Kernel, case: Case, tensors: Sequence[Tensor]) -> list[Tensor]
     leaves = [
         tensor.detach().clone().requires_grad_(at < case.with_gradient) for at, tensor in enumerate(tensors)
     ]
-    arguments = [list(one) if isinstance(one, tuple) else one for one in case.arguments]
-    out = kernel(*leaves, *arguments, **dict(case.options))
+    out = kernel(*leaves, *case.arguments)
     generator = torch.Generator().manual_seed(SEED + 1)
     direction = torch.randn(out.shape, generator=generator).to(out.dtype).to(out.device)
     out.backward(direction)

@@ -12,35 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from swiftlet.device.kernels import AttentionRules, PackedAttention, attend_by_definition
 from swiftlet.errors import SwiftletError
-from swiftlet.models.attention_cpu import Rules, cpu_attention
+from swiftlet.models.attention_cpu import cpu_attention
 
 NAME = "swiftlet_packed"
 QUERY_BLOCK = 512
-
-
-class PackedAttention(Protocol):
-    """What a device's table offers as "attention" (device/kernels.py): `segment_attention` with its own operators."""
-
-    def __call__(
-        self,
-        query_QTD: Tensor,
-        key_KTD: Tensor,
-        value_KTD: Tensor,
-        cu_seqlens: list[int],
-        *,
-        scale: float,
-        window: int | None = None,
-        softcap: float | None = None,
-        sinks_Q: Tensor | None = None,
-        dropout_p: float = 0.0,
-    ) -> Tensor: ...
 
 
 def segment_attention(
@@ -48,34 +31,23 @@ def segment_attention(
     key_KTD: Tensor,
     value_KTD: Tensor,
     cu_seqlens: list[int],
-    *,
-    scale: float,
-    window: int | None = None,
-    softcap: float | None = None,
-    sinks_Q: Tensor | None = None,
-    dropout_p: float = 0.0,
+    rules: AttentionRules,
 ) -> Tensor:
-    """Return the attention output [T, Q, D], one sample at a time; runs on every device.
-
-    `sinks_Q` are logits that take part in the softmax of each head and carry no value.
-    """
-    has_operator = sinks_Q is None and dropout_p == 0 and query_QTD.device.type == "cpu"
+    """Return the attention output [T, Q, D], one sample at a time; runs on every device."""
+    has_operator = rules.sinks_Q is None and rules.dropout_p == 0 and query_QTD.device.type == "cpu"
     if has_operator and value_KTD.shape[-1] == query_QTD.shape[-1]:
-        return cpu_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, Rules(scale, window, softcap))
+        return cpu_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
     lengths = [end - start for start, end in pairwise(cu_seqlens)]
     samples = zip(*(tensor.split(lengths, dim=1) for tensor in (query_QTD, key_KTD, value_KTD)), strict=True)
-    is_plain = softcap is None and sinks_Q is None
-    attend = partial(_sdpa, scale=scale, dropout_p=dropout_p)
-    if not is_plain:
-        attend = partial(_by_definition, scale=scale, softcap=softcap, sinks_Q=sinks_Q, dropout_p=dropout_p)
+    attend = partial(_sdpa if rules.is_plain else attend_by_definition, rules=rules)
     outputs = []
     for query, key, value in samples:
         key, value = _repeat(key, query.shape[0]), _repeat(value, query.shape[0])
         length = query.shape[1]
-        if is_plain and (window is None or window >= length):
-            output = attend(query, key, value, None)
+        if rules.is_plain and (rules.window is None or rules.window >= length):
+            output = _sdpa(query, key, value, None, rules)
         else:
-            output = _by_blocks(query, key, value, window or length, attend)
+            output = _by_blocks(query, key, value, rules.window or length, attend)
         outputs.append(output.transpose(0, 1))
     return torch.cat(outputs)
 
@@ -85,17 +57,15 @@ def _repeat(tensor_KLD: Tensor, num_heads: int) -> Tensor:
     return tensor_KLD if groups == 1 else tensor_KLD.repeat_interleave(groups, dim=0)
 
 
-def _sdpa(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, dropout_p: float
-) -> Tensor:
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: AttentionRules) -> Tensor:
     output = scaled_dot_product_attention(
         query[None],
         key[None],
         value[None],
         attn_mask=mask,
-        dropout_p=dropout_p,
+        dropout_p=rules.dropout_p,
         is_causal=mask is None,
-        scale=scale,
+        scale=rules.scale,
     )
     return output[0]
 
@@ -122,29 +92,6 @@ def _by_blocks(
         mask = _mask(first_key, start, end, window, query.device)
         parts.append(attend(query[:, start:end], key[:, first_key:end], value[:, first_key:end], mask))
     return torch.cat(parts, dim=1)
-
-
-def _by_definition(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor,
-    *,
-    scale: float,
-    softcap: float | None,
-    sinks_Q: Tensor | None,
-    dropout_p: float,
-) -> Tensor:
-    """Return softmax(mask(cap(scale q k)), sinks) v for [..., Q, tokens, D]; the softmax in fp32."""
-    scores = query @ key.transpose(-1, -2) * scale
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    if sinks_Q is not None:
-        sinks = sinks_Q.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)
-        scores = torch.cat([scores, sinks], dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)[..., : key.shape[-2]]
-    return nn.functional.dropout(weights, dropout_p, training=dropout_p > 0) @ value
 
 
 def register_packed_attention() -> str:
@@ -196,18 +143,8 @@ def packed_attention(
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window, softcap, sinks_Q = kwargs.get("sliding_window"), kwargs.get("softcap"), kwargs.get("s_aux")
-    attend = segment_attention if packed is None else packed
-    output = attend(
-        query[0],
-        key[0],
-        value[0],
-        cu_seqlens,
-        scale=scale,
-        window=window,
-        softcap=softcap,
-        sinks_Q=sinks_Q,
-        dropout_p=dropout,
-    )
+    rules = AttentionRules(scale, window, softcap, sinks_Q, dropout)
+    output = (packed or segment_attention)(query[0], key[0], value[0], cu_seqlens, rules)
     return output[None], None
 
 
@@ -236,7 +173,6 @@ def _unpacked(
     mask = seen if attention_mask is None else attention_mask
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     keys, values = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    output = _by_definition(
-        query, keys, values, mask, scale=scale, softcap=softcap, sinks_Q=s_aux, dropout_p=dropout
-    )
+    rules = AttentionRules(scale, softcap=softcap, sinks_Q=s_aux, dropout_p=dropout)
+    output = attend_by_definition(query, keys, values, mask, rules)
     return output.transpose(1, 2), None

@@ -16,18 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from swiftlet.device.kernels import AttentionRules
 from swiftlet.models.arena import empty, empty_like
 
 BLOCK = 256
 MOST_KEPT = 2**13  # keys before a block, for which a bias is kept: 4 MB in bf16
-
-
-class Rules(NamedTuple):
-    """What attention computes beside its products."""
-
-    scale: float
-    window: int | None
-    softcap: float | None
 
 
 class Block(NamedTuple):
@@ -65,7 +58,7 @@ def _band(reach: int, window: int | None, dtype: torch.dtype) -> Tensor:
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], rules: Rules
+        ctx: Any, q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], rules: AttentionRules
     ) -> Tensor:
         num_heads, num_tokens, size = q_QTD.shape
         out_TQD = empty((num_tokens, num_heads, size), q_QTD)
@@ -132,7 +125,7 @@ def _rows(tensor_KGTD: Tensor, block: Block) -> Tensor:
     return tensor_KGTD[:, :, block.start : block.end].flatten(1, 2)
 
 
-def _weights(rows: Tensor, keys: Tensor, block: Block, rules: Rules) -> tuple[Tensor, Tensor | None]:
+def _weights(rows: Tensor, keys: Tensor, block: Block, rules: AttentionRules) -> tuple[Tensor, Tensor | None]:
     """Return the attention weights [K, G M, N] and, where scores are capped, the scale times the cap's derivative."""
     bias = bias_of(block, rules.window, rows)
     groups = rows.shape[1] // bias.shape[0]
@@ -190,7 +183,9 @@ def _sample(q: Tensor, k: Tensor, v: Tensor, begin: int, end: int) -> tuple[Tens
     return q_KGLD, k_KGLD, v_KGLD
 
 
-def cpu_attention(q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], rules: Rules) -> Tensor:
+def cpu_attention(
+    q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], rules: AttentionRules
+) -> Tensor:
     """Return causal attention [T, Q, D] of samples that lie one after another, on a CPU."""
     longest = max(end - begin for begin, end in pairwise(cu_seqlens))
     if rules.window is not None and rules.window >= longest:

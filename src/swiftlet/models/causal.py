@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from swiftlet.device.kernels import RowDropout
+from swiftlet.device.kernels import PackedAttention, RowDropout
 from swiftlet.device.transfer import send
 from swiftlet.errors import UsageError
 from swiftlet.models.adapter_copies import AdapterCopies
-from swiftlet.models.attention import PackedAttention, no_mask
+from swiftlet.models.attention import no_mask
 from swiftlet.models.cross_entropy import Head, linear_cross_entropy
 from swiftlet.models.decoder import Backbone
 from swiftlet.models.fused import Kernels, apply_fused, kernel, lora_parts
@@ -115,9 +115,7 @@ class CausalLM(nn.Module):
         input_ids_T, position_ids_T, cu_seqlens, targets_T, prefixes = tokens
         positions_N = (targets_T != IGNORE_INDEX).nonzero().squeeze(1)
         if self.graphs is not None and self.training and prefixes is None and mask_seed is not None:
-            losses = self.graphs.losses(
-                input_ids_T, position_ids_T, cu_seqlens, targets_T, len(positions_N), mask_seed
-            )
+            losses = self.graphs.losses(tokens, len(positions_N), mask_seed)
             if losses is not None:
                 return TokenLosses(*losses, len(positions_N))
         targets_N = send(targets_T[positions_N], input_ids_T.device)

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from swiftlet.device.kernels import AttentionRules, PackedAttention
 from swiftlet.models.arena import empty_like
-from swiftlet.models.attention import PackedAttention, segment_attention
+from swiftlet.models.attention import segment_attention
 from swiftlet.models.decoder_config import ARCHITECTURES, DecoderConfig, Rope
 
 Angles = tuple[Tensor, Tensor]
@@ -128,7 +129,8 @@ class Attention(nn.Module):
         if config.has_qk_norm:
             self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
             self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps)
-        self.has_norms, self.window = config.has_qk_norm, config.sliding_window
+        self.has_norms = config.has_qk_norm
+        self.rules = AttentionRules(self.head_dim**-0.5, config.sliding_window)
         self.rotate, self.project = rotate, project
 
     def forward(self, x_1TH: Tensor, shared: Pass) -> Tensor:
@@ -145,8 +147,7 @@ class Attention(nn.Module):
             key.squeeze(0),
             value.squeeze(0),
             shared.cu_seqlens,
-            scale=self.head_dim**-0.5,
-            window=self.window,
+            self.rules,
         )
         return output_TQD.flatten(1).unsqueeze(0)
 

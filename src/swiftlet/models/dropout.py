@@ -121,22 +121,20 @@ class Dropout:
     operator, from the same kind of number.
 
     Args:
+        source: a seed for one stream of numbers, or what decides row by row; the operator must be able to.
         short: what `short_list` of the same mask has returned, where that was kept.
-        rows: what decides row by row, in the place of the seed. An operator must be able to.
     """
 
     def __init__(
         self,
         p: float,
-        seed: int,
+        source: int | Rows,
         operator: Kernel = plain_dropout,
         short: Tensor | None = None,
-        rows: Rows | None = None,
     ) -> None:
         self.p = p
-        self.seed = seed
+        self.source = source
         self.operator = operator
-        self.rows = rows
         self._positions = None if short is None else short.long()
 
     def short_list(self) -> Tensor | None:
@@ -153,10 +151,10 @@ class Dropout:
         if not self._has_list(x):
             return self._operate(x)
         if self._positions is None:
-            if self.rows is None:
-                self._positions = dropped_positions(x.numel(), self.p, self.seed)
+            if isinstance(self.source, Rows):
+                self._positions = dropped_by_rows(layer_keys(self.source), x.shape[-1], self.p)
             else:
-                self._positions = dropped_by_rows(layer_keys(self.rows), x.shape[-1], self.p)
+                self._positions = dropped_positions(x.numel(), self.p, self.source)
         x.view(-1).index_fill_(0, self._positions, 0)
         return x
 
@@ -174,7 +172,7 @@ class Dropout:
         return self._operate(x, out=target, is_added=True)
 
     def _operate(self, x: Tensor, **options: Any) -> Tensor:
-        if self.rows is None:
-            return self.operator(x, self.p, self.seed, **options)
+        if not isinstance(self.source, Rows):
+            return self.operator(x, self.p, self.source, **options)
         assert isinstance(self.operator, RowDropout)
-        return self.operator.by_rows(x, self.p, self.rows, **options)
+        return self.operator.by_rows(x, self.p, self.source, **options)

@@ -26,6 +26,7 @@ from torch import Tensor
 from swiftlet.device.kernels import DeviceBoundaries
 from swiftlet.device.transfer import send
 from swiftlet.errors import first_line
+from swiftlet.models.rounding import Tokens
 from swiftlet.models.row_keys import signed
 
 MOST_GRAPHS = 24  # a recording of a small model takes about 10 MB beside the memory that all of them share
@@ -105,15 +106,9 @@ def new_pass(shape: Shape, device: torch.device) -> Pass:
     )
 
 
-def fill(
-    to: Pass,
-    input_ids_T: Tensor,
-    position_ids_T: Tensor,
-    cu_seqlens: list[int],
-    targets_T: Tensor,
-    seed: int,
-) -> None:
+def fill(to: Pass, tokens: Tokens, seed: int) -> None:
     """Write a micro-batch into the memory of its shape; targets, below 0 where there is none, come from the host."""
+    input_ids_T, position_ids_T, cu_seqlens, targets_T, _ = tokens
     num_tokens, num_rows = len(input_ids_T), len(to.input_ids_T)
     for whole_T, given_T in ((to.input_ids_T, input_ids_T), (to.position_ids_T, position_ids_T)):
         whole_T[:num_tokens].copy_(given_T)
@@ -178,27 +173,19 @@ class Graphs:
             sum(map(Tensor.numel, parameters)), dtype=first.dtype, device=first.device
         )
 
-    def losses(
-        self,
-        input_ids_T: Tensor,
-        position_ids_T: Tensor,
-        cu_seqlens: list[int],
-        targets_T: Tensor,
-        num_labels: int,
-        seed: int,
-    ) -> tuple[Tensor, Tensor] | None:
+    def losses(self, tokens: Tokens, num_labels: int, seed: int) -> tuple[Tensor, Tensor] | None:
         """Return the summed loss and the number of correct predictions of a micro-batch; None where it is not for this.
 
         Where the pass was played, the gradient must be asked for before the next micro-batch.
         """
-        shape = shape_of(len(input_ids_T), num_labels, cu_seqlens)
+        shape = shape_of(len(tokens.input_ids_T), num_labels, tokens.cu_seqlens)
         is_known = shape in self._passes
         if not self.is_on or not num_labels or (len(self._passes) == MOST_GRAPHS and not is_known):
             return None
         if not is_known:
-            self._passes[shape] = new_pass(shape, input_ids_T.device)
+            self._passes[shape] = new_pass(shape, tokens.input_ids_T.device)
         reads = self._passes[shape]
-        fill(reads, input_ids_T, position_ids_T, cu_seqlens, targets_T, seed)
+        fill(reads, tokens, seed)
         recording = self._recordings.get(shape)
         if recording is None:
             if is_known:

@@ -60,6 +60,18 @@ class Parts(NamedTuple):
 
 
 PLAIN_PARTS = Parts()
+
+
+class Shared(NamedTuple):
+    """What layers over one input have in common: their mask and steps; and the scale of each, see `lora_linears`."""
+
+    dropout_p: float
+    number: int
+    scales: tuple[float, ...]
+    parts: Parts
+    again: Recompute | None
+
+
 SMALLEST_PART = 128
 
 
@@ -110,17 +122,8 @@ class _LoraLinears(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        up: Tensor | None,
-        p: float,
-        number: int,
-        parts: Parts,
-        again: Recompute | None,
-        scales: tuple[float, ...],
-        *tensors: Any,
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, up: Tensor | None, shared: Shared, *tensors: Any) -> tuple[Tensor, ...]:
+        p, number, scales, parts, again = shared
         weights, biases, all_a, all_b = _quarters(tensors)
         x_TI, up_TI = _flat(x), None if up is None else _flat(up)
         input_TI = x_TI if up_TI is None else parts.silu_mul(x_TI, up_TI)
@@ -131,14 +134,15 @@ class _LoraLinears(torch.autograd.Function):
         else:  # which have the scale in them
             scales = (1.0,) * len(scales)
         all_b_OR = copies.all_b_OR
-        rows = parts.keys.of(len(x_TI), number) if parts.keys is not None and p > 0 else None
-        seed, short = draw_seed() if p > 0 and rows is None else 0, None
         # whole and no views of another, so that what is added to one in place needs no copy in the backward pass
         outputs = tuple(empty((*x.shape[:-1], weight.shape[0]), x) for weight in weights)
         for y, weight, bias in zip(outputs, weights, biases, strict=True):
             _linear(input_TI, weight, bias, _flat(y))
+        source = short = None
         if p > 0:
-            dropout = Dropout(p, seed, parts.dropout, rows=rows)
+            rows = None if parts.keys is None else parts.keys.of(len(x_TI), number)
+            source = draw_seed() if rows is None else rows
+            dropout = Dropout(p, source, parts.dropout)
             input_TI = dropout.zeroed(input_TI) if up_TI is None else dropout.zero_(input_TI)
             short = dropout.short_list()
         reduced_TS = _thin(input_TI, copies.scaled_a_SI)
@@ -149,7 +153,7 @@ class _LoraLinears(torch.autograd.Function):
             last = weights[-1], biases[-1], all_reduced_TR[-1], all_b_OR[-1], scales[-1]
             again.offer(outputs[-1], _output(again.kept(x_TI), *last))
         ctx.save_for_backward(x_TI, up_TI, copies.a_SI, reduced_TS, *weights, *copies.all_scaled_b_OR)
-        ctx.p, ctx.seed, ctx.short, ctx.rows, ctx.parts, ctx.shape = p, seed, short, rows, parts, x.shape
+        ctx.p, ctx.source, ctx.short, ctx.parts, ctx.shape = p, source, short, parts, x.shape
         ctx.scales, ctx.dtypes = scales, [(a.dtype, b.dtype) for a, b in zip(all_a, all_b, strict=True)]
         return outputs
 
@@ -160,11 +164,11 @@ class _LoraLinears(torch.autograd.Function):
         x_TI, up_TI, a_SI, reduced_TS, *kept = ctx.saved_tensors
         weights, all_b_OR = kept[: len(grads)], kept[len(grads) :]
         needs_x, needs_up = ctx.needs_input_grad[:2]
-        needs_weight, needs_bias, needs_a, needs_b = _quarters(ctx.needs_input_grad[7:])
+        needs_weight, needs_bias, needs_a, needs_b = _quarters(ctx.needs_input_grad[3:])
         grad_reduced_TS = _joined(
             [_times(_thin(all_grad_TO[i], all_b_OR[i].t()), scales[i]) for i in numbers], 1
         )
-        dropout = Dropout(ctx.p, ctx.seed, parts.dropout, ctx.short, ctx.rows) if ctx.p > 0 else None
+        dropout = Dropout(ctx.p, ctx.source, parts.dropout, ctx.short) if ctx.p > 0 else None
         input_TI = x_TI
         if up_TI is not None and any(needs_weight + needs_a):
             input_TI = parts.silu_mul(x_TI, up_TI)
@@ -197,19 +201,7 @@ class _LoraLinears(torch.autograd.Function):
         if grad_input is not None and up_TI is not None:
             grad_input, grad_up = parts.silu_mul_backward(grad_input, x_TI, up_TI)
         grad_x, grad_up = (None if grad is None else grad.view(ctx.shape) for grad in (grad_input, grad_up))
-        return (
-            grad_x,
-            grad_up,
-            None,
-            None,
-            None,
-            None,
-            None,
-            *grad_weights,
-            *grad_biases,
-            *all_grad_a,
-            *all_grad_b,
-        )
+        return grad_x, grad_up, None, *grad_weights, *grad_biases, *all_grad_a, *all_grad_b
 
 
 def _joined(matrices: list[Tensor], dim: int) -> Tensor:
@@ -256,7 +248,7 @@ def lora_linears(
         *(adapter.a_RI for adapter in adapters),
         *(adapter.b_OR for adapter in adapters),
     )
-    return _LoraLinears.apply(x, up, p, layers[0].number, parts, again, scales, *tensors)
+    return _LoraLinears.apply(x, up, Shared(p, layers[0].number, scales, parts, again), *tensors)
 
 
 def lora_linear(x: Tensor, layer: Layer, *, up: Tensor | None = None, parts: Parts = PLAIN_PARTS) -> Tensor:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from swiftlet.device.kernels import AttentionRules, PackedAttention
 from swiftlet.device.transfer import send
 from swiftlet.models.arena import empty
-from swiftlet.models.attention import PackedAttention, segment_attention
+from swiftlet.models.attention import segment_attention
 
 # The memory of a token beside that of a row: while attention works, about ten vectors of one layer. A row has fourteen
 # in each of two dozen layers, or one in each where layers are computed again.
@@ -179,7 +180,7 @@ def shared_attention(attend: PackedAttention, sharing: Sharing, *, is_held: bool
     """
 
     def attention(
-        query_QUD: Tensor, key_KUD: Tensor, value_KUD: Tensor, cu_seqlens: list[int], **rules: Any
+        query_QUD: Tensor, key_KUD: Tensor, value_KUD: Tensor, cu_seqlens: list[int], rules: AttentionRules
     ) -> Tensor:
         # nothing reads what a row's other tokens ask for, so their queries have no gradient
         backs = sharing.first_to_rows, sharing.sum_to_rows, sharing.sum_to_rows
@@ -188,13 +189,13 @@ def shared_attention(attend: PackedAttention, sharing: Sharing, *, is_held: bool
         tokens = [
             _Select.apply(rows_UF, sharing.source_T, back) for rows_UF, back in zip(rows, backs, strict=True)
         ]
-        views = [
+        query_QTD, key_KTD, value_KTD = (
             tokens_TF.view(-1, tensor.shape[0], tensor.shape[2]).transpose(0, 1)
             for tokens_TF, tensor in zip(tokens, heads, strict=True)
-        ]
+        )
         again = _Again(sharing.source_T)
         with again if is_held else nullcontext():
-            output_TQD = attend(*views, cu_seqlens, **rules)
+            output_TQD = attend(query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
         output_TF = output_TQD.flatten(1)
         output_UF = _Select.apply(output_TF, sharing.first_U, sharing.rows_to_first)
         tokens, rows = [*tokens, output_TF], [*rows, output_UF]

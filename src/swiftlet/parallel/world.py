@@ -16,16 +16,20 @@ import torch
 import torch.distributed as dist
 
 from swiftlet import log
+from swiftlet.device.placement import local_place
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all; `device` is where the tensors of collectives live."""
+    """This process among all, of which `local_world_size` are on its machine.
+
+    `device` is where the tensors of collectives live.
+    """
 
     rank: int = 0
-    local_rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
+    local_world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -36,6 +40,11 @@ class World:
     def is_alone(self) -> bool:
         """Whether there is nobody to communicate with."""
         return self.world_size == 1
+
+    @property
+    def num_nodes(self) -> int:
+        """How many machines the run is on."""
+        return self.world_size // self.local_world_size
 
     def barrier(self) -> None:
         """Wait for all ranks."""
@@ -76,11 +85,6 @@ class World:
         return self.gather(value if self.is_main else None)[0]
 
 
-def world_from_environment() -> tuple[int, int, int]:
-    """Return (rank, local_rank, world_size) as the launcher set them; (0, 0, 1) without a launcher."""
-    return log.rank(), int(os.environ.get("LOCAL_RANK", log.rank())), log.world_size()
-
-
 def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, always: bool = False) -> World:
     """Join the other processes of the run and return the world.
 
@@ -88,7 +92,7 @@ def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, a
         backend: the library of collectives, as torch.distributed names it.
         always: make a process group for one process too; sharding engines need one.
     """
-    rank, local_rank, world_size = world_from_environment()
+    world_size = log.world_size()
     if world_size > 1 or always:
         if world_size == 1:
             store = dist.HashStore()
@@ -97,7 +101,7 @@ def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, a
             )
         else:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    return World(rank, local_rank, world_size, device)
+    return World(log.rank(), world_size, device, local_place(os.environ)[1])
 
 
 def close_world(world: World, *, is_failed: bool = False) -> None:
