@@ -13,7 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -178,12 +178,6 @@ def _explained(error: Exception) -> str:
     return f"{redact(text)}\n" if text else ""
 
 
-def _tell(text: str) -> None:
-    """Print what went wrong; where standard error cannot be written, the exit code still says that something did."""
-    with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
-
-
 def _give_up_unwritable() -> None:
     """Let what standard error does not take be lost: at its end Python would try again, and exit with 120."""
     try:
@@ -195,9 +189,10 @@ def _give_up_unwritable() -> None:
 def _report(error: SwiftletError) -> int:
     """Say a mistake, here or by the watchdog, and return its exit code."""
     from swiftlet import heartbeat
+    from swiftlet.log import tell
 
     if not heartbeat.is_watched():
-        _tell(show_error(error))
+        tell(show_error(error))
     heartbeat.end(error.exit_code, show_error(error))
     return error.exit_code
 
@@ -214,7 +209,7 @@ def _output_error() -> OSError | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; every mistake becomes a message and an exit code."""
-    from swiftlet.log import print_traceback
+    from swiftlet.log import print_traceback, tell
 
     _open_closed_streams()
     _escape_what_the_terminal_lacks()
@@ -226,10 +221,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SwiftletError as error:
         return _report(error)
     except KeyboardInterrupt:
-        _tell("interrupted")
+        tell("interrupted")
         return INTERRUPTED
     except Stopped as stop:
-        _tell(f"stopped by signal {stop.number}")
+        tell(f"stopped by signal {stop.number}")
         return 128 + stop.number
     except (RuntimeError, ImportError, OSError) as error:
         from swiftlet import heartbeat
@@ -244,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if heartbeat.is_watched():
             raise  # its last words are the watchdog's to explain
         print_traceback(type(error), error, error.__traceback__)
-        print(_explained(error), end="", file=sys.stderr)
+        tell(_explained(error), end="")
         return 1
     finally:
         _give_up_unwritable()

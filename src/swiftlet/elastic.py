@@ -5,7 +5,6 @@ What torchrun alone knows, which rank a signal has killed, is left where the wat
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
@@ -15,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftlet import heartbeat
+from swiftlet.stopping import end_with_parent
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-PR_SET_PDEATHSIG = 1
 # torchrun kills what does not leave within 30 s of the first failure; a kill before that is a cause of its own.
 FIRST_S = 20
 
@@ -40,11 +39,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SignalException as error:
         return 128 + error.sigval
     return 0
-
-
-def end_with_parent() -> None:
-    """Let the kernel send SIGTERM when the watchdog dies, so that ranks save and leave instead of going on alone."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def speak_for_the_killed(error: ChildFailedError) -> None:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from swiftlet import log
 from swiftlet.files import write_whole
-from swiftlet.stopping import STOP_SIGNALS
+from swiftlet.stopping import STOP_SIGNALS, end_with_parent
 
 VARIABLE = "SWIFTLET_HEARTBEAT_DIR"
 FAILED = 1
@@ -91,7 +91,7 @@ def end(exit_code: int, message: str = "") -> None:
     try:
         write_end(folder, End(log.rank(), exit_code, message, time.monotonic()))
     except OSError:
-        print(f"rank {log.rank()}: {message}", file=sys.stderr)
+        log.tell(f"rank {log.rank()}: {message}")
 
 
 def write_end(folder: Path, words: End) -> None:
@@ -128,11 +128,15 @@ def is_watched() -> bool:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Write the stacks of all threads when the watchdog asks with SIGUSR1; leave a bug's traceback to it too."""
+    """Write the stacks of all threads when the watchdog asks with SIGUSR1; leave a bug's traceback to it too.
+
+    Whoever started this process may be killed; then it is asked to stop instead of training on unwatched.
+    """
     folder = _folder()
     if folder is None:
         yield
         return
+    end_with_parent()
     former = sys.excepthook
     sys.excepthook = _say_last_words
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for a request that comes when nobody answers any more

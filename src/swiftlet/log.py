@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -79,7 +79,7 @@ def redacted(value: Any) -> Any:
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error that is not the user's, without secrets; an excepthook."""
-    print(redact("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+    tell(redact("".join(traceback.format_exception(kind, error, trace))), end="")
 
 
 class _Redacting(logging.Formatter):
@@ -131,6 +131,12 @@ def silent(is_silent: bool = True) -> Iterator[None]:
         yield
     finally:
         log.setLevel(level)
+
+
+def tell(text: str, end: str = "\n") -> None:
+    """Print on standard error; where nobody reads it or it is full, only the exit code says what happened."""
+    with suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def info(message: str) -> None:

@@ -1,7 +1,8 @@
-"""Which signals ask a run to stop, and what becomes of the output when the terminal closes."""
+"""Which signals ask a run to stop, when the kernel sends one, and what becomes of the output of a closed terminal."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OUTPUTS = (1, 2)
+PR_SET_PDEATHSIG = 1
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
@@ -45,6 +47,11 @@ def leaving() -> Iterator[None]:
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)
+
+
+def end_with_parent() -> None:
+    """Let the kernel send SIGTERM when the process that has started this one dies: no rank goes on unwatched."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def is_repeated(number: int, former: int) -> bool:

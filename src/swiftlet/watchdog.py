@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from swiftlet import heartbeat
 from swiftlet.hang import NOBODY, Pace, blame, find_hang, is_running, report_hang, shown, with_missing
 from swiftlet.heartbeat import Beat, End
-from swiftlet.log import warning
+from swiftlet.log import tell, warning
 from swiftlet.stopping import is_repeated, leave_closed_terminal, stop_signals
 
 STACKS_WAIT_S = 1.0
@@ -121,7 +120,7 @@ def watch(
             pace.look(time.monotonic())
             if len(asked) > 1:
                 end_group(process, folder, grace_s=0.0)
-                print(f"ended at once by signal {asked[-1]}, the second one; {GO_ON}", file=sys.stderr)
+                tell(f"ended at once by signal {asked[-1]}, the second one; {GO_ON}")
                 return 128 + asked[-1]
             beats = with_missing(heartbeat.read_beats(folder), ranks, started_s, pace.last)
             is_new = pace.see(beats)
@@ -146,7 +145,7 @@ def watch(
     code = exit_code(ends, process.returncode, asked, pace.gone)
     answers = {rank: text for rank, text in texts.items() if text != SILENT}
     if code and answers:
-        print("\n".join(shown(answers)), file=sys.stderr)
+        tell("\n".join(shown(answers)))
     return code
 
 
@@ -189,15 +188,15 @@ def exit_code(
         later = () if is_of_all else failed[1:]
         lines += [f"then rank {end.rank}: {end.message.splitlines()[-1]}" for end in later if end.message]
         pids = {beat.rank: beat.pid for beat in gone}
-        print("\n".join(lines), file=sys.stderr)
+        tell("\n".join(lines))
         if first.time_s:  # not killed: what the others say then is known to be a consequence
             from swiftlet.doctor.failure import explain_failure  # of a failed run alone: its tables take time
 
             text = explain_failure({end.rank: end.message for end in failed}, os.environ, pids)
-            print(text, end="\n" if text else "", file=sys.stderr)
+            tell(text, end="\n" if text else "")
         return first.exit_code
     if launcher_code and asked:
-        print(f"stopped by signal {asked[0]} before the first step", file=sys.stderr)
+        tell(f"stopped by signal {asked[0]} before the first step")
         return 128 + asked[0]
     if launcher_code:
         first_gone = f"rank {gone[0].rank} in phase {gone[0].phase}, step {gone[0].step}" if gone else "all"

@@ -269,6 +269,25 @@ def test_only_a_reader_who_has_left_is_a_good_end(how, code, said):
     assert said in done.stderr and bool(said) == bool(done.stderr)
 
 
+FAILED_RANK = """
+    from swiftlet import heartbeat, watchdog
+    return watchdog.exit_code([heartbeat.End(0, 6, "error: the loss is not finite", 1.0)], 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [(FAILED_RANK, 6), ("raise RuntimeError('a bug')", 1)], ids=["rank", "bug"]
+)
+def test_a_failed_run_that_nobody_reads_has_failed(how, code):
+    """As under `swift sft ... 2>&1 | head`, or beside a `tee` that is gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    words = [sys.executable, "-c", LEFT.format(how=how)]
+    done = subprocess.run(words, stdout=writer, stderr=writer, check=False)
+    os.close(writer)
+    assert done.returncode == code
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [["--help"], ["sft", "--help"]])
 def test_output_that_cannot_be_written_is_named(words, unbuffered):

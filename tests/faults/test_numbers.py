@@ -119,6 +119,12 @@ def test_f47_too_little_memory_names_remedies_and_leaves_a_checkpoint(runs, gold
     check_golden(runs, golden)
 
 
+def test_f47_a_remedy_that_is_another_engine_says_what_to_leave_out(runs):
+    done = runs.run(fault="fwd:step=2=oom", deepspeed="default-zero2")
+    assert done.code == 7
+    assert "hint: leave out --deepspeed and add --micro_batch_tokens" in done.text
+
+
 @pytest.mark.parametrize("number", repeat(1, 3))
 def test_f48_logs_that_go_away_cost_a_warning(runs, golden, number):
     runs.output.mkdir(parents=True)

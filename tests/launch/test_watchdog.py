@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -166,6 +167,19 @@ def test_a_second_signal_ends_at_once_ranks_that_cannot_hear_it(tmp_path, said, 
     assert (
         "ended at once by signal 15, the second one; --resume_from_checkpoint auto" in capfd.readouterr().err
     )
+
+
+def test_ranks_do_not_go_on_when_everybody_who_watches_them_is_killed(tmp_path):
+    environ = {**os.environ, heartbeat.VARIABLE: str(tmp_path)}
+    launcher = subprocess.Popen([sys.executable, "-c", LAUNCHER, "none"], env=environ)
+    until = time.monotonic() + 60
+    while len(heartbeat.read_beats(tmp_path)) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    launcher.kill()
+    launcher.wait()
+    while len(ends := heartbeat.read_ends(tmp_path)) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert [end.exit_code for end in ends] == [143, 143]
 
 
 def test_a_long_evaluation_is_legal_and_the_last_rank_is_to_blame():

@@ -143,3 +143,27 @@ def test_a_checkpoint_removed_by_hand_does_not_count_as_kept(tmp_path, build_job
     assert saver.kept_steps() == [2, 3]
     shutil.rmtree(saver.path(2))
     assert saver.kept_steps() == [3], "nor at the end, when the best and the last are named"
+
+
+def test_a_folder_removed_during_the_run_is_made_again_and_what_is_trained_is_not_lost(
+    tmp_path, build_job, monkeypatch
+):
+    said = []
+    monkeypatch.setattr("swiftlet.log.warning", said.append)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    job = build_job(folder, num_steps=4, save_every=2)
+    step = job.run.report.step
+
+    def remove(state, num_tokens):
+        step(state, num_tokens)
+        if state.global_step == 3:
+            job.run.saver.settle(state)  # nothing is being written into it
+            shutil.rmtree(folder)
+
+    job.run.report.step = remove
+    job.run.report.events = None  # TensorBoard's file would have made it again
+    train(job.run, job.state)
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert not isinstance(open_checkpoint(folder / "checkpoint-4"), str)
+    assert f"{folder} was removed: it is made again; what it held is gone" in said

@@ -27,6 +27,7 @@ from swiftlet.plan.memory import CUT, GIB
 from swiftlet.plan.setting import FULL, NONE, PARTIAL
 from swiftlet.plan.strategies import (
     FITS,
+    FLAGS,
     NO,
     Advice,
     Job,
@@ -171,7 +172,11 @@ def _hint(job: Job, advice: Advice, budgets: list[int]) -> str:
     )
     if less is None:
         return f"use more or larger devices, a lower --max_length, or fewer adapters; {FORCE}"
-    return f"add {' '.join(less.flags)} ({less.figures.visible / GIB:.1f} GiB a device by the plan)"
+    given, wanted = FLAGS[job.setting.engine], less.flags
+    is_same = less.engine == job.setting.engine
+    instead = f"leave out {given[0]} and " if given and not is_same else ""
+    words = " ".join(wanted[len(given) :] if is_same else wanted)
+    return f"{instead}add {words} ({less.figures.visible / GIB:.1f} GiB a device by the plan)"
 
 
 def check_fits(args: Any, advice: Advice, device: Device, world: World, hint: str) -> None:

@@ -204,6 +204,9 @@ class Saver:
     def _begin(self, draft: Path, rest: list[Rest]) -> None:
         fault("ckpt.begin", step=self.begun_step, path=draft)
         if self.world.is_main:
+            if not self.folder.is_dir():
+                log.warning(f"{self.folder} was removed: it is made again; what it held is gone")
+                self.folder.mkdir(parents=True)
             check_space(self.folder, self.expected_bytes)
             draft.mkdir(parents=True)
 
