@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +11,7 @@ from swiftlet import export
 from swiftlet.commands.export_template import check_template, write_template
 from swiftlet.commands.model_source import open_template
 from swiftlet.commands.side_files import QUESTIONS, chats, read_chats
+from swiftlet.config.args import GenerationArgs
 from swiftlet.errors import CheckpointError
 
 SYSTEM = 'Say "w1"\n{{ w2 }} %} 海盗 🏴'
@@ -97,3 +99,14 @@ def test_an_export_renders_what_the_run_rendered(fine_tune, capfd):
     settings = GenerationConfig.from_pretrained(merged)
     assert (settings.do_sample, settings.temperature, settings.max_new_tokens) == (True, 0.5, 2048)
     assert settings.eos_token_id == [3]
+
+
+def test_a_checkpoint_says_how_its_run_answers_and_not_how_its_base_did(tmp_path):
+    from swiftlet.commands.side_files import generation_config
+
+    own = {"min_p": 0.1, "max_length": 4096, "num_beams": 4, "eos_token_id": [7, 3], "pad_token_id": 0}
+    (tmp_path / "generation_config.json").write_text(json.dumps(own))
+    template = SimpleNamespace(stop_token_ids=[3, 9])
+    found = generation_config(tmp_path, template, GenerationArgs(do_sample=False))
+    kept = {"pad_token_id": 0, "eos_token_id": [7, 3, 9]}
+    assert found == kept | {"max_new_tokens": 2048, "do_sample": False, "repetition_penalty": 1.0}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftlet.errors import DataError
-from swiftlet.inference.generate import Generator, Settings, batches_by_length
+from swiftlet.inference.generate import Generator, Settings, _SaysWord, batches_by_length
 from swiftlet.models.load import load_model
 from swiftlet.models.rope import forget_lengths
 
@@ -82,6 +82,22 @@ def test_an_answer_ends_before_its_end_token(tiny_qwen2, tiny_tokenizer):
     assert engine.answers([PROMPTS[0]]) == [engine.text(free[: free.index(stop)])]
 
 
+def test_an_answer_ends_where_the_model_itself_says_so(tiny_qwen2, tiny_tokenizer):
+    free = [greedy(tiny_qwen2, prompt, 6) for prompt in PROMPTS]
+    ends = [free[0][2], free[1][3]]
+    first = [next((at for at, token in enumerate(ids) if token in ends), 6) for ids in free]
+    assert len(set(first)) > 1
+    model = copy.deepcopy(tiny_qwen2)
+    model.generation_config.eos_token_id = ends
+    for stop in ([], [free[2][4]]):
+        engine = generator(model, tiny_tokenizer, stop=stop)
+        expected = [ids[:at] for ids, at in zip(free, first, strict=True)]
+        expected = [ids[: min([*(ids.index(one) for one in stop if one in ids), 6])] for ids in expected]
+        assert engine._generate(PROMPTS) == expected
+        pieces = []
+        assert engine.answer(PROMPTS[0], pieces.append) == "".join(pieces) == engine.text(expected[0])
+
+
 def test_streamed_pieces_add_up_to_the_answer(tiny_qwen2, tiny_tokenizer):
     engine = generator(tiny_qwen2, tiny_tokenizer)
     pieces = []
@@ -97,6 +113,25 @@ def test_stop_words_cut_the_text(tiny_qwen2, tiny_tokenizer):
     cut = generator(tiny_qwen2, tiny_tokenizer, stop_words=(word,)).answers([PROMPTS[0]])[0]
     assert word not in cut
     assert full.startswith(cut)
+
+
+def test_nothing_of_a_stop_word_is_streamed(tiny_qwen2, tiny_tokenizer):
+    full = generator(tiny_qwen2, tiny_tokenizer).answers([PROMPTS[0]])[0].split()
+    for word in (" ".join(full[2:5]), full[-1] + " and more"):  # the second one is begun and never ended
+        engine = generator(tiny_qwen2, tiny_tokenizer, stop_words=(word,))
+        pieces = []
+        answer = engine.answer(PROMPTS[0], pieces.append)
+        assert "".join(pieces) == answer == engine.answers([PROMPTS[0]])[0]
+        assert len(pieces) > 1
+
+
+def test_a_stop_word_of_single_bytes_ends_an_answer_behind_other_characters():
+    from tokenizers import decoders
+
+    decoder = decoders.ByteFallback()
+    said = _SaysWord(lambda ids: decoder.decode([f"<0x{one:02X}>" for one in ids]), ["好"], 1)
+    for text, is_said in (("你好", True), ("éé好", True), ("😀好", True), ("好", True), ("你你", False)):
+        assert said(torch.tensor([[0, *text.encode()]]), None).tolist() == [is_said], text
 
 
 def test_sampling_follows_the_seed(tiny_qwen2, tiny_tokenizer):

@@ -122,7 +122,8 @@ def test_generation_settings_come_from_the_folder(tmp_path):
 def test_generation_settings_that_answer_in_another_way_are_left_out_and_named(tmp_path, capsys):
     save(tmp_path)
     (tmp_path / "generation_config.json").write_text(
-        '{"num_return_sequences": 1, "return_dict_in_generate": true, "stop_strings": ["\\n\\n"], "min_p": 0.1}'
+        '{"num_return_sequences": 1, "return_dict_in_generate": true, "stop_strings": ["\\n\\n"], '
+        '"no_repeat_ngram_size": 3}'
     )
     settings = load(tmp_path).generation_config
     said = capsys.readouterr().err
@@ -132,7 +133,15 @@ def test_generation_settings_that_answer_in_another_way_are_left_out_and_named(t
     )
     assert settings.stop_strings is None
     assert not settings.return_dict_in_generate
-    assert settings.min_p == 0.1
+    assert settings.no_repeat_ngram_size == 3
+
+
+def test_flags_alone_decide_over_sampling_and_length(tmp_path):
+    save(tmp_path)
+    own = {"max_length": 64, "min_p": 0.9, "epsilon_cutoff": 0.5, "num_beams": 4, "length_penalty": 2.0}
+    (tmp_path / "generation_config.json").write_text(json.dumps(own))
+    settings = load(tmp_path).generation_config
+    assert not [name for name in own if getattr(settings, name) is not None]
 
 
 def test_a_tied_config_with_two_matrices_keeps_both_and_says_so(tmp_path, capsys):

@@ -14,6 +14,7 @@ from swiftlet.commands.evaluation import generation_settings
 from swiftlet.commands.merge_proof import WEIGHTS
 from swiftlet.commands.sft import Ready, Setup
 from swiftlet.data.template import Template, TemplateError
+from swiftlet.models.generation_file import DECIDED_BY_FLAGS
 from swiftlet.models.safety import GENERATION_CONFIG, read_json
 from swiftlet.models.whole_hash import weights_hash
 
@@ -25,7 +26,6 @@ QUESTIONS = (
     "请用一句话介绍一下北京。",
     "Write a short poem about the sea.",
 )
-SAMPLING = ("temperature", "top_k", "top_p")
 
 
 class Chat(NamedTuple):
@@ -88,7 +88,7 @@ def generation_config(source: Path, template: Template, generation: Any) -> dict
     ends = own.get("eos_token_id")
     known = ends if isinstance(ends, list) else [] if ends is None else [ends]
     return {
-        **{name: value for name, value in own.items() if name not in SAMPLING},
+        **{name: value for name, value in own.items() if name not in DECIDED_BY_FLAGS},
         **generation_settings(generation).to_json(),
         "eos_token_id": list(dict.fromkeys([*known, *template.stop_token_ids])),
     }

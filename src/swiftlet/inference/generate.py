@@ -17,6 +17,8 @@ from swiftlet.models.padding import ignores_padding, left_padded
 from swiftlet.models.rope import follows_length
 
 Decode = Callable[[Sequence[int]], str]
+UNREADABLE = "\ufffd"  # what bytes that are no whole character are decoded to
+LONGEST_CHARACTER = 4  # bytes in UTF-8
 
 
 @dataclass(frozen=True)
@@ -76,11 +78,18 @@ class _SaysWord:
         self.most_tokens = max(len(word.encode()) for word in words) + 1
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        said = []
-        for row in input_ids[:, self.prompt_length :][:, -self.most_tokens :].tolist():
-            text = self.decode(row)
-            said.append(any(word in text for word in self.words))
-        return torch.tensor(said, device=input_ids.device)
+        answers = input_ids[:, self.prompt_length :].tolist()
+        return torch.tensor([self._is_said(answer) for answer in answers], device=input_ids.device)
+
+    def _is_said(self, answer: list[int]) -> bool:
+        """Where the last tokens begin inside a character, a tokenizer of single bytes may read none behind it."""
+        for more in range(LONGEST_CHARACTER):
+            text = self.decode(answer[-self.most_tokens - more :])
+            if any(word in text for word in self.words):
+                return True
+            if UNREADABLE not in text:
+                return False
+        return False
 
 
 class Generator:
@@ -90,7 +99,7 @@ class Generator:
         model: a causal language model of transformers, with or without adapters.
         decode: token ids to text, control tokens left out.
         pad_id: what fills the left of shorter prompts; the first end token when None.
-        stop_token_ids: ids that end an answer; they are cut from its text.
+        stop_token_ids: ids that end an answer, beside those that the model itself names; they are cut from its text.
         context_length: most tokens of prompt and answer together, None for no limit.
     """
 
@@ -107,7 +116,7 @@ class Generator:
         self.model = model
         self.decode = decode
         self.pad_id = pad_id
-        self.stop_token_ids = list(dict.fromkeys(stop_token_ids))
+        self.stop_token_ids = list(dict.fromkeys([*stop_token_ids, *_own_ends(model)]))
         self.settings = settings
         self.context_length = context_length
         self._pads: bool | None = None
@@ -234,8 +243,8 @@ class Generator:
         def on_token(token: int) -> None:
             nonlocal shown
             ids.append(token)
-            text = self.text(self._until_stop(ids))
-            if not text.endswith("\ufffd") and len(text) > len(shown):
+            text = self._settled(self.text(self._until_stop(ids)))
+            if not text.endswith(UNREADABLE) and len(text) > len(shown):
                 on_text(text[len(shown) :])
                 shown = text
 
@@ -243,6 +252,18 @@ class Generator:
         if len(final) > len(shown):
             on_text(final[len(shown) :])
         return final
+
+    def _settled(self, text: str) -> str:
+        """Return a text without an end that may grow into a stop word, which no answer shows."""
+        words = self.settings.stop_words
+        begun = (at for word in words for at in range(1, len(word)) if text.endswith(word[:at]))
+        return text[: len(text) - max(begun, default=0)]
+
+
+def _own_ends(model: Any) -> list[int]:
+    """Return the tokens that end an answer by the model's own settings, such as one behind the call of a tool."""
+    ends = model.generation_config.eos_token_id
+    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def batches_by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:

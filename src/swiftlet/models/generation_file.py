@@ -19,7 +19,12 @@ NOT_USED = (
     "output_attentions output_hidden_states output_logits output_scores penalty_alpha prompt_lookup_num_tokens "
     "return_dict_in_generate stop_strings token_healing"
 ).split()
-SAMPLING = ("temperature", "top_k", "top_p")
+# The flags of generation decide these alone: of what a model adds to them, some would change the sampling unseen, the
+# others are of beams, or a second limit that every call would be warned of.
+DECIDED_BY_FLAGS = (
+    "temperature top_k top_p top_h min_p typical_p epsilon_cutoff eta_cutoff max_length num_beams num_beam_groups "
+    "diversity_penalty early_stopping length_penalty"
+).split()
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:
@@ -38,10 +43,9 @@ def read_generation_config(folder: Path) -> GenerationConfig | None:
     if odd:
         hint = "; --stop_words ends answers at a text" if "stop_strings" in odd else ""
         log.warning(f"{folder / GENERATION_CONFIG}: {', '.join(odd)} not used here{hint}")
-    # Who generates says how to sample; of what is left here, greedy generation would be warned as "not valid".
     try:
         return GenerationConfig.from_dict(
-            {name: value for name, value in fields.items() if name not in SAMPLING}
+            {name: value for name, value in fields.items() if name not in DECIDED_BY_FLAGS}
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise SwiftletError(
