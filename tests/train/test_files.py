@@ -22,7 +22,7 @@ from swiftlet.train.lock import drafting, locked
 from swiftlet.train.loop import train
 from swiftlet.train.manifest import saving
 from swiftlet.train.progress import short_time
-from swiftlet.train.report import build_report, forget_after, has_summary
+from swiftlet.train.report import Forecast, build_report, forget_after, has_summary
 from swiftlet.train.state import TrainState
 from swiftlet.train.statefile import open_optimizer, write_optimizer
 from swiftlet.train.summary import summarise
@@ -363,3 +363,21 @@ def test_each_line_of_the_log_says_the_memory_where_it_is_known(held, shown, tmp
     monkeypatch.setattr(report.progress, "line", lambda step, text: lines.append(text))
     report.log(TrainState(9, 1, 9), {"loss": 1.0})
     assert shown in lines[0]
+
+
+def test_evaluations_to_come_are_in_the_time_left_before_the_first_one(tmp_path, monkeypatch, capfd):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    forecast = Forecast(1.0, 1.0, 1.0, step_seconds=2.0, evaluation_seconds=1.0)
+    report = build_report(tmp_path, TrainState(100, 1, 100), peak_memory_bytes=lambda: 0, forecast=forecast)
+    report.started = now[0]
+    state = TrainState(100, 1, 100, global_step=20)
+
+    def told() -> str:
+        report.log(state, {"loss": 1.0})
+        return capfd.readouterr().err
+
+    now[0] += 20 * 10
+    assert "0:20:00 left" in told()  # 80 steps of 10 s, and half as long for evaluations
+    report.evaluation(state, {"eval_loss": 1.0})
+    assert "0:13:20 left" in told()

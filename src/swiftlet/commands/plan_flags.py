@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from swiftlet.config.check_engines import ENGINE_RULES
-from swiftlet.config.deepspeed import is_offloaded, zero_stage
+from swiftlet.config.deepspeed import offloaded, zero_stage
 from swiftlet.config.fields import with_values
 from swiftlet.models.geometry import Geometry
 from swiftlet.plan.setting import ATTENTION, ENDS, MLP, NONE, Setting, projections
@@ -39,6 +39,8 @@ def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Se
         recompute=NONE if train.gradient_checkpointing == "AUTO" else train.gradient_checkpointing,
         states=STATES.get(train.optim, 2),
         engine=_engine(args.parallel),
+        host_optimizer=_host_optimizer(args.parallel),
+        has_fused=args.model.fused_operators != "false",
         world_size=world_size,
         keeps_attention=True,
         trains_norms=any(name == "LN" or "norm" in name for name in tuner.lora_modules_to_save),
@@ -57,12 +59,18 @@ def engines_of(args: Any) -> tuple[str, ...]:
 
 
 def _engine(parallel: Any) -> str:
-    """Return the name of the engine in plans; what only part of the state is offloaded by is planned without it."""
+    """Return the name of the engine in plans."""
     if parallel.deepspeed:
         if zero_stage(parallel.deepspeed) != 3:
             return "zero2"
-        return "zero3-offload" if is_offloaded(parallel.deepspeed) else "zero3"
+        return "zero3-offload" if offloaded(parallel.deepspeed) == {"param", "optimizer"} else "zero3"
     return next((name for name, flags in FLAGS.items() if parallel.fsdp in flags), "none")
+
+
+def _host_optimizer(parallel: Any) -> str:
+    """Return the engine where settings of DeepSpeed leave the optimizer, and no weights, in the host's memory."""
+    offloads = offloaded(parallel.deepspeed) if parallel.deepspeed else set()
+    return _engine(parallel) if offloads == {"optimizer"} else ""
 
 
 def _targets(names: Sequence[str]) -> frozenset[str]:

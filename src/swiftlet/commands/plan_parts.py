@@ -22,7 +22,8 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
     """Return where the bytes of each part are from, by the names of `Memory`."""
     g, s = job.sizes, setting_of_way(job, way)
     is_off, is_cut = s.engine.endswith("offload"), s.engine in CUT
-    whole = "in the host's memory" if is_off else f"/ {s.world_size} devices" if is_cut else "on each device"
+    in_host = "in the host's memory"
+    whole = in_host if is_off else f"/ {s.world_size} devices" if is_cut else "on each device"
     share = f"/ {s.world_size} devices" if s.engine in SHARDED else "on each device"
     trained = f"{num_trained(g, s):,} trained numbers"
     copy = " and a copy" if s.engine.startswith("zero") else ""
@@ -31,7 +32,7 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
         "weights": f"{g.num_parameters:,} parameters x {s.itemsize} bytes {whole}",
         "adapters": f"{num_adapter_parameters(g, s):,} parameters x 4 bytes: {ranks}",
         "gradients": f"{trained} {share}",
-        "optimizer": f"{trained} x {s.states} moments{copy} {share}",
+        "optimizer": f"{trained} x {s.states} moments{copy} {in_host if s.engine == s.host_optimizer else share}",
         "buckets": f"2 buckets of {ZERO2_BUCKET:.0e} numbers",
         "gathered": MATRICES_OF_FSDP
         if s.engine.startswith("fsdp2")

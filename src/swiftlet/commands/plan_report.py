@@ -132,8 +132,8 @@ def advice_lines(answer: Answer) -> list[str]:
             f"the command as given does not fit: it needs {gib(answer.chosen.figures.visible)} GiB a device; "
             f"the cheapest change that fits is: {best.name}"
         )
-    if best.engine.endswith("offload"):
-        kept = host_bytes(answer.subject.sized.geometry, replace(answer.job.setting, engine=best.engine))
+    kept = host_bytes(answer.subject.sized.geometry, replace(answer.job.setting, engine=best.engine))
+    if kept:
         lines.append(
             f"{best.engine} keeps {gib(kept)} GiB in the memory of the host, which is not checked here"
         )

@@ -95,6 +95,7 @@ def steer(setup: Setup) -> Steered:
         (figures.reserved + held) / GIB,
         (figures.visible + held) / GIB,
         way.seconds_a_step,
+        way.seconds / job.num_steps - way.seconds_a_step,
     )
     if has_room(way, device, world):
         log.info("less than half of the free memory is needed: the largest micro-batch is not tried first")

@@ -48,12 +48,16 @@ def zero_stage(asked: str) -> int:
     return stage if isinstance(stage, int) else 0
 
 
-def is_offloaded(asked: str) -> bool:
-    """Return whether a name, file or text of `--deepspeed` leaves parameters and optimizer in the host's memory."""
+def offloaded(asked: str) -> set[str]:
+    """Return which of param and optimizer a name, file or text of `--deepspeed` leaves in the host's memory."""
     if asked in NAMES:
-        return asked == OFFLOAD
-    sections = (_zero_section(asked).get(name) for name in ("offload_param", "offload_optimizer"))
-    return all(isinstance(one, dict) and one.get("device", "none") != "none" for one in sections)
+        return {"param", "optimizer"} if asked == OFFLOAD else set()
+    sections = {name: _zero_section(asked).get(f"offload_{name}") for name in ("param", "optimizer")}
+    return {
+        name
+        for name, one in sections.items()
+        if isinstance(one, dict) and (one.get("device") or "none") != "none"
+    }
 
 
 def _zero_section(asked: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Head(NamedTuple):
         """Return the derivative of the logits by what the matrix product gave; None where it is `scale` everywhere."""
         if self.softcap is None:
             return None
-        return (1 - (logits_MV / self.softcap).square()).mul_(self.scale)
+        return (logits_MV / self.softcap).square_().neg_().add_(1).mul_(self.scale)
 
 
 def is_plain(head: Head) -> bool:

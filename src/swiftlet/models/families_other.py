@@ -16,6 +16,7 @@ from swiftlet.models.geometry import Geometry
 G = Geometry
 # One matrix for gate and up, another activation than SiLU, or code of its own.
 other_mlp = partial(Geometry, has_fused_mlp=False)
+capped = partial(other_mlp, tied=True, norms=4, has_plain_scores=True, has_capped_logits=True)
 LLAMA2 = {
     "7b": G(4096, 32, 32, 32, 11008, 32000),
     "13b": G(5120, 40, 40, 40, 13824, 32000),
@@ -32,11 +33,9 @@ MISTRAL = G(4096, 32, 32, 8, 14336, 32000)
 MIXTRAL_8X7B = MISTRAL._replace(experts=8, expert_intermediate=14336, active_experts=2)
 MIXTRAL_8X22B = G(6144, 56, 48, 8, 16384, 32768, experts=8, expert_intermediate=16384, active_experts=2)
 GEMMA2 = {
-    "2b": other_mlp(2304, 26, 8, 4, 9216, 256000, tied=True, head_dim=256, norms=4, has_plain_scores=True),
-    "9b": other_mlp(3584, 42, 16, 8, 14336, 256000, tied=True, head_dim=256, norms=4, has_plain_scores=True),
-    "27b": other_mlp(
-        4608, 46, 32, 16, 36864, 256000, tied=True, head_dim=128, norms=4, has_plain_scores=True
-    ),
+    "2b": capped(2304, 26, 8, 4, 9216, 256000, head_dim=256),
+    "9b": capped(3584, 42, 16, 8, 14336, 256000, head_dim=256),
+    "27b": capped(4608, 46, 32, 16, 36864, 256000, head_dim=128),
 }
 GEMMA3 = {
     "270m": other_mlp(640, 18, 4, 1, 2048, 262144, tied=True, head_dim=256, norms=4, qk_norm=True),

@@ -27,6 +27,8 @@ class Geometry(NamedTuple):
         activation_values: values of its width that the activation keeps beside its input, being made of several steps.
         has_joined_qkv: queries, keys and values come out of one matrix and are views of one tensor.
         has_plain_scores: scores are capped or have sinks, for which accelerators' attention has no operator.
+        has_capped_logits: the logits are capped too.
+        adapts_experts: adapters of gate, up and down are those of the experts' joint matrices, see `tuner`.
         query_rank, kv_rank: widths between the two matrices of latent attention (MLA); 0 for none.
         rope_dim, value_dim: with it, the rotated part of a head, and the size of its values.
     """
@@ -56,6 +58,8 @@ class Geometry(NamedTuple):
     activation_values: int = 0
     has_joined_qkv: bool = False
     has_plain_scores: bool = False
+    has_capped_logits: bool = False
+    adapts_experts: bool = False
     query_rank: int = 0
     kv_rank: int = 0
     rope_dim: int = 0
@@ -143,6 +147,8 @@ FUSED_MLP = {"llama", "mistral", "ministral", "qwen2", "qwen2_moe", "qwen3", "sm
 FUSED_MLP |= {"deepseek_v2", "deepseek_v3"}
 JOINED_QKV = {"phi3"}
 PLAIN_SCORES = {"gemma2", "gpt_oss"}
+# Whose experts were modules of their own: peft takes names of these for the joint matrices.
+ADAPTED_EXPERTS = {"deepseek_v2", "deepseek_v3", "dots1", "glm4_moe", "hunyuan_v1_moe", "olmoe", "qwen3_moe"}
 OUT_BIAS = {"llama", "granite", "smollm3", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"}
 NO_BIAS = {"mistral", "ministral", "mixtral", "phi3"}
 MLP_BIAS = {"llama", "granite", "smollm3"}
@@ -203,6 +209,7 @@ def geometry_of_config(config: Mapping[str, Any]) -> Geometry | None:
         activation_values=STEPS_OF_GELU if _activation(sizes) == "gelu_new" else 0,
         has_joined_qkv=kind in JOINED_QKV,
         has_plain_scores=kind in PLAIN_SCORES,
+        has_capped_logits=bool(sizes.get("final_logit_softcapping", kind == "gemma2")),
     )
     return geometry._replace(**_experts(kind, sizes), **_latent(sizes))
 
@@ -261,6 +268,7 @@ def _experts(kind: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
         "shared_intermediate": shared,
         "has_shared_gate": has_shared_gate,
         "dense_layers": _num_dense(sizes),
+        "adapts_experts": kind in ADAPTED_EXPERTS and bool(shared or _num_dense(sizes)),
     }
 
 

@@ -22,6 +22,7 @@ from swiftlet.plan.setting import (
     MLP,
     PARTIAL,
     Setting,
+    adapts_experts,
     num_adapter_parameters,
     projections,
     trains_head,
@@ -40,9 +41,10 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
     query, key = g.heads * g.dim, g.kv_heads * g.dim
     value = g.value_dim or g.dim
     reads_input = s.is_full or _reads_normed(g, s, ATTENTION[:3])
-    width = g.norms * g.hidden + (g.hidden if reads_input else 0) + query + key + g.kv_heads * value
+    width: float = g.norms * g.hidden + (g.hidden if reads_input else 0) + query + key + g.kv_heads * value
     width += g.heads * value if s.keeps_attention or s.is_full or "o_proj" in s.targets else 0
     width += query + key if g.qk_norm else 0
+    width += _of_own_norms(g, s)
     width += query + key if g.has_joined_qkv else 0  # the values are a view of all three
     width += (
         query + key if s.keeps_inputs and not (g.has_joined_qkv or g.kv_rank) else 0
@@ -51,8 +53,24 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
     sums = (SUMS_A_HEAD if s.keeps_inputs else 1) * g.heads if s.keeps_attention else 0
     vectors = FP32 * (g.norms + sums + (g.heads + g.kv_heads) * g.qk_norm)
     ranks = 0 if s.is_full else s.rank * len(s.targets & projections(g).keys())
-    rest = _saved_mlp(g, s) + _cast_adapters(g, s) + _saved_scores(g, s)
+    rest = _saved_mlp(g, s) + _cast_adapters(g, s) + _saved_scores(g, s) + _merged_experts(g, s)
     return tokens * (e * (width + ranks) + vectors) + rest
+
+
+def _of_own_norms(g: Sizes, s: Setting) -> float:
+    """Return the values a token that norms of the model itself keep beside ours: the input in fp32, what is scaled."""
+    if s.has_fused or g.has_norm_bias:
+        return 0
+    width = g.norms * g.hidden + (g.heads + g.kv_heads) * g.dim * g.qk_norm
+    return width * (FP32 / s.itemsize - 1 + (s.is_full or s.trains_norms))
+
+
+def _merged_experts(g: Sizes, s: Setting) -> float:
+    """Return the bytes, in a mean layer, of experts' matrices with their adapters added, which peft's products keep."""
+    if not adapts_experts(g, s):
+        return 0
+    share = (g.layers - g.dense_layers) / g.layers
+    return share * s.itemsize * g.experts * 3 * g.hidden * g.expert_intermediate
 
 
 def _saved_scores(g: Sizes, s: Setting) -> float:
@@ -102,7 +120,8 @@ def _saved_mlp(g: Sizes, s: Setting) -> float:
     # Each token passes `active_experts` experts of transformers' own build: gate, up, silu(gate) and the output, which
     # is scaled by the router's weight; trained experts also keep their input and the product of gate and up.
     rows = tokens * g.active_experts
-    width = 3 * g.expert_intermediate + g.hidden + (g.hidden + g.expert_intermediate if s.is_full else 0)
+    is_trained = s.is_full or adapts_experts(g, s)
+    width = 3 * g.expert_intermediate + g.hidden + (g.hidden + g.expert_intermediate if is_trained else 0)
     shared = 2 * g.shared_intermediate + g.hidden if g.shared_intermediate else 0
     shared += g.hidden * (2 if s.is_full else bool(reads_input and g.shared_intermediate))
     return rows * e * width + tokens * (e * shared + FP32 * 2 * g.experts)
@@ -110,14 +129,19 @@ def _saved_mlp(g: Sizes, s: Setting) -> float:
 
 def _kept_widths(g: Sizes, s: Setting) -> int:
     """Return how many values of size I a plain MLP keeps: gate and up; act(gate) and the product where it must."""
-    if g.has_fused_mlp:
-        return 2 + (s.is_full or (s.keeps_inputs and s.recompute != PARTIAL and _reads_product(s)))
-    return (3 if g.is_gated else 1) + g.activation_values + _reads_product(s)
+    if has_our_mlp(g, s):
+        return 2 + (s.is_full or (s.keeps_inputs and s.recompute != PARTIAL and _reads_product(g, s)))
+    return (3 if g.is_gated else 1) + g.activation_values + _reads_product(g, s)
 
 
-def _reads_product(s: Setting) -> bool:
+def _reads_product(g: Sizes, s: Setting) -> bool:
     """Return whether what is trained of down needs its input."""
-    return s.is_full or "down_proj" in s.targets
+    return s.is_full or ("down_proj" in s.targets and "down_proj" in projections(g))
+
+
+def has_our_mlp(g: Sizes, s: Setting) -> bool:
+    """Return whether models/fused.py computes the MLP."""
+    return g.has_fused_mlp and s.has_fused
 
 
 def widest(g: Sizes) -> int:
@@ -145,6 +169,8 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     spared = spared_per_layer(g, s) if s.recompute == PARTIAL else 0.0
     kept = g.layers * (stream if s.recompute == FULL else layer - spared)
     kept += 2 * e * tokens * g.dim + e * labels * g.hidden  # cos and sin; the gradient of the hidden states
+    if g.norms == 1 and s.recompute != FULL and not (s.is_full or s.targets & set(MLP)):
+        kept -= _saved_mlp(g, s)  # beside the attention: layer 0's sees nothing that needs a gradient
     # Layer 0 keeps nothing of its input, unless that is trained or recomputed from; the last norm keeps its own.
     if _keeps_normed(g, s):
         reads_input = bool(s.targets & set(ATTENTION[:3]))
@@ -164,6 +190,7 @@ def _head(g: Sizes, s: Setting) -> float:
     e, (rows, words), weight = s.itemsize, head_chunk(g, s), g.vocab * g.hidden
     both = e * s.tokens * g.hidden + e * s.num_labels * g.hidden  # all hidden states, and the labelled ones
     raw, wide = e * rows * words, 0 if e == FP32 else FP32 * rows * words
+    wide += 2 * FP32 * rows * words * g.has_capped_logits  # the capped ones, and the cap's slope
     both -= e * s.tokens * g.hidden if _keeps_normed(g, s) else 0  # the last norm keeps them
     forward = both + raw + max(wide, 3 * FP32 * rows * g.hidden)
     if not trains_head(s):
@@ -182,9 +209,9 @@ def _mlp_backward(g: Sizes, s: Setting) -> float:
         stream += stream  # the normalised input
     if s.is_full:  # the product is freed once the gradient of down's weight is made
         return stream + 2 * again + max(2 * wide, wide + e * g.hidden * g.intermediate)
-    if not _reads_product(s):  # gradients of the product, of gate and of up
+    if not _reads_product(g, s):  # gradients of the product, of gate and of up
         return stream + again + (3 if g.is_gated else 2) * wide
-    if not (g.has_fused_mlp or g.experts):  # the product itself is gone when gate and up get theirs
+    if not (has_our_mlp(g, s) or g.experts):  # the product itself is gone when gate and up get theirs
         return stream + 2 * wide
     # Adapters of down write gate's gradient over the product's; the places that dropout zeroes take half as much.
     return stream + again + (2.5 if s.is_host and not g.experts else 4) * wide

@@ -50,7 +50,7 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     optimizer = gradients * s.states
     if s.engine.startswith("zero"):
         optimizer += FP32 * trained / share  # a copy of what it trains, even of fp32
-    if s.engine == "zero3-offload":
+    if s.engine in ("zero3-offload", s.host_optimizer):
         optimizer = 0.0
     activations, logits = peak_of_step(g, s)
     optimizer += max(0.0, rounding_bytes(g, s) - activations - logits)
@@ -98,6 +98,8 @@ def gathered_bytes(g: Sizes, s: Setting, rest: float) -> float:
 
 def host_bytes(g: Sizes, s: Setting) -> float:
     """Return the bytes that an offloading engine keeps in the memory of each machine's host, all devices together."""
+    if s.engine == s.host_optimizer:
+        return FP32 * (1 + s.states) * num_trained(g, s)
     if not s.engine.endswith("offload"):
         return 0.0
     # With ZeRO-3 a copy of what it trains, with FSDP2 its gradient, and the optimizer's numbers.

@@ -35,6 +35,8 @@ class Setting:
         longest: tokens of the longest sample; 0 where the micro-batch is one sample.
         keeps_inputs: the device's fused operators keep what they are given: the rotation queries and keys as they were,
             SwiGLU makes its product no second time, and attention keeps two rows of sums.
+        has_fused: norms and MLPs compute as `swiftlet.models` does, not with the model's own operators.
+        host_optimizer: the engine of DeepSpeed whose optimizer, and nothing else, is in the host's memory.
     """
 
     itemsize: int
@@ -55,12 +57,15 @@ class Setting:
     trains_norms: bool = False
     longest: int = 0
     keeps_inputs: bool = False
+    has_fused: bool = True
+    host_optimizer: str = ""
 
     @property
     def keeps_normed(self) -> bool:
         """Return whether norms keep their output, see models/norm.py; ZeRO-3 trains with the model's own."""
         is_frozen = not self.is_full and not self.trains_norms
-        return is_frozen and self.is_host and self.itemsize == FP32 and not self.engine.startswith("zero3")
+        is_ours = self.has_fused and not self.engine.startswith("zero3")
+        return is_frozen and is_ours and self.is_host and self.itemsize == FP32
 
     @property
     def num_labels(self) -> int:
@@ -68,16 +73,22 @@ class Setting:
         return self.tokens if self.labels is None else self.labels
 
 
-def projections(g: Sizes) -> dict[str, tuple[int, int]]:
-    """Return (inputs, outputs) of each projection of a layer that can have an adapter."""
+def projections(g: Sizes, *, is_dense: bool = False) -> dict[str, tuple[int, int]]:
+    """Return (inputs, outputs) of each projection of a layer that can have an adapter.
+
+    Args:
+        is_dense: of a layer of an expert model that has the plain MLP.
+    """
     query, key = g.heads * g.dim, g.kv_heads * g.dim
-    width = g.shared_intermediate if g.experts else g.intermediate
+    width = g.shared_intermediate if g.experts and not is_dense else g.intermediate
     found = {
         "q_proj": (g.hidden, query),
         "k_proj": (g.hidden, key),
         "v_proj": (g.hidden, key),
         "o_proj": (query, g.hidden),
     }
+    if g.has_joined_qkv:
+        found = {"q_proj": (g.hidden, query + 2 * key), "o_proj": (query, g.hidden)}
     if g.kv_rank:  # latent attention: queries have one entry for two matrices, keys and values two
         rank = g.query_rank
         found["q_proj"] = (g.hidden + rank, rank + query) if rank else (g.hidden, query)
@@ -99,9 +110,28 @@ def num_adapter_parameters(g: Sizes, s: Setting) -> int:
     """Return the parameters that LoRA adds: rank (inputs + outputs) a matrix, and the outputs again for DoRA."""
     if s.is_full:
         return 0
-    sizes = [size for name, size in projections(g).items() if name in s.targets] * g.layers
+    num_dense = g.dense_layers if g.experts else 0
+    names = s.targets - set(MLP) if adapts_experts(g, s) else s.targets
+    sizes = [size for name, size in projections(g).items() if name in names] * (g.layers - num_dense)
+    sizes += [size for name, size in projections(g, is_dense=True).items() if name in names] * num_dense
     sizes += [(g.hidden, g.vocab)] * len(s.targets & set(ENDS))
-    return sum(s.rank * (inputs + outputs) + s.has_dora * outputs for inputs, outputs in sizes)
+    plain = sum(s.rank * (inputs + outputs) + s.has_dora * outputs for inputs, outputs in sizes)
+    return plain + _num_of_experts(g, s)
+
+
+def adapts_experts(g: Sizes, s: Setting) -> bool:
+    """Return whether adapters of the MLP are those of the experts' joint matrices, and of no other MLP."""
+    return g.adapts_experts and not s.is_full and bool(s.targets & set(MLP))
+
+
+def _num_of_experts(g: Sizes, s: Setting) -> int:
+    """Return the parameters of such adapters: gate and up are one matrix, whose adapter has twice the rank."""
+    if not adapts_experts(g, s):
+        return 0
+    inner = g.expert_intermediate
+    an_expert = 2 * s.rank * (g.hidden + 2 * inner) * ("up_proj" in s.targets)
+    an_expert += s.rank * (inner + g.hidden) * ("down_proj" in s.targets)
+    return (g.layers - g.dense_layers) * g.experts * an_expert
 
 
 def num_trained(g: Sizes, s: Setting) -> int:

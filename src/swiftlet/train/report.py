@@ -53,12 +53,13 @@ class Clock:
 
 
 class Forecast(NamedTuple):
-    """What was expected before the run: memory of a device [GiB] and seconds a step."""
+    """What was expected before the run: memory of a device [GiB], seconds a step, and of its evaluations a step."""
 
     needed_gib: float
     reserved_gib: float
     visible_gib: float
     step_seconds: float
+    evaluation_seconds: float = 0.0
 
 
 @dataclass
@@ -85,6 +86,7 @@ class Report:
     forecast: Forecast | None = None
     memory_in_use: Callable[[], tuple[int, int]] = lambda: (0, 0)
     num_steps: int = 0
+    has_evaluated: bool = False
 
     def step(self, state: TrainState, num_tokens: int) -> None:
         """Count a step for the speed and move the progress bar."""
@@ -102,21 +104,32 @@ class Report:
         memory = self.peak_memory_bytes() / 2**30
         self._write(state, {**figures, "memory_gib": memory, "tokens_per_second": round(speed, 1)}, "train/")
         self.last_text = f"loss {figures['loss']:.4f}"
-        elapsed = time.perf_counter() - self.started
-        left = elapsed / max(1, state.global_step - self.first_step) * (state.num_steps - state.global_step)
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
+<<<<<<< HEAD
         held = f" {memory:.3g} GiB" if memory else ""
         self.progress.line(state.global_step, f"{text} {speed:.0f} tokens/s{held}, {short_time(left)} left")
+=======
+        self.progress.line(state.global_step, f"{text} {speed:.0f} tokens/s, {self._left(state)} left")
+>>>>>>> fix7-plan
 
     def _tell_pace(self, state: TrainState) -> None:
         """Say after a few steps how long the run will really take, evaluations and checkpoints included."""
-        pace = (time.perf_counter() - self.started) / self.num_steps
-        left = short_time(pace * (state.num_steps - state.global_step))
         expected = f", {self.forecast.step_seconds:.3g} s by the plan" if self.forecast else ""
         step = self.whole.seconds / self.num_steps
         self.progress.line(
-            state.global_step, f"after {self.num_steps} steps: {step:.3g} s a step{expected}; {left} left"
+            state.global_step,
+            f"after {self.num_steps} steps: {step:.3g} s a step{expected}; {self._left(state)} left",
         )
+
+    def _left(self, state: TrainState) -> str:
+        """Return the time that the steps to come take at the pace so far, which has all but evaluations from the start.
+
+        Until the first evaluation its time is that of the plan, whose mistake in the time of a step it has too.
+        """
+        pace = (time.perf_counter() - self.started) / max(1, state.global_step - self.first_step)
+        if self.forecast and not self.has_evaluated:
+            pace *= 1 + self.forecast.evaluation_seconds / self.forecast.step_seconds
+        return short_time(pace * (state.num_steps - state.global_step))
 
     def _comparison(self) -> dict[str, float]:
         """Return what was expected and what was measured."""
@@ -132,6 +145,7 @@ class Report:
 
     def evaluation(self, state: TrainState, scores: Mapping[str, float]) -> None:
         """Write one evaluation line."""
+        self.has_evaluated = True
         self._write(state, scores, "eval/")
         self.progress.line(
             state.global_step, " ".join(f"{name} {value:.4g}" for name, value in scores.items())

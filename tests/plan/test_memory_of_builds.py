@@ -1,0 +1,115 @@
+"""Memory of builds and flags that keep other values than the plain step: formula against the trace of that step."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from swiftlet.commands import plan_trace
+from swiftlet.commands.plan_flags import setting_of
+from swiftlet.config.args import SftArgs
+from swiftlet.config.fields import with_values
+from swiftlet.models import tuner
+from swiftlet.models.geometry import geometry_of_config
+from swiftlet.plan.memory import GIB, estimate, host_bytes
+from swiftlet.plan.setting import num_trained
+
+TINY = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY |= {"intermediate_size": 352, "vocab_size": 2000, "head_dim": 32, "pad_token_id": 0, "eos_token_id": 1}
+EXPERTS = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "n_shared_experts": 1,
+}
+EXPERTS |= {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
+LATENT = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16}
+LATENT |= {"v_head_dim": 32, "num_key_value_heads": 4, "head_dim": 16}
+
+
+def compared(kind, *, dtype=torch.float32, tokens=512, sizes=(), **flags):
+    """Return (planned, traced) trained numbers and bytes of a tiny model of this kind."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[kind](**{**TINY, **dict(sizes)})
+    geometry = geometry_of_config(config.to_dict())
+    args = with_values(SftArgs(), **flags)
+    targets = args.tuner.lora_target_modules
+    lora = tuner.LoraSettings(dropout=0.0, target_modules=targets) if args.tuner.sft_type == "lora" else None
+    model = plan_trace.build_empty(config, args.tuner, dtype, lora)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    found = plan_trace.trace_step(model, args, [tokens // 2] * 2, num_labels=tokens - 2)
+    setting = replace(
+        setting_of(args, geometry, 1, dtype.itemsize),
+        tokens=tokens,
+        labels=tokens - 2,
+        longest=tokens // 2,
+        is_host=True,
+        keeps_attention=dtype == torch.float32,
+    )
+    needed = estimate(geometry, setting).needed
+    return (num_trained(geometry, setting), trained), (needed, found.resident + found.peak)
+
+
+def test_capped_logits_have_a_slope_beside_them():
+    _, (planned, traced) = compared("gemma2")
+    assert planned == pytest.approx(traced, rel=0.03)
+
+
+def test_the_first_mlp_beside_an_attention_keeps_nothing_where_only_attention_has_adapters():
+    _, (planned, traced) = compared("phi")
+    assert planned == pytest.approx(traced, rel=0.03)
+
+
+@pytest.mark.parametrize(("kind", "sizes"), [("deepseek_v2", EXPERTS | LATENT), ("glm4_moe", EXPERTS)])
+def test_adapters_everywhere_of_experts_are_those_of_their_joint_matrices(kind, sizes):
+    numbers, (planned, traced) = compared(kind, sizes=sizes, lora_target_modules=("ALL",))
+    assert numbers[0] == numbers[1]
+    assert planned == pytest.approx(traced, rel=0.1)
+
+
+def test_dense_layers_of_an_expert_model_have_adapters_of_their_own_width():
+    sizes = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "mlp_only_layers": [0]}
+    sizes |= {"shared_expert_intermediate_size": 128}
+    names = ("q_proj", "gate_proj", "up_proj", "down_proj")
+    numbers, _ = compared("qwen2_moe", sizes=sizes, lora_target_modules=names)
+    assert numbers[0] == numbers[1]
+
+
+def test_one_matrix_for_queries_keys_and_values_has_one_adapter():
+    numbers, _ = compared("phi3")
+    assert numbers[0] == numbers[1]
+
+
+@pytest.mark.parametrize(
+    ("sft_type", "dtype"), [("lora", torch.float32), ("full", torch.float32), ("full", torch.bfloat16)]
+)
+def test_without_fused_operators_more_is_kept(sft_type, dtype):
+    _, (ours, _) = compared("qwen3", dtype=dtype, sft_type=sft_type)
+    _, (planned, traced) = compared("qwen3", dtype=dtype, sft_type=sft_type, fused_operators="false")
+    assert planned > 1.1 * ours
+    assert planned == pytest.approx(traced, rel=0.03)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_an_optimizer_that_deepspeed_keeps_on_the_host_takes_nothing_of_a_device(stage):
+    from swiftlet.models.families import FAMILIES
+
+    geometry = FAMILIES["qwen1half-7b-chat"].geometry
+    zero = '{"zero_optimization": {"stage": %d, "offload_optimizer": {"device": "%s"}}}'
+
+    def planned(device):
+        args = with_values(SftArgs(), sft_type="full", deepspeed=zero % (stage, device))
+        return setting_of(args, geometry, 4, 2)
+
+    here, there = planned("none"), planned("cpu")
+    assert here.engine == there.engine == f"zero{stage}"
+    assert (
+        estimate(geometry, here).needed - estimate(geometry, there).needed
+        == estimate(geometry, here).optimizer
+    )
+    assert estimate(geometry, there).optimizer == 0
+    assert host_bytes(geometry, here) == 0
+    assert host_bytes(geometry, there) == 3 * 4 * geometry.num_parameters > 80 * GIB
+    other = replace(there, engine="fsdp2")  # another way to run the same command has its own optimizer
+    assert estimate(geometry, other).optimizer > 0
