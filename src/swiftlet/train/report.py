@@ -105,12 +105,8 @@ class Report:
         self._write(state, {**figures, "memory_gib": memory, "tokens_per_second": round(speed, 1)}, "train/")
         self.last_text = f"loss {figures['loss']:.4f}"
         text = " ".join(f"{name} {value:.4g}" for name, value in figures.items())
-<<<<<<< HEAD
         held = f" {memory:.3g} GiB" if memory else ""
-        self.progress.line(state.global_step, f"{text} {speed:.0f} tokens/s{held}, {short_time(left)} left")
-=======
-        self.progress.line(state.global_step, f"{text} {speed:.0f} tokens/s, {self._left(state)} left")
->>>>>>> fix7-plan
+        self.progress.line(state.global_step, f"{text} {speed:.0f} tokens/s{held}, {self._left(state)} left")
 
     def _tell_pace(self, state: TrainState) -> None:
         """Say after a few steps how long the run will really take, evaluations and checkpoints included."""
