@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo demo-smollm2 test faults invariance check format npu-test bench bench-peers clean
+.PHONY: demo demo-smollm2 test coverage faults invariance check format npu-test bench bench-peers clean
 
 $(STAMP): pyproject.toml constraints.txt $(wildcard requirements/*.txt)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -20,6 +20,10 @@ demo-smollm2: $(STAMP)
 	bash tools/demo_smollm2.sh $(BIN)
 
 test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# The same with a trace of the lines that ran, which takes half as long again.
+coverage: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov=swiftlet --cov-report=term --cov-fail-under=90
 
 # Every engine, number of ranks and accumulation, and every change between them, against one process.

@@ -110,7 +110,7 @@ def test_what_rows_begin_with_alike_is_computed_once(fine_tune, sft_type, capfd)
 
 
 @pytest.mark.parametrize("sft_type", ["lora", "full"])
-@pytest.mark.parametrize("step", [1, 3, 5])
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow), 5])
 def test_a_resumed_run_equals_an_uninterrupted_one_in_every_byte(
     fine_tune, plan_fault, tmp_path, sft_type, step
 ):

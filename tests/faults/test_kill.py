@@ -41,7 +41,7 @@ def test_f05_a_kill_at_any_place_of_a_save_leaves_the_checkpoint_before(runs, go
     check_golden(runs, golden, save_total_limit=limit)
 
 
-@pytest.mark.parametrize("number", repeat(12, 200))
+@pytest.mark.parametrize("number", repeat(6, 200))
 def test_f06_a_kill_at_any_instant_costs_no_more_than_the_steps_since_the_last_save(runs, golden, number):
     run = runs.start(resume_from_checkpoint="auto")
     run.kill_after(random.Random(number).uniform(0, golden.seconds))
@@ -68,7 +68,7 @@ def test_f06_a_slow_save_is_waited_for_before_a_kill_could_cost_more(runs, golde
     assert runs.hashes(12) == (golden if ranks == 1 else golden_of_two).hashes(12)
 
 
-@pytest.mark.parametrize("number", repeat(5, 100))
+@pytest.mark.parametrize("number", repeat(3, 100))
 def test_f29_sigterm_at_any_instant_saves_at_the_next_step(runs, golden, number):
     run = runs.start(resume_from_checkpoint="auto")
     run.kill_after(random.Random(number).uniform(0, golden.seconds), signal.SIGTERM)
