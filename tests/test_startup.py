@@ -60,3 +60,9 @@ def test_what_was_kept_from_the_collector_is_freed_after_a_run():
         assert found() is not None
     assert found() is None
     assert gc.get_freeze_count() == 0
+
+
+def test_what_was_there_before_a_run_is_not_walked_in_it():
+    with freed_afterwards():
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0

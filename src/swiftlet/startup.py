@@ -44,7 +44,11 @@ def without_collector() -> Iterator[None]:
 
 @contextmanager
 def freed_afterwards() -> Iterator[None]:
-    """Run in this block; at its end a model that nobody holds any more is freed: a notebook goes on to the next one."""
+    """Run in this block; at its end a model that nobody holds any more is freed: a notebook goes on to the next one.
+
+    What was there before is not walked in it.
+    """
+    gc.freeze()
     try:
         yield
     finally:
