@@ -7,6 +7,7 @@ the run; `launch` starts the installed program instead, for what concerns severa
 
 from __future__ import annotations
 
+import gc
 import json
 import multiprocessing
 import os
@@ -50,6 +51,7 @@ def server():
 
 def be_the_program(argv: list[str], environ: dict[str, str], output: str) -> None:
     """Become `swift argv`: this environment, output into a file, the program's exit code."""
+    gc.freeze()  # of what the server has imported the collector would write into every page
     with open(output, "wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
