@@ -83,6 +83,17 @@ def test_the_four_columns_of_the_950():
     assert info.idle_npus == [4]
 
 
+def test_a_column_after_the_memory_of_a_process_is_not_the_memory():
+    info = parse_info(
+        """
+| NPU     Chip              | Process id    | Process name       | Process memory(MB)    | Process id in container |
++===========================+===============+======================================================================+
+| 0       1                 | 880211        |                    | 17792                 | 6983                    |
+"""
+    )
+    assert info.processes == [Process(0, 1, 880211, "", 17792)]
+
+
 def test_an_inference_card_has_ddr_only():
     text = """
    | npu-smi 23.0.0                   Version:23.0.1                                          |

@@ -305,6 +305,35 @@ CAUSES = [
     ("Call aclInit(nullptr) failed : 507008 at file a.cc", "driver.soc_version"),
     ("EL0005: The resources are busy.\n[Init][Version]init soc version failed.", "code.EL0005"),
     ("runc create failed: failed to mount src: /usr/local/bin/npu-smi.failed to mount dev.", "driver.mount"),
+    ("RuntimeError: Unsupported SOC version: Ascend310B4", "operator.soc"),
+    ("RuntimeError: Can not support soc_version: 104.", "operator.soc"),
+    (
+        "E90003: Compile operator failed, cause: Template constraint: bfloat16 of tbe.dsl.add is not supported.",
+        "operator.bf16",
+    ),
+    (
+        "E40024: Failed call Python Func [f], Reason[SystemError: PY_SSIZE_T_CLEAN macro must be defined]",
+        "env.python_abi",
+    ),
+    (
+        "CUDA error: no kernel image is available for execution on the device",
+        "env.gpu_arch",
+    ),
+    ("RuntimeError: CUDA error: uncorrectable ECC error encountered", "driver.gpu_ecc"),
+    ("NVRM: Xid (PCI:0000:3b:00): 79, pid=7, GPU has fallen off the bus.", "driver.gpu_lost"),
+    ("RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling f", "memory.gpu_short"),
+    ("RuntimeError: NPU out of memory. Tried to allocate more than 1EB memory", "memory.size"),
+    ("(raylet) 4 Workers (tasks / actors) killed due to memory pressure (OOM), 0 crashed", "memory.hostfull"),
+    ("RuntimeError: No backend type associated with device type npu", "program.backend"),
+    ("KeyError: 'getpwuid(): uid not found: 1000'", "system.user"),
+    ("h:7:9 [0] NCCL WARN Net : Connect to 10.0.0.9<5> failed : No route to host", "collective.nccl_network"),
+    ("RuntimeError: HCCS LINK ERROR", "hardware.link"),
+    ("RuntimeError: SUSPECT MEM ERROR", "code.SUSPECT MEM ERROR"),
+    (
+        "[ASSERT] [CANN_VERSION : 8.1] a.h:7: Assertion `(val < size)' Index 9 out of range[0 9)!",
+        "operator.bounds",
+    ),
+    ("[ASSERT] [CANN_VERSION : 8.1] a.h:7: Assertion `(n % 8 == 0)' ", "operator.core_error"),
 ]
 
 
@@ -359,6 +388,15 @@ def test_causes_say_what_the_log_says():
     shapes = "({'errCode': 'E80012', 'x': 1}, 'In op[a], the parameter is [2].')"
     assert "inputs: In op[a], the parameter is [2].\n" in said(shapes)
     assert "the D of cos must be 64" in said("AclNN_Parameter_Error(EZ1001): the D of cos must be 64.")
+    most = "self cannot have more than 8 dimensions"
+    assert f": {most}." in said(f"AclNN_Parameter_Error(EZ1001): {most}.")
+    assert f": {most}." in said(f"EZ1001: [PID: 1] 2025-01-01-10:00:00.123.456 {most}.")
+    nothing = (
+        OOM.format(1, 0, 0.1, 0)
+        .replace("0 GiB already", "0 bytes already")
+        .replace("0 GiB res", "0 bytes res")
+    )
+    assert "this one has 0 bytes" in said(nothing)
 
 
 def test_every_cause_has_a_log():
@@ -382,6 +420,10 @@ HIDDEN = [
     "HCCL function error: hcclCommInitRootInfoConfig, error code is 11",
     "[rank8]:   File main_process_first\n[rank8]:     next(self.gen)",
     "aicore exception, slot_id=31, error code=0x26",
+    "RuntimeError: FORCE STOP",
+    "[ERROR] TBE Subprocess[task_distribute] raise error[], main process disappeared!",
+    "A worker died or was killed while executing a task by an unexpected system error.",
+    "The error from device(chipId:0, dieId:0), an exception occurred during AICPU execution, stream_id:2",
     "",
 ]
 
@@ -393,6 +435,13 @@ def test_codes_that_hide_their_cause_are_not_guessed(text):
     said = in_words(found, "en")
     assert said.startswith("cause: the log does not show the cause") and "next: " in said
     assert as_json(found, "zh")["cause"] is None and as_json(found, "en")["remedy"]
+
+
+def test_signs_of_an_end_come_after_codes_and_hide_no_exception():
+    gone = "[ERROR] TBE Subprocess[task_distribute] raise error[], main process disappeared!\n"
+    found = explained(gone + "RuntimeError: error code is 507018")
+    assert [one.kind for one in found.symptoms] == ["number", "sign"]
+    assert cause_of(f"{gone}Traceback (most recent call last):\nKeyError: 'a'") == "program.exception"
 
 
 def test_the_surface_code_gives_way_to_what_caused_it():

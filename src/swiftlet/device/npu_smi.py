@@ -144,7 +144,7 @@ def _read_header(cells: list[str]) -> _Columns:
 def _read_process(cells: list[str]) -> Process | None:
     if len(cells) < 4:
         return None
-    numbers, pid, memory = cells[0].split(), _whole(cells[1]), _whole(cells[-1].split(" ")[0])
+    numbers, pid, memory = cells[0].split(), _whole(cells[1]), _whole(cells[3].split(" ")[0])
     npu = _whole(numbers[0]) if numbers else None
     if npu is None or pid is None or memory is None:
         return None

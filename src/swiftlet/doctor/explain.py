@@ -31,6 +31,7 @@ from swiftlet.doctor.text import Text
 ARRIVAL = re.compile(r"Arrival Time: ?\[\w{3} (\w{3} +\d+ [\d:]+ \d{4})\]")
 
 ENDS = {"Killed": "memory.host_killed"}  # crashes of which more is known
+SIGN = "sign"  # words that only tell that something has ended or failed: they come after all codes
 LONGEST_BEFORE = 60  # characters before a code that tell that it is one
 
 
@@ -61,9 +62,9 @@ class Symptom(NamedTuple):
     shown: str  # as logs write it
 
     @property
-    def order(self) -> tuple[int, float, int]:
-        """Return what is compared: errors before warnings, then what is earlier."""
-        return self.line.grade, _moment(self.line), self.at
+    def order(self) -> tuple[int, bool, float, int]:
+        """Return what is compared: errors before warnings, codes before mere signs, then what is earlier."""
+        return self.line.grade, self.kind == SIGN, _moment(self.line), self.at
 
 
 @dataclass
@@ -129,6 +130,7 @@ def _own_exceptions(
     raised: Sequence[Raised], found: Sequence[Match], symptoms: Sequence[Symptom], tables: Tables
 ) -> list[Match]:
     """Return the exceptions of the program itself that do not follow from another error of the same process."""
+    symptoms = [one for one in symptoms if one.kind != SIGN]
     hidden = [(one.line.who, one.at) for one in symptoms if one.known.hides]
     told = [(one.line.who, one.at) for one in found]
     before = hidden + [
@@ -236,7 +238,7 @@ def _find_symptoms(text: Text, tables: Tables) -> list[Symptom]:
             if known is None:
                 continue
             line, earlier = text.lines[at], found.get((kind, code))
-            if earlier and earlier.order <= (line.grade, _moment(line), at):
+            if earlier and earlier.order <= (line.grade, kind == SIGN, _moment(line), at):
                 continue
             start = max(0, hit.start() - LONGEST_BEFORE)
             if before is None or before.search(text.joined, start, hit.start()):

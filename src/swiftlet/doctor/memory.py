@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-UNITS = {"": 1.0, "K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
+UNITS = {"": 1.0, "b": 1 / 1024**3, "K": 1 / 1024**2, "M": 1 / 1024, "G": 1.0, "T": 1024.0}
 OTHERS_SHARE, FRAGMENTED_SHARE = 0.15, 0.10
 
 
@@ -39,5 +39,5 @@ def who_has_memory(fields: Mapping[str, str | None]) -> tuple[str, dict[str, str
 
 
 def _gib(text: str | None) -> float:
-    found = re.match(r"([\d.]+) ?([KMGT]?)", text or "")
+    found = re.match(r"([\d.]+) ?([KMGTb]?)", text or "")
     return float(found[1]) * UNITS[found[2]] if found else 0.0
