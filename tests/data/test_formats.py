@@ -286,6 +286,8 @@ def test_tools_are_the_same_as_list_text_and_single_object():
         assert sample_of({"query": "q", "response": "r", "tools": tools}).tools == [tool]
     other = {"type": "retrieval", "name": "f"}
     assert sample_of({"query": "q", "response": "r", "tools": [other]}).tools == [other]
+    foreign = {"title": "f", "properties": {"x": {}}}
+    assert sample_of({"query": "q", "response": "r", "tools": [foreign]}).tools == [foreign]
     for tools in (None, "", "  ", "[]", [], "null"):
         assert sample_of({"query": "q", "response": "r", "tools": tools}).tools is None
     assert sample_of({"query": "q", "response": "r", "functions": [tool]}).tools == [tool]

@@ -200,6 +200,15 @@ def test_f39_f40_conversations_that_are_none(chat, reason, detail):
         ),
         ({"messages": turns("a", "b"), "rejected_response": "c"}, "preference", "column rejected_response"),
         (
+            {
+                "input": {"messages": turns("a")},
+                "preferred_output": turns("a", "b")[1:],
+                "non_preferred_output": turns("a", "c")[1:],
+            },
+            "preference",
+            "column preferred_output: preference data",
+        ),
+        (
             {"query": "q", "response": "r", "images": ["a.png"]},
             "multimodal",
             "column images: only text is trained on",
@@ -219,6 +228,11 @@ def test_f39_f40_conversations_that_are_none(chat, reason, detail):
         ({"query": "q", "response": "r", "tools": "f()"}, "schema", "tools is a text that is not JSON"),
         ({"query": "q", "response": "r", "tools": 5}, "schema", "tools is not a list"),
         ({"query": "q", "response": "r", "tools": [5]}, "schema", "tools[0] is not an object"),
+        (
+            {"query": "q", "response": "r", "tools": {"add": {"description": "adds"}, "sub": {}}},
+            "schema",
+            "tools[0] holds objects under the names add, sub and is no description of a tool; write tools as [",
+        ),
         (
             {"query": "q", "response": "r", "tools": [{"x": "\udc00"}]},
             "surrogate",

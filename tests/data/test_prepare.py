@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -341,9 +342,9 @@ def test_a_bit_flipped_in_the_tokens_is_noticed_and_mended_by_the_next_start(kit
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"x": 1}', '{"sha256": "0", "content": "{}"}'])
 def test_a_damaged_journal_begins_the_draft_anew(tmp_path, text):
     report = DataReport([DatasetCount("d")])
-    draft_module.Draft(tmp_path / "a", report, 1).save()
+    draft_module.Draft(tmp_path / "a", report, 1, []).save()
     (tmp_path / "a" / "journal.json").write_text(text)
-    assert draft_module.Draft(tmp_path / "a", report, 1).num_rows == 0
+    assert draft_module.Draft(tmp_path / "a", report, 1, []).num_rows == 0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"PATH": 5}', '{"PATH": {"sha256": "x"}}'])
@@ -388,6 +389,20 @@ def test_large_files_are_read_once_and_again_when_they_change(tmp_path, monkeypa
     with path.open("r+b") as file:
         file.write(b"y")
     assert hash_files([path], tmp_path) != first
+
+
+def test_a_cache_that_can_only_be_read_forgets_large_files_and_serves(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"x")
+    expected = hash_files([path])
+    monkeypatch.setattr("swiftlet.data.cachekey.ALWAYS_READ_BYTES", 0)
+    monkeypatch.setattr("swiftlet.data.cachekey.SETTLED_S", -1.0)
+
+    def refuse(*args, **settings):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("swiftlet.data.cachekey.write_json", refuse)
+    assert hash_files([path], tmp_path) == expected
 
 
 def test_a_large_file_changed_a_moment_ago_is_not_remembered(tmp_path):
@@ -528,6 +543,42 @@ def test_a_file_that_changes_while_it_is_read_is_no_store(kitchen, monkeypatch):
     monkeypatch.setattr("swiftlet.data.prepare.fill", meddle)
     with pytest.raises(DataError, match="changed while being read"):
         kitchen(path)
+
+
+def test_a_draft_of_a_file_that_changed_meanwhile_is_not_gone_on_with(kitchen, monkeypatch):
+    """The file says again what it said when the draft was begun, and the draft holds what it said in between."""
+    rows = [row(number) for number in range(300)]
+    path = kitchen.write(rows)
+    real = fill_module.fill
+
+    def meddle(*args, **settings):
+        kitchen.write([row(number + 5000) for number in range(300)])
+        return real(*args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("swiftlet.data.prepare.fill", meddle)
+        with pytest.raises(DataError, match="changed while being read"):
+            kitchen(path)
+    kitchen.write(rows)
+    other = Kitchen(kitchen.folder / "other", kitchen.template)
+    other.folder.mkdir()
+    assert kitchen(path).data_hash == other(path).data_hash
+
+
+def test_rows_for_validation_that_are_trained_on_too_are_said(kitchen, lines):
+    path = kitchen.write([row(number) for number in range(40)])
+    made = kitchen(path, path, dataset_test_ratio=0.1)
+    first, other = re.fullmatch(r"(\S+) \(trained on as (\S+)\)", made.report.shared).groups()
+    assert first == other
+    assert first in {made.val.origin(index) for index in range(len(made.val))}
+    said = f"warning: 8 of 8 validation rows are trained on too, such as {first} (trained on as {first}): eval_loss"
+    assert any(line.startswith(said) and "--check_dataset_strategy discard" in line for line in lines)
+    assert kitchen(path, path, check_dataset_strategy="discard").report.num_shared == 0
+    other = kitchen.write([row(number) for number in range(39, 50)], "other.jsonl")
+    made = kitchen(path, val_dataset=(other,))
+    assert (made.report.num_shared, made.report.shared) == (1, f"{other}:1 (trained on as {path}:40)")
+    assert "give other rows with --val_dataset" in lines[-1]
+    assert kitchen(path).report.num_shared == 0
 
 
 def test_a_split_with_nothing_left_is_said(kitchen, lines):

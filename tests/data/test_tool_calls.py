@@ -172,9 +172,22 @@ def test_results_are_questions_where_the_template_takes_none(make):
     assert f"<|start|>user\n{results}<|end|>" in template.tokenizer.decode(encoded.input_ids)
 
 
+# calls, their results and then the text beside them, as Gemma 4's
+TEXT_BEHIND_RESULTS = (
+    EACH + "{% if m.role != 'tool' %}<|start|>{{ m.role }}\n" + CALLS + "{% if m.tool_calls %}"
+    "{% for r in messages[loop.index0 + 1:] %}{% if r.role == 'tool' %}<r>{{ r.content }}</r>{% endif %}{% endfor %}"
+    "{% endif %}{{ m.content }}<|end|>\n{% endif %}" + END + PROMPT
+)
+
+
 @pytest.mark.parametrize(
     ("chat", "messages", "fault"),
     [
+        (
+            TEXT_BEHIND_RESULTS,
+            [QUESTION, call("add", content="I add."), RESULT, ANSWER],
+            "prints the text of turn . behind the results of its calls",
+        ),
         (
             NATIVE.replace("in m.tool_calls or []", "in (m.tool_calls or [])[:1]"),
             [QUESTION, call("add", "sub")],

@@ -11,6 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,27 @@ def hash_files(paths: Iterable[Path], cache_dir: Path | None = None) -> dict[str
     memory = _load(cache_dir / MEMORY) if cache_dir else {}
     hashes, news = {}, {}
     for path in paths:
-        name, found = str(path.resolve()), path.stat()
-        mark = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        name, mark = str(path.resolve()), mark_of(path)
+        size, modified_ns, changed_ns, _ = mark
         known = memory.get(name)
-        if found.st_size > ALWAYS_READ_BYTES and known and known["mark"] == mark:
+        if size > ALWAYS_READ_BYTES and known and known["mark"] == mark:
             hashes[str(path)] = str(known["sha256"])
             continue
         started_ns = time.time_ns()
         hashes[str(path)] = sha256(path)
-        is_settled = started_ns - max(found.st_mtime_ns, found.st_ctime_ns) > SETTLED_S * 1e9
-        if found.st_size > ALWAYS_READ_BYTES and is_settled:
+        is_settled = started_ns - max(modified_ns, changed_ns) > SETTLED_S * 1e9
+        if size > ALWAYS_READ_BYTES and is_settled:
             news[name] = {"mark": mark, "sha256": hashes[str(path)]}
     if news and cache_dir:
-        write_json(cache_dir / MEMORY, {**memory, **news})
+        with suppress(OSError):  # of a cache that is full or only to be read: the files are read again
+            write_json(cache_dir / MEMORY, {**memory, **news})
     return hashes
+
+
+def mark_of(path: str | Path) -> list[int]:
+    """Return what differs when a file was written, replaced or moved: its size, its times and its inode."""
+    found = Path(path).stat()
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 def rows_hash(args: DataArgs, hashes: Mapping[str, str] | None = None) -> str:

@@ -26,6 +26,8 @@ PREFERENCES = (
     "rejected_messages",
     "chosen_response",
     "rejected_response",
+    "preferred_output",
+    "non_preferred_output",
 )
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 # columns that are not used, with the code of the note that says so; `reasoning` mostly says whether there is some

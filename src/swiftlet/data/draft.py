@@ -36,12 +36,15 @@ class Draft:
     Args:
         report: an empty one that knows the datasets; continued from the journal where there is one.
         num_datasets: how many of the datasets are not for validation only.
+        marks: of the files that rows are read from. A draft begun with others may hold rows of another content, also
+            where the files have got their old one back.
     """
 
-    def __init__(self, folder: Path, report: DataReport, num_datasets: int) -> None:
+    def __init__(self, folder: Path, report: DataReport, num_datasets: int, marks: list[list[int]]) -> None:
         self.folder = folder
         self.report = report
         self.num_datasets = num_datasets
+        self.marks = marks
         self.num_chunks = self.num_rows = self.num_dataset_rows = self.num_tokens = 0
         self.files: dict[str, int] = {}
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +54,7 @@ class Draft:
 
     def _load(self) -> dict[str, int]:
         journal = _read_checked(self.folder / JOURNAL)
-        if journal is None or not _are_there(self.folder, journal["sizes"]):
+        if journal is None or journal["marks"] != self.marks or not _are_there(self.folder, journal["sizes"]):
             return {}
         self.report = DataReport.from_dict(journal["report"])
         self.num_chunks, self.num_rows = journal["num_chunks"], journal["num_rows"]
@@ -89,6 +92,7 @@ class Draft:
             output.flush()
             os.fsync(output.fileno())
         journal = {
+            "marks": self.marks,
             "num_chunks": self.num_chunks,
             "num_rows": self.num_rows,
             "num_dataset_rows": self.num_dataset_rows,

@@ -97,3 +97,40 @@ def count_duplicates(report: DataReport, folder: Path, repeats: Repeats, *, is_d
         for _, rows in row_blocks(folder):
             for row in rows[rows["status"] == KEPT + DUPLICATE]:
                 report.datasets[int(row["dataset"])].leave_out(DUPLICATE_ROW, origin_of(files, row))
+
+
+def count_shared(report: DataReport, folder: Path, held_out: str) -> None:
+    """Count the rows for validation whose conversation is trained on too: a low loss on them says nothing.
+
+    Args:
+        held_out: the file with the numbers of the rows for validation; all others that are kept are trained on.
+    """
+    held = np.sort(np.fromfile(folder / held_out, "<i8"))
+    contents = (
+        [rows["content"][_is_in(held, numbers)] for numbers, rows in _numbered(folder)] if len(held) else []
+    )
+    words = np.sort(np.concatenate([np.empty(0, "<u8"), *(content[:, 0] for content in contents)]))
+    trained: dict[bytes, int] = {}
+    for numbers, rows in _numbered(folder) if len(held) else ():
+        is_trained = (rows["status"] == KEPT) & ~_is_in(held, numbers)
+        for at in np.flatnonzero(is_trained & _is_in(words, rows["content"][:, 0])):
+            trained.setdefault(rows["content"][at].tobytes(), int(numbers[at]))
+    keys = (content.tobytes() for block in contents for content in block)
+    shared = [(int(number), trained[key]) for number, key in zip(held, keys, strict=True) if key in trained]
+    report.num_shared = len(shared)
+    if shared:
+        files, entries = json.loads((folder / FILES).read_text(encoding="utf-8")), Entries(folder / ROWS, ROW)
+        own, other = (origin_of(files, entries.read(number)[0]) for number in shared[0])
+        report.shared = f"{own} (trained on as {other})"
+
+
+def _numbered(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start, rows in row_blocks(folder):
+        yield np.arange(start, start + len(rows)), rows
+
+
+def _is_in(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return which of the values are among the ordered ones, of which there is at least one."""
+    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    found: np.ndarray = ordered[places] == values
+    return found

@@ -16,9 +16,9 @@ from pathlib import Path
 from swiftlet import heartbeat, log
 from swiftlet.config.args import DataArgs
 from swiftlet.config.filenames import BAD_ROWS
-from swiftlet.data.cachekey import hash_files, rows_hash, store_key
+from swiftlet.data.cachekey import hash_files, mark_of, rows_hash, store_key
 from swiftlet.data.draft import Draft, locked, read_seal, unwritable
-from swiftlet.data.duplicates import count_duplicates, mark_duplicates
+from swiftlet.data.duplicates import count_duplicates, count_shared, mark_duplicates
 from swiftlet.data.encode import Encoder, content_hash
 from swiftlet.data.fill import fill, read_chunks
 from swiftlet.data.formats import to_sample
@@ -180,7 +180,8 @@ def _make(request: _Request, folder: Path, hashes: dict[str, str], refused_rows:
         if folder.exists():
             log.warning(f"the token cache {folder} is damaged and is made again")
             shutil.rmtree(folder)
-        draft = Draft(folder.with_suffix(".draft"), request.empty_report(), len(request.specs))
+        marks = [mark_of(path) for path in hashes]
+        draft = Draft(folder.with_suffix(".draft"), request.empty_report(), len(request.specs), marks)
         is_whole = fill(
             draft,
             [*request.specs, *request.val_specs],
@@ -220,6 +221,7 @@ def _finish(draft: Draft, args: DataArgs) -> None:
     split = Split(folder, num_dataset_rows=draft.num_dataset_rows, ratio=ratio, seed=args.dataset_seed)
     write_split(folder, TRAIN, split.train())
     write_split(folder, VAL, split.validation() if args.val_dataset else split.held_out())
+    count_shared(report, folder, f"{VAL}.index.bin")
     report.train, report.val = lengths_of(TokenStore(folder, TRAIN)), lengths_of(TokenStore(folder, VAL))
 
 
@@ -262,19 +264,15 @@ def read_split(args: DataArgs) -> tuple[int, list[Sample]]:
     if args.val_dataset:
         return 0, [sample for _, sample in _accepted(args, parse_specs(args.val_dataset))]
     specs = parse_specs(args.dataset)
+    num_rows = sum(1 for _ in _accepted(args, specs))
     if args.dataset_test_ratio == 0:
-        return _count(args, specs), []
-    num_rows = _count(args, specs)
+        return num_rows, []
     places = {
         int(number): place
         for place, number in enumerate(hold_out(num_rows, args.dataset_test_ratio, args.dataset_seed))
     }
     found = {places[number]: sample for number, sample in _accepted(args, specs) if number in places}
     return num_rows - len(found), [found[place] for place in range(len(places))]
-
-
-def _count(args: DataArgs, specs: Sequence[DatasetSpec]) -> int:
-    return sum(1 for _ in _accepted(args, specs))
 
 
 def _accepted(args: DataArgs, specs: Sequence[DatasetSpec]) -> Iterator[tuple[int, Sample]]:

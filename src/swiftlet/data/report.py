@@ -145,6 +145,8 @@ class DataReport:
         max_length: longest sample allowed [tokens]; 0 for no limit.
         num_repeated: rows that repeat another one, where they were looked for.
         repeated: the first of them, as "place repeats place".
+        num_shared: rows for validation that are trained on too.
+        shared: the first of them, and where it is trained on.
         columns: the names given to --columns that rows have.
     """
 
@@ -154,6 +156,8 @@ class DataReport:
     max_length: int = 0
     num_repeated: int = 0
     repeated: list[str] = field(default_factory=list)
+    num_shared: int = 0
+    shared: str = ""
     columns: list[str] = field(default_factory=list)
     train: Lengths | None = None
     val: Lengths | None = None
@@ -208,6 +212,17 @@ class DataReport:
         if self.num_repeated:
             found.append(
                 f"{self.num_repeated} of {self.num_rows} rows repeat another one, such as {self.repeated[0]}"
+            )
+        if self.num_shared and self.val:
+            is_given = any(dataset.is_validation for dataset in self.datasets)
+            remedy = (
+                "give other rows with --val_dataset"
+                if is_given
+                else "--check_dataset_strategy discard leaves repeated rows out"
+            )
+            found.append(
+                f"{self.num_shared} of {self.val.size} validation rows are trained on too, such as {self.shared}: "
+                f"eval_loss is too low for it; {remedy}"
             )
         if counts[NO_LABEL_TOKENS]:
             found.append(f"{counts[NO_LABEL_TOKENS]} rows have no token to train on and were left out")

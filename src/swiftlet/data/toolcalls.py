@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from swiftlet.data.columns import NUM_NAMES, shown
 from swiftlet.data.jsonlines import JsonReader
 from swiftlet.data.reasons import RowFault
+
+# what tells an object that describes a tool from one that holds descriptions under their names
+KINDS_OF_TOOL = frozenset({"name", "function", "type"})
 
 
 def parsed(value: Any, what: str) -> Any:
@@ -32,7 +36,7 @@ def read_tools(value: Any) -> list[Any] | None:
     """Return the descriptions of the tools as `{"type": "function", "function": {...}}`, None when there are none.
 
     Raises:
-        RowFault: not a list of objects.
+        RowFault: not a list of objects that describe a tool each.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -46,6 +50,13 @@ def read_tools(value: Any) -> list[Any] | None:
     for index, tool in enumerate(found):
         if not isinstance(tool, dict):
             raise RowFault("schema", f"tools[{index}] is not an object")
+        if KINDS_OF_TOOL.isdisjoint(tool) and tool and all(isinstance(one, dict) for one in tool.values()):
+            names = ", ".join(shown(name) for name in sorted(tool)[:NUM_NAMES])
+            raise RowFault(
+                "schema",
+                f"tools[{index}] holds objects under the names {names} and is no description of a tool; "
+                'write tools as [{"name": ..., "description": ..., "parameters": ...}]',
+            )
     return [_as_tool(tool) for tool in found] or None
 
 

@@ -95,6 +95,13 @@ class TurnFinder:
             raise TemplateError(
                 f"chat template {name!r} does not print all tool calls of {turn}", LEAVE_OUT_OR_CHANGE
             )
+        own = located.printed(number)
+        later = (region for others in located.regions[number + 1 :] for region in others)
+        if num_calls and any(own[0].start < region.start < own[-1].start for region in later):
+            raise TemplateError(
+                f"chat template {name!r} prints the text of {turn} behind the results of its calls",
+                LEAVE_OUT_OR_CHANGE,
+            )
 
     def _begin(
         self,
