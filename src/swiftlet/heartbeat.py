@@ -50,6 +50,11 @@ class End(NamedTuple):
     message: str
     time_s: float
 
+    @property
+    def is_of_ours(self) -> bool:
+        """Whether they are a message of ours: it says the cause and has its hint already."""
+        return self.message.startswith("error: ")
+
 
 _last: Beat | None = None  # of this process
 _warned: set[Path] = set()  # folders that did not take a sign of life

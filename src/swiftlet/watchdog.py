@@ -144,7 +144,8 @@ def watch(
         ends = [heartbeat.killed(ranks[0], -process.returncode, folder)]
     code = exit_code(ends, process.returncode, asked, pace.gone)
     answers = {rank: text for rank, text in texts.items() if text != SILENT}
-    if code and answers:
+    is_told = next((end.is_of_ours for end in ends if end.exit_code), False)
+    if code and answers and not is_told:
         tell("\n".join(shown(answers)))
     return code
 
@@ -189,7 +190,8 @@ def exit_code(
         lines += [f"then rank {end.rank}: {end.message.splitlines()[-1]}" for end in later if end.message]
         pids = {beat.rank: beat.pid for beat in gone}
         tell("\n".join(lines))
-        if first.time_s:  # not killed: what the others say then is known to be a consequence
+        # Neither killed nor told by us: else what the others say is known to be a consequence.
+        if first.time_s and not first.is_of_ours:
             from swiftlet.doctor.failure import explain_failure  # of a failed run alone: its tables take time
 
             text = explain_failure({end.rank: end.message for end in failed}, os.environ, pids)

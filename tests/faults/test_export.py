@@ -11,6 +11,7 @@ import time
 
 import pytest
 from cases import repeat
+from harness import Runs
 
 from swiftlet.models.safety import read_header
 
@@ -49,6 +50,39 @@ def test_f49_a_killed_export_leaves_a_whole_model_or_none(runs, stopped_at_8, nu
     check_whole(merged)
     assert runs.drafts() == []
     assert runs.valid_steps() == [4, 8]
+
+
+def test_an_export_killed_while_it_replaces_an_earlier_one_loses_neither(runs, stopped_at_8):
+    """The earlier model is named where it is missed, and is back at the next export or merge, also beside a run."""
+    shutil.copytree(stopped_at_8, runs.output)
+    checkpoint, merged = runs.output / "checkpoint-8", runs.output / MERGED
+    training, runs.options = runs.options, {"ckpt_dir": checkpoint, "device": "cpu", "merge_lora": "true"}
+    assert runs.run("export").code == 0
+    (merged / "mark").touch()
+    killed = runs.run("export", overwrite="true", fault="export.replace=kill9")
+    assert killed.code == -signal.SIGKILL
+    assert not merged.exists()
+    asked = {
+        "merge_lora": None,
+        "dataset": training["dataset"],
+        "show_dataset_sample": 1,
+        "max_new_tokens": 2,
+    }
+    missing = runs.run("infer", **{**asked, "ckpt_dir": merged})
+    assert missing.code == 2
+    assert (
+        f"hint: a swift export that replaced it was killed; type mv {runs.output}/.replaced-" in missing.text
+    )
+    again = Runs(runs.folder, training, runs.environ).run(resume_from_checkpoint="auto")
+    assert again.code == 0, again.text
+    answered = runs.run("infer", **{**asked, "merge_lora": "true"})
+    assert answered.code == 0, answered.text
+    assert "was killed: the earlier merged model is back" in answered.text
+    assert (merged / "mark").exists()
+    assert runs.run("export", overwrite="true").code == 0
+    check_whole(merged)
+    assert not (merged / "mark").exists()
+    assert [path.name for path in runs.output.glob(".*")] == []
 
 
 def test_an_export_that_is_asked_to_stop_leaves_nothing(runs, stopped_at_8):

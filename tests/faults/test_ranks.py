@@ -101,6 +101,17 @@ def test_f27_a_rank_that_falls_behind_is_named_by_its_step(runs, number):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", range(2))
+def test_f22_a_rank_that_gets_no_data_after_a_save_is_named(runs, rank):
+    run = runs.launch(2, fault=f"data.next:rank={rank}:step=5=sleep=600", hang_timeout=8)
+    done = run.wait()
+    assert done.code == 1
+    assert f"rank {rank} shows no progress for " in done.text
+    assert "in phase step, step 5 " in done.text
+    check_ended(run, done)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(10))
 def test_f27_a_long_evaluation_or_save_is_legal(runs, golden, number):
     site = ("eval:nth=1", "ckpt.fsync:step=8")[number % 2]

@@ -290,6 +290,14 @@ def test_a_log_that_cannot_be_read_hides_no_cause(tmp_path, monkeypatch, capfd):
         assert f"{name} was not read: " in said and reason in said
 
 
+def test_a_message_of_ours_is_not_explained_by_what_failed_after_it(capfd):
+    closed = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:31379"
+    ends = [End(0, 2, "error: process 7 on vm is already running in /x\nhint: wait for it", 1.0)]
+    ends.append(End(1, 1, f"Traceback (most recent call last):\n{closed}", 2.0))
+    assert watchdog.exit_code(ends, 1) == 2
+    assert capfd.readouterr().err == f"rank 0: {ends[0].message}\nthen rank 1: {closed}\n"
+
+
 def test_no_orphan_process_group(tmp_path_factory):
     """Only those of this session are looked for: another one may run beside it."""
     mark = f"{heartbeat.VARIABLE}={tmp_path_factory.getbasetemp()}/".encode()

@@ -18,7 +18,7 @@ from swiftlet.errors import SaveError, UsageError
 from swiftlet.files import sync
 from swiftlet.train import events, plots
 from swiftlet.train.checkpoint import check_space, superfluous
-from swiftlet.train.lock import drafting, locked
+from swiftlet.train.lock import drafting, keep_owned, locked
 from swiftlet.train.loop import train
 from swiftlet.train.manifest import saving
 from swiftlet.train.progress import short_time
@@ -52,6 +52,31 @@ def test_a_second_run_in_a_folder_is_refused_and_a_dead_owner_is_not_in_the_way(
     with locked(tmp_path):
         assert not (tmp_path / ".tmp-5-abc").exists(), "drafts of a killed run are removed"
     assert not (tmp_path / ".lock").exists()
+
+
+def test_a_lock_whose_file_is_removed_is_taken_again_unless_another_run_was_first(tmp_path):
+    folder = tmp_path / "run"
+    spawn = multiprocessing.get_context("spawn")
+    ready, leave = spawn.Event(), spawn.Event()
+    with locked(folder):
+        (folder / ".lock").unlink()
+        folder.rmdir()
+        folder.mkdir()
+        keep_owned(folder)
+        with (
+            pytest.raises(UsageError, match=f"process {os.getpid()} on .* is already running"),
+            locked(folder),
+        ):
+            pass
+        (folder / ".lock").unlink()
+        process = spawn.Process(target=hold, args=(folder, ready, leave))
+        process.start()
+        assert ready.wait(60)
+        with pytest.raises(OSError, match=f"process {process.pid} on .* is already running in"):
+            keep_owned(folder)
+    assert (folder / ".lock").exists(), "the lock of the other run stays"
+    leave.set()
+    process.join(30)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

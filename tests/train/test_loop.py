@@ -232,6 +232,37 @@ def test_out_of_memory_says_what_to_type(tmp_path, build_job, plan_fault):
     assert find_checkpoint(tmp_path).manifest.step == 2
 
 
+def test_out_of_memory_in_an_evaluation_says_so_and_leaves_the_checkpoint_before(
+    tmp_path, build_job, plan_fault
+):
+    job = build_job(tmp_path, num_steps=5, evaluate_every=1, save_every=2)
+    plan_fault("eval.batch:nth=4=oom")
+    with pytest.raises(
+        OutOfMemoryError, match="out of memory in the evaluation after step [1-5]: "
+    ) as caught:
+        train(job.run, job.state)
+    for word in ("lower --micro_batch_tokens", "--evaluation_strategy no", "--resume_from_checkpoint auto"):
+        assert word in caught.value.hint
+
+
+def test_who_waits_for_data_after_a_save_or_an_evaluation_is_in_the_next_step(
+    tmp_path, build_job, monkeypatch
+):
+    seen, at_data = [("load", 0)], {}
+    monkeypatch.setattr("swiftlet.heartbeat.beat", lambda phase, step=0: seen.append((phase, step)))
+    job = build_job(tmp_path, num_steps=4, evaluate_every=2, save_every=2)
+    original = job.run.load_steps
+
+    def noting(epoch, step):
+        for loaded in original(epoch, step):
+            at_data[len(at_data) + 1] = seen[-1]
+            yield loaded
+
+    train(type(job.run)(**{**vars(job.run), "load_steps": noting}), job.state)
+    assert at_data == {step: ("step", step) for step in range(1, 5)}
+    assert ("save", 2) in seen and ("eval", 2) in seen
+
+
 def test_a_step_without_labels_is_an_error(tmp_path, build_job):
     job = build_job(tmp_path)
     original = job.run.load_steps

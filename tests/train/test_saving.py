@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from swiftlet.errors import CheckpointError, SaveError
+from swiftlet.errors import CheckpointError, SaveError, UsageError
 from swiftlet.files import sha256
+from swiftlet.train.lock import locked
 from swiftlet.train.loop import train
 from swiftlet.train.resume import find_checkpoint, open_checkpoint
 from swiftlet.train.state import parse_state
@@ -163,7 +164,10 @@ def test_a_folder_removed_during_the_run_is_made_again_and_what_is_trained_is_no
 
     job.run.report.step = remove
     job.run.report.events = None  # TensorBoard's file would have made it again
-    train(job.run, job.state)
+    with locked(folder):
+        train(job.run, job.state)
+        with pytest.raises(UsageError, match="is already running in"), locked(folder):
+            pass
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-4"]
     assert not isinstance(open_checkpoint(folder / "checkpoint-4"), str)
     assert f"{folder} was removed: it is made again; what it held is gone" in said

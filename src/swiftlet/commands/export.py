@@ -17,10 +17,12 @@ from swiftlet.commands.model_source import apply_environment
 from swiftlet.commands.run_folder import ARGS_FILE
 from swiftlet.config.args import ExportArgs
 from swiftlet.config.check import check_export
+from swiftlet.config.filenames import REPLACED
 from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.config.places import expanded
 from swiftlet.device.possible import impossible
 from swiftlet.errors import CheckpointError, SwiftletError, UsageError, raise_all
+from swiftlet.faults import fault
 from swiftlet.files import sha256, sync
 from swiftlet.models.safety import ADAPTER_WEIGHTS
 from swiftlet.train.lock import drafting, remove_abandoned
@@ -84,12 +86,13 @@ def merge(args: Any) -> Path:
     source = open_checkpoint_source(args.checkpoint.ckpt_dir, args.checkpoint)
     asked = args.merge.export_dir
     target = (expanded(asked) if asked else merged_folder(source.folder)).resolve()
+    put_back(target)
     if target.exists():
         _check_replaceable(target, source, is_asked=args.merge.overwrite)
     prefix = f"{DRAFT}{target.name}-"
     with saving(target):
         remove_abandoned(target.parent, prefix)
-    draft, former = (target.with_name(prefix + uuid.uuid4().hex) for _ in range(2))
+    draft = target.with_name(prefix + uuid.uuid4().hex)
     with drafting(draft):
         proof = _write(args, source, draft)
         with saving(target):
@@ -98,18 +101,48 @@ def merge(args: Any) -> Path:
                 shutil.copyfile(source.folder / ARGS_FILE, draft / ARGS_FILE)
             for path in sorted(draft.rglob("*")):
                 sync(path)
-            if target.exists():
-                target.rename(former)
-            try:
-                draft.rename(target)
-            except OSError:
-                if former.exists():
-                    former.rename(target)
-                raise
-            sync(target.parent)
-    shutil.rmtree(former, ignore_errors=True)
+            _take_place(draft, target)
     log.info(f"merged model: {target}")
     return target
+
+
+def _take_place(draft: Path, target: Path) -> None:
+    """Rename a whole draft to `target`; what was there goes once its successor has the name."""
+    former = _former(target)
+    if target.exists():
+        target.rename(former)
+    try:
+        fault("export.replace", path=target)
+        draft.rename(target)
+    except OSError:
+        if former.exists():
+            former.rename(target)
+        raise
+    sync(target.parent)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def put_back(target: Path) -> None:
+    """Give an earlier merged model its name again where an export that replaced it was killed between two renames.
+
+    One that was killed after them has left only what was to be removed.
+
+    Raises:
+        SaveError: the disk does not take it.
+    """
+    former = _former(target)
+    if not former.is_dir():
+        return
+    with saving(target):
+        if target.exists():
+            shutil.rmtree(former)
+            return
+        former.rename(target)
+    log.warning(f"an export that replaced {target} was killed: the earlier merged model is back")
+
+
+def _former(target: Path) -> Path:
+    return target.with_name(REPLACED + target.name)
 
 
 def _check_replaceable(target: Path, source: CheckpointSource, *, is_asked: bool) -> None:

@@ -117,6 +117,8 @@ def _merged(args: Any, source: CheckpointSource) -> CheckpointSource:
     from swiftlet.commands import export
 
     merged = export.merged_folder(source.folder)
+    if log.rank() == 0:
+        export.put_back(merged)
     if merged.is_dir():
         log.info(f"{merged} exists and is used")
         if log.rank() == 0:

@@ -68,7 +68,7 @@ def train_model(args: Any, ready: Ready) -> Outcome:
     try:
         with listening() as stop, locked(ready.folder) if world.is_main else nullcontext():
             return _train(Setup(args, ready, device, world), stop)
-    except torch.OutOfMemoryError as error:  # while loading or evaluating: of a step the loop says more
+    except torch.OutOfMemoryError as error:  # while loading: of a step or an evaluation the loop says more
         raise OutOfMemoryError(
             f"out of memory: {first_line(error)}",
             "choose a free device or one with more memory; swift plan says what a run needs",

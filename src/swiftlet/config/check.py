@@ -16,6 +16,7 @@ from swiftlet.config.check_effects import INFER, SFT, without_effect
 from swiftlet.config.check_engines import ENGINE_RULES
 from swiftlet.config.deepspeed import NAMES, read_settings, settings_mistake
 from swiftlet.config.fields import to_flat
+from swiftlet.config.filenames import REPLACED
 from swiftlet.config.lora import start_mistake
 from swiftlet.config.parse import Parsed
 from swiftlet.config.places import expanded
@@ -210,9 +211,13 @@ def _checkpoint_mistake(path: str | None, *, is_merged: bool) -> UsageError | No
         return None
     folder = expanded(path)
     if not folder.is_dir():
-        return _file_mistake(path) or UsageError(
-            f"no such checkpoint folder: {path}", "the folder is printed at the end of swift sft"
-        )
+        former = folder.with_name(REPLACED + folder.name)
+        hint = "the folder is printed at the end of swift sft"
+        if former.is_dir():
+            hint = (
+                f"a swift export that replaced it was killed; type mv {former} {folder}, or that export again"
+            )
+        return _file_mistake(path) or UsageError(f"no such checkpoint folder: {path}", hint)
     if (folder / "adapter_config.json").is_file():
         return None
     if (folder / "config.json").is_file():

@@ -23,6 +23,7 @@ TOKENIZER_FILES = (
     *(f"{folder}/*.jinja" for folder in TEMPLATE_FOLDERS),
 )
 BAD_ROWS = "bad_rows.jsonl"  # names the rows that a run has left out, or that kept it from starting
+REPLACED = ".replaced-"  # begins the name that a merged model has while its successor takes its place
 
 
 def unpacked_name(name: str) -> str:

@@ -24,6 +24,7 @@ from swiftlet.faults import fault
 from swiftlet.files import sync
 from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
+from swiftlet.train.lock import keep_owned
 from swiftlet.train.manifest import DRAFT, PREFIX, STATE_FILE, Identity, seal
 from swiftlet.train.state import TrainState
 from swiftlet.train.statefile import copied, write_optimizer
@@ -207,6 +208,7 @@ class Saver:
             if not self.folder.is_dir():
                 log.warning(f"{self.folder} was removed: it is made again; what it held is gone")
                 self.folder.mkdir(parents=True)
+            keep_owned(self.folder)
             check_space(self.folder, self.expected_bytes)
             draft.mkdir(parents=True)
 

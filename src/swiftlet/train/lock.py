@@ -26,6 +26,7 @@ PATIENCE_S, PAUSE_S = 20.0, 0.1  # for a run that has been killed and is still e
 ENDED_STATES = ("Z", "X", "x")  # of a process, in proc(5)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+_owned: dict[Path, int] = {}  # the folders of this process, and the descriptors that hold their locks
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def locked(folder: Path) -> Iterator[None]:
         UsageError: the folder cannot be written, or another run owns it.
     """
     path = folder / NAME
-    descriptor = _take(folder, path)
+    _owned[folder] = _take(folder, path)
     try:
         try:
             remove_abandoned(folder)
@@ -44,10 +45,28 @@ def locked(folder: Path) -> Iterator[None]:
             raise unwritable(folder, error) from error
         yield
     finally:
+        descriptor = _owned.pop(folder)
         # A disk may take no changes any more; a file left there is in nobody's way.
         with contextlib.suppress(OSError):
-            path.unlink()
+            if _is_at(path, descriptor):
+                path.unlink()
         os.close(descriptor)
+
+
+def keep_owned(folder: Path) -> None:
+    """Take the lock of an owned folder again where somebody has removed its file, or the whole folder, meanwhile.
+
+    Raises:
+        OSError: another run owns the folder by now, or it cannot be written.
+    """
+    former = _owned.get(folder)
+    if former is None or _is_at(folder / NAME, former):
+        return
+    try:
+        _owned[folder] = _take(folder, folder / NAME)
+    except UsageError as error:  # no mistake of this run's command line: it was there first
+        raise OSError(error.message) from error
+    os.close(former)
 
 
 @contextmanager
@@ -103,7 +122,7 @@ def _take(folder: Path, path: Path) -> int:
                     continue
                 raise _refusal(path, _read_owner(path)) from error
             log.warning(f"the file system of {folder} has no locks: a second run in it would not be noticed")
-        if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
+        if _is_at(path, descriptor):
             try:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, json.dumps(_owner()).encode())
@@ -113,6 +132,11 @@ def _take(folder: Path, path: Path) -> int:
                 raise unwritable(folder, error) from error
             return descriptor
         os.close(descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Return whether an open file still has this name."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _open(folder: Path, path: Path) -> int:

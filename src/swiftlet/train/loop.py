@@ -10,6 +10,7 @@ import torch
 
 from swiftlet import heartbeat, log
 from swiftlet.data.loader import LoadedStep
+from swiftlet.errors import OutOfMemoryError, first_line
 from swiftlet.faults import fault
 from swiftlet.train.memory_trial import try_largest
 from swiftlet.train.nonfinite import check_score, check_weights, explain, is_finite
@@ -18,6 +19,11 @@ from swiftlet.train.run import Run
 from swiftlet.train.signals import Interrupted
 from swiftlet.train.spikes import is_spike
 from swiftlet.train.state import Totals, TrainState
+
+EVALUATE_LESS = (
+    "lower --micro_batch_tokens, or type --evaluation_strategy no and evaluate afterwards with swift infer; add "
+    "--resume_from_checkpoint auto"
+)
 
 
 def train(run: Run, state: TrainState) -> TrainState:
@@ -38,6 +44,8 @@ def train(run: Run, state: TrainState) -> TrainState:
         catch_up(run, state)
         run.stop.is_stepping = True
         while not (state.is_done or run.goal.is_over(state)):
+            # Before its data: a rank that waits for them after a save or an evaluation is in neither any more.
+            heartbeat.beat("step", state.global_step + 1)
             is_stop_requested = make_step(run, next(steps), state)
             if run.evaluate_when(state) and (state.is_done or not is_stop_requested):
                 evaluate(run, state)
@@ -62,7 +70,6 @@ def train(run: Run, state: TrainState) -> TrainState:
 def make_step(run: Run, loaded: LoadedStep, state: TrainState) -> bool:
     """Make one optimizer step; return whether any rank was asked to stop."""
     step = state.global_step + 1
-    heartbeat.beat("step", step)
     rate = run.engine.set_learning_rate(run.learning_rate(state.global_step))
     seed_step(state.seed, step, run.world.rank)
     try:
@@ -123,7 +130,13 @@ def evaluate(run: Run, state: TrainState) -> None:
         return
     heartbeat.beat("eval", state.global_step)
     # That of the last step is made whatever comes: there is no later one, and nothing is left to continue.
-    scores = run.evaluate(lambda: bool(run.stop) and not state.is_done)
+    try:
+        scores = run.evaluate(lambda: bool(run.stop) and not state.is_done)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"out of memory in the evaluation after step {state.global_step}: {first_line(error)}",
+            EVALUATE_LESS,
+        ) from error
     if scores is None:
         return
     run.goal.note(state, scores)
