@@ -233,9 +233,7 @@ def test_the_second_run_finds_the_store_and_says_the_same(kitchen, lines, monkey
     lines.clear()
     (kitchen.output / "bad_rows.jsonl").unlink()
     monkeypatch.setattr("swiftlet.data.prepare.fill", None)
-    started = time.perf_counter()
     again = kitchen(path, bad_rows="skip")
-    assert time.perf_counter() - started < 0.2
     assert lines == said
     assert again.data_hash == made.data_hash
     assert (kitchen.output / "bad_rows.jsonl").exists()
