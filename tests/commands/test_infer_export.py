@@ -63,6 +63,35 @@ def test_rows_are_not_held_out_of_a_file_that_changed_after_the_run(checkpoint, 
     assert len(infer(**options)) == 4
 
 
+def test_other_rows_than_those_that_the_run_held_out_are_said(checkpoint, capfd):
+    options = {"ckpt_dir": str(checkpoint), "load_dataset_config": True, "show_dataset_sample": 1, **GREEDY}
+    said = "other rows are held out than in the run, which was trained on some of these: "
+    for more, expected in (
+        ({"dataset_seed": 7}, "--dataset_seed 7 (there 42)"),
+        ({"dataset_test_ratio": 0.5}, "--dataset_test_ratio 0.5 (there 0.1)"),
+        ({"check_dataset_strategy": "discard"}, "--check_dataset_strategy discard (there none)"),
+    ):
+        infer(**options, **more)
+        assert said + expected in capfd.readouterr().err
+    first = infer(**options, dataset_test_ratio=0.05, seed=7)
+    assert said not in capfd.readouterr().err
+    assert [row["query"] for row in first] == [row["query"] for row in infer(**options)]
+
+
+def test_rows_of_the_users_own_are_answered_where_the_run_had_validation_data(fine_tune, rows_file, tmp_path):
+    lines = rows_file.read_text("utf-8").splitlines(keepends=True)
+    val, mine = tmp_path / "val.jsonl", tmp_path / "mine.jsonl"
+    val.write_text("".join(lines[:3]), "utf-8")
+    mine.write_text("".join(lines[-8:]), "utf-8")
+    checkpoint = fine_tune(max_steps=3, val_dataset=str(val), dataset_test_ratio=None).last_checkpoint
+    options = {"ckpt_dir": checkpoint, "load_dataset_config": True, **GREEDY}
+    assert [row["query"] for row in infer(**options)] == [json.loads(line)["query"] for line in lines[:3]]
+    (row,) = infer(**options, dataset=str(mine), dataset_test_ratio=0.125)
+    assert row["query"] in [json.loads(line)["query"] for line in lines[-8:]]
+    with pytest.raises(UsageError, match="--dataset has no effect beside --val_dataset"):
+        infer(**options, dataset=str(mine), val_dataset=str(val))
+
+
 def test_a_checkpoint_of_relative_paths_is_used_from_another_folder(
     fine_tune, model_folder, rows_file, tmp_path, monkeypatch
 ):
@@ -159,6 +188,15 @@ def test_an_adapter_without_a_hash_of_its_whole_base_says_so(checkpoint, tmp_pat
         "keeps no hash of all weights of its base model: samples of each are compared"
         in capfd.readouterr().err
     )
+
+
+def test_rows_that_have_no_answer_are_counted(checkpoint, tmp_path, capfd):
+    rows = [{"query": "hello " * number, "response": "world"} for number in (1, 300)]
+    file = tmp_path / "long.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert infer(ckpt_dir=str(checkpoint), val_dataset=str(file), **GREEDY)[1]["response"] is None
+    said = "warning: 1 of 2 rows have no answer, such as: a prompt of 305 tokens leaves no room in a context of 128"
+    assert said in capfd.readouterr().err
 
 
 def test_results_have_the_system_message_that_was_asked_with(fine_tune):

@@ -529,6 +529,16 @@ def test_discarded_duplicates_are_not_counted_for_the_split(kitchen):
     assert num_train + len(held) == made.report.num_rows - made.report.left_out()["duplicate_id"]
 
 
+def test_repeated_rows_of_validation_data_of_its_own_are_found_again(kitchen):
+    train = kitchen.write([row(number // 2) for number in range(50)])
+    val = kitchen.write([row(200 + number // 3) for number in range(30)], "val.jsonl")
+    settings = {"val_dataset": (val,), "check_dataset_strategy": "discard"}
+    made = kitchen(train, **settings)
+    _, held = read_split(DataArgs(dataset=(train,), **settings))
+    assert len(held) == 30
+    assert [str(one.origin) for one in held] == [made.val.origin(i) for i in range(len(made.val))]
+
+
 def test_a_file_that_changes_while_it_is_read_is_no_store(kitchen, monkeypatch):
     path = kitchen.write([row(number) for number in range(20)])
     real = fill_module.fill

@@ -346,6 +346,25 @@ def test_stop_tokens_are_the_end_marker_and_the_end_token(make):
     assert make("{{ messages[0].content }}").stop_token_ids == [template.tokenizer.eos_id]
 
 
+def test_a_marker_behind_what_was_thought_stops_no_answer(make):
+    """Such as the format of channels: the thoughts end as a middle turn does, and only then comes the answer."""
+    thought = "{% if m.thinking %}<|start|>thought\n{{ m.thinking }}<|end|>{% endif %}"
+    answer = thought + "<|start|>assistant\n{{ m.content }}"
+    last = "{% if loop.last and not add_generation_prompt %}<sep>{% else %}<|end|>{% endif %}"
+    chat = (
+        EACH + "{% if m.role == 'assistant' %}" + answer + last + "{% else %}<|start|>{{ m.role }}\n{{ m.content }}"
+        "<|end|>{% endif %}" + END + ASK + "<|start|>assistant{% endif %}"
+    )  # fmt: skip
+    template = make(chat)
+    assert trained(template, template.encode(sample(talk("Is it?", "yes", "And?", "no")))) == [
+        "yes<|end|>",
+        "no<sep>",
+    ]
+    assert template.stop_token_ids == [template.tokenizer.id_of("<sep>"), template.tokenizer.eos_id]
+    plain = make(chat.replace("m.thinking", "false"))
+    assert plain.stop_token_ids == [template.tokenizer.id_of("<|end|>"), *template.stop_token_ids]
+
+
 def test_text_and_a_header_behind_the_conversation_stop_no_answer(make):
     chat, _ = TEMPLATES["a task, tokens and a header behind the conversation"]
     template = make(chat)

@@ -163,6 +163,9 @@ def _finish(file: ResultFile, path: Path, world: World) -> list[dict[str, Any]]:
     pairs = [(result["response"] or "", result["label"]) for result in results]
     figures = score([answer for answer, _ in pairs], [label for _, label in pairs])
     print(f"{len(results)} rows: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    unanswered = [result["error"] for result in results if "error" in result]
+    if unanswered:
+        log.warning(f"{len(unanswered)} of {len(results)} rows have no answer, such as: {unanswered[0]}")
     log.info(f"results: {whole.path}")
     return results
 

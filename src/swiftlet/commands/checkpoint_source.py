@@ -31,6 +31,8 @@ TAKEN_WITH_DATA = (
     "dataset val_dataset dataset_seed dataset_test_ratio columns bad_rows max_bad_fraction check_dataset_strategy"
 ).split()
 
+SPLIT = ("dataset_seed", "dataset_test_ratio", "check_dataset_strategy")
+
 
 class CheckpointSource(NamedTuple):
     """A checkpoint: its folder, the base model (None where the folder holds a whole model), and its arguments."""
@@ -123,7 +125,9 @@ def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], 
             "--load_dataset_config true: the checkpoint names no dataset",
             "add --dataset, or leave the flag out",
         )
-    names = [*TAKEN, *(TAKEN_WITH_DATA if with_data else ())]
+    # rows of the user's own are answered, not those of the checkpoint's --val_dataset in their place
+    data = [name for name in TAKEN_WITH_DATA if name != "val_dataset" or "dataset" not in given]
+    names = [*TAKEN, *(data if with_data else ())]
     command: Any = type(args)
     flags = flags_of(command)
     recorded = {
@@ -166,3 +170,20 @@ def check_rows(source: CheckpointSource, data: DataArgs) -> None:
             "found again, and others may have been trained on",
             "restore the data; or answer rows of your own: --val_dataset FILE",
         )
+    others = _draws_others(data, source.args) if recorded and log.rank() == 0 else []
+    if others:
+        log.warning(
+            f"other rows are held out than in the run, which was trained on some of these: {', '.join(others)}"
+        )
+
+
+def _draws_others(data: DataArgs, run: Mapping[str, Any]) -> list[str]:
+    """Return the flags by which rows are drawn that a run did not hold out; a smaller share draws the first of them."""
+    then = {name: run.get(name, getattr(data, name)) for name in SPLIT}
+    differs = {
+        "dataset_seed": data.dataset_seed != then["dataset_seed"],
+        "dataset_test_ratio": data.dataset_test_ratio > then["dataset_test_ratio"],
+        "check_dataset_strategy": (data.check_dataset_strategy == "discard")
+        != (then["check_dataset_strategy"] == "discard"),
+    }
+    return [f"--{name} {getattr(data, name)} (there {then[name]})" for name in SPLIT if differs[name]]

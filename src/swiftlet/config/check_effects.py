@@ -168,6 +168,12 @@ INFER: tuple[Useless, ...] = (
         "without --bad_rows skip",
         "remove it, or add --bad_rows skip",
     ),
+    Useless(
+        "dataset",
+        lambda args: bool(args.data.val_dataset),
+        "beside --val_dataset, whose rows are answered",
+        "remove one of them",
+    ),
     SAMPLING,
 )
 

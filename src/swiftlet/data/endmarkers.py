@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from swiftlet.data.chat import REASONING_KEYS
 from swiftlet.data.rendering import TemplateError, called_name
 from swiftlet.data.spans import Located, Locator, Messages
 from swiftlet.data.tokenizer import Tokenizer
 
 QUESTION: dict[str, Any] = {"role": "user", "content": "q"}
 ANSWER: dict[str, Any] = {"role": "assistant", "content": "a"}
+# By the names that templates have for what was thought before an answer.
+THOUGHT: dict[str, Any] = {
+    **dict.fromkeys(REASONING_KEYS, "thought-17"), "role": "assistant", "content": "answer-71",
+}  # fmt: skip
 SYSTEM: dict[str, Any] = {"role": "system", "content": "s"}
 
 
@@ -156,6 +161,16 @@ class EndMarkers:
     def plain(self) -> Closing:
         """The end markers after a plain answer."""
         return self.of([QUESTION, ANSWER], 1, None)
+
+    def closes_thoughts(self, marker: str) -> bool:
+        """Return whether a marker stands between what was thought and its answer too: generation goes on behind it."""
+        try:
+            text = self.locator.renderer.render([QUESTION, THOUGHT])
+        except TemplateError:
+            return False
+        _, _, behind = text.partition("thought-17")
+        between, answer, _ = behind.partition("answer-71")
+        return bool(answer and marker.strip()) and marker.strip() in between
 
     @cached_property
     def _beginnings(self) -> list[Located]:

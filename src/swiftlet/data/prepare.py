@@ -10,7 +10,7 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from swiftlet import heartbeat, log
@@ -256,13 +256,14 @@ def read_split(args: DataArgs) -> tuple[int, list[Sample]]:
     """Return how many rows `prepare` trains on, and the held-out samples themselves, found from the text alone.
 
     Both count rows before they are made into tokens: some of them may be too long to train on. With --val_dataset all
-    of its rows are returned, the others are not read, and the number is 0.
+    of its rows are returned, repeated ones too, the others are not read, and the number is 0.
 
     Raises:
         DataError: rows are bad and may not be skipped.
     """
-    if args.val_dataset:
-        return 0, [sample for _, sample in _accepted(args, parse_specs(args.val_dataset))]
+    if args.val_dataset:  # only the rows to train on are searched for repeated ones
+        every = replace(args, check_dataset_strategy="none")
+        return 0, [sample for _, sample in _accepted(every, parse_specs(args.val_dataset))]
     specs = parse_specs(args.dataset)
     num_rows = sum(1 for _ in _accepted(args, specs))
     if args.dataset_test_ratio == 0:

@@ -68,11 +68,11 @@ class Template:
 
     @cached_property
     def stop_token_ids(self) -> list[int]:
-        """The tokens that end an answer: the template's end marker, a header that follows it without one, and EOS."""
-        closing = self._finders[False].end_markers.plain
-        marker = closing.middle or closing.last
-        found = self.tokenizer.added_pattern.findall(marker)
-        ids = [self.tokenizer.id_of(found[-1])] if found else []
+        """The tokens that end an answer: the template's end markers, a header that follows it without one, and EOS."""
+        markers = self._finders[False].end_markers
+        ends = [marker for marker in markers.plain if not markers.closes_thoughts(marker)]
+        found = [self.tokenizer.added_pattern.findall(end)[-1:] for end in ends]
+        ids = [self.tokenizer.id_of(token) for tokens in found for token in tokens]
         ids.append(self.tokenizer.eos_id)
         return list(dict.fromkeys(token for token in ids if token is not None))
 
