@@ -19,6 +19,16 @@ def test_doubles_become_floats_on_the_card_with_a_warning():
     assert torch.ones(2, dtype=torch.float64).npu().dtype == torch.float64
 
 
+def test_copies_lie_in_plain_order():
+    turned = torch.ones(2, 3, device="npu").t()
+    assert turned.half().is_contiguous() and turned.cpu().is_contiguous()
+    assert turned.to(torch.half, memory_format=torch.preserve_format).stride() == (1, 3)
+    with pytest.raises(
+        RuntimeError, match="Only contiguous_format or preserve_format is supported.(?s:.)*ERR01007"
+    ):
+        torch.ones(1, 2, 3, 4, device="npu").to(memory_format=torch.channels_last)
+
+
 def test_private_formats_need_to_be_allowed():
     import torch_npu
 

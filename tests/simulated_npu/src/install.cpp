@@ -92,15 +92,42 @@ void copy_each(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (size_t i = 0; i < targets.size(); i++) targets[i].copy_(sources[i], non_blocking);
 }
 
-// Cards have no doubles: torch_npu makes floats where only the type changes.
+// Cards have no doubles: torch_npu makes floats where only the type changes. A copy of a card's tensor lies in plain
+// order unless it is asked to keep its own, and no other order is made.
 void copy_to(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t base = stack->size() - op.schema().arguments().size();
-  auto& dtype = (*stack)[base + 1];
+  const auto self = (*stack)[base].toTensor();
+  auto &dtype = (*stack)[base + 1], &order = (*stack)[base + 6];
   if (dtype == c10::IValue(at::kDouble) && (*stack)[base + 2].isNone() && (*stack)[base + 3].isNone()) {
     TORCH_WARN_ONCE("Device do not support double dtype now, dtype cast replace with float.");
     dtype = at::kFloat;
   }
+  if (order.isNone()) {
+    if (self.device().is_privateuseone() && self.layout() == at::kStrided) order = at::MemoryFormat::Contiguous;
+  } else {
+    TORCH_CHECK(order.toMemoryFormat() == at::MemoryFormat::Preserve || order.toMemoryFormat() == at::MemoryFormat::Contiguous,
+                "Only contiguous_format or preserve_format is supported.",
+                error_tail(self.get_device(), "ERR01007 OPS feature not supported"));
+  }
   op.callBoxedForDispatchKey(DispatchKey::CompositeExplicitAutograd, *stack);
+}
+
+// A card multiplies matrices of two types as the wider one (a recurrent layer relies on it); the CPU refuses.
+void multiply(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  const size_t base = stack->size() - op.schema().arguments().size();
+  std::optional<at::ScalarType> widest;
+  bool differ = false;
+  for (size_t i = base; i < stack->size(); i++) {
+    if (!(*stack)[i].isTensor()) continue;
+    const auto type = (*stack)[i].toTensor().scalar_type();
+    if (!c10::isFloatingType(type)) return run_on_cpu(op, stack);
+    differ = differ || (widest && *widest != type);
+    widest = widest ? c10::promoteTypes(*widest, type) : type;
+  }
+  for (size_t i = base; differ && i < stack->size(); i++) {
+    if ((*stack)[i].isTensor()) (*stack)[i] = (*stack)[i].toTensor().to(*widest);
+  }
+  run_on_cpu(op, stack);
 }
 
 // Of its own parts, as the lengths it takes and the sizes of batches it returns are the host's.
@@ -120,6 +147,8 @@ bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, cons
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_each>());
   } else if (name == "_to_copy") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_to>());
+  } else if (name == "mm" || name == "bmm" || name == "addmm" || name == "baddbmm") {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&multiply>());
   } else if (has_cpu || name == "copy_" ||
              ((is_explicit || is_structured) && !is_view_or_factory(op.schema()) && !runs_in_parts(name))) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
