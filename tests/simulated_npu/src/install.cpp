@@ -29,7 +29,7 @@ bool stays_with_torch_npu(const std::string& name) {
       "aten::view", "aten::_reshape_alias", "aten::set_", "aten::resize_", "aten::resize_as_", "aten::record_stream",
       "aten::_pin_memory", "aten::pin_memory", "aten::is_pinned", "aten::_has_compatible_shallow_copy_type",
       "aten::_copy_from_and_resize", "aten::contiguous", "aten::unfold", "aten::view_as_real", "aten::view_as_complex",
-      "aten::to", "aten::_lazy_clone", "aten::alias", "aten::_conj",
+      "aten::to", "aten::_to_copy", "aten::_lazy_clone", "aten::alias", "aten::_conj",
       // its own attention, which calls npu_fusion_attention
       "aten::scaled_dot_product_attention", "aten::_fused_sdp_choice"};
   return names.count(name) > 0 || name.find("_scaled_dot_product") != std::string::npos;
@@ -92,26 +92,6 @@ void copy_each(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (size_t i = 0; i < targets.size(); i++) targets[i].copy_(sources[i], non_blocking);
 }
 
-// Cards have no doubles: torch_npu makes floats where only the type changes. A copy of a card's tensor lies in plain
-// order unless it is asked to keep its own, and no other order is made.
-void copy_to(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  const size_t base = stack->size() - op.schema().arguments().size();
-  const auto self = (*stack)[base].toTensor();
-  auto &dtype = (*stack)[base + 1], &order = (*stack)[base + 6];
-  if (dtype == c10::IValue(at::kDouble) && (*stack)[base + 2].isNone() && (*stack)[base + 3].isNone()) {
-    TORCH_WARN_ONCE("Device do not support double dtype now, dtype cast replace with float.");
-    dtype = at::kFloat;
-  }
-  if (order.isNone()) {
-    if (self.device().is_privateuseone() && self.layout() == at::kStrided) order = at::MemoryFormat::Contiguous;
-  } else {
-    TORCH_CHECK(order.toMemoryFormat() == at::MemoryFormat::Preserve || order.toMemoryFormat() == at::MemoryFormat::Contiguous,
-                "Only contiguous_format or preserve_format is supported.",
-                error_tail(self.get_device(), "ERR01007 OPS feature not supported"));
-  }
-  op.callBoxedForDispatchKey(DispatchKey::CompositeExplicitAutograd, *stack);
-}
-
 // A card multiplies matrices of two types as the wider one (a recurrent layer relies on it); the CPU refuses.
 void multiply(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t base = stack->size() - op.schema().arguments().size();
@@ -145,8 +125,6 @@ bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, cons
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&divide_in_place>());
   } else if (name == "_foreach_copy_") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_each>());
-  } else if (name == "_to_copy") {
-    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_to>());
   } else if (name == "mm" || name == "bmm" || name == "addmm" || name == "baddbmm") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&multiply>());
   } else if (has_cpu || name == "copy_" ||
