@@ -52,3 +52,46 @@ def test_attention_over_pieces_of_the_keys(npu, layout):
     if layout == "TND":
         keys["actual_seq_kvlen"] = [6]
     assert_near(out, npu.npu_fusion_attention(q.npu(), k.npu(), v.npu(), heads, layout, **keys)[0].cpu())
+
+
+def deformed(x: torch.Tensor, weight: torch.Tensor, moves: torch.Tensor, parts: int) -> torch.Tensor:
+    """A 3 x 3 convolution with stride 2 and padding 1 whose samples lie where `moves` puts them, place by place."""
+    (batch, _, tall, wide), (height, width) = x.shape, moves.shape[2:]
+    columns, rows, factors = moves.view(batch, 3, parts, 9, height, width).unbind(1)
+    total = torch.zeros(())
+    for place in range(9):
+        y = rows[:, :, place] + torch.arange(height)[:, None] * 2 - 1 + place // 3
+        column = columns[:, :, place] + torch.arange(width) * 2 - 1 + place % 3
+        grid = torch.stack((column * 2 / (wide - 1) - 1, y * 2 / (tall - 1) - 1), -1).flatten(0, 1)
+        pictures = x.unflatten(1, (parts, -1)).flatten(0, 1)
+        seen = F.grid_sample(pictures, grid, align_corners=True) * factors[:, :, place].flatten(
+            0, 1
+        ).unsqueeze(1)
+        total = total + F.conv2d(
+            seen.unflatten(0, (batch, parts)).flatten(1, 2), weight.flatten(2)[:, :, place, None, None]
+        )
+    return total
+
+
+def test_a_convolution_whose_samples_move(npu):
+    x, weight, moves = torch.randn(2, 4, 5, 7), torch.randn(3, 4, 3, 3), torch.randn(2, 2 * 27, 3, 4)
+    plain = [tensor.clone().requires_grad_() for tensor in (x, weight, moves)]
+    cards = [tensor.npu().requires_grad_() for tensor in (x, weight, moves)]
+    bias = torch.randn(3)
+    expected = deformed(*plain, parts=2) + bias.view(-1, 1, 1)
+    setting = ([3, 3], [1, 1, 2, 2], [1, 1, 1, 1], [1, 1, 1, 1], 1, 2)
+    found, samples = npu.npu_deformable_conv2d(*cards, bias.npu(), *setting)
+    assert_near(found.detach(), expected.detach())
+    assert samples.shape == (2, 4, 9, 12)
+    expected.square().sum().backward()
+    found.square().sum().backward()
+    for cpu, card in zip(plain, cards, strict=True):
+        assert_near(card.grad, cpu.grad, 1e-2)
+
+
+def test_torch_npus_own_deformable_layer(npu):
+    from torch_npu.contrib.module import DCNv2
+
+    layer = DCNv2(2, 2, 3, 2, 1).npu()
+    x = torch.randn(2, 2, 5, 5).npu()
+    assert_near(layer(x).detach(), F.conv2d(x.cpu(), layer.weight.detach().cpu(), None, 2, 1) / 2)

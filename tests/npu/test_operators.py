@@ -298,6 +298,9 @@ def test_sparse_tensors_come_together():
     found = doubled.npu().coalesce()
     assert found.indices().cpu().equal(doubled.coalesce().indices())
     assert_near(found.values(), doubled.coalesce().values())
+    plain = torch.eye(3).npu().to_sparse()
+    assert plain.device.type == "npu"
+    assert_near(plain.to_dense(), torch.eye(3))
     table = torch.nn.Embedding(5, 4, sparse=True).npu()
     before = table.weight.detach().clone()
     table(torch.tensor([1, 3, 3]).npu()).sum().backward()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -9,14 +12,21 @@ pytestmark = pytest.mark.npu_sim
 
 
 def test_doubles_become_floats_on_the_card_with_a_warning():
+    code = "import torch; print(torch.ones(2, device='npu').double().dtype)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "torch.float32\n"
+    assert "Device do not support double dtype now, dtype cast replace with float" in done.stderr
     x = torch.ones(2, device="npu")
-    with pytest.warns(
-        UserWarning, match="Device do not support double dtype now, dtype cast replace with float"
-    ):
-        assert x.double().dtype == torch.float32
     assert x.to(torch.float64).dtype == torch.float32
     assert x.to("cpu", torch.float64).dtype == torch.float64
     assert torch.ones(2, dtype=torch.float64).npu().dtype == torch.float64
+
+
+def test_copies_keep_their_order_and_no_other_is_made():
+    turned = torch.ones(2, 3, device="npu").t()
+    assert turned.half().stride() == turned.cpu().stride() == (1, 3)
+    with pytest.raises(RuntimeError, match="Only contiguous_format or preserve_format is supported"):
+        torch.ones(1, 2, 3, 4, device="npu").to(memory_format=torch.channels_last)
 
 
 def test_private_formats_need_to_be_allowed():

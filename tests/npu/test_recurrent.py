@@ -95,3 +95,15 @@ def test_samples_of_several_lengths_are_packed(npu):
         assert lengths.tolist() == [STEPS, 2, 1]
     assert_near(outputs[1], outputs[0])
     assert_near(there.grad, plain.grad)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_inputs_may_be_narrower_than_weights(npu, kind):
+    model = getattr(torch.nn, kind)(WIDE, HIDDEN).npu()
+    x, state = torch.randn(STEPS, ROWS, WIDE), torch.zeros(1, ROWS, HIDDEN)
+    expected = copy.deepcopy(model).cpu()(x)[0].detach()
+    given = state.half().npu()
+    layer = getattr(_VF, kind.lower())
+    hidden = (given, given) if kind == "LSTM" else given
+    out = layer(x.half().npu(), hidden, list(model.parameters()), True, 1, 0.0, True, False, False)[0]
+    assert_near(out.detach().float(), expected, 1e-2)

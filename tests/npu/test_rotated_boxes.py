@@ -95,3 +95,19 @@ def test_best_boxes_of_each_picture(npu):
     assert_near(best, torch.tensor([[0.9, 0.7, 0.6, 0.2, 0]]))
     assert (kinds.tolist(), count.tolist()) == ([[0, 1, 1, 0, 0]], [4])
     assert_near(found[0, :2], torch.tensor([[0, 0, 2, 2], [0, 0, 2, 2.1]]))
+
+
+def test_boxes_at_an_angle_are_encoded_and_come_back(npu):
+    anchor, truth = torch.tensor([[[0.0], [0], [4], [2], [45]]]), torch.tensor([[[1.0], [1], [9], [3], [0]]])
+    weight = torch.tensor([1.0, 1, 2, 1, 1])
+    deltas = npu.npu_rotated_box_encode(anchor.npu(), truth.npu(), weight.npu())
+    assert_near(deltas.flatten(), torch.tensor([3 / 4, 1 / 2, 2 * math.log(2), 0, -1]))
+    assert_near(npu.npu_rotated_box_decode(anchor.npu(), deltas, weight.npu()), truth)
+
+
+def test_ones_and_zeros_are_drawn_up_to_their_share(npu):
+    labels = torch.tensor([1] * 5 + [0] * 4 + [-1] * 3, dtype=torch.int32)
+    for given, ones, zeros in ((labels, 3, 2), (labels[3:], 2, 3), (labels[:6], 3, 1)):
+        found = npu.npu_sub_sample(given.npu(), 5, 0.6).cpu()
+        assert ((found == 1).sum().item(), (found == 0).sum().item()) == (ones, zeros)
+        assert (found == given)[found >= 0].all()

@@ -6,6 +6,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
+#include <ATen/ops/_sparse_coo_tensor_unsafe.h>
 #include <ATen/ops/empty_strided.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/StorageImpl.h>
@@ -16,7 +17,6 @@
 #include <ctime>
 #include <typeinfo>
 #include <unordered_set>
-
 #include "graph.h"
 #include "torch_npu/csrc/core/npu/NPUStream.h"
 
@@ -34,16 +34,6 @@ c10::Storage alias_storage(const c10::Storage& storage) {
   at::DataPtr data(storage.mutable_data(), keeper, [](void* it) { delete static_cast<Keeper*>(it); }, Device(c10::kCPU));
   return c10::Storage(c10::make_intrusive<c10::StorageImpl>(
       c10::StorageImpl::use_byte_size_t(), storage.nbytes(), std::move(data), c10::GetCPUAllocator(), true));
-}
-
-// The tail that torch_npu puts on its messages.
-std::string error_tail(int device, const char* code) {
-  char when[32];
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  std::strftime(when, sizeof when, "%Y-%m-%d-%H:%M:%S", localtime_r(&now, &parts));
-  const char* rank = std::getenv("RANK");
-  return c10::str("\n[ERROR] ", when, " (PID:", getpid(), ", Device:", device, ", RankID:", rank ? rank : "-1", ") ", code);
 }
 
 Device current_device() { return c10::impl::getDeviceGuardImpl(NPU)->getDevice(); }
@@ -132,7 +122,12 @@ class Call {
   }
 
   at::Tensor to_npu(const at::Tensor& tensor) {
-    if (!tensor.defined() || !tensor.is_cpu() || !tensor.has_storage()) return tensor;
+    if (!tensor.defined() || !tensor.is_cpu()) return tensor;
+    if (tensor.is_sparse()) {
+      return at::_sparse_coo_tensor_unsafe(to_npu(tensor._indices()), to_npu(tensor._values()), tensor.sizes(),
+                                           tensor.options().device(target()), tensor.is_coalesced());
+    }
+    if (!tensor.has_storage()) return tensor;
     for (auto& pair : pairs_) {
       if (pair.cpu.is_same(tensor)) return pair.npu;
     }
@@ -235,6 +230,15 @@ struct Run {
 };
 
 }  // namespace
+
+std::string error_tail(int device, const char* code) {
+  char when[32];
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  std::strftime(when, sizeof when, "%Y-%m-%d-%H:%M:%S", localtime_r(&now, &parts));
+  const char* rank = std::getenv("RANK");
+  return c10::str("\n[ERROR] ", when, " (PID:", getpid(), ", Device:", device, ", RankID:", rank ? rank : "-1", ") ", code);
+}
 
 at::Tensor cpu_like(const at::Tensor& tensor, c10::Storage storage) {
   auto result = at::detail::make_tensor<c10::TensorImpl>(

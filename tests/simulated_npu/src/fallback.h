@@ -4,7 +4,12 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <string>
+
 namespace simnpu {
+
+// The tail that torch_npu puts on its messages.
+std::string error_tail(int device, const char* code);
 
 // A CPU tensor like a tensor, over this storage.
 at::Tensor cpu_like(const at::Tensor& tensor, c10::Storage storage);

@@ -29,7 +29,7 @@ bool stays_with_torch_npu(const std::string& name) {
       "aten::view", "aten::_reshape_alias", "aten::set_", "aten::resize_", "aten::resize_as_", "aten::record_stream",
       "aten::_pin_memory", "aten::pin_memory", "aten::is_pinned", "aten::_has_compatible_shallow_copy_type",
       "aten::_copy_from_and_resize", "aten::contiguous", "aten::unfold", "aten::view_as_real", "aten::view_as_complex",
-      "aten::to", "aten::_lazy_clone", "aten::alias", "aten::_conj",
+      "aten::to", "aten::_to_copy", "aten::_lazy_clone", "aten::alias", "aten::_conj",
       // its own attention, which calls npu_fusion_attention
       "aten::scaled_dot_product_attention", "aten::_fused_sdp_choice"};
   return names.count(name) > 0 || name.find("_scaled_dot_product") != std::string::npos;
@@ -92,15 +92,22 @@ void copy_each(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (size_t i = 0; i < targets.size(); i++) targets[i].copy_(sources[i], non_blocking);
 }
 
-// Cards have no doubles: torch_npu makes floats where only the type changes.
-void copy_to(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+// A card multiplies matrices of two types as the wider one (a recurrent layer relies on it); the CPU refuses.
+void multiply(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const size_t base = stack->size() - op.schema().arguments().size();
-  auto& dtype = (*stack)[base + 1];
-  if (dtype == c10::IValue(at::kDouble) && (*stack)[base + 2].isNone() && (*stack)[base + 3].isNone()) {
-    TORCH_WARN_ONCE("Device do not support double dtype now, dtype cast replace with float.");
-    dtype = at::kFloat;
+  std::optional<at::ScalarType> widest;
+  bool differ = false;
+  for (size_t i = base; i < stack->size(); i++) {
+    if (!(*stack)[i].isTensor()) continue;
+    const auto type = (*stack)[i].toTensor().scalar_type();
+    if (!c10::isFloatingType(type)) return run_on_cpu(op, stack);
+    differ = differ || (widest && *widest != type);
+    widest = widest ? c10::promoteTypes(*widest, type) : type;
   }
-  op.callBoxedForDispatchKey(DispatchKey::CompositeExplicitAutograd, *stack);
+  for (size_t i = base; differ && i < stack->size(); i++) {
+    if ((*stack)[i].isTensor()) (*stack)[i] = (*stack)[i].toTensor().to(*widest);
+  }
+  run_on_cpu(op, stack);
 }
 
 // Of its own parts, as the lengths it takes and the sizes of batches it returns are the host's.
@@ -118,8 +125,8 @@ bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, cons
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&divide_in_place>());
   } else if (name == "_foreach_copy_") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_each>());
-  } else if (name == "_to_copy") {
-    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_to>());
+  } else if (name == "mm" || name == "bmm" || name == "addmm" || name == "baddbmm") {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&multiply>());
   } else if (has_cpu || name == "copy_" ||
              ((is_explicit || is_structured) && !is_view_or_factory(op.schema()) && !runs_in_parts(name))) {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());

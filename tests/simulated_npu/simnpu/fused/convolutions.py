@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from simnpu.fused.kernels import kernel
+from simnpu.fused.kernels import check, gradients, kernel
 
 
 @kernel("npu_convolution", "npu_conv2d", "npu_conv2d.out", "npu_conv3d", "npu_conv3d.out")
@@ -111,3 +112,68 @@ def convolution_transpose_backward(
 ) -> tuple[Tensor | None, ...]:
     setting = (stride, padding, dilation)
     return backward(grad, input, weight, setting, output_padding, groups, grad_input_mask)
+
+
+def samples(picture: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """[N, G, C, H, W] between its pixels at [N, G, ...], with zeros around: [N, G, C, ...]."""
+    _, _, channels, height, width = picture.shape
+    flat = picture.flatten(3)
+    total = picture.new_zeros(())
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        y, x = rows.floor() + row, columns.floor() + column
+        share = (1 - (rows - y).abs()) * (1 - (columns - x).abs())
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        place = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long().flatten(2).unsqueeze(2)
+        found = flat.gather(3, place.expand(-1, -1, channels, -1)).unflatten(3, rows.shape[2:])
+        total = total + found * (share * inside).unsqueeze(2)
+    return total
+
+
+def moved_samples(
+    x: Tensor, offset: Tensor, size: list[int], setting: tuple[list[int], list[int], list[int]], groups: int
+) -> Tensor:
+    """What each place of the kernel sees, [N, C, H * kernel, W * kernel].
+
+    Offsets are [N, 3 * groups * kernel * kernel, H, W]: all columns', then all rows', then the factors.
+    """
+    stride, padding, dilation = setting
+    height, width = offset.shape[2:]
+    parts = offset.view(offset.shape[0], 3, groups, *size, height, width)
+
+    def grid(axis: int, count: int) -> tuple[Tensor, Tensor]:
+        """Where the windows and, in them, the places of the kernel start along an axis."""
+        windows = torch.arange(count) * stride[2 + axis] - padding[2 * axis]
+        return windows, torch.arange(size[axis]) * dilation[2 + axis]
+
+    (top, down), (left, along) = grid(0, height), grid(1, width)
+    rows = parts[:, 1] + down.view(-1, 1, 1, 1) + top.view(-1, 1)
+    columns = parts[:, 0] + along.view(-1, 1, 1) + left
+    found = samples(x.unflatten(1, (groups, -1)), rows, columns) * parts[:, 2].unsqueeze(2)
+    return found.permute(0, 1, 2, 5, 3, 6, 4).flatten(5, 6).flatten(3, 4).flatten(1, 2)
+
+
+@kernel("npu_deformable_conv2d")
+def deformable_conv(
+    input: Tensor, weight: Tensor, offset: Tensor, bias: Tensor | None, kernel_size: list[int], stride: list[int],
+    padding: list[int], dilation: list[int], groups: int, deformable_groups: int, modulated: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Returns the result and the samples that it is the convolution of; `kernel_size` is in the weight."""
+    check(modulated, "modulated should be true, but got false")
+    size = list(weight.shape[2:])
+    found = moved_samples(input, offset, size, (stride, padding, dilation), deformable_groups)
+    return F.conv2d(found, weight, bias, size, groups=groups), found
+
+
+@kernel("npu_deformable_conv2dbk")
+def deformable_conv_backward(
+    input: Tensor, grad_output: Tensor, offset_out: Tensor, weight: Tensor, offset: Tensor, kernel_size: list[int],
+    stride: list[int], padding: list[int], dilation: list[int], groups: int, deformable_groups: int, modulated: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of input, weight, offset and bias; the samples are taken again."""
+    size = list(weight.shape[2:])
+
+    def forward(x: Tensor, matrix: Tensor, moves: Tensor) -> Tensor:
+        found = moved_samples(x, moves, size, (stride, padding, dilation), deformable_groups)
+        return F.conv2d(found, matrix, None, size, groups=groups)
+
+    return *gradients(forward, (input, weight, offset), (grad_output,)), grad_output.sum((0, 2, 3))

@@ -103,6 +103,18 @@ def random_choice_with_mask(x: Tensor, count: int, seed: int, seed2: int) -> tup
     return found, torch.arange(count) < len(places)
 
 
+@kernel("npu_sub_sample")
+def sub_sample(input: Tensor, per_images: int, positive_fraction: float) -> Tensor:
+    """Keeps so many ones and fills up with zeros, drawn at random; all others become -1."""
+    order = torch.rand(input.numel(), generator=torch.Generator().manual_seed(sum(next_seed()))).argsort()
+    kept, left = torch.full_like(input, -1), per_images
+    for label, most in ((1, int(per_images * positive_fraction)), (0, per_images)):
+        chosen = order[input[order] == label][: min(most, left)]
+        kept[chosen] = label
+        left -= len(chosen)
+    return kept
+
+
 def batch_of_one(
     boxes: Tensor, scores: Tensor, lowest: float, threshold: float, limit: int
 ) -> list[tuple[float, int, Tensor]]:

@@ -114,3 +114,26 @@ def nms_rotated(
         if len(kept) < limit and scores[box] > scores_threshold and is_apart:
             kept.append(box)
     return torch.tensor(kept, dtype=torch.int32), torch.tensor([len(kept)], dtype=torch.int32)
+
+
+def centres_and_sizes(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of [B, 5, N] with two corners and an angle: centres and sizes, [B, 2, N], and the angle's tangent, [B, 1, N]."""
+    one, other, angle = boxes.float().split((2, 2, 1), 1)
+    return (one + other) / 2, other - one, torch.deg2rad(angle).tan()
+
+
+@kernel("npu_rotated_box_encode")
+def rotated_box_encode(input: Tensor, gt_bboxes: Tensor, weight: Tensor) -> Tensor:
+    """True boxes against anchors: moves in sizes of the anchor, logarithms of sizes, differences of tangents."""
+    centre, size, turn = centres_and_sizes(input)
+    true_centre, true_size, true_turn = centres_and_sizes(gt_bboxes)
+    deltas = torch.cat(((true_centre - centre) / size, (true_size / size).log(), true_turn - turn), 1)
+    return (deltas * weight.float().view(-1, 1)).to(input.dtype)
+
+
+@kernel("npu_rotated_box_decode")
+def rotated_box_decode(input: Tensor, deltas: Tensor, weight: Tensor) -> Tensor:
+    centre, size, turn = centres_and_sizes(input)
+    move, growth, turned = (deltas.float() / weight.float().view(-1, 1)).split((2, 2, 1), 1)
+    centre, half = centre + move * size, growth.exp() * size / 2
+    return torch.cat((centre - half, centre + half, torch.rad2deg((turn + turned).atan())), 1).to(input.dtype)
