@@ -117,7 +117,8 @@ def test_a_step_takes_what_the_plan_says_of_operators_that_keep_what_they_are_gi
     torch.npu.empty_cache()
     torch.npu.reset_peak_memory_stats()
     summary = fine_tune("run", dtype="bf16", max_steps=2, share_prefixes="false", **changes)[-1]
-    assert summary["predicted_needed_gib"] == pytest.approx(summary["memory_gib"], rel=0.1)
+    # Never too low; too high by the logits of tokens without a label, most of this vocabulary's peak.
+    assert 0.97 < summary["predicted_needed_gib"] / summary["memory_gib"] < 1.35
 
 
 def test_memory_in_the_log_is_the_peak_of_torch_npus_allocator(fine_tune):

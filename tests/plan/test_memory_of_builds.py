@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from swiftlet.commands import plan_trace
+from swiftlet.commands.model_setup import lora_settings
 from swiftlet.commands.plan_flags import setting_of
 from swiftlet.config.args import SftArgs
 from swiftlet.config.fields import with_values
-from swiftlet.models import tuner
 from swiftlet.models.geometry import geometry_of_config
+from swiftlet.plan.activations import peak_of_step
 from swiftlet.plan.memory import GIB, estimate, host_bytes
-from swiftlet.plan.setting import num_trained
+from swiftlet.plan.setting import Setting, num_trained
 
 TINY = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
 TINY |= {"intermediate_size": 352, "vocab_size": 2000, "head_dim": 32, "pad_token_id": 0, "eos_token_id": 1}
@@ -34,8 +35,7 @@ def compared(kind, *, dtype=torch.float32, tokens=512, sizes=(), **flags):
     config = CONFIG_MAPPING[kind](**{**TINY, **dict(sizes)})
     geometry = geometry_of_config(config.to_dict())
     args = with_values(SftArgs(), **flags)
-    targets = args.tuner.lora_target_modules
-    lora = tuner.LoraSettings(dropout=0.0, target_modules=targets) if args.tuner.sft_type == "lora" else None
+    lora = replace(lora_settings(args.tuner), dropout=0.0) if args.tuner.sft_type == "lora" else None
     model = plan_trace.build_empty(config, args.tuner, dtype, lora)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = plan_trace.trace_step(model, args, [tokens // 2] * 2, num_labels=tokens - 2)
@@ -113,3 +113,38 @@ def test_an_optimizer_that_deepspeed_keeps_on_the_host_takes_nothing_of_a_device
     assert host_bytes(geometry, there) == 3 * 4 * geometry.num_parameters > 80 * GIB
     other = replace(there, engine="fsdp2")  # another way to run the same command has its own optimizer
     assert estimate(geometry, other).optimizer > 0
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"fused_operators": "false", "lora_target_modules": ("ALL",)},
+        {"use_dora": True},
+        {"use_dora": True, "lora_target_modules": ("ALL",)},
+        {"lora_modules_to_save": ("lm_head",)},
+    ],
+    ids=str,
+)
+def test_adapters_as_peft_computes_them_and_a_saved_head_keep_more(flags):
+    numbers, (planned, traced) = compared("qwen2", dtype=torch.bfloat16, **flags)
+    assert numbers[0] == numbers[1]
+    assert planned == pytest.approx(traced, rel=0.03)
+
+
+def test_fsdp2_has_all_adapters_on_each_device():
+    from swiftlet.models.families import FAMILIES
+
+    geometry = FAMILIES["qwen1half-7b-chat"].geometry
+    alone = estimate(geometry, Setting(itemsize=2, tokens=512, rank=64))
+    for engine in ("fsdp2", "fsdp2-offload"):
+        sharded = estimate(geometry, Setting(itemsize=2, tokens=512, rank=64, engine=engine, world_size=8))
+        assert sharded[1:4] == alone[1:4]  # adapters, gradients, optimizer
+
+
+def test_attention_of_an_npu_keeps_its_mask_once():
+    from swiftlet.models.families import FAMILIES
+
+    geometry = FAMILIES["qwen1half-7b-chat"].geometry._replace(layers=1)
+    setting = Setting(itemsize=2, tokens=0, keeps_inputs=True)
+    plain = peak_of_step(geometry, replace(setting, keeps_inputs=False))[0]
+    assert peak_of_step(geometry, setting)[0] - plain == 2048**2

@@ -44,6 +44,7 @@ def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Se
         world_size=world_size,
         keeps_attention=True,
         trains_norms=any(name == "LN" or "norm" in name for name in tuner.lora_modules_to_save),
+        saves_head="lm_head" in tuner.lora_modules_to_save,
     )
 
 

@@ -25,6 +25,7 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
     in_host = "in the host's memory"
     whole = in_host if is_off else f"/ {s.world_size} devices" if is_cut else "on each device"
     share = f"/ {s.world_size} devices" if s.engine in SHARDED else "on each device"
+    share = "on each device, as each has all adapters" if s.keeps_adapters_whole else share
     trained = f"{num_trained(g, s):,} trained numbers"
     copy = " and a copy" if s.engine.startswith("zero") else ""
     ranks = f"rank {s.rank} on {', '.join(sorted(name.removesuffix('_proj') for name in s.targets))}"

@@ -36,6 +36,10 @@ from swiftlet.plan.strategies import Fed, Job, budgets_for, busy_tokens
 from swiftlet.plan.timing import Load
 
 ITEMSIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
+NEAR = (
+    ": near, not exact, and memory at least this: layers of this architecture may keep several times as much; "
+    "--trace counts it"
+)
 LABEL_SHARE = 0.6  # of tokens, where the rows were not read
 
 
@@ -106,7 +110,7 @@ def find_sizes(model: Any) -> Sized:
         config = read_config(folder)
         geometry = geometry_of_config(config)
         if geometry is not None:
-            near = "" if is_exact(config) else " (near, not exact, for this architecture)"
+            near = "" if is_exact(config) else NEAR
             return Sized(choice.name, geometry, f"{folder / CONFIG}{near}", folder)
     if choice.family is not None and choice.family.geometry is not None:
         return Sized(choice.name, choice.family.geometry, "the family table", folder)

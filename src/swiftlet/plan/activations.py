@@ -29,6 +29,9 @@ from swiftlet.plan.setting import (
 )
 from swiftlet.plan.sizes import Sizes
 
+MASK_BYTES = (
+    2048**2
+)  # the one mask of torch_npu's attention, kept from the first call on, whatever the lengths
 SUMS_A_HEAD = 2 * 8  # a token: greatest score and sum, each written eight times by torch_npu's attention
 # Of a query and key: the capped score, and its weight in fp32 and in the type of a shorter run.
 SCORE_BYTES = 8
@@ -42,7 +45,8 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
     value = g.value_dim or g.dim
     reads_input = s.is_full or _reads_normed(g, s, ATTENTION[:3])
     width: float = g.norms * g.hidden + (g.hidden if reads_input else 0) + query + key + g.kv_heads * value
-    width += g.heads * value if s.keeps_attention or s.is_full or "o_proj" in s.targets else 0
+    reads_output = s.is_full or ("o_proj" in s.targets and not _casts_inputs(s))
+    width += g.heads * value if s.keeps_attention or reads_output else 0
     width += query + key if g.qk_norm else 0
     width += _of_own_norms(g, s)
     width += query + key if g.has_joined_qkv else 0  # the values are a view of all three
@@ -54,6 +58,7 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
     vectors = FP32 * (g.norms + sums + (g.heads + g.kv_heads) * g.qk_norm)
     ranks = 0 if s.is_full else s.rank * len(s.targets & projections(g).keys())
     rest = _saved_mlp(g, s) + _cast_adapters(g, s) + _saved_scores(g, s) + _merged_experts(g, s)
+    rest += _saved_by_peft(g, s)
     return tokens * (e * (width + ranks) + vectors) + rest
 
 
@@ -63,6 +68,22 @@ def _of_own_norms(g: Sizes, s: Setting) -> float:
         return 0
     width = g.norms * g.hidden + (g.heads + g.kv_heads) * g.dim * g.qk_norm
     return width * (FP32 / s.itemsize - 1 + (s.is_full or s.trains_norms))
+
+
+def _casts_inputs(s: Setting) -> bool:
+    """Return whether each adapter makes an fp32 copy of its input and keeps that, not the input."""
+    return s.has_peft_layers and s.itemsize < FP32
+
+
+def _saved_by_peft(g: Sizes, s: Setting) -> float:
+    """Return what adapters as peft computes them keep beside: inputs in fp32; for DoRA both products that it scales."""
+    if not s.has_peft_layers:
+        return 0
+    names = s.targets - set(MLP) if adapts_experts(g, s) else s.targets
+    sizes = [size for name, size in projections(g).items() if name in names]
+    width = sum(FP32 * inputs + (FP32 - s.itemsize) * s.rank for inputs, _ in sizes) * _casts_inputs(s)
+    width += sum((s.itemsize + FP32) * outputs for _, outputs in sizes) * s.has_dora
+    return s.tokens * width
 
 
 def _merged_experts(g: Sizes, s: Setting) -> float:
@@ -94,7 +115,7 @@ def spared_per_layer(g: Sizes, s: Setting) -> float:
 
 def _reads_normed(g: Sizes, s: Setting, names: Iterable[str]) -> bool:
     """Return whether adapters of these matrices keep a normalised input that its norm does not keep anyway."""
-    return not _keeps_normed(g, s) and bool(s.targets & set(names))
+    return not (_keeps_normed(g, s) or _casts_inputs(s)) and bool(s.targets & set(names))
 
 
 def _keeps_normed(g: Sizes, s: Setting) -> bool:
@@ -136,7 +157,8 @@ def _kept_widths(g: Sizes, s: Setting) -> int:
 
 def _reads_product(g: Sizes, s: Setting) -> bool:
     """Return whether what is trained of down needs its input."""
-    return s.is_full or ("down_proj" in s.targets and "down_proj" in projections(g))
+    is_read = "down_proj" in s.targets and "down_proj" in projections(g) and not _casts_inputs(s)
+    return s.is_full or is_read
 
 
 def has_our_mlp(g: Sizes, s: Setting) -> bool:
@@ -169,6 +191,7 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     spared = spared_per_layer(g, s) if s.recompute == PARTIAL else 0.0
     kept = g.layers * (stream if s.recompute == FULL else layer - spared)
     kept += 2 * e * tokens * g.dim + e * labels * g.hidden  # cos and sin; the gradient of the hidden states
+    kept += MASK_BYTES if s.keeps_inputs else 0
     if g.norms == 1 and s.recompute != FULL and not (s.is_full or s.targets & set(MLP)):
         kept -= _saved_mlp(g, s)  # beside the attention: layer 0's sees nothing that needs a gradient
     # Layer 0 keeps nothing of its input, unless that is trained or recomputed from; the last norm keeps its own.
@@ -179,7 +202,7 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     kept += stream + FP32 * tokens if reads_input or s.recompute == FULL else 0
     inside = kept - e * labels * g.hidden - stream - FP32 * tokens + _mlp_backward(g, s)
     inside += layer - (0 if _keeps_normed(g, s) else stream) if s.recompute == FULL else 0
-    if trains_head(s) and g.tied:
+    if s.is_full and trains_head(s) and g.tied:
         head_weight = e * g.vocab * g.hidden
         inside = max(inside + head_weight, 3 * head_weight)
     return inside, max(0.0, kept + _head(g, s) - inside)
@@ -190,6 +213,7 @@ def _head(g: Sizes, s: Setting) -> float:
     e, (rows, words), weight = s.itemsize, head_chunk(g, s), g.vocab * g.hidden
     both = e * s.tokens * g.hidden + e * s.num_labels * g.hidden  # all hidden states, and the labelled ones
     raw, wide = e * rows * words, 0 if e == FP32 else FP32 * rows * words
+    wide = 3 * FP32 * rows * words if s.saves_head else wide  # not a plain head: autograd keeps its steps
     wide += 2 * FP32 * rows * words * g.has_capped_logits  # the capped ones, and the cap's slope
     both -= e * s.tokens * g.hidden if _keeps_normed(g, s) else 0  # the last norm keeps them
     forward = both + raw + max(wide, 3 * FP32 * rows * g.hidden)

@@ -41,15 +41,14 @@ def trained_itemsize(s: Setting) -> int:
 
 def estimate(g: Sizes, s: Setting) -> Memory:
     """Return the memory of a step on each device, by component."""
-    trained = num_trained(g, s)
-    share = s.world_size if s.engine in SHARDED else 1
+    held = _held_trained(g, s)
     whole = s.world_size if s.engine in CUT else 1
-    adapters = FP32 * num_adapter_parameters(g, s) / whole
+    adapters = FP32 * num_adapter_parameters(g, s) / (1 if s.keeps_adapters_whole else whole)
     adapters += 0 if s.is_full else s.itemsize * s.extra_trained
-    gradients = 0.0 if s.engine == "fsdp2-offload" else trained_itemsize(s) * trained / share
+    gradients = trained_itemsize(s) * held
     optimizer = gradients * s.states
     if s.engine.startswith("zero"):
-        optimizer += FP32 * trained / share  # a copy of what it trains, even of fp32
+        optimizer += FP32 * held  # a copy of what it trains, even of fp32
     if s.engine in ("zero3-offload", s.host_optimizer):
         optimizer = 0.0
     activations, logits = peak_of_step(g, s)
@@ -59,6 +58,15 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     gathered = gathered_bytes(g, s, activations + logits)
     weights = 0.0 if s.engine.endswith("offload") else _held_weights(g, s) / whole
     return Memory(weights, adapters, gradients, optimizer, buckets, gathered, activations, logits)
+
+
+def _held_trained(g: Sizes, s: Setting) -> float:
+    """Return of how many trained numbers a device has gradients and moments: FSDP2 shards all but the adapters."""
+    whole = num_adapter_parameters(g, s) if s.keeps_adapters_whole else 0
+    rest = num_trained(g, s) - whole
+    if s.engine == "fsdp2-offload":
+        return whole
+    return whole + rest / (s.world_size if s.engine in SHARDED else 1)
 
 
 def rounding_bytes(g: Sizes, s: Setting) -> float:
@@ -92,7 +100,9 @@ def gathered_bytes(g: Sizes, s: Setting, rest: float) -> float:
         return 0.0
     head = e * g.vocab * g.hidden
     start = (2 if g.tied else 3) * head + s.is_host * head
-    end = (head + 2 * FP32 * g.vocab * g.hidden + (0 if g.tied else head) + s.is_host * head) * trains_head(s)
+    end = (head + 2 * FP32 * g.vocab * g.hidden + (0 if g.tied else head) + s.is_host * head) * (
+        s.is_full and trains_head(s)
+    )
     return max(head + 2 * e * a_layer, start - rest, end - rest)
 
 

@@ -32,9 +32,10 @@ class Setting:
         labels: labelled tokens among `tokens`; all where None.
         is_host: the device is the processor, where a chunk of logits is smaller.
         trains_norms: the weights of norms are among what is trained.
+        saves_head: the head is trained whole beside the adapters.
         longest: tokens of the longest sample; 0 where the micro-batch is one sample.
         keeps_inputs: the device's fused operators keep what they are given: the rotation queries and keys as they were,
-            SwiGLU makes its product no second time, and attention keeps two rows of sums.
+            SwiGLU makes its product no second time, and attention keeps two rows of sums and, once, its mask.
         has_fused: norms and MLPs compute as `swiftlet.models` does, not with the model's own operators.
         host_optimizer: the engine of DeepSpeed whose optimizer, and nothing else, is in the host's memory.
     """
@@ -55,6 +56,7 @@ class Setting:
     labels: int | None = None
     is_host: bool = False
     trains_norms: bool = False
+    saves_head: bool = False
     longest: int = 0
     keeps_inputs: bool = False
     has_fused: bool = True
@@ -66,6 +68,16 @@ class Setting:
         is_frozen = not self.is_full and not self.trains_norms
         is_ours = self.has_fused and not self.engine.startswith("zero3")
         return is_frozen and is_ours and self.is_host and self.itemsize == FP32
+
+    @property
+    def keeps_adapters_whole(self) -> bool:
+        """Return whether each device has all adapters, see parallel/fsdp.py."""
+        return self.engine.startswith("fsdp2") and not self.is_full
+
+    @property
+    def has_peft_layers(self) -> bool:
+        """Return whether adapters compute as in peft, not in models/lora_linear.py."""
+        return not self.is_full and (self.has_dora or not self.has_fused)
 
     @property
     def num_labels(self) -> int:
@@ -143,4 +155,4 @@ def num_trained(g: Sizes, s: Setting) -> int:
 
 def trains_head(s: Setting) -> bool:
     """Return whether the head gets a gradient."""
-    return s.is_full and s.trained_share > 0
+    return s.saves_head or (s.is_full and s.trained_share > 0)
