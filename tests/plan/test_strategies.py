@@ -69,6 +69,6 @@ def test_wide_layers_keep_a_processor_busy_with_fewer_tokens(hidden, tokens):
 
 def test_no_number_of_devices_is_promised_with_an_engine_that_sft_refuses():
     whole = job()
-    small = replace(whole, card=replace(whole.card, memory_gib=1.5))
+    small = replace(whole, card=replace(whole.card, memory_gib=1.6))
     assert devices_needed(small, [512]) == 4
     assert devices_needed(replace(small, engines=("none",)), [512]) is None

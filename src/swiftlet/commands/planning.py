@@ -37,7 +37,7 @@ from swiftlet.plan.timing import Load
 
 ITEMSIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NEAR = (
-    ": near, not exact, and memory at least this: layers of this architecture may keep several times as much; "
+    ": near, not exact: layers of this architecture may keep more, state space ones several times as much; "
     "--trace counts it"
 )
 LABEL_SHARE = 0.6  # of tokens, where the rows were not read

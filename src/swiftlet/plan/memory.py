@@ -100,9 +100,8 @@ def gathered_bytes(g: Sizes, s: Setting, rest: float) -> float:
         return 0.0
     head = e * g.vocab * g.hidden
     start = (2 if g.tied else 3) * head + s.is_host * head
-    end = (head + 2 * FP32 * g.vocab * g.hidden + (0 if g.tied else head) + s.is_host * head) * (
-        s.is_full and trains_head(s)
-    )
+    end = head + 2 * FP32 * g.vocab * g.hidden + (0 if g.tied else head) + s.is_host * head
+    end *= s.is_full and trains_head(s)
     return max(head + 2 * e * a_layer, start - rest, end - rest)
 
 
