@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from swiftlet.commands.plan_flags import setting_of
+from swiftlet.config.args import SftArgs
+from swiftlet.config.parse import parse_mapping
+from swiftlet.models.families import EMBEDDED
+from swiftlet.models.geometry import geometry_of_config
+from swiftlet.models.safety import read_config
+from swiftlet.plan.memory import estimate
 
 pytestmark = pytest.mark.npu_sim
 WITHOUT = {"use_flash_attn": "false", "fused_operators": "false"}
@@ -119,6 +128,11 @@ def test_a_step_takes_what_the_plan_says_of_operators_that_keep_what_they_are_gi
     summary = fine_tune("run", dtype="bf16", max_steps=2, share_prefixes="false", **changes)[-1]
     # Never too low; too high by the logits of tokens without a label, most of this vocabulary's peak.
     assert 0.97 < summary["predicted_needed_gib"] / summary["memory_gib"] < 1.35
+    args = parse_mapping(SftArgs, changes).args
+    geometry = geometry_of_config(read_config(EMBEDDED["tiny-math-chat"]))
+    tokens, labels = (summary[name] // 2 for name in ("num_tokens", "num_label_tokens"))
+    setting = replace(setting_of(args, geometry, 1, 2), tokens=tokens, labels=labels, keeps_inputs=True)
+    assert estimate(geometry, setting).needed / 2**30 == pytest.approx(summary["memory_gib"], rel=0.1)
 
 
 def test_memory_in_the_log_is_the_peak_of_torch_npus_allocator(fine_tune):
