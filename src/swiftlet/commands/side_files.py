@@ -14,7 +14,7 @@ from swiftlet.commands.evaluation import generation_settings
 from swiftlet.commands.merge_proof import WEIGHTS
 from swiftlet.commands.sft import Ready, Setup
 from swiftlet.data.template import Template, TemplateError
-from swiftlet.models.generation_file import DECIDED_BY_FLAGS
+from swiftlet.models.generation_file import DECIDED_BY_FLAGS, end_ids
 from swiftlet.models.safety import GENERATION_CONFIG, read_json
 from swiftlet.models.whole_hash import weights_hash
 
@@ -85,10 +85,8 @@ def generation_config(source: Path, template: Template, generation: Any) -> dict
     """Return the base model's generation settings with those of the run and the tokens that end its answers."""
     path = source / GENERATION_CONFIG
     own = read_json(path) if path.is_file() else {}
-    ends = own.get("eos_token_id")
-    known = ends if isinstance(ends, list) else [] if ends is None else [ends]
     return {
         **{name: value for name, value in own.items() if name not in DECIDED_BY_FLAGS},
         **generation_settings(generation).to_json(),
-        "eos_token_id": list(dict.fromkeys([*known, *template.stop_token_ids])),
+        "eos_token_id": list(dict.fromkeys([*end_ids(own.get("eos_token_id")), *template.stop_token_ids])),
     }

@@ -52,7 +52,8 @@ def offloaded(asked: str) -> set[str]:
     """Return which of param and optimizer a name, file or text of `--deepspeed` leaves in the host's memory."""
     if asked in NAMES:
         return {"param", "optimizer"} if asked == OFFLOAD else set()
-    sections = {name: _zero_section(asked).get(f"offload_{name}") for name in ("param", "optimizer")}
+    zero = _zero_section(asked)
+    sections = {name: zero.get(f"offload_{name}") for name in ("param", "optimizer")}
     return {
         name
         for name, one in sections.items()

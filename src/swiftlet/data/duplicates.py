@@ -106,14 +106,14 @@ def count_shared(report: DataReport, folder: Path, held_out: str) -> None:
         held_out: the file with the numbers of the rows for validation; all others that are kept are trained on.
     """
     held = np.sort(np.fromfile(folder / held_out, "<i8"))
-    contents = (
-        [rows["content"][_is_in(held, numbers)] for numbers, rows in _numbered(folder)] if len(held) else []
-    )
-    words = np.sort(np.concatenate([np.empty(0, "<u8"), *(content[:, 0] for content in contents)]))
+    if not len(held):
+        return
+    contents = [rows["content"][np.isin(numbers, held)] for numbers, rows in _numbered(folder)]
+    words = np.concatenate([content[:, 0] for content in contents])
     trained: dict[bytes, int] = {}
-    for numbers, rows in _numbered(folder) if len(held) else ():
-        is_trained = (rows["status"] == KEPT) & ~_is_in(held, numbers)
-        for at in np.flatnonzero(is_trained & _is_in(words, rows["content"][:, 0])):
+    for numbers, rows in _numbered(folder):
+        is_trained = (rows["status"] == KEPT) & ~np.isin(numbers, held)
+        for at in np.flatnonzero(is_trained & np.isin(rows["content"][:, 0], words)):
             trained.setdefault(rows["content"][at].tobytes(), int(numbers[at]))
     keys = (content.tobytes() for block in contents for content in block)
     shared = [(int(number), trained[key]) for number, key in zip(held, keys, strict=True) if key in trained]
@@ -127,10 +127,3 @@ def count_shared(report: DataReport, folder: Path, held_out: str) -> None:
 def _numbered(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     for start, rows in row_blocks(folder):
         yield np.arange(start, start + len(rows)), rows
-
-
-def _is_in(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Return which of the values are among the ordered ones, of which there is at least one."""
-    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    found: np.ndarray = ordered[places] == values
-    return found

@@ -98,9 +98,8 @@ def _device(found: Explanation) -> str | None:
     if found.first and found.first.cause.id.startswith(EVERYWHERE):
         return None
     near = []
-    if found.first and found.first.cause.id.startswith(
-        "operator."
-    ):  # lines beside the one that shows it tell
+    if found.first and found.first.cause.id.startswith("operator."):
+        # the lines beside the one that shows it tell
         near = [one.line for one in found.symptoms if one.line.who == found.first.line.who]
     hit = next((hit for one in [*found.excerpt, *near] if (hit := DEVICE.search(one.text))), None)
     return next(filter(None, hit.groups())) if hit else None

@@ -78,7 +78,7 @@ def cached_folder(
     Raises:
         SwiftletError: no id is given.
     """
-    hub, repo = _choose(kind, ms_id, hf_id)
+    hub, repo, _ = _choose(kind, ms_id, hf_id)
     return hub.find_whole(kind, repo, revision)
 
 
@@ -89,14 +89,13 @@ def missing(wanted: Iterable[Wanted]) -> list[SwiftletError]:
     """
     errors, problems = [], {}
     for kind, ms_id, hf_id, revision in wanted:
-        hub, repo = _choose(kind, ms_id, hf_id)
+        hub, repo, other_id = _choose(kind, ms_id, hf_id)
         _check_id(repo, revision)
         if hub.find_whole(kind, repo, revision) is not None:
             continue
         if hub not in problems:
             problems[hub] = _unreachable(hub)
         if problem := problems[hub]:
-            other_id = ms_id if hub is HUGGING_FACE else hf_id
             errors.append(_absent(hub, kind, repo, other_id=other_id, revision=revision, problem=problem))
     return errors
 
@@ -104,7 +103,7 @@ def missing(wanted: Iterable[Wanted]) -> list[SwiftletError]:
 def _folder(
     kind: str, ms_id: str | None, hf_id: str | None, revision: str | None, patterns: list[str]
 ) -> Path:
-    hub, repo = _choose(kind, ms_id, hf_id)
+    hub, repo, other_id = _choose(kind, ms_id, hf_id)
     _check_id(repo, revision)
     if hub is not _hubs()[0]:
         log.info(f"{repo} is known on {hub.name} only, so it is taken from there")
@@ -120,7 +119,6 @@ def _folder(
         if problem is None and found is not None:
             return found
         problem = problem or f"its files there are no complete {kind} in a format that is read here"
-    other_id = ms_id if hub is HUGGING_FACE else hf_id
     raise _absent(hub, kind, repo, other_id=other_id, revision=revision, problem=problem)
 
 
@@ -155,14 +153,16 @@ def _hubs() -> tuple[Hub, Hub]:
     return (HUGGING_FACE, MODELSCOPE) if is_on("USE_HF") else (MODELSCOPE, HUGGING_FACE)
 
 
-def _choose(kind: str, ms_id: str | None, hf_id: str | None) -> tuple[Hub, str]:
+def _choose(kind: str, ms_id: str | None, hf_id: str | None) -> tuple[Hub, str, str | None]:
+    """Return the hub to take a repository from, its id there, and that on the other hub."""
     ids = {MODELSCOPE: ms_id, HUGGING_FACE: hf_id}
     known = [(hub, repo) for hub in _hubs() if (repo := ids[hub])]
     if not known:
         raise SwiftletError(
             f"this {kind} has no id on either hub", "give an id, or the path of a local folder"
         )
-    return known[0]
+    hub, repo = known[0]
+    return hub, repo, ids[HUGGING_FACE if hub is MODELSCOPE else MODELSCOPE]
 
 
 def _unreachable(hub: Hub) -> str | None:

@@ -13,6 +13,7 @@ import torch
 
 from swiftlet import log
 from swiftlet.errors import DataError
+from swiftlet.models.generation_file import end_ids
 from swiftlet.models.padding import ignores_padding, left_padded
 from swiftlet.models.rope import follows_length
 
@@ -116,7 +117,8 @@ class Generator:
         self.model = model
         self.decode = decode
         self.pad_id = pad_id
-        self.stop_token_ids = list(dict.fromkeys([*stop_token_ids, *_own_ends(model)]))
+        own = end_ids(model.generation_config.eos_token_id)
+        self.stop_token_ids = list(dict.fromkeys([*stop_token_ids, *own]))
         self.settings = settings
         self.context_length = context_length
         self._pads: bool | None = None
@@ -258,12 +260,6 @@ class Generator:
         words = self.settings.stop_words
         begun = (at for word in words for at in range(1, len(word)) if text.endswith(word[:at]))
         return text[: len(text) - max(begun, default=0)]
-
-
-def _own_ends(model: Any) -> list[int]:
-    """Return the tokens that end an answer by the model's own settings, such as one behind the call of a tool."""
-    ends = model.generation_config.eos_token_id
-    return ends if isinstance(ends, list) else [] if ends is None else [ends]
 
 
 def batches_by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:

@@ -27,6 +27,11 @@ DECIDED_BY_FLAGS = (
 ).split()
 
 
+def end_ids(eos_token_id: int | list[int] | None) -> list[int]:
+    """Return the tokens that end an answer by a model's own settings, such as one behind the call of a tool."""
+    return eos_token_id if isinstance(eos_token_id, list) else [] if eos_token_id is None else [eos_token_id]
+
+
 def read_generation_config(folder: Path) -> GenerationConfig | None:
     """Return how a model says that it answers, without what is not used here; None where it says nothing.
 

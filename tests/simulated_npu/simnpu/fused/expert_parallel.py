@@ -105,24 +105,6 @@ def distribute_dispatch_v2(
     return rows, row_scales, info.flatten(), tokens, sums, torch.zeros(1, dtype=torch.int32), torch.empty(0)
 
 
-def combined(
-    expand_x: Tensor, expert_ids: Tensor, ep_send_counts: Tensor, expert_scales: Tensor, group_ep: str, ranks: int,
-    experts: int, mask: Tensor | None, shared: Tensor | None, own: int,
-) -> Tensor:  # fmt: skip
-    """Sums [B, H] of what came back for each token, weighed; what the shared expert made of it is added."""
-    group = group_of_size(group_ep, ranks)
-    counts = ep_send_counts.flatten().long().diff(prepend=torch.zeros(1, dtype=torch.int64)).view(own, ranks)
-    rows = transposed(expand_x[: int(counts.sum())], counts.tolist())
-    copies, active = expert_ids.flatten().long(), active_of(expert_ids, mask)
-    order = torch.where(active, copies, experts).sort(stable=True).indices[: int(active.sum())]
-    mine = torch.bincount(copies[active], minlength=experts).view(ranks, own).sum(1)
-    back = exchanged(rows, group, mine.tolist(), counts.sum(0).tolist()).float()
-    k = expert_ids.shape[1]
-    found = torch.zeros(expert_ids.shape[0], expand_x.shape[1])
-    found.index_add_(0, order // k, back * expert_scales.float().flatten()[order, None])
-    return (found if shared is None else found + shared.float().view_as(found)).to(expand_x.dtype)
-
-
 @kernel("npu_moe_distribute_combine")
 def distribute_combine(
     expand_x: Tensor, expert_ids: Tensor, expand_idx: Tensor, ep_send_counts: Tensor, expert_scales: Tensor,
@@ -130,12 +112,28 @@ def distribute_combine(
     x_active_mask: Tensor | None, shared_expert_x: Tensor | None, tp_world_size: int, shared_expert_num: int,
     shared_expert_rank_num: int, global_bs: int,
 ) -> Tensor:  # fmt: skip
-    """The way back; `expand_idx` and `global_bs` follow from the experts of this rank's tokens."""
+    """Sums [B, H] of what came back for each token, weighed; what the shared expert made of it is added.
+
+    `expand_idx` and `global_bs` follow from the experts of this rank's tokens.
+    """
     own = experts_of_rank(moe_expert_num, ep_world_size, tp_world_size, shared_expert_rank_num)
-    return combined(
-        expand_x, expert_ids, ep_send_counts, expert_scales, group_ep, ep_world_size, moe_expert_num, x_active_mask,
-        shared_expert_x, own,
-    )  # fmt: skip
+    group = group_of_size(group_ep, ep_world_size)
+    counts = (
+        ep_send_counts.flatten()
+        .long()
+        .diff(prepend=torch.zeros(1, dtype=torch.int64))
+        .view(own, ep_world_size)
+    )
+    rows = transposed(expand_x[: int(counts.sum())], counts.tolist())
+    copies, active = expert_ids.flatten().long(), active_of(expert_ids, x_active_mask)
+    order = torch.where(active, copies, moe_expert_num).sort(stable=True).indices[: int(active.sum())]
+    mine = torch.bincount(copies[active], minlength=moe_expert_num).view(ep_world_size, own).sum(1)
+    back = exchanged(rows, group, mine.tolist(), counts.sum(0).tolist()).float()
+    k = expert_ids.shape[1]
+    found = torch.zeros(expert_ids.shape[0], expand_x.shape[1])
+    found.index_add_(0, order // k, back * expert_scales.float().flatten()[order, None])
+    shared = 0 if shared_expert_x is None else shared_expert_x.float().view_as(found)
+    return (found + shared).to(expand_x.dtype)
 
 
 @kernel("npu_moe_distribute_combine_v2")
@@ -145,8 +143,9 @@ def distribute_combine_v2(
     tp_send_counts: Tensor | None, x_active_mask: Tensor | None, shared_expert_x: Tensor | None, tp_world_size: int,
     shared_expert_num: int, shared_expert_rank_num: int, global_bs: int, comm_alg: str,
 ) -> Tensor:  # fmt: skip
-    own = experts_of_rank(moe_expert_num, ep_world_size, tp_world_size, shared_expert_rank_num)
-    return combined(
-        expand_x, expert_ids, ep_send_counts, expert_scales, group_ep, ep_world_size, moe_expert_num, x_active_mask,
-        shared_expert_x, own,
+    """The same; what dispatch_v2 tells of the rows is not needed either."""
+    return distribute_combine(
+        expand_x, expert_ids, assist_info_for_combine, ep_send_counts, expert_scales, group_ep, ep_world_size,
+        ep_rank_id, moe_expert_num, tp_send_counts, x_active_mask, shared_expert_x, tp_world_size, shared_expert_num,
+        shared_expert_rank_num, global_bs,
     )  # fmt: skip
