@@ -80,6 +80,18 @@ def test_codes_are_shown_as_logs_write_them():
     assert {one["code"] for one in as_json(found, "en")["codes"]} == shown
 
 
+def test_codes_of_collectives_are_written_in_hexadecimal():
+    for written, code in (("0b", 11), ("0d", 13), ("13", 19), ("04", 4)):
+        found = explained(f"[ERROR] HCCL(7,python): [Recv]errNo[0x00000000050000{written}] recv fail")
+        assert [one.shown for one in found.symptoms] == [f"HCCL {code}"]
+
+
+def test_a_number_that_onnxruntime_says():
+    text = "[E:onnxruntime:Default, cann_call.cc:9 CannCall] CANN failure {}: ACL_ERROR_X ; NPU=0"
+    for code in ("500001", "507013", "100002"):
+        assert [one.shown for one in explained(text.format(code)).symptoms] == [code]
+
+
 def test_the_port_is_named_with_what_helps():
     for text in (
         "RuntimeError: The server socket has failed to listen on [::]:29511 (errno: 98 - Address already in use)",

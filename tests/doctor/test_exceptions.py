@@ -123,6 +123,17 @@ def test_a_crash_is_a_cause_where_nothing_else_is_known(text):
     assert cause_of(f"Watchdog caught collective operation timeout\n{text}") == "collective.torch_timeout"
 
 
+def test_a_crash_that_says_no_rank_follows_from_what_a_rank_said():
+    uncaught = "terminate called after throwing an instance of 'std::runtime_error'\n"
+    waited = (
+        "[rank3]:[E1 a.cpp:7] [Rank 3] Watchdog caught collective operation timeout: WorkHCCL(SeqNum=7)\n"
+    )
+    assert cause_of(waited + uncaught) == "collective.torch_timeout"
+    # of two threads the one that ends may print before the one that says why
+    assert cause_of(uncaught + "\n[rank1]:[E1 a.cpp:7] call failed, error code is 507011") == "unknown"
+    assert cause_of("Segmentation fault (core dumped)\n\n\n" + waited) == "program.crash"
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_crash_says_what_and_where(language):
     text = "Fatal Python error: Segmentation fault\n\nThread 0x1 (most recent call first):\n"

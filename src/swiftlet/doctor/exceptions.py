@@ -24,7 +24,8 @@ BEGINS = "Traceback (most recent call last)"
 IGNORED = re.compile(r"Exception ignored in|Error in atexit|Error in sys\.excepthook")
 # What kills a process outside of Python, as the process, its shell or a debugger prints it.
 CRASHED = re.compile(
-    r"Fatal Python error: .+|(?:Segmentation fault|Bus error)(?=\s*(?:\(core dumped\)|$))"
+    r"Fatal Python error: .+|(?:Segmentation fault|Bus error|Illegal instruction)(?=\s*(?:\(core dumped\)|$))"
+    r"|`[A-Z](?!ermination)[\w ]+` is detected by the operating system|\*\*\* SIG(?:SEGV|BUS|ABRT|FPE|ILL) \(@.+"
     r"|terminate called after throwing an instance of .+"
     r"|(?:free|malloc|realloc|munmap_chunk)\(\): \w.+|double free or corruption.*|\*\*\* stack smashing detected.*"
     r"|Aborted(?= +\(core dumped\))|(?<=\d )Killed(?= {2,}\S)"
@@ -40,7 +41,11 @@ CRASH_WORDS = (
     "stack",
     "Aborted",
     "Killed",
+    "Illegal",
+    "detected",
+    "SIG",
 )
+UNCAUGHT = "terminate called"  # by C++, which prints it before the message of the exception, or beside it
 WHAT = re.compile(r"^\s*(what\(\): .+)$")
 # What the language itself raises for what a program does; others stand for what happened elsewhere.
 OWN = frozenset(
@@ -74,6 +79,12 @@ class Raised(NamedTuple):
     def is_crash(self) -> bool:
         """Return whether the process was ended outside of Python."""
         return not self.name
+
+    def is_told_by(self, line: Line, at: int) -> bool:
+        """Return whether a line tells why a process crashed, which often prints its end without saying its rank."""
+        below = LONGEST_MESSAGE if self.text.startswith(UNCAUGHT) else 1
+        is_its = line.who == self.line.who or (self.line.rank is None and line.source == self.line.source)
+        return is_its and at <= self.at + below
 
 
 def find_raised(lines: Sequence[Line], words: Mapping[str, re.Pattern[str]]) -> list[Raised]:

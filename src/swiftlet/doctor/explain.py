@@ -24,7 +24,7 @@ from swiftlet.doctor.exceptions import LONGEST_MESSAGE, Raised, find_raised
 from swiftlet.doctor.levels import ERROR
 from swiftlet.doctor.logs import Line
 from swiftlet.doctor.memory import who_has_memory
-from swiftlet.doctor.tables import WAIT_DEPTH, WAITING_DEPTH, Cause, Code, Tables
+from swiftlet.doctor.tables import CHILD_DEPTH, STOPPED_DEPTH, WAIT_DEPTH, WAITING_DEPTH, Cause, Code, Tables
 from swiftlet.doctor.text import Text
 
 # When the ranks heard of a failure, which one line tells of several.
@@ -96,7 +96,7 @@ def explain(lines: Sequence[Line], tables: Tables) -> Explanation:
         found = [_with_missing(match, missing) for match in found]
     found.sort(key=lambda match: match.order)
     ranked = _distinct(found)
-    first = _first(ranked, raised)
+    first = _first(ranked, raised, symptoms)
     others = [match for match in ranked if match is not ranked[0] or first is None]
     quoted = next(iter(raised), None) if first is None else None
     at = first.at if first else symptoms[0].at if symptoms else quoted.at if quoted else None
@@ -117,13 +117,22 @@ def _distinct(found: Sequence[Match]) -> list[Match]:
     return list(kept.values())
 
 
-def _first(ranked: Sequence[Match], raised: Sequence[Raised]) -> Match | None:
+def _first(ranked: Sequence[Match], raised: Sequence[Raised], symptoms: Sequence[Symptom]) -> Match | None:
     """Return the first cause: of warnings only one that no step followed, and only as probable, without an error."""
-    if not ranked or ranked[0].grade == 0:
-        return ranked[0] if ranked else None
-    if ranked[0].grade > 1 or raised:
+    if not ranked or ranked[0].grade > 1:
         return None
-    return ranked[0]._replace(cause=replace(ranked[0].cause, is_likely=True))
+    if ranked[0].grade == 0:
+        return None if _only_says_ended(ranked[0], raised, symptoms) else ranked[0]
+    return None if raised else ranked[0]._replace(cause=replace(ranked[0].cause, is_likely=True))
+
+
+def _only_says_ended(match: Match, raised: Sequence[Raised], symptoms: Sequence[Symptom]) -> bool:
+    """Return whether a cause only says that a process ended, and an error tells why it failed, if not its cause."""
+    errors = [one.at for one in raised if not one.is_crash]
+    errors += [one.at for one in symptoms if one.known.hides and one.kind != SIGN and one.line.grade == 0]
+    if match.cause.depth >= CHILD_DEPTH:
+        return bool(errors)
+    return match.cause.depth == STOPPED_DEPTH and any(at < match.at for at in errors)
 
 
 def _own_exceptions(
@@ -131,10 +140,10 @@ def _own_exceptions(
 ) -> list[Match]:
     """Return the exceptions of the program itself that do not follow from another error of the same process."""
     symptoms = [one for one in symptoms if one.kind != SIGN]
-    hidden = [(one.line.who, one.at) for one in symptoms if one.known.hides]
-    told = [(one.line.who, one.at) for one in found]
+    hidden = [(one.line, one.at) for one in symptoms if one.known.hides]
+    told = [(one.line, one.at) for one in found]
     before = hidden + [
-        (one.line.who, one.at)
+        (one.line, one.at)
         for one in found
         if one.cause.depth < WAITING_DEPTH and one.grade == 0 and one.line.level == ERROR
     ]
@@ -145,10 +154,10 @@ def _own_exceptions(
     for one in raised:
         who = one.line.who
         if one.is_crash:
-            follows = who in ended or any(other == who and at <= one.at + 1 for other, at in hidden + told)
+            follows = who in ended or any(one.is_told_by(line, at) for line, at in hidden + told)
         else:
-            follows = any(other == who and at <= one.at for other, at in before)
-            follows |= one.is_open and (who in elsewhere or (who, one.at) in told)
+            follows = any(line.who == who and at <= one.at for line, at in before)
+            follows |= one.is_open and (who in elsewhere or any(at == one.at for _, at in told))
         ended.add(who)
         if one.is_own and not follows:
             cause = tables.causes[
@@ -229,9 +238,10 @@ def _find_symptoms(text: Text, tables: Tables) -> list[Symptom]:
     """Return every known code at its first place, warnings last."""
     found: dict[tuple[str, str], Symptom] = {}
     codes: dict[tuple[str, str], Code | None] = {}
-    for kind, pattern, shown, before in tables.find:
-        for at, hit in text.hits(pattern):
-            code = hit[1].lower() if hit[1].startswith("0X") else hit[1]
+    for spelling in tables.find:
+        kind, before = spelling.kind, spelling.before
+        for at, hit in text.hits(spelling.pattern):
+            code = spelling.code(hit[1])
             if (kind, code) not in codes:
                 codes[kind, code] = tables.code(kind, code)
             known = codes[kind, code]
@@ -242,7 +252,7 @@ def _find_symptoms(text: Text, tables: Tables) -> list[Symptom]:
                 continue
             start = max(0, hit.start() - LONGEST_BEFORE)
             if before is None or before.search(text.joined, start, hit.start()):
-                words = shown.format(code=code, text=hit[0])
+                words = spelling.shown.format(code=code, text=hit[0])
                 found[kind, code] = Symptom(kind, code, known, line, at, words)
     return sorted(found.values(), key=lambda one: one.order)
 

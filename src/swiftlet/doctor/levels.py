@@ -11,7 +11,7 @@ ERROR, PLAIN, WARNING, QUIET = range(4)
 
 # Time stamps, processes and names of loggers before the level; a token has one way to match, so this stays linear.
 HEAD = (
-    r"^\s*(?:[A-Z][a-z]{2} )?(?:\[[\d,]+\]<std(?:err|out)>:)?(?:\[rank ?\d+\]:? ?)?"
+    r"^\s*(?:[A-Z][a-z]{2} )?(?:\[[\d,]+\]<std(?:err|out)>:)?(?:\[(?:rank ?|default)\d+\]:? ?)?"
     r"(?:[^\s\d\[\]()|]*[\d\[\]()|]\S*\s+|-\s+|[A-Za-z_.-]+\s+(?=[|-]\s)|[A-Za-z_.]+:\s+(?=\[)){0,8}?"
     r"(?:[\d:.,]+\](?=\[))?\W{0,3}"
 )

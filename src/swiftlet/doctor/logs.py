@@ -34,6 +34,10 @@ RANK_AT_HEAD = re.compile(
     # `rank=` further on is as often that of a low-rank adapter.
     r"\W{0,3}[Rr]ank ?(\d+)[:\]]|[^A-Za-z]{0,80}rank=(\d+)|\([^()]*[ ,]rank=(\d+)"
 )
+# What launchers put before the lines of a rank: torchrun, mpirun, a server that says it with its clock.
+CARRIED_RANK = re.compile(
+    r"\[(?:default(\d+)\]:|\d+,(\d+)\]<std(?:err|out)>:|[\d-]{10} [\d:.]{8,15}(?: DP\d+)? TP(\d+)\b)"
+)
 RANK = re.compile(
     r"[Rr]ank(?:(?<=\[[Rr]ank) ?(\d+)\]|(?<=\bRank)ID:(\d+)|(?<=\brank)Id\[(\d+)|(?<=\bRank)\[(\d+)\])"
 )
@@ -226,7 +230,9 @@ def _first(match: re.Match[str] | None) -> str | None:
 
 def _rank(text: str) -> str | None:
     """Return the rank that a line says it is of; nearly all do not say one, which is seen faster without a pattern."""
-    found = (RANK_AT_HEAD.match(text) or RANK.search(text)) if "ank" in text else None
+    found = CARRIED_RANK.match(text) if text.startswith("[") else None
+    if found is None and "ank" in text:
+        found = RANK_AT_HEAD.match(text) or RANK.search(text)
     return _first(found or (WORKER.search(text) if "TP" in text and " pid" in text else None))
 
 

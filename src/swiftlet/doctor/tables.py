@@ -23,6 +23,8 @@ CODE_DEPTH = 50  # of a code that tells its cause by itself
 ARGUMENT_DEPTH = 60  # of one that only says that an argument was refused
 WAITING_DEPTH = 60  # from here on a cause is only that one rank waited for another
 WAIT_DEPTH = 70  # of a code that says so
+STOPPED_DEPTH = 76  # that a run was stopped from outside, which does not say what it did until then
+CHILD_DEPTH = 78  # from here on a launcher only says that one of its processes ended
 DEPTHS = {"argument": ARGUMENT_DEPTH, "waited": WAIT_DEPTH, "socket": WAIT_DEPTH, "rootinfo": WAIT_DEPTH}
 
 
@@ -66,6 +68,13 @@ class Spelling(NamedTuple):
     pattern: re.Pattern[str]
     shown: str
     before: re.Pattern[str] | None  # what stands before it; looked at afterwards, as it is found slowly
+    base: int = 10  # in which it writes the number of a code, where not in that of the table
+
+    def code(self, written: str) -> str:
+        """Return a code as the table has it."""
+        if self.base != 10:
+            return str(int(written, self.base))
+        return written.lower() if written.startswith("0X") else written
 
 
 @dataclass
@@ -145,7 +154,9 @@ def _add(tables: Tables, content: Mapping[str, Any]) -> None:
     for entry in content.get("find", ()):
         pattern = re.compile(entry["pattern"], re.MULTILINE)
         before = re.compile(entry["before"], re.MULTILINE) if "before" in entry else None
-        tables.find.append(Spelling(entry["space"], pattern, entry.get("shown", "{code}"), before))
+        tables.find.append(
+            Spelling(entry["space"], pattern, entry.get("shown", "{code}"), before, entry.get("base", 10))
+        )
     for kind, rows in content.get("codes", {}).items():
         for code, row in rows.items():
             remedy = row["remedy"]
