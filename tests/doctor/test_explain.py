@@ -148,6 +148,10 @@ CAUSES = [
         "Tensor self not implemented for DT_COMPLEX32,\nshould be in dtype support list [DT_FLOAT]",
         "operator.dtype",
     ),
+    ("RuntimeError: HCCL AllReduce & Reduce: Unsupported data type at::kByte/at::kBool", "collective.dtype"),
+    ("RuntimeError: \"addmm_impl_cpu_\" not implemented for 'Half'", "operator.on_cpu"),
+    ("RuntimeError: \"nll_loss_cuda_kernel\" not implemented for 'Half'", "unknown"),
+    ("Could not run 'npu::npu_format_cast' with arguments from the 'CPU' backend.", "operator.devices"),
     ("EZ9999: Do not find tiling func of RotaryX!", "program.cann_missing_op"),
     ("CompileGraph failed: Can not find any available kernel info for: HSwish.", "program.cann_missing_op"),
     (

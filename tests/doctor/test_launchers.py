@@ -66,6 +66,9 @@ def test_a_run_that_was_stopped_from_outside():
     assert "terminal" in explained(stopped).first.cause.words["en"]
     assert cause_of(f"NPU error, error code is 507015\n{stopped}") == "unknown"
     assert cause_of(f"{stopped}\nNPU error, error code is 507899") == "system.stopped"
+    assert (
+        cause_of("[WARNING] Received Signals.SIGHUP death signal, shutting down workers") == "system.stopped"
+    )
     assert cause_of(f"NPU out of memory\n{stopped}") == "memory.torch_short"
 
 
