@@ -123,6 +123,18 @@ def test_a_crash_is_a_cause_where_nothing_else_is_known(text):
     assert cause_of(f"Watchdog caught collective operation timeout\n{text}") == "collective.torch_timeout"
 
 
+def test_of_many_ranks_with_nearly_equal_tracebacks_the_line_of_each_is_known():
+    said = ""
+    for rank in range(8):
+        last, what = (77, "KeyError: 'label'") if rank == 7 else (80, "x.Strange: see the other ranks")
+        frames = (
+            f'  File "run.py", line 12, in main\n    step()\n  File "run.py", line {last}, in step\n    f()\n'
+        )
+        text = f"Traceback (most recent call last):\n{frames}{what}"
+        said += "".join(f"[rank{rank}]: {line}\n" for line in text.splitlines())
+    assert "KeyError: 'label' (at run.py:77)" in in_words(explained(said), "en")
+
+
 def test_a_crash_that_says_no_rank_follows_from_what_a_rank_said():
     uncaught = "terminate called after throwing an instance of 'std::runtime_error'\n"
     waited = (

@@ -48,6 +48,15 @@ def test_a_process_that_was_killed_first_is_one():
 
 
 @pytest.mark.parametrize(
+    ("code", "cause"), [(1, "killed_child"), (-9, "host_killed"), (-11, "crashed_child")]
+)
+def test_of_many_processes_the_first_that_failed_is_named(code, cause):
+    failures = "".join(PROCESS.format(number, "13:03:29", number + 9, -9) + KILLED for number in range(64))
+    found = explained("Failures:\n" + failures + ROOT + PROCESS.format(0, "13:02:58", 7, code))
+    assert found.first.cause.id.endswith(cause) and "rank 7" in look_at(found, "en")
+
+
+@pytest.mark.parametrize(
     "error", ["[rank2]: NPU error, error code is 507015", "x.Strange: see the log of the worker"]
 )
 def test_that_a_process_ended_hides_no_error_that_tells_more(error):

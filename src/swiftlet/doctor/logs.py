@@ -25,7 +25,10 @@ CARRIED = re.compile(r"(\d{4}-\d\d-\d\dT[\d:.]+(?:Z|[+-]\d\d:\d\d)) (?:(?:stdout
 # A bar of progress ends without a line break before what others print next.
 BREAK = re.compile(r"\n|\r(?!$)|(?<=it/s\])(?=\S)|(?<=s/it\])(?=\S)")
 BREAKS = ("\n", "\r", "it/s]", "s/it]")
-TROUBLE = "err fail exception exit abort kill time cannot refus denied warn invalid".split()
+TROUBLE = [
+    *"err fail exception exit abort kill time cannot refus denied warn invalid traceback".split(),
+    'file "',
+]
 NO_LETTERS = re.compile(r"[^A-Za-z\u4e00-\u9fff]+")
 ASCII_NO_LETTERS = {code: None for code in range(128) if not chr(code).isalpha()}
 REPEATS, TROUBLE_REPEATS = 3, 100  # lines that differ in figures only: the first ones count
@@ -49,6 +52,7 @@ TRACEBACK = "Traceback (most recent call last)"
 LAUNCHER = re.compile(r"\btorch[./]distributed[./](?:elastic|run|launcher)\b|\bexitcode\s*:")
 LONGEST_BELOW, LONGEST_ABOVE = 12, 400
 SUMMARY = re.compile(r"\brank\s*: (\d+) \(local_rank: \d+\)")  # of a launcher: it holds for the lines below
+ROOT_CAUSE = "Root Cause (first observed failure)"  # below it stands the one process that did not only follow
 SUMMARY_GOES_ON = re.compile(r"\b(?:exitcode|error_file|traceback)\s*: ")
 
 # Where a process enters a group it says its rank there, in lines that only inform.
@@ -119,7 +123,8 @@ def lines_from(
     """
     state = _State(source, rank=_file_rank(source))
     seen: Counter[str] = Counter()
-    found = []
+    found: list[Line] = []
+    listed: list[Line] = []  # by a launcher, of processes that it ended or that failed later
     for number, row in rows:
         clock, parts = _parts(row)
         for part in parts:
@@ -136,6 +141,10 @@ def lines_from(
                 if level == QUIET and any(word in part for word in HEARD):
                     level = PLAIN
                 found += [_line(part.rstrip("\r"), number, state, level, clock)] if level != QUIET else []
+                listed += found[-1:] if state.child is not None and level != QUIET else []
+            if ROOT_CAUSE in part:
+                later = {id(line) for line in listed}
+                found, listed = [line for line in found if id(line) not in later], []
     _lend_ranks(found)
     earliest: dict[str, float | None] = {}
     for line in reversed(found):
@@ -203,6 +212,8 @@ def shape_of(text: str) -> str:
 
 def _repeats(text: str, seen: Counter[str]) -> bool:
     """Return whether the line is one of many that differ in figures only, such as those of each training step."""
+    if "(local_rank: " in text or " exitcode " in text:  # of a launcher's summary, which lists each process
+        return False
     shape = shape_of(text)
     seen[shape] += 1
     if seen[shape] <= REPEATS or seen[shape] > TROUBLE_REPEATS:
