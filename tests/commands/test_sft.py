@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
 
+from swiftlet.commands.run_folder import PRINTED_DATE
 from swiftlet.errors import CheckpointError, DataError, UsageError
 from swiftlet.files import sha256
 
@@ -122,6 +124,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one_in_every_byte(
         "broken", sft_type=sft_type, save_steps=1, learning_rate=1e-3, resume_from_checkpoint="auto"
     )
     assert hashes(resumed.last_checkpoint) == hashes(golden.last_checkpoint)
+
+
+def test_a_template_that_prints_the_date_keeps_to_that_of_the_run_past_midnight(
+    fine_tune, model_folder, tmp_path, monkeypatch, plan_fault, capfd
+):
+    """It made other rows on the next day, so that a run which broke off at night could not go on."""
+
+    def it_is(day):
+        moment = datetime(2026, 1, day, 23, 59)
+        clock = type("Clock", (datetime,), {"now": classmethod(lambda cls: moment)})
+        monkeypatch.setattr("swiftlet.data.template.datetime", clock)
+
+    dated = tmp_path / "dated"
+    shutil.copytree(model_folder, dated)
+    path = dated / "tokenizer_config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    settings["chat_template"] = "{{ strftime_now('w%d') }} " + settings["chat_template"]
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    it_is(11)
+    golden = fine_tune("golden", model_id_or_path=str(dated))
+    plan_fault("opt:step=5=exc")
+    with pytest.raises(RuntimeError, match="injected"):
+        fine_tune("broken", model_id_or_path=str(dated))
+    it_is(12)
+    resumed = fine_tune("broken", model_id_or_path=str(dated), resume_from_checkpoint="auto")
+    assert "the chat template prints 2026-01-11, the day on which the run began" in capfd.readouterr().err
+    assert hashes(resumed.last_checkpoint) == hashes(golden.last_checkpoint)
+    monkeypatch.setenv(PRINTED_DATE, "2026-01-11")  # as the launcher of several processes tells them
+    told = fine_tune("told", model_id_or_path=str(dated))
+    assert hashes(told.last_checkpoint) == hashes(golden.last_checkpoint)
 
 
 def test_a_resumed_run_with_other_settings_or_data_is_refused(fine_tune, rows_file, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -142,15 +143,20 @@ def check_trainable(folder: Path) -> None:
 
 
 def open_template(
-    folder: Path, *, template_type: str | None, system: str | None
+    folder: Path, *, template_type: str | None, system: str | None, day: str = ""
 ) -> tuple[Tokenizer, Template]:
-    """Return the tokenizer of a model and the template of its chats."""
+    """Return the tokenizer of a model and the template of its chats.
+
+    Args:
+        day: what a template that prints the date prints, as ISO 8601 has it; today where it is empty.
+    """
     # Imported here, as wherever a command's module is imported before its mistakes are known: mistakes cost little.
     from swiftlet.data.template import build_template
     from swiftlet.data.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(folder)
-    return tokenizer, build_template(tokenizer, name=template_type, system=system)
+    now = datetime.fromisoformat(day) if day else None
+    return tokenizer, build_template(tokenizer, name=template_type, system=system, now=now)
 
 
 def context_length(folder: Path) -> int | None:

@@ -35,6 +35,7 @@ VARIABLE = "SWIFTLET_RUN_FOLDER"
 RESUMED = "SWIFTLET_RESUMED_CHECKPOINT"
 DATA_HASH = "SWIFTLET_DATA_HASH"
 BASE_HASH = "SWIFTLET_BASE_HASH"
+PRINTED_DATE = "SWIFTLET_PRINTED_DATE"
 ARGS_FILE = "sft_args.json"
 NUMBERED = re.compile(r"v(\d+)-\d{8}-\d{6}")
 # What says where and how often a run was started, not what it computes: left out of a checkpoint, whose bytes are

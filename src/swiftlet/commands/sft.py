@@ -29,9 +29,11 @@ from swiftlet.commands.model_source import (
 from swiftlet.commands.run_folder import (
     BASE_HASH,
     DATA_HASH,
+    PRINTED_DATE,
     RESUMED,
     VARIABLE,
     holds_run,
+    read_args,
     run_folder,
     runs_root,
     set_aside_former,
@@ -136,6 +138,7 @@ def prepare(parsed: Parsed) -> dict[str, str]:
         RESUMED: checkpoint,
         DATA_HASH: ready.data.data_hash,
         BASE_HASH: base_hash(ready.source.folder),
+        PRINTED_DATE: ready.template.printed_date,
     }
 
 
@@ -146,10 +149,8 @@ def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:
     check_within_reach(args.model, args.data)
     source = find_source(args.model)
     check_trainable(source.folder)
-    _, template = open_template(
-        source.folder, template_type=args.model.template_type, system=args.model.system
-    )
     checkpoint = _checkpoint(args, source, environ)
+    template = _template(args.model, source, checkpoint, environ)
     folder = run_folder(args.output, source.name, checkpoint.path if checkpoint else None)
     max_length = longest_sample(args.data.max_length, source.folder)
     heartbeat.beat("tokenise")
@@ -164,6 +165,23 @@ def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:
         claim=partial(set_aside_former, folder) if is_new else lambda: None,
     )
     return Ready(source, template, max_length, checkpoint, folder, data)
+
+
+def _template(
+    model: Any, source: Source, checkpoint: Checkpoint | None, environ: Mapping[str, str]
+) -> Template:
+    """Return the template of a run. One that prints the date keeps to the day the run began on: past midnight the rows
+    would be others than those of the checkpoint, or of the launcher.
+    """
+    day = environ.get(PRINTED_DATE) or ""
+    if checkpoint is not None:
+        day = str(read_args(checkpoint.path).get("printed_date") or day)
+    _, template = open_template(
+        source.folder, template_type=model.template_type, system=model.system, day=day
+    )
+    if checkpoint is not None and template.printed_date:
+        log.info(f"the chat template prints {template.printed_date}, the day on which the run began")
+    return template
 
 
 def _checkpoint(args: Any, source: Source, environ: Mapping[str, str]) -> Checkpoint | None:

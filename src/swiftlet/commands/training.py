@@ -81,7 +81,8 @@ def _train(setup: Setup, stop: StopRequest) -> Outcome:
     args, ready, _, world = setup
     base = base_hash(ready.source.folder)
     facts = {"model_dir": str(ready.source.folder), "base_hash": base, "model": ready.source.name}
-    text = partial(args_text, args, {**facts, "rows_hash": ready.data.rows_hash})
+    facts |= {"rows_hash": ready.data.rows_hash, "printed_date": ready.template.printed_date}
+    text = partial(args_text, args, facts)
     state, identity = _state(setup, base)
     check_agreement(world.gather(said_of(state.global_step, identity)))
     if ready.checkpoint is not None and state.is_done and has_summary(ready.folder):

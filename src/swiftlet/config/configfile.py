@@ -15,7 +15,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 LARGEST_BYTES = 1 << 20
 # What a run's sft_args.json tells beside arguments; the first name marks such a record.
 RECORD = "swiftlet_version"
-FACTS = frozenset({RECORD, "model", "model_dir", "base_hash", "rows_hash"})
+FACTS = frozenset({RECORD, "model", "model_dir", "base_hash", "rows_hash", "printed_date"})
 HIDDEN = "hidden"  # in it: the arguments that held a secret
 
 

@@ -52,13 +52,19 @@ class Template:
     chat: Renderer
     tool_use: Renderer
 
+    @property
+    def printed_date(self) -> str:
+        """The day that the template may print, as ISO 8601 has it; empty where it prints none."""
+        is_dated = "strftime_now" in self.chat.source + self.tool_use.source
+        return self.chat.now.date().isoformat() if is_dated else ""
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides over ids and labels: template, tokenizer, system message, a printed date."""
         parts = [_CODE_VERSION, self.chat.source, self.tool_use.source, self.chat.parts, self.system]
         parts += [self.tokenizer.fingerprint, list(self.tokenizer.control), sorted(self.chat.tokens.items())]
-        if "strftime_now" in self.chat.source + self.tool_use.source:
-            parts.append(self.chat.now.date().isoformat())
+        if self.printed_date:
+            parts.append(self.printed_date)
         return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
     @property
