@@ -120,6 +120,41 @@ def test_what_cannot_fit_is_told_what_it_needs(plan, capsys):
     assert "in the memory of the host" in capsys.readouterr().out
 
 
+def test_what_fits_with_the_memory_of_the_host_alone_is_told_how_many_devices_do_without(plan, capsys):
+    words = ["--model_type", "qwen1half-110b-chat", "--dataset", "blossom-math-zh", "--sft_type", "full"]
+    words += ["--device", "8x910B3", "--deepspeed", "zero3-offload"]
+    found = plan(*words)
+    assert found["is_possible"]
+    assert found["chosen"]["components"]["gradients"] == 0  # gathered on the host too
+    assert found["devices_needed"] == 64
+    assert main(["plan", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "not checked here; without it 64 devices with --fsdp full_shard are enough" in shown
+
+
+def test_an_architecture_whose_sizes_do_not_say_it_all_has_its_parameters_counted(
+    plan, hybrid_folder, rows_file
+):
+    from transformers import AutoModelForCausalLM
+
+    words = ["--model_id_or_path", str(hybrid_folder), "--dataset", str(rows_file), "--device", "1xH200"]
+    found = plan(*words)
+    model = AutoModelForCausalLM.from_pretrained(hybrid_folder)
+    assert found["num_parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert "counted in the model without weights: near, not exact" in found["geometry_source"]
+
+
+@pytest.mark.parametrize("kind", ["starcoder2", "smollm3"])
+def test_a_head_that_the_library_ties_without_a_word_is_planned_as_tied(kind):
+    from transformers import AutoConfig
+
+    from swiftlet.models.geometry import geometry_of_config
+
+    said = AutoConfig.for_model(kind, hidden_size=64, num_attention_heads=4).to_dict()
+    assert said.pop("tie_word_embeddings")
+    assert geometry_of_config(said).tied
+
+
 def test_three_figures_and_a_chart(plan, tmp_path):
     found = plan(*REFERENCE, "--device", "1xH200", "--chart", str(tmp_path / "chart.png"))
     chosen = found["chosen"]

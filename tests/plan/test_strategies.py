@@ -72,3 +72,17 @@ def test_no_number_of_devices_is_promised_with_an_engine_that_sft_refuses():
     small = replace(whole, card=replace(whole.card, memory_gib=1.6))
     assert devices_needed(small, [512]) == 4
     assert devices_needed(replace(small, engines=("none",)), [512]) is None
+
+
+def test_seconds_of_evaluations_are_none_where_there_are_none():
+    way = way_of(replace(job(), num_steps=7), "none", 512, NONE)
+    assert way.evaluation_seconds == 0.0
+    assert way.seconds == 7 * way.seconds_a_step
+
+
+def test_evaluations_of_sharded_weights_gather_them_too():
+    load = Load(512, 512, 512**2)
+    plain = job(evaluation=([load], 3))
+    eight = replace(plain, setting=replace(plain.setting, world_size=8))
+    plain_s, sharded_s = (way_of(eight, engine, 512, NONE).evaluation_seconds for engine in ("none", "zero3"))
+    assert sharded_s > 3 * 7 * G.layers * 0.6e-3 > plain_s

@@ -149,7 +149,8 @@ def make_answer(parsed: Parsed, environ: Mapping[str, str]) -> Answer:
     chosen = advice.way or advice.nearest
     table = ways(job, budgets)
     traced = _trace(subject, job, chosen) if args.plan.trace else None
-    more = devices_needed(job, budgets) if table[0].figures.verdict == NO else None
+    is_enough = any(way.figures.verdict != NO and not way.engine.endswith("offload") for way in table)
+    more = None if is_enough else devices_needed(job, budgets)
     start = command_start(world_size, environ)
     words = command_words(parsed)
     return Answer(subject, job, note, chosen, advice.way is not None, table, start, words, traced, more)

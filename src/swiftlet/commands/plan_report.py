@@ -30,7 +30,7 @@ class Answer(NamedTuple):
         start: the variables before a command.
         words: the flags as given, without those that a plan chooses.
         traced: (traced, analytical) bytes of the step, where the trace was asked for.
-        devices_needed: where nothing fits: how many devices a sharded run needs.
+        devices_needed: where nothing fits without the host's memory: how many devices a sharded run needs.
     """
 
     subject: Subject
@@ -104,9 +104,8 @@ def head_lines(answer: Answer) -> list[str]:
 def time_line(answer: Answer) -> str:
     """Return the time of the chosen way, of what it is made, and how sure it is."""
     chosen, number = answer.chosen, answer.job.evaluation[1]
-    rest = chosen.seconds - chosen.seconds_a_step * answer.job.num_steps
     parts = f"{answer.job.num_steps} steps of {chosen.seconds_a_step:.3g} s"
-    parts += f", evaluations ({number}) in {short_time(rest)}" if number else ""
+    parts += f", evaluations ({number}) in {short_time(chosen.evaluation_seconds)}" if number else ""
     how = "calibrated" if answer.subject.card.is_measured else "swift plan --calibrate halves the band"
     return f"time: {_time(chosen.seconds, answer.band)}: {parts}; an estimate, +-{answer.band:.0%} ({how})"
 
@@ -118,13 +117,13 @@ def _time(seconds: float, band: float) -> str:
 
 def advice_lines(answer: Answer) -> list[str]:
     """Return what to do: the command of the best way, or what is missing."""
-    best = answer.best
+    best, number = answer.best, answer.devices_needed
     if best.figures.verdict == NO:
         lines = [
             f"nothing fits: the smallest way needs {gib(best.figures.visible)} GiB a device ({best.name})"
         ]
-        if answer.devices_needed:
-            lines.append(f"it fits on {answer.devices_needed} devices with --fsdp full_shard")
+        if number:
+            lines.append(f"it fits on {number} devices with --fsdp full_shard")
         return lines
     lines = []
     if not answer.is_possible:
@@ -134,8 +133,9 @@ def advice_lines(answer: Answer) -> list[str]:
         )
     kept = host_bytes(answer.subject.sized.geometry, replace(answer.job.setting, engine=best.engine))
     if kept:
+        without = f"; without it {number} devices with --fsdp full_shard are enough" if number else ""
         lines.append(
-            f"{best.engine} keeps {gib(kept)} GiB in the memory of the host, which is not checked here"
+            f"{best.engine} keeps {gib(kept)} GiB in the memory of the host, which is not checked here{without}"
         )
     return [*lines, f"best: {best.name}", answer.command(best)]
 

@@ -107,17 +107,34 @@ def find_sizes(model: Any) -> Sized:
     folder = local_copy(choice, model.model_revision)
     if folder is not None and (folder / CONFIG).is_file():
         check_trainable(folder)
-        config = read_config(folder)
-        geometry = geometry_of_config(config)
+        geometry = geometry_in(folder)
         if geometry is not None:
-            near = "" if is_exact(config) else NEAR
-            return Sized(choice.name, geometry, f"{folder / CONFIG}{near}", folder)
+            counted = ", counted in the model without weights" if geometry.counted else ""
+            near = "" if is_exact(read_config(folder)) else NEAR
+            return Sized(choice.name, geometry, f"{folder / CONFIG}{counted}{near}", folder)
     if choice.family is not None and choice.family.geometry is not None:
         return Sized(choice.name, choice.family.geometry, "the family table", folder)
     raise UsageError(
         f"the sizes of {choice.name} are not known here: it is in no cache and has no row with sizes",
         "download its config.json into a folder and type --model_id_or_path FOLDER",
     )
+
+
+def geometry_in(folder: Path) -> Geometry | None:
+    """Return the geometry of a model's folder, its parameters counted where the sizes do not say how many there are.
+
+    Raises:
+        SwiftletError: the config.json is damaged, or describes no model.
+    """
+    config = read_config(folder)
+    geometry = geometry_of_config(config)
+    if geometry is None or is_exact(config):
+        return geometry
+    from swiftlet.models.counting import (
+        count_parameters,
+    )  # imports torch, which other plans need not wait for
+
+    return geometry._replace(counted=count_parameters(folder) or 0)
 
 
 def tokenised_rows(data: Prepared) -> Rows:

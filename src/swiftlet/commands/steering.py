@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 
 from swiftlet import log
 from swiftlet.commands.calibration import measured_here
-from swiftlet.commands.planning import Sized, Subject, job_of, schedule_of, tokenised_rows
+from swiftlet.commands.planning import Sized, Subject, geometry_in, job_of, schedule_of, tokenised_rows
 from swiftlet.commands.sft import Setup
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import collate
 from swiftlet.data.survey import largest_micro_batch
 from swiftlet.device.spec import Device
 from swiftlet.errors import OutOfMemoryError
-from swiftlet.models.geometry import geometry_of_config
-from swiftlet.models.safety import CONFIG, read_config
+from swiftlet.models.safety import CONFIG
 from swiftlet.parallel.world import World
 from swiftlet.plan.cards import Card, find_card, host_card, like_card, with_measured
 from swiftlet.plan.chosen import pays_to_share
@@ -68,7 +67,7 @@ def steer(setup: Setup) -> Steered:
         OutOfMemoryError: the run cannot fit on this device, and --force was not given.
     """
     args, ready, device, world = setup
-    sizes = geometry_of_config(read_config(ready.source.folder))
+    sizes = geometry_in(ready.source.folder)
     if sizes is None:
         log.info(f"{ready.source.name} is of a build whose memory is not known here: nothing is planned")
         args = with_values(args, gradient_checkpointing=_asked(args))
@@ -95,7 +94,7 @@ def steer(setup: Setup) -> Steered:
         (figures.reserved + held) / GIB,
         (figures.visible + held) / GIB,
         way.seconds_a_step,
-        way.seconds / job.num_steps - way.seconds_a_step,
+        way.evaluation_seconds / job.num_steps,
     )
     if has_room(way, device, world):
         log.info("less than half of the free memory is needed: the largest micro-batch is not tried first")

@@ -9,6 +9,27 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from swiftlet.models.builds import (
+    ADAPTED_EXPERTS,
+    BUILT,
+    FOUR_NORMS,
+    FUSED_MLP,
+    JOINED_QKV,
+    LIST_OF_LAYERS,
+    MLP_BIAS,
+    NO_BIAS,
+    ONE_NORM,
+    OPTIONAL,
+    OUT_BIAS,
+    OWN_NAMES,
+    PLAIN_SCORES,
+    QK_NORM,
+    QKV_BIAS,
+    STEPS_OF_GELU,
+    TIED,
+    UNGATED,
+)
+
 
 class Geometry(NamedTuple):
     """Sizes of a decoder-only transformer.
@@ -31,6 +52,7 @@ class Geometry(NamedTuple):
         adapts_experts: adapters of gate, up and down are those of the experts' joint matrices, see `tuner`.
         query_rank, kv_rank: widths between the two matrices of latent attention (MLA); 0 for none.
         rope_dim, value_dim: with it, the rotated part of a head, and the size of its values.
+        counted: parameters, where they were counted in the model itself; 0 where they follow from the sizes.
     """
 
     hidden: int
@@ -64,6 +86,7 @@ class Geometry(NamedTuple):
     kv_rank: int = 0
     rope_dim: int = 0
     value_dim: int = 0
+    counted: int = 0
 
     @property
     def dim(self) -> int:
@@ -122,53 +145,14 @@ class Geometry(NamedTuple):
     @property
     def num_parameters(self) -> int:
         """Return the number of parameters, a tied head counted once."""
-        return self._count(None)
+        return self.counted or self._count(None)
 
     @property
     def num_active_parameters(self) -> int:
         """Return the parameters that one token passes through."""
-        return self._count(self.active_experts if self.experts else None)
-
-
-QKV_BIAS = {"qwen2", "qwen2_moe", "glm", "chatglm"}
-QK_NORM = {"qwen3", "qwen3_moe", "gemma3_text"}
-FOUR_NORMS = {"gemma2", "gemma3_text", "glm4"}
-ONE_NORM = {"phi"}
-# Of x: x / 2, tanh and 1 + tanh, see transformers' NewGELUActivation.
-STEPS_OF_GELU = 3
-TIED = {"gemma", "gemma2", "gemma3_text"}
-EXPERTS = {"qwen2_moe", "qwen3_moe", "mixtral"}
-BUILT = (
-    EXPERTS | QKV_BIAS | QK_NORM | FOUR_NORMS | TIED | {"llama", "mistral", "ministral", "phi3", "smollm3"}
-)
-BUILT |= {"internlm2", "internlm3", "baichuan", "starcoder2", "granite", "deepseek_v2", "deepseek_v3"}
-UNGATED = {"starcoder2", "phi", "gpt2", "gpt_neox", "gpt_bigcode", "gptj", "falcon", "opt", "bloom"}
-FUSED_MLP = {"llama", "mistral", "ministral", "qwen2", "qwen2_moe", "qwen3", "smollm3", "granite"}
-FUSED_MLP |= {"deepseek_v2", "deepseek_v3"}
-JOINED_QKV = {"phi3"}
-PLAIN_SCORES = {"gemma2", "gpt_oss"}
-# Whose experts were modules of their own: peft takes names of these for the joint matrices.
-ADAPTED_EXPERTS = {"deepseek_v2", "deepseek_v3", "dots1", "glm4_moe", "hunyuan_v1_moe", "olmoe", "qwen3_moe"}
-OUT_BIAS = {"llama", "granite", "smollm3", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"}
-NO_BIAS = {"mistral", "ministral", "mixtral", "phi3"}
-MLP_BIAS = {"llama", "granite", "smollm3"}
-LIST_OF_LAYERS = "mlp_only_layers"
-OPTIONAL = (
-    "num_key_value_heads", "intermediate_size", "head_dim", "num_experts", "num_local_experts", "n_routed_experts",
-    "moe_intermediate_size", "shared_expert_intermediate_size", "num_experts_per_tok", "first_k_dense_replace",
-    "n_shared_experts", "decoder_sparse_step", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim",
-    "v_head_dim",
-)  # fmt: skip
-OWN_NAMES = {
-    "num_layers": "num_hidden_layers",
-    "n_layer": "num_hidden_layers",
-    "n_embd": "hidden_size",
-    "n_head": "num_attention_heads",
-    "multi_query_group_num": "num_key_value_heads",
-    "ffn_hidden_size": "intermediate_size",
-    "padded_vocab_size": "vocab_size",
-    "kv_channels": "head_dim",
-}
+        if not self.experts:
+            return self.num_parameters
+        return self.num_parameters - self._count(None) + self._count(self.active_experts)
 
 
 def geometry_of_config(config: Mapping[str, Any]) -> Geometry | None:

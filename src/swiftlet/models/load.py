@@ -72,7 +72,7 @@ def load_model(
         SwiftletError: no safe weights, a config that is not understood, or weights that do not fit it.
     """
     raw = read_config(folder)
-    config, model_class = _build_config(folder, raw, trust_remote_code)
+    config, model_class = build_config(folder, raw, trust_remote_code)
     quantised = _quantisation(folder, raw)
     if hollow and quantised is not None:
         raise SwiftletError(
@@ -115,8 +115,12 @@ def load_model(
     return model
 
 
-def _build_config(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> tuple[PreTrainedConfig, Any]:
-    """Return the config and the class of the model; the library's own where it has one, else the folder's code."""
+def build_config(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> tuple[PreTrainedConfig, Any]:
+    """Return the config and the class of the model; the library's own where it has one, else the folder's code.
+
+    Raises:
+        SwiftletError: the config is not understood, or its model needs code that may not run.
+    """
     from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING

@@ -49,8 +49,8 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     optimizer = gradients * s.states
     if s.engine.startswith("zero"):
         optimizer += FP32 * held  # a copy of what it trains, even of fp32
-    if s.engine in ("zero3-offload", s.host_optimizer):
-        optimizer = 0.0
+    if _updates_on_host(s):  # where DeepSpeed gathers the gradient of its part too
+        gradients = optimizer = 0.0
     activations, logits = peak_of_step(g, s)
     optimizer += max(0.0, rounding_bytes(g, s) - activations - logits)
     buckets = 2 * ZERO2_BUCKET * s.itemsize if s.engine == "zero2" else 0.0
@@ -58,6 +58,10 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     gathered = gathered_bytes(g, s, activations + logits)
     weights = 0.0 if s.engine.endswith("offload") else _held_weights(g, s) / whole
     return Memory(weights, adapters, gradients, optimizer, buckets, gathered, activations, logits)
+
+
+def _updates_on_host(s: Setting) -> bool:
+    return s.engine in ("zero3-offload", s.host_optimizer)
 
 
 def _held_trained(g: Sizes, s: Setting) -> float:
@@ -107,9 +111,9 @@ def gathered_bytes(g: Sizes, s: Setting, rest: float) -> float:
 
 def host_bytes(g: Sizes, s: Setting) -> float:
     """Return the bytes that an offloading engine keeps in the memory of each machine's host, all devices together."""
-    if s.engine == s.host_optimizer:
-        return FP32 * (1 + s.states) * num_trained(g, s)
-    if not s.engine.endswith("offload"):
+    is_off = s.engine.endswith("offload")
+    if not (is_off or _updates_on_host(s)):
         return 0.0
-    # With ZeRO-3 a copy of what it trains, with FSDP2 its gradient, and the optimizer's numbers.
-    return _held_weights(g, s) + FP32 * (1 + s.states) * num_trained(g, s)
+    # The gradient and the optimizer's numbers; with DeepSpeed a copy of what it trains.
+    numbers = 1 + s.states + _updates_on_host(s)
+    return is_off * _held_weights(g, s) + FP32 * numbers * num_trained(g, s)

@@ -94,6 +94,7 @@ class Way(NamedTuple):
     figures: Figures
     seconds_a_step: float
     seconds: float
+    evaluation_seconds: float
     num_devices: int
     times: float = 1.0
     dominated_by: str = ""
@@ -147,7 +148,7 @@ def way_of(job: Job, engine: str, budget: int, recompute: str) -> Way:
     step = step_seconds(job, setting, fed)
     loads, number = job.evaluation
     each = sum(timing.evaluation(job.sizes, setting, job.card, load) for load in loads)
-    total = step * job.num_steps + each * number
+    evaluations = each * number
     return Way(
         engine,
         budget,
@@ -155,7 +156,8 @@ def way_of(job: Job, engine: str, budget: int, recompute: str) -> Way:
         fed.largest,
         figures_of(job.sizes, setting, job.card),
         step,
-        total,
+        step * job.num_steps + evaluations,
+        evaluations,
         setting.world_size,
     )
 

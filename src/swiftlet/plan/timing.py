@@ -139,14 +139,13 @@ def micro_batch(g: Sizes, s: Setting, card: Card, load: Load, *, has_dropout: bo
     products = _products(card, flops, load.tokens, weight_bytes(g, s))
     moving = (moved_bytes(g, s, load, has_dropout=has_dropout) + added_bytes(g, s)) / bandwidth
     work = launch + products + moving if card.is_host else max(launch, products + moving)
-    communication = _gathers(g, s, card) + _hooks(g, s, card)
+    communication = _gathers(g, s, card, 2 + (s.recompute == FULL)) + _hooks(g, s, card)
     return Seconds(launch, products, moving, work + communication)
 
 
-def _gathers(g: Sizes, s: Setting, card: Card) -> float:
+def _gathers(g: Sizes, s: Setting, card: Card, passes: int) -> float:
     if s.engine not in PASSES_OF_GATHER or s.world_size == 1 and not s.engine.endswith("offload"):
         return 0.0
-    passes = 2 + (s.recompute == FULL)
     number = PASSES_OF_GATHER[s.engine] * g.layers * passes + 4
     size = passes * s.itemsize * g.num_parameters
     moved = size * (1 - 1 / s.world_size) / (card.link_gb_s * 1e9)
@@ -181,4 +180,5 @@ def evaluation(g: Sizes, s: Setting, card: Card, load: Load) -> float:
     ends = g.vocab * g.hidden * (1 if g.tied else 2)
     flops = 2 * (g.num_active_parameters - ends) * load.tokens + 2 * load.labels * g.vocab * g.hidden
     products = _products(card, flops, load.tokens, s.itemsize * g.num_active_parameters)
-    return launch + products if card.is_host else max(launch, products)
+    work = launch + products if card.is_host else max(launch, products)
+    return work + _gathers(g, s, card, 1)
