@@ -105,3 +105,18 @@ def test_rows_of_experts_are_quantised_on_their_way(npu, quant_mode):
     assert_near(values.float(), rows.round().clamp(-128, 127), 1.01)
     with pytest.raises(RuntimeError, match="the simulator has no drop_pad_mode 1"):
         npu.npu_moe_init_routing_quant(x.npu(), experts.int().npu(), drop_pad_mode=1)
+
+
+def test_experts_with_copies_are_spread_and_small_ones_cut(npu):
+    table = torch.tensor([[1, 5, 0], [2, 3, 7]], dtype=torch.int32)  # how many copies, and where they are
+    ids = torch.tensor([[0, 1], [1, 0]], dtype=torch.int32)
+    where, kept = npu.npu_moe_update_expert(ids.npu(), table.npu(), local_rank_id=3, world_size=4)
+    assert (
+        where.tolist() == [[5, 7], [7, 5]] and kept.all()
+    )  # of four ranks the upper two take the second copy
+    scales, threshold = torch.tensor([[0.9, 0.1], [0.5, 0.5]]), torch.tensor([[0.2, 0.2]])
+    where, kept = npu.npu_moe_update_expert(
+        ids.npu(), table.npu(), expert_scales=scales.npu(), pruning_threshold=threshold.npu(),
+        active_mask=torch.tensor([True, False]).npu(), balance_mode=1,
+    )  # fmt: skip
+    assert where.tolist() == [[5, 3], [7, 5]] and kept.tolist() == [[True, False], [False, False]]

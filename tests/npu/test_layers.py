@@ -95,3 +95,33 @@ def test_torch_npus_own_deformable_layer(npu):
     layer = DCNv2(2, 2, 3, 2, 1).npu()
     x = torch.randn(2, 2, 5, 5).npu()
     assert_near(layer(x).detach(), F.conv2d(x.cpu(), layer.weight.detach().cpu(), None, 2, 1) / 2)
+
+
+def test_samples_are_normalised_by_their_first_values(npu):
+    x, lengths = torch.randn(3, 2, 7), torch.tensor([3, 7, 5])
+    for mode, dims in ((0, 1), (1, (0, 1))):
+        parts = [x[i, :, :n] for i, n in enumerate(lengths)]
+        expected = [
+            (x[i] - p.mean(dims, keepdim=True)) / (p.std(dims, keepdim=True) + 1e-5)
+            for i, p in enumerate(parts)
+        ]
+        assert_near(npu.npu_normalize_batch(x.npu(), lengths.npu(), mode), torch.stack(expected))
+
+
+def test_causal_convolutions_of_channels(npu):
+    x, weight, mask = torch.randn(6, 2, 4), torch.randn(3, 4), torch.rand(2, 6) > 0.3
+
+    def plain(x, weight):
+        rows = torch.cat([torch.zeros(2, 2, 4), x])
+        return sum(rows[i : i + 6] * weight[i] for i in range(3)) * mask.t()[..., None]
+
+    host, card = (
+        [t.clone().requires_grad_() for t in (x, weight)],
+        [t.npu().requires_grad_() for t in (x, weight)],
+    )
+    expected, found = plain(*host), npu.npu_masked_causal_conv1d(*card, mask=mask.npu())
+    assert_near(found, expected.detach(), 1e-5)
+    expected.sum().backward()
+    found.sum().backward()
+    for a, b in zip(card, host, strict=True):
+        assert_near(a.grad, b.grad, 1e-5)

@@ -56,3 +56,16 @@ def test_a_thread_without_a_card_may_make_a_stream():
     thread.start()
     thread.join()
     assert found == [(0, True)]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_gradients_pass_a_transposition_with_a_new_shape(npu, first):
+    x = torch.randn(2, 3, 4)
+    host, card = x.clone().requires_grad_(), x.npu().requires_grad_()
+    perm, shape = (2, 0, 1), (8, 3) if first else (4, 2, 3)
+    expected = host.permute(perm).reshape(shape) if first else host.reshape(shape).permute(perm)
+    found = npu.npu_confusion_transpose(card, perm, shape, first)
+    direction = torch.randn(expected.shape)
+    expected.backward(direction)
+    found.backward(direction.npu())
+    torch.testing.assert_close(card.grad.cpu(), host.grad)

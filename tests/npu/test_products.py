@@ -204,3 +204,25 @@ def test_softmaxes_in_place_and_with_a_bias_of_positions(npu):
     found = npu.npu_masked_softmax_with_rel_pos_bias(x.npu(), mask.npu(), bias.npu(), 0.5)
     assert_near(found, (x * 0.5 + mask + bias).softmax(-1))
     assert_near(npu.npu_masked_softmax_with_rel_pos_bias(x.npu(), None, bias.npu()), (x + bias).softmax(-1))
+
+
+def test_rows_take_the_products_of_their_adapters(npu):
+    y, x, indices = torch.randn(4, 8), torch.randn(4, 6), torch.tensor([1, 0, 2, 1], dtype=torch.int32)
+    down, up = torch.randn(2, 1, 3, 6), torch.randn(2, 1, 5, 3)
+    expected = y.clone()
+    for row in (0, 1, 3):  # there is no adapter 2
+        adapter = indices[row].item()
+        expected[row, 2:7] += 0.5 * up[adapter, 0] @ (down[adapter, 0] @ x[row])
+    arguments = [t.npu() for t in (x, up, indices, down)]
+    keys = {"layer_idx": 0, "scale": 0.5, "y_offset": 2, "y_slice_size": 5}
+    card = y.npu()
+    assert_near(npu.npu_batch_gather_matmul(card, *arguments, **keys), expected)
+    assert_near(card, y, 0)
+    npu.npu_batch_gather_matmul_(card, *arguments, **keys)
+    assert_near(card, expected)
+
+
+def test_rows_are_added_at_their_index(npu):
+    x, rows, index = torch.zeros(4, 3), torch.randn(2, 3), torch.tensor([2, 2])
+    expected = x.index_add(0, index, rows, alpha=2)
+    assert_near(torch.ops.npu._npu_index_add(x.npu(), index.npu(), rows.npu(), alpha=2), expected)

@@ -153,3 +153,32 @@ def test_packages_that_public_tests_import_are_there():
 def test_operators_may_be_given_a_time_limit(npu):
     npu.set_op_timeout_ms(1000)
     assert torch.ones(2, device="npu").sum().item() == 2
+
+
+CHECKED_TRAINING = """
+import torch
+model = torch.nn.Sequential(torch.nn.Embedding(8, 4), torch.nn.Linear(4, 8)).npu()
+tokens = torch.arange(8).npu()
+for _ in range(3):
+    torch.nn.functional.cross_entropy(model(tokens), tokens).backward()
+"""
+
+
+def test_training_runs_with_the_check_for_silent_errors():
+    """torch_npu asks libopapi.so what CANN can do, already on import."""
+    done = run_python("-c", CHECKED_TRAINING, NPU_ASD_ENABLE="1")
+    assert done.returncode == 0, done.stderr
+    assert "Silent check 2.0 version will be enabled" in done.stderr
+
+
+def test_a_norm_that_leaps_is_a_silent_error(npu):
+    gradient, state, step = torch.ones(3).npu(), torch.zeros(3).npu(), torch.zeros(1, dtype=torch.int64).npu()
+
+    def check(value: float, detect: int = 1) -> int:
+        val = torch.tensor(value).npu()
+        return npu._npu_silent_check_v2(val, gradient, state, step, 2, 1e6, 1e5, 1e4, 5e3, detect).item()
+
+    assert [check(1.0), check(2.0), check(2e4)] == [0, 0, 1]
+    assert (state.tolist(), step.item()) == ([2e4, 1, 2e4], 3)
+    assert check(float("nan"), 2) == 2
+    assert gradient.tolist() == [0, 0, 0] and step.item() == 3

@@ -170,3 +170,21 @@ def test_attention_over_keys_that_were_chosen(npu, layout):
             cards["q"], cards["k"], cards["k"], fold(chosen).npu(), 0.4, actual_seq_lengths_query=lengths[0],
             actual_seq_lengths_kv=lengths[1], layout_query=layout, layout_kv=layout, sparse_mode=4,
         )  # fmt: skip
+
+
+def test_maxima_and_sums_of_dense_index_scores(npu):
+    query, key, weights = torch.randn(7, 3, 8), torch.randn(9, 1, 8), torch.randn(7, 3)
+    ends = [3, 7], [4, 9]
+    top, total = npu.npu_dense_lightning_indexer_softmax_lse(
+        query.npu(), key.npu(), weights.npu(), actual_seq_qlen=ends[0], actual_seq_klen=ends[1], layout="TND"
+    )
+    scores = ((query @ key[:, 0].t()).relu() * weights[..., None]).sum(1)
+    scores[:3, 4:] = scores[3:, :4] = -torch.inf
+    for row in range(7):
+        scores[row, (row + 2 if row < 3 else row + 3) :] = -torch.inf  # the last query sees the last key
+    assert_near(top[0], scores.amax(1), 1e-5)
+    assert_near(total[0], (scores - scores.amax(1, keepdim=True)).exp().sum(1), 1e-4)
+    one = npu.npu_dense_lightning_indexer_softmax_lse(
+        query[None, :3].npu(), key[None, :4].npu(), weights[None, :3].npu()
+    )
+    assert_near(one[0], top[0, :3].cpu()[None, None])

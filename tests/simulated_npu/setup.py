@@ -86,6 +86,7 @@ def build_stub(folder: Path) -> None:
     link(
         "gcc", "libhccl.so", [], folder, "-lhcomm"
     )  # that libhccl.so is missing must be seen when only it is
+    link("gcc", "libopapi.so", [compiled(stub / "opapi.c", compiler)], folder, "-lascendcl")
     for name in EMPTY_LIBRARIES:
         link("gcc", f"lib{name}.so", [], folder, "-lascendcl")
 

@@ -29,6 +29,7 @@ NAMES = (
     "libascend_hal.so",
     "libmsprofiler.so",
     "libmspti.so",
+    "libopapi.so",
 )
 started = False
 

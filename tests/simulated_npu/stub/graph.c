@@ -126,7 +126,7 @@ int graph_refuses_wait(void *stream, const char *call) {
     pthread_mutex_unlock(&guard);
     Graph *graph = stream ? graph_of(stream) : any;
     if (!graph) return OK;
-    graph->invalid = 1;
+    if (!stream) graph->invalid = 1; /* to wait for a captured stream is refused, and the capture goes on */
     return fault_set(stream ? STREAM_CAPTURED : CAPTURE_MODE_NOT_SUPPORTED, call);
 }
 

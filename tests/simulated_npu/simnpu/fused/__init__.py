@@ -24,6 +24,7 @@ def register() -> None:
             expert_parallel,
             experts,
             formats,
+            hyper_connections,
             indexing,
             inference,
             latent,
@@ -31,6 +32,7 @@ def register() -> None:
             linear_attention,
             losses,
             matmul,
+            microscaling,
             native_sparse,
             norms,
             optimizers,
@@ -42,6 +44,7 @@ def register() -> None:
             rotary,
             rotated_boxes,
             routing_maps,
+            silent_checks,
             softmaxes,
             sparse,
         )

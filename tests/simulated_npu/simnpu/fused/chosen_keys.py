@@ -163,3 +163,26 @@ def sparse_flash_attention_grad(
     return tuple(
         torch.empty(0) if x is None else found.pop(0) for x in (query, key, value, query_rope, key_rope)
     )
+
+
+@kernel("npu_dense_lightning_indexer_softmax_lse")
+def dense_lightning_indexer_softmax_lse(
+    query_index: Tensor, key_index: Tensor, weights: Tensor, actual_seq_qlen: list[int] | None,
+    actual_seq_klen: list[int] | None, layout: str | None, sparse_mode: int | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The largest of each query's scores and the sum of their exponentials: [B, 1, S], of packed samples [1, T]."""
+    q_ends, k_ends = (None if x is None else torch.tensor(x) for x in (actual_seq_qlen, actual_seq_klen))
+    found = []
+    for q_place, queries, keys, k_place in samples_of(
+        query_index, key_index, q_ends, k_ends, None, (layout, layout)
+    ):
+        products = torch.einsum("qnd,kd->qnk", query_index[q_place].float(), key_index[k_place][:, 0].float())
+        scores = (products.relu() * weights[q_place].float()[..., None]).sum(1)
+        seen = torch.tensor([last_seen(sparse_mode, row, queries, keys) for row in range(queries)])
+        scores = scores.masked_fill(torch.arange(keys) >= seen[:, None], -torch.inf)
+        top = scores.amax(-1)
+        found.append((top, (scores - top[:, None]).exp().sum(-1)))
+    tops, sums = zip(*found, strict=True)
+    if layout == "TND":
+        return torch.cat(tops)[None], torch.cat(sums)[None]
+    return torch.stack(tops)[:, None], torch.stack(sums)[:, None]

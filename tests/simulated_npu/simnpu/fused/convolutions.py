@@ -177,3 +177,22 @@ def deformable_conv_backward(
         return F.conv2d(found, matrix, None, size, groups=groups)
 
     return *gradients(forward, (input, weight, offset), (grad_output,)), grad_output.sum((0, 2, 3))
+
+
+def causal_conv1d(input: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
+    """[S, B, H]: each channel's last rows times weight [W, H]; tokens outside the mask [B, S] are zero."""
+    rows = F.pad(input.float().permute(1, 2, 0), (weight.shape[0] - 1, 0))
+    found = F.conv1d(rows, weight.float().t()[:, None], groups=input.shape[2]).permute(2, 0, 1)
+    return (found if mask is None else found * mask.t()[..., None]).to(input.dtype)
+
+
+@kernel("npu_masked_causal_conv1d")
+def masked_causal_conv1d(input: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
+    return causal_conv1d(input, weight, mask)
+
+
+@kernel("npu_masked_causal_conv1d_backward")
+def masked_causal_conv1d_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, mask: Tensor | None
+) -> tuple[Tensor, ...]:
+    return gradients(lambda x, w: causal_conv1d(x, w, mask), (input, weight), (grad_output,))

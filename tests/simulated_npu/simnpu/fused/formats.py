@@ -11,8 +11,12 @@ FIRST_TYPES = (
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64,
     torch.complex32, torch.complex64, torch.complex128, torch.bool,
 )  # fmt: skip
-# torch's numbers of types; torch_npu adds some from 285 on, which the CPU has not.
-TYPES = dict(enumerate(FIRST_TYPES)) | {15: torch.bfloat16, 23: torch.float8_e5m2, 24: torch.float8_e4m3fn}
+# torch's numbers of types; torch_npu adds some from 285 on, of which two are torch's own.
+TYPES = dict(enumerate(FIRST_TYPES)) | {
+    15: torch.bfloat16,
+    **dict.fromkeys((23, 291), torch.float8_e5m2),
+    **dict.fromkeys((24, 292), torch.float8_e4m3fn),
+}
 
 BASE_FORMATS = (0, 1, 2, 27, 30)  # NCHW, NHWC, ND, NDHWC, NCDHW: the bytes are in plain order on the card too
 
@@ -116,6 +120,17 @@ def confusion_transpose(input: Tensor, perm: list[int], shape: list[int], transp
     if transpose_first:
         return input.permute(perm).contiguous().view(shape)
     return input.reshape(shape).permute(perm).contiguous()
+
+
+@kernel("npu_confusion_transpose_backward", on_host=False)
+def confusion_transpose_backward(
+    grad: Tensor, perm: list[int], shape: list[int], transpose_first: bool
+) -> Tensor:
+    """`shape` is the input's, `transpose_first` about the way back."""
+    back = [perm.index(dim) for dim in range(len(perm))]
+    if transpose_first:
+        return grad.permute(back).reshape(shape)
+    return grad.reshape([shape[dim] for dim in perm]).permute(back).contiguous()
 
 
 @kernel("npu_broadcast", "npu_broadcast.out", on_host=False)

@@ -176,3 +176,13 @@ def masked_fill_range(input: Tensor, start: Tensor, end: Tensor, value: Tensor, 
                 filling
             )
     return found
+
+
+@kernel("_npu_index_add")
+def index_add(input: Tensor, index: Tensor, source: Tensor, alpha: float) -> Tensor:
+    return input.index_add(0, index.long(), source, alpha=alpha)
+
+
+@kernel("_npu_index_add_")
+def index_add_(input: Tensor, index: Tensor, source: Tensor, alpha: float) -> Tensor:
+    return input.index_add_(0, index.long(), source, alpha=alpha)

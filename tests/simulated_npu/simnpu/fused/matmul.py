@@ -183,3 +183,37 @@ def fused_matmul(
     )
     product = x1.float() @ x2.float()
     return AFTER_PRODUCT[fused_op_type](product if bias is None else product + bias.float(), x3).to(x1.dtype)
+
+
+def with_adapters(
+    input: Tensor, x: Tensor, weight_b: Tensor, indices: Tensor, weight_a: Tensor | None, layer_idx: int, scale: float,
+    y_offset: int, y_slice_size: int,
+) -> Tensor:  # fmt: skip
+    """Adds what each row's adapter [adapters, layers, out, in] makes of it to these columns; an index may have none."""
+    some = indices.long() < weight_b.shape[0]
+    chosen, rows = indices.long()[some], x[some].float()[:, None]
+    if weight_a is not None:
+        rows = rows @ weight_a[chosen, layer_idx].float().transpose(1, 2)
+    added = (rows @ weight_b[chosen, layer_idx].float().transpose(1, 2))[:, 0] * scale
+    result = input.clone()
+    columns = slice(y_offset, None if y_slice_size < 0 else y_offset + y_slice_size)
+    result[some, columns] = (input[some, columns].float() + added).to(input.dtype)
+    return result
+
+
+@kernel("npu_batch_gather_matmul")
+def batch_gather_matmul(
+    input: Tensor, x: Tensor, weight_b: Tensor, indices: Tensor, weight_a: Tensor | None, layer_idx: int, scale: float,
+    y_offset: int, y_slice_size: int,
+) -> Tensor:  # fmt: skip
+    return with_adapters(input, x, weight_b, indices, weight_a, layer_idx, scale, y_offset, y_slice_size)
+
+
+@kernel("npu_batch_gather_matmul_")
+def batch_gather_matmul_(
+    input: Tensor, x: Tensor, weight_b: Tensor, indices: Tensor, weight_a: Tensor | None, layer_idx: int, scale: float,
+    y_offset: int, y_slice_size: int,
+) -> Tensor:  # fmt: skip
+    return input.copy_(
+        with_adapters(input, x, weight_b, indices, weight_a, layer_idx, scale, y_offset, y_slice_size)
+    )

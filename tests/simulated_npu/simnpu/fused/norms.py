@@ -192,3 +192,14 @@ def group_norm_swish_grad(
         upstream.sum(channels).to(bias.dtype),
     )
     return tuple(value if wanted else None for value, wanted in zip(found, grad_input_mask, strict=True))
+
+
+@kernel("npu_normalize_batch")
+def normalize_batch(input: Tensor, seq_len: Tensor, normalize_type: int) -> Tensor:
+    """[B, C, S] by the mean and deviation of each sample's first values: of each channel (0), or of all (1)."""
+    check(normalize_type in (0, 1), f"normalize_type is 0 or 1, got {normalize_type}")
+    dims = (-1,) if normalize_type == 0 else (-2, -1)
+    parts = [sample[:, :length] for sample, length in zip(input.float(), seq_len.tolist(), strict=True)]
+    mean = torch.stack([part.mean(dims, keepdim=True) for part in parts])
+    deviation = torch.stack([part.std(dims, keepdim=True) for part in parts])
+    return ((input.float() - mean) / (deviation + 1e-5)).to(input.dtype)

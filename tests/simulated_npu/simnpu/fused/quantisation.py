@@ -8,9 +8,11 @@ from torch import Tensor
 
 from simnpu.fused.formats import TYPES
 from simnpu.fused.kernels import NotSimulated, check, kernel
+from simnpu.fused.microscaling import EIGHT_BITS, decoded, is_microscaled, plain
 
 INT4 = 16  # torch's number of quint4x2
 INTEGERS = {12: torch.int8, 13: torch.uint8, 14: torch.int32, 1: torch.int8, 0: torch.uint8, 3: torch.int32}
+QUANTISED = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
 SCALE_BITS, IS_QUANT, OFFSET_SHIFT, OFFSET_BITS = 0xFFFFE000, 1 << 46, 37, 0x1FF
 
 
@@ -29,17 +31,21 @@ def unpacked(words: Tensor, axis: int = -1) -> Tensor:
 
 
 def integers(values: Tensor, number: int) -> Tensor:
-    """Rounded to the nearest, ties to even, and kept within the type."""
+    """Rounded to the nearest, ties to even, and kept within the type; also floats of eight bits."""
     if number == INT4:
         return packed(values.round().clamp(-8, 7))
+    if TYPES.get(number) in EIGHT_BITS:
+        limit = EIGHT_BITS[TYPES[number]].largest
+        return values.clamp(-limit, limit).to(TYPES[number])
     if number not in INTEGERS:
         raise NotSimulated(f"the simulator does not quantise to the type number {number}")
     limits = torch.iinfo(INTEGERS[number])
     return values.double().round().clamp(limits.min, limits.max).to(INTEGERS[number])
 
 
-def largest(number: int) -> int:
-    return 7 if number == INT4 else 127
+def largest(number: int) -> float:
+    small = EIGHT_BITS.get(TYPES.get(number))
+    return small.largest if small else 7 if number == INT4 else 127
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -168,11 +174,28 @@ def quantised_product(
     return total + bias.float() if bias is not None and bias.is_floating_point() else total
 
 
+def microscaled_product(
+    x1: Tensor, x2: Tensor, scale: Tensor, pertoken: Tensor, numbers: tuple[int | None, int | None]
+) -> Tensor:
+    """Blocks of both lie along the inner axis, of which four bits of a transposed weight make it half as long."""
+    left = plain(decoded(x1, numbers[0]), pertoken, -1)
+    inner = left.shape[-1]
+    right = decoded(x2, numbers[1], -2 if x2.shape[-2] * 2 == inner else -1)
+    check(right.shape[-2] == inner, f"npu_quant_matmul: {tuple(x1.shape)} does not fit {tuple(x2.shape)}")
+    return left @ plain(right, scale, -2)
+
+
 @kernel("npu_quant_matmul")
 def quant_matmul(
     x1: Tensor, x2: Tensor, scale: Tensor, offset: Tensor | None, pertoken_scale: Tensor | None,
-    bias: Tensor | None, output_dtype: int | None,
+    bias: Tensor | None, output_dtype: int | None, x1_dtype: int | None, x2_dtype: int | None,
+    pertoken_scale_dtype: int | None, scale_dtype: int | None, group_sizes: list[int] | None,
 ) -> Tensor:  # fmt: skip
+    if is_microscaled(scale, scale_dtype):
+        total = microscaled_product(x1, x2, scale, pertoken_scale, (x1_dtype, x2_dtype))
+        return (total if bias is None else total + bias.float()).to(TYPES[output_dtype])
+    if x1_dtype is not None or x2_dtype is not None or group_sizes:
+        raise NotSimulated("npu_quant_matmul: of types given by their numbers, the simulator has those of mx")
     if x1.dtype == torch.int32:
         # A transposed weight has its words along the other axis.
         x1, x2 = unpacked(x1), unpacked(x2, -1 if x2.shape[-2] == x1.shape[-1] * 8 else -2)
@@ -247,3 +270,20 @@ def ifmr(
     errors = (((values / scales[:, None]).round() + at).clamp(-128, 127) - at) * scales[:, None] - values
     best = errors.square().sum(1).argmin()
     return scales[best].view(1), offsets[best].view(1)
+
+
+# A card gives the integers themselves, not a tensor of one of torch's quantised types.
+@kernel("aten::quantize_per_tensor")
+def quantize_per_tensor(
+    self: Tensor, scale: float | Tensor, zero_point: int | Tensor, dtype: torch.dtype
+) -> Tensor:
+    limits = torch.iinfo(QUANTISED[dtype])
+    return (self.float() / scale).round().add(zero_point).clamp(limits.min, limits.max).to(QUANTISED[dtype])
+
+
+@kernel("aten::quantize_per_channel")
+def quantize_per_channel(
+    self: Tensor, scales: Tensor, zero_points: Tensor, axis: int, dtype: torch.dtype
+) -> Tensor:
+    points = along(zero_points, axis, self)
+    return quantize_per_tensor(self, along(scales, axis, self), points, dtype)

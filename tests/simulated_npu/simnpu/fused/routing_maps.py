@@ -173,3 +173,26 @@ def init_routing_quant(
     counts = torch.bincount(expert_idx.flatten().long(), minlength=expert_num).int()
     tokens = {CUMULATIVE: counts.cumsum(0).int(), COUNT: counts}.get(expert_tokens_num_mode, counts[:0])
     return values, places, tokens, torch.empty(0, dtype=torch.int32), scales
+
+
+@kernel("npu_moe_update_expert")
+def moe_update_expert(
+    expert_ids: Tensor, eplb_table: Tensor, expert_scales: Tensor | None, pruning_threshold: Tensor | None,
+    active_mask: Tensor | None, local_rank_id: int, world_size: int, balance_mode: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Where the copy of each expert is that this rank (mode 0) or token (mode 1) takes, and which of them count.
+
+    A row of the table has the number of copies, then their places. Scales below a share of the token's sum are cut.
+    """
+    check(balance_mode in (0, 1), f"balance_mode is 0 or 1, got {balance_mode}")
+    rows = eplb_table.long()[expert_ids.long()]
+    copies = rows[..., 0]
+    if balance_mode == 0:
+        copy = local_rank_id // -(-world_size // copies)
+    else:
+        copy = torch.arange(expert_ids.shape[0])[:, None] % copies
+    places = rows.gather(-1, copy[..., None] + 1).squeeze(-1)
+    kept = torch.ones(expert_ids.shape, dtype=torch.bool)
+    if expert_scales is not None:
+        kept = expert_scales >= pruning_threshold * expert_scales.sum(-1, keepdim=True)
+    return places.to(expert_ids.dtype), kept if active_mask is None else kept & active_mask[:, None]
