@@ -309,6 +309,12 @@ def test_histories_that_are_none(history, reason, detail):
         ({"list": [{"a": 1}]}, "columns: list", "COLUMN=query COLUMN=response"),
         ({"question": "a", "text": "b"}, "no answer column; columns: question, text", "COLUMN=response"),
         ({"inputs": "a", "targets": "b", "task": "c"}, "no question column", "inputs=query"),
+        ({"user_id": "u", "inputs": "a", "targets": "b"}, "no question column", "inputs=query"),
+        (
+            {"answer_type": "number", "question": "a", "their_answer": "b"},
+            "no answer column",
+            "their_answer=response",
+        ),
         ({"ask": "a", "answer": "b"}, "no question column; columns: answer, ask", "ask=query"),
         (
             {"turns": ["a", "b"]},

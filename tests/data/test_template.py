@@ -139,6 +139,14 @@ def make(tmp_path_factory):
     return build
 
 
+def test_the_end_of_an_answer_is_known_where_the_template_takes_no_second_question(make):
+    refusal = "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}"
+    template = make(refusal + CHATML)
+    assert trained(template, template.encode(sample(talk("Is it?", "yes")))) == ["yes<|end|>"]
+    ends = [template.tokenizer.decode([number]) for number in template.stop_token_ids]
+    assert ends == ["<|end|>", "</s>"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_answers_and_their_end_are_trained_on_and_nothing_else(make, name, kind):

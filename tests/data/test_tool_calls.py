@@ -140,6 +140,33 @@ def test_the_end_behind_a_call_is_found_where_a_last_one_is_printed_otherwise(ma
     assert trained(template, encoded) == [printed("add") + last]
 
 
+# takes no conversation without tools and looks into them, as Hermes 3's for tools and as Seed-OSS's
+FOR_TOOLS = (
+    "{% for t in tools %}{{ t.function.name }}{% for n in t.function.parameters.properties %}{{ n }}{% endfor %}"
+    "{% endfor %}"
+)
+DESCRIBED = [{"type": "function", "function": {"name": "add", "parameters": {"properties": {"x": {}}}}}]
+
+
+@pytest.mark.parametrize("end", ["<|end|>\n", "{% if not m.tool_calls %}</s>{% else %}<|end|>{% endif %}\n"])
+def test_a_template_for_tools_alone_ends_calls_once_and_prints_results_itself(make, end):
+    template = make(FOR_TOOLS + NATIVE.replace("<|end|>\n", end))
+    answer = "It is 5." + ("</s>" if "</s>" in end else "<|end|>")
+    encoded, notes = template.encode_noted(sample([QUESTION, call("add"), RESULT, ANSWER], DESCRIBED))
+    assert (trained(template, encoded), notes) == ([printed("add") + "<|end|>", answer], ())
+    encoded = template.encode(sample([QUESTION, call("add")], DESCRIBED))
+    assert trained(template, encoded) == [printed("add") + "<|end|>"]
+
+
+def test_what_a_template_prints_behind_a_call_as_another_is_not_trained_on(make):
+    """As Command R+'s for tools: no end behind a call, and an instruction of the system behind the conversation."""
+    chat = f"<|start|>system\n{FOR_TOOLS}<|end|>" + EACH + "<|start|>{{ m.role }}\n{{ m.content }}" + CALLS
+    chat += "{% if not m.tool_calls %}<|end|>{% endif %}" + END
+    template = make(chat + "<|start|>system\nUse a tool.<|end|>" + PROMPT)
+    encoded = template.encode(sample([QUESTION, call("add")], DESCRIBED))
+    assert trained(template, encoded) == [printed("add")]
+
+
 def test_calls_and_tools_are_text_where_the_template_prints_none(make):
     template = make(CHATML)
     messages = [QUESTION, call("add", "sub", content="I add."), RESULT, ANSWER]

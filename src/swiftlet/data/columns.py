@@ -71,6 +71,10 @@ GUESSES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("messages", ("messages", "dialog", "chat", "conversation", "turns", "对话")),
     ("text", ("text", "content", "body", "document", "正文", "文本", "内容")),
 )
+# what ends the names of columns about a text that is elsewhere: user_id, response_source
+_ABOUT = re.compile(
+    r"(?:^|[ _-])(?:u?id|ids|uuid|idx|index|hash|source|type|model|name|lang|language|len|length)$"
+)
 # parts of the names of what a task is done on, beside the column of the task
 INPUTS = ("input", "输入")
 
@@ -237,6 +241,8 @@ def _has_role(turn: Row) -> bool:
 
 def _meaning(name: str) -> str | None:
     lowered = name.lower().replace("task", "")  # which holds "ask", and names a kind of question
+    if _ABOUT.search(lowered):
+        return None
     return next((ours for ours, parts in GUESSES if any(part in lowered for part in parts)), None)
 
 

@@ -26,6 +26,16 @@ THOUGHT: dict[str, Any] = {
     **dict.fromkeys(REASONING_KEYS, "thought-17"), "role": "assistant", "content": "answer-71",
 }  # fmt: skip
 SYSTEM: dict[str, Any] = {"role": "system", "content": "s"}
+# templates for tools alone look for each of these keys
+_PROPERTY = {"type": "string", "description": "d"}
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "describe_19",
+        "description": "d",
+        "parameters": {"type": "object", "properties": {"x": _PROPERTY}, "required": ["x"]},
+    },
+}
 
 
 def _results(message: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -108,10 +118,12 @@ class EndMarkers:
         return Closing(middle, last)
 
     def _through(self, marker: str, text: str) -> str:
-        """Return `text` up to the end of a marker that has a token of the vocabulary, '' where it is not there."""
+        """Return `text` up to the end of a marker that has a token of the vocabulary, '' where the turn has none."""
         marker = marker.strip()
-        is_there = marker in text and self.tokenizer.added_pattern.search(marker)
-        return text[: text.find(marker) + len(marker)] if is_there else ""
+        before, found, _ = (
+            text.partition(marker) if self.tokenizer.added_pattern.search(marker) else ("", "", "")
+        )
+        return "" if any(opener in before for opener in self.openers) else before + found
 
     def _ended(self, upto: Messages, tools: list[Any] | None, around: Around | None) -> str | None:
         """Return the text behind the last content; one rendering does where all before it is printed as is known."""
@@ -131,7 +143,7 @@ class EndMarkers:
         or else what stands before the header of the next question.
         """
         asked = self._after(upto, tools, prompt=True)
-        questioned = self._after([QUESTION], None, prompt=True)
+        questioned = self._after([QUESTION], self._tools, prompt=True)
         shared = [self.common(text, going_on) for text in (asked, questioned) if text is not None]
         for text in (*shared, self._before_header(going_on)):
             marker = self._without_openers(text)
@@ -150,7 +162,13 @@ class EndMarkers:
         return going_on[: next((at for at in headers if begins.endswith(going_on[at:])), 0)]
 
     def _closing_alone(self, text: str, upto: Messages, tools: list[Any] | None) -> Closing:
-        """Judge by one text alone: the marker known from a plain conversation, if it is there."""
+        """Judge by one text alone: the marker known from a plain conversation, if it is there.
+
+        Where this is the plain conversation, the template takes no second question: the marker is what stands there.
+        """
+        if upto == [QUESTION, ANSWER]:
+            only = self._without_openers(self._only_tokens(self._without_dangling(text, upto, tools)))
+            return Closing(only, only)
         middle, last = self.plain
         if upto[-1].get("tool_calls"):  # the rest of the call stands before the marker
             ends = [text.find(marker) + len(marker) if marker in text else 0 for marker in self.plain]
@@ -160,12 +178,21 @@ class EndMarkers:
     @cached_property
     def plain(self) -> Closing:
         """The end markers after a plain answer."""
-        return self.of([QUESTION, ANSWER], 1, None)
+        return self.of([QUESTION, ANSWER], 1, self._tools)
+
+    @cached_property
+    def _tools(self) -> list[Any] | None:
+        """The tools that plain conversations are tried with: one where the template renders none without."""
+        for tools in (None, [TOOL]):
+            with suppress(TemplateError):
+                self.locator.render([QUESTION, ANSWER], tools, prompt=False)
+                return tools
+        return None
 
     def closes_thoughts(self, marker: str) -> bool:
         """Return whether a marker stands between what was thought and its answer too: generation goes on behind it."""
         try:
-            text = self.locator.renderer.render([QUESTION, THOUGHT])
+            text = self.locator.renderer.render([QUESTION, THOUGHT], self._tools)
         except TemplateError:
             return False
         _, _, behind = text.partition("thought-17")
@@ -178,7 +205,7 @@ class EndMarkers:
         found = []
         for messages in ([QUESTION], [SYSTEM, QUESTION]):
             with suppress(TemplateError):
-                found.append(self.locator.locate(messages))
+                found.append(self.locator.locate(messages, self._tools))
         return found
 
     @cached_property

@@ -14,18 +14,12 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-from swiftlet.data.endmarkers import ANSWER, QUESTION
+from swiftlet.data.endmarkers import ANSWER, QUESTION, TOOL
 from swiftlet.data.rendering import Renderer, TemplateError, as_template_message, called_name
 
 Message = dict[str, Any]
 # what is tried with each template
-_ID, _NAME, _TOOL_NAME, _TEXT = "abcdefghi", "look_up_17", "describe_19", "a text 53"
-_TOOLS = [
-    {
-        "type": "function",
-        "function": {"name": _TOOL_NAME, "description": "d", "parameters": {"type": "object"}},
-    }
-]
+_ID, _NAME, _TEXT = "abcdefghi", "look_up_17", "a text 53"
 _FUNCTION = {"name": _NAME, "arguments": {"x": "y"}}
 _CALL: Message = {
     "role": "assistant",
@@ -130,7 +124,7 @@ class ToolText:
     @cached_property
     def prints_tools(self) -> bool:
         """Whether the descriptions of tools are printed; True as well where the template refuses to try it."""
-        return self._is_printed(_TOOL_NAME, [QUESTION]) is not False
+        return self._is_printed(called_name(TOOL), [QUESTION]) is not False
 
     @cached_property
     def takes_system(self) -> bool:
@@ -138,13 +132,13 @@ class ToolText:
         return bool(self._is_printed(_TEXT, [{"role": "system", "content": _TEXT}, QUESTION], []))
 
     def _is_printed(
-        self, text: str, messages: Sequence[Message], tools: Sequence[Any] = _TOOLS
+        self, text: str, messages: Sequence[Message], tools: Sequence[Any] = (TOOL,)
     ) -> bool | None:
         """Return whether a text is printed, None where the template refuses the conversation."""
         printed = self._printed(messages, tools)
         return None if printed is None else text in printed
 
-    def _printed(self, messages: Sequence[Message], tools: Sequence[Any] = _TOOLS) -> str | None:
+    def _printed(self, messages: Sequence[Message], tools: Sequence[Any] = (TOOL,)) -> str | None:
         shown = [as_template_message(message) for message in messages]
         is_asked = messages[-1]["role"] != "assistant"
         try:
