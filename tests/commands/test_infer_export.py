@@ -199,6 +199,13 @@ def test_rows_that_have_no_answer_are_counted(checkpoint, tmp_path, capfd):
     assert said in capfd.readouterr().err
 
 
+def test_rows_that_ask_nothing_are_counted(checkpoint, tmp_path, capfd):
+    file = tmp_path / "mixed.jsonl"
+    file.write_text('{"text": "hello world"}\n{"query": "hello", "response": "world"}\n', "utf-8")
+    assert len(infer(ckpt_dir=str(checkpoint), val_dataset=str(file), **GREEDY)) == 1
+    assert "warning: 1 of 2 rows are plain text, which asks nothing: not answered" in capfd.readouterr().err
+
+
 def test_results_have_the_system_message_that_was_asked_with(fine_tune):
     checkpoint = fine_tune(max_steps=3, system="w7 w8").last_checkpoint
     rows = infer(ckpt_dir=checkpoint, load_dataset_config=True, show_dataset_sample=1, **GREEDY)

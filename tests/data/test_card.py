@@ -71,6 +71,9 @@ def test_one_of_several_subsets_has_to_be_chosen(tmp_path):
     assert chosen(folder, "zh") == NAMES[4:6]
     assert chosen(folder, "all", "zh") == [*NAMES[:2], *NAMES[4:6]]
     assert chosen(folder, "zh", "train") == [*NAMES[4:6], *NAMES[:2]]  # no file twice
+    with pytest.raises(DataError, match="no subset 'en'") as caught:
+        chosen(folder, "en")
+    assert caught.value.hint == "there are: all, zh, train, test"
 
 
 @pytest.mark.parametrize("mark", [{"default": True}, {"config_name": "default"}])

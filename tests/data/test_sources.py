@@ -1,6 +1,7 @@
 """Where rows come from: files, folders, hub caches, generated sets; and how a sample is drawn."""
 
 import json
+import os
 import tracemalloc
 from pathlib import Path
 
@@ -228,6 +229,13 @@ def test_a_quoted_pattern_is_told_to_stand_without_quotes(tmp_path):
         "check the path given to --dataset or --val_dataset; "
         "write a pattern without quotes: the shell puts the names of its files there"
     )
+
+
+def test_a_pipe_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match="rows.jsonl is no file") as caught:
+        texts_of(str(tmp_path / "rows.jsonl"))
+    assert caught.value.hint == "write the rows to a file, and give that"
 
 
 def test_a_file_that_may_not_be_read_stops(tmp_path):

@@ -127,6 +127,27 @@ def test_shards_without_their_index_are_counted_by_their_names(tmp_path):
     assert not is_complete("model", made)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00002-of-00002.safetensors", "model.bin"])
+def test_a_link_to_no_file_and_a_folder_are_no_weights(name, tmp_path):
+    folder = make_model(tmp_path / "m", shards=2 if "-" in name else 0)
+    for path in (folder / "model.safetensors.index.json", folder / "model.safetensors", folder / name):
+        path.unlink(missing_ok=True)
+    (folder / name).symlink_to("../blobs/gone")
+    assert not is_complete("model", folder)
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    assert not is_complete("model", folder)
+
+
+def test_what_a_client_has_not_fetched_to_its_end_is_no_dataset(tmp_path):
+    part = tmp_path / "._____temp" / "rows.jsonl"
+    part.parent.mkdir()
+    part.write_text("{}")
+    assert not is_complete("dataset", tmp_path)
+    part.rename(tmp_path / "rows.jsonl")
+    assert is_complete("dataset", tmp_path)
+
+
 def test_an_absent_model_says_where_it_looked_and_what_to_type(tmp_path):
     with pytest.raises(SwiftletError) as caught:
         hub.model_folder(MS_ID, HF_ID)

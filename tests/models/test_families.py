@@ -1,5 +1,6 @@
 """The family table, exact parameter counts, and what --model_type and --model_id_or_path stand for."""
 
+import os
 import subprocess
 import sys
 
@@ -281,10 +282,13 @@ def test_data_that_is_not_there_is_named_with_its_flag(tmp_path, monkeypatch):
     model = ModelArgs(model_type="tiny-math-chat")
     here = DataArgs(("./rows:en", f"{tmp_path}/rows:en#5", "./C#1/a.jsonl#5"))
     assert [*unknown_names(model, here)] == []
-    gone = DataArgs(("a.jsonl b.jsonl", "./no:en#5"), ("missing.ndjson.gz#5",))
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    gone = DataArgs(("a.jsonl b.jsonl", "./no:en#5", "pipe.jsonl#5"), ("missing.ndjson.gz#5",))
     assert [str(mistake) for mistake in unknown_names(model, gone)] == [
         "no such data file or folder: a.jsonl b.jsonl\n"
         "hint: check the path given to --dataset; several are words of their own, or separated by commas",
         "no such data file or folder: ./no\nhint: check the path given to --dataset",
+        "pipe.jsonl is no file: rows are read several times, and a pipe or device has them once\n"
+        "hint: write the rows to a file, and give that",
         "no such data file or folder: missing.ndjson.gz\nhint: check the path given to --val_dataset",
     ]

@@ -96,8 +96,12 @@ def answer_dataset(ready: Ready, path: Path) -> list[dict[str, Any]]:
 
 def _rows(ready: Ready) -> list[Row]:
     args = ready.args
-    num_train, samples = read_split(args.data)
-    samples = [sample for sample in samples if sample.messages]
+    num_train, held_out = read_split(args.data)
+    samples = [sample for sample in held_out if sample.messages]
+    if len(samples) < len(held_out) and log.rank() == 0:
+        log.warning(
+            f"{len(held_out) - len(samples)} of {len(held_out)} rows are plain text, which asks nothing: not answered"
+        )
     if not samples:
         raise DataError("there are no rows to answer", "add --val_dataset FILE, or --dataset_test_ratio 0.1")
     most = args.answer.show_dataset_sample

@@ -16,7 +16,7 @@ from swiftlet.config.check import model_folder_mistake
 from swiftlet.data.mapping import check_columns
 from swiftlet.data.named_templates import named_template
 from swiftlet.data.sources import on_hub
-from swiftlet.data.spec import how_to_find, parse_specs
+from swiftlet.data.spec import parse_specs, place_mistake
 from swiftlet.errors import SwiftletError, UsageError, pick, raise_all
 from swiftlet.models.families import FAMILIES, fetch, find_model
 from swiftlet.models.geometry import is_size
@@ -63,10 +63,9 @@ def _dataset_mistakes(flag: str, text: str) -> Iterator[UsageError]:
         yield mistake
         return
     for spec in specs:
-        if spec.kind == "path" and not os.path.exists(spec.location):
-            yield UsageError(
-                f"no such data file or folder: {spec.location}", how_to_find(spec.location, f"--{flag}")
-            )
+        wrong = place_mistake(spec.location, f"--{flag}") if spec.kind == "path" else None
+        if wrong is not None:
+            yield UsageError(*wrong)
 
 
 def _model_mistakes(model: Any, is_trained: bool) -> Iterator[UsageError]:

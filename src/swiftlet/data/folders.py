@@ -130,6 +130,7 @@ def _of_subsets(folder: Path, files: list[Path], names: Sequence[str], wanted: s
     if not names:
         return _unasked(folder, files, card)
     found: dict[Path, str | None] = {}
+    of_card = [*card, *(split for subset in card.values() for split in subset.splits if split)]
     for name in names:
         if name in card:
             mine = card[name].files(folder, files)
@@ -139,7 +140,7 @@ def _of_subsets(folder: Path, files: list[Path], names: Sequence[str], wanted: s
         else:
             pairs = [pair for subset in card.values() for pair in subset.files(folder, files).items()]
             mine = {file: wanted for file, split in pairs if split == name}
-        found |= mine or dict.fromkeys(_of_subset(folder, files, name))
+        found |= mine or dict.fromkeys(_of_subset(folder, files, name, of_card))
     return found
 
 
@@ -171,13 +172,13 @@ def _tell_of_unused(folder: Path, subset: Subset) -> None:
         )
 
 
-def _of_subset(folder: Path, files: list[Path], subset: str) -> list[Path]:
+def _of_subset(folder: Path, files: list[Path], subset: str, of_card: list[str]) -> list[Path]:
     found = [file for file in files if subset in file.relative_to(folder).parts[:-1] or subset == _stem(file)]
     if not found:
         part = re.compile(rf"(^|[-_.]){re.escape(subset)}($|[-_.])")
         found = [file for file in files if part.search(_stem(file))]
     if not found and subset != "default":
-        names = sorted({_label(folder, file) for file in files})
+        names = list(dict.fromkeys(of_card)) or sorted({_label(folder, file) for file in files})
         raise DataError(f"{folder}: no subset {subset!r}", f"there are: {', '.join(names[:20])}")
     return found or files
 

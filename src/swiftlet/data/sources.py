@@ -22,7 +22,7 @@ from swiftlet.data.jsonfile import count_json, read_json
 from swiftlet.data.jsonlines import Keep, count_lines, read_text_lines
 from swiftlet.data.parquetfile import count_arrow, count_parquet, read_arrow, read_parquet
 from swiftlet.data.rows import BadRow, Origin, Record
-from swiftlet.data.spec import DatasetSpec, how_to_find
+from swiftlet.data.spec import DatasetSpec, place_mistake
 from swiftlet.errors import DataError
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -62,11 +62,9 @@ def files_of(spec: DatasetSpec) -> list[Path]:
         return []
     if spec.kind == "path":
         path = Path(spec.location)
-        if not path.exists():
-            raise DataError(
-                f"no such data file or folder: {path}",
-                how_to_find(spec.location, "--dataset or --val_dataset"),
-            )
+        mistake = place_mistake(str(path), "--dataset or --val_dataset")
+        if mistake is not None:
+            raise DataError(*mistake)
         if not path.is_dir():
             return [_known(path)]
         return choose_files(path, spec.subsets, spec.split)

@@ -101,8 +101,19 @@ def absolute_text(text: str) -> str:
     return f"{Path(spec.location).absolute()}{subsets}{count}"
 
 
-def how_to_find(location: str, flags: str) -> str:
-    """Return what to do about a path that does not exist, which was given to one of the flags."""
+def place_mistake(location: str, flags: str) -> tuple[str, str] | None:
+    """Return what is wrong with a path given to one of the flags and what to do, None for a file or a folder."""
+    if not os.path.exists(location):  # False also for what is too long or may not be looked at
+        return f"no such data file or folder: {location}", _how_to_find(location, flags)
+    if Path(location).is_file() or Path(location).is_dir():
+        return None
+    return (
+        f"{location} is no file: rows are read several times, and a pipe or device has them once",
+        "write the rows to a file, and give that",
+    )
+
+
+def _how_to_find(location: str, flags: str) -> str:
     hint = f"check the path given to {flags}"
     if any(sign in location for sign in "*?["):
         return f"{hint}; write a pattern without quotes: the shell puts the names of its files there"

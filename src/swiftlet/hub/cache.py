@@ -109,16 +109,14 @@ def is_complete(kind: str, folder: Path) -> bool:
     if not folder.is_dir():
         return False
     if kind == "dataset":
-        return any(
-            unpacked_name(path.name).endswith(SUFFIXES) for path in folder.rglob("*") if path.is_file()
-        )
+        return any(_is_data(path, folder) for path in folder.rglob("*"))
     if not (folder / "config.json").is_file():
         return False
     index = _text(folder / INDEX)
     if index is None:
-        if any(folder.glob("*.safetensors")):
+        if any(path.is_file() for path in folder.glob("*.safetensors")):
             return not _is_cut_short(folder)
-        return any(any(folder.glob(other)) for other in OTHER_WEIGHTS)
+        return any(path.is_file() for other in OTHER_WEIGHTS for path in folder.glob(other))
     try:
         shards = set(json.loads(index)["weight_map"].values())
     except (ValueError, KeyError, AttributeError, TypeError):
@@ -128,9 +126,16 @@ def is_complete(kind: str, folder: Path) -> bool:
     )
 
 
+def _is_data(path: Path, folder: Path) -> bool:
+    """Return whether a file holds rows; below a name that begins with a dot the clients keep what is not whole yet."""
+    is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return not is_hidden and unpacked_name(path.name).endswith(SUFFIXES) and path.is_file()
+
+
 def _is_cut_short(folder: Path) -> bool:
     """Return whether shards are missing, by their own names, where no index tells (a download that was cut off)."""
-    found = [match for path in folder.glob("*.safetensors") if (match := SHARD.search(path.name))]
+    files = (path for path in folder.glob("*.safetensors") if path.is_file())
+    found = [match for path in files if (match := SHARD.search(path.name))]
     return any(len(found) < int(match[1]) for match in found)
 
 
