@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 __version__ = "0.1.0"
@@ -17,9 +18,10 @@ def sft(**options: Any) -> Any:
     Raises:
         SwiftletError: a mistake in the options, or a run that failed.
     """
+    from swiftlet import launch
     from swiftlet.commands import sft as command
 
-    return command.call(options)
+    return command.call(options, launch.check_alone(os.environ, "swift sft"))
 
 
 def infer(**options: Any) -> Any:
@@ -28,9 +30,10 @@ def infer(**options: Any) -> Any:
     Raises:
         SwiftletError: a mistake in the options, or a run that failed.
     """
+    from swiftlet import launch
     from swiftlet.commands import infer as command
 
-    return command.call(options)
+    return command.call(options, launch.check_alone(os.environ, "swift infer"))
 
 
 def export(**options: Any) -> Any:

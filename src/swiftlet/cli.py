@@ -31,6 +31,7 @@ def overview() -> str:
     lines = ["swift: fine-tune and run large language models on NPUs, GPUs and CPUs", ""]
     lines += ["usage: swift COMMAND [FILE.yaml] [--flag value ...]", "", "commands:"]
     lines += [f"  {name:<11} {command.summary}" for name, command in COMMANDS.items()]
+    lines += [f"  {name:<11} the same as {' '.join(words)}" for name, words in COMMAND_ALIASES.items()]
     lines += ["", "swift COMMAND --help lists its flags.", ""]
     lines += [
         "example:",
@@ -54,6 +55,8 @@ def find_command(word: str) -> tuple[str, list[str]]:
         hint = COMMANDS_ELSEWHERE.get(word) or suggest(word, [*COMMANDS, *COMMAND_ALIASES])
         if word.split()[:1] != [word]:
             hint = "quotes belong around single values, not around a command line"
+        elif word.startswith("-"):
+            hint = f"the command comes first: swift sft {word} ..."
         raise UsageError(f"unknown command {word!r}", hint)
     return word, []
 
@@ -77,7 +80,7 @@ def run_command(argv: Sequence[str]) -> int:
     name, extra = find_command(argv[0])
     words = list(argv[1:]) if _names(argv[1:], extra[:1]) else [*extra, *argv[1:]]
     module = importlib.import_module(f"swiftlet.commands.{COMMANDS[name].module}")
-    if any(word in HELP_WORDS[:2] for word in words):
+    if words[:1] == ["help"] or any(word in HELP_WORDS[:2] for word in words):
         from swiftlet.config.help import command_help
 
         print(command_help(name, module.ARGS, module.EXAMPLE))

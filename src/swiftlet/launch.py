@@ -22,7 +22,7 @@ from swiftlet.commands.run_folder import VARIABLE as FOLDER
 from swiftlet.config.fields import to_flat
 from swiftlet.config.parse import Parsed, parse, with_copies, without_flag
 from swiftlet.device.interfaces import check_interfaces, interface_variables
-from swiftlet.device.visible import read_whole
+from swiftlet.device.visible import PROCESSES, read_whole
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.faults import RESTARTS
 from swiftlet.log import redact, warning
@@ -63,7 +63,7 @@ def read_shape(environ: Mapping[str, str]) -> tuple[Shape, list[SwiftletError]]:
     """
     mistakes: list[SwiftletError] = []
     is_worker = "LOCAL_RANK" in environ
-    processes = read_whole(environ, "NPROC_PER_NODE", 0, 1, mistakes)
+    processes = read_whole(environ, PROCESSES, 0, 1, mistakes)
     num_nodes = read_whole(environ, "NNODES", 1, 1, mistakes)
     node_rank = read_whole(environ, "NODE_RANK", 0, 0, mistakes)
     port = read_whole(environ, "MASTER_PORT", 29500, 1, mistakes, LAST_PORT)
@@ -108,6 +108,26 @@ def _with_visible_devices(environ: Mapping[str, str], processes: int, mistakes: 
     found = visible.check_visible(environ)
     mistakes += found
     return processes or (1 if found else visible.processes_per_node(environ))
+
+
+def check_alone(environ: Mapping[str, str], command: str) -> list[SwiftletError]:
+    """Return why a run cannot be this process alone, as one from Python is; say which devices it leaves unused.
+
+    Args:
+        command: what starts one process a device.
+    """
+    shape, mistakes = read_shape(environ)
+    if mistakes or shape.is_worker or shape.world_size == 1:
+        return mistakes
+    told = [f"{name}={environ[name]}" for name in (PROCESSES, "NNODES") if environ.get(name)]
+    if not told:
+        warning(
+            "a run from Python is one process; "
+            f"{command} starts one for each of the {shape.world_size} visible devices"
+        )
+        return []
+    message = f"{' '.join(told)} asks for {shape.world_size} processes, and a run from Python is one"
+    return [UsageError(message, f"type {' '.join(told)} {command} with the same flags, or unset it")]
 
 
 def worker_command(name: str, words: Sequence[str], shape: Shape) -> list[str]:

@@ -37,6 +37,8 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
     [
         (["sftt"], "unknown command 'sftt'", "did you mean sft?"),
         (["train"], "unknown command 'train'", "use swift sft"),
+        (["--model", "x"], "unknown command '--model'", "the command comes first: swift sft --model ..."),
+        (["doctor", "a.log"], "unexpected word 'a.log'", "type --log a.log"),
         (["web-ui"], "unknown command 'web-ui'", "there is no server here; other engines load"),
         (
             ["sft", "--model_type", "tiny-math-cha", "--dataset", "demo-math-zh"],
@@ -174,12 +176,13 @@ def test_help_of_a_command_is_grouped(command, capsys):
             assert f"\n{group}" in out
         assert "--learning_rate" in out
         assert "[0.05]" in out
+    assert ("  NPROC_PER_NODE=2\n" in out) == (command in ("sft", "infer"))
 
 
 def test_help_of_a_command_either_way_round(capsys):
-    assert cli.main(["help", "sft"]) == cli.main(["sft", "--help"]) == 0
+    assert cli.main(["help", "sft"]) == cli.main(["sft", "--help"]) == cli.main(["sft", "help"]) == 0
     text = capsys.readouterr().out
-    assert text[: len(text) // 2] == text[len(text) // 2 :]
+    assert text == text[: len(text) // 3] * 3
     assert cli.main(["help", "sftt"]) == 2
 
 
@@ -224,6 +227,20 @@ def test_completion_knows_commands_and_flags(shell, capsys):
     assert "sft" in script
     for flag in ("learning_rate", "calibrate", "shell", "log"):
         assert flag in script
+    assert script.count("merge_tolerance") == 2  # of export, and of merge-lora
+
+
+@pytest.mark.parametrize(
+    "words", ["npu", "plan --device 8x910B3 --model_type qwen1half-7b-chat --dataset blossom-math-zh"]
+)
+def test_a_table_that_nobody_reads_on_leaves_the_exit_code_alone(words):
+    """As under `swift plan | head`, and `swift doctor | head`, where 1 would say that a run fails here."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "swiftlet.cli", *words.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_the_bash_script_completes(tmp_path, capsys):

@@ -127,6 +127,9 @@ def test_held_out_rows_that_the_run_did_not_evaluate_are_counted(fine_tune, capf
     told = capfd.readouterr().err
     assert len(rows) == 20 > evaluated
     assert "20 of 20 held-out rows are answered (20 rows are not held out)" in told
+    infer(ckpt_dir=checkpoint, load_dataset_config=True, show_dataset_sample=1, **GREEDY)
+    told = capfd.readouterr().err
+    assert "1 of 20 held-out rows are answered (--show_dataset_sample -1 for all; 20 rows" in told
     assert f"{20 - evaluated} of these 20 rows are longer than the run's --max_length 16" in told
 
 

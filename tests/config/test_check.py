@@ -253,3 +253,22 @@ def test_a_file_of_a_checkpoint_is_answered_with_its_folder(tmp_path):
     export = check_export(parse(ExportArgs, ["--ckpt_dir", str(file), "--merge_lora"]))
     assert [str(one) for one in infer] == [str(one) for one in export] == [expected]
     assert sft(f"--resume_from_checkpoint {file}") == [expected]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--model_tpye a --datset b", ["did you mean --model_type?", "did you mean --dataset?"]),
+        ("--base_model a --dataset_name b", ["use --model_id_or_path", "use --dataset, a FILE"]),
+        ("--lora_r 8", ["use --lora_rank", "add --model_type NAME", "add --dataset NAME"]),
+    ],
+)
+def test_what_was_typed_under_another_name_is_not_also_missing(words, expected):
+    mistakes = check_sft(parse(SftArgs, words.split()))
+    assert len(mistakes) == len(expected)
+    assert all(mistake.hint.startswith(hint) for mistake, hint in zip(mistakes, expected, strict=True))
+
+
+def test_what_a_file_that_cannot_be_read_may_hold_is_not_also_missing():
+    (mistake,) = check_sft(parse(SftArgs, ["missing.yaml"]))
+    assert mistake.message == "no such file: missing.yaml"

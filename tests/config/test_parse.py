@@ -11,7 +11,7 @@ from swiftlet.commands.run_folder import args_text
 from swiftlet.config.aliases import ALIASES
 from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
 from swiftlet.config.check import check_sft
-from swiftlet.config.elsewhere import ELSEWHERE
+from swiftlet.config.elsewhere import BEGINNINGS, CALLED_HERE, ELSEWHERE
 from swiftlet.config.fields import flags_of, to_flat
 from swiftlet.config.parse import parse, parse_mapping
 from swiftlet.config.resolve import resolve_sft
@@ -104,6 +104,15 @@ def test_each_mistake_says_what_to_type(words, expected):
         (ExportArgs, "stream", "it is a flag of swift infer"),
         (SftArgs, "max-samples", "use --dataset NAME#1000"),
         (SftArgs, "push_to_hub", "nothing is uploaded here"),
+        (SftArgs, "micro-batch-size", "use --batch_size"),
+        (SftArgs, "lora_model_dir", "use --ckpt_dir FOLDER (swift infer)"),
+        (SftArgs, "assistant_only_loss", "the answers are trained on, and nothing else"),
+        (InferArgs, "vllm_max_model_len", "not available; other engines load"),
+        (InferArgs, "resume_from_checkpoint", "use --ckpt_dir FOLDER"),
+        (InferArgs, "per_device_eval_batch_size", "use --infer_batch_tokens"),
+        (InferArgs, "output_dir", "use --result_dir FOLDER"),
+        (ExportArgs, "output_dir", "use --export_dir FOLDER"),
+        (ExportArgs, "quant_n_samples", "quantised training and export are not available"),
         (SftArgs, "load_best_model_at_end", "not needed: the best checkpoint is kept"),
         *(
             (SftArgs, name, "to go on with a run: --resume_from_checkpoint FOLDER; to train anew")
@@ -119,7 +128,8 @@ def test_a_flag_of_another_command_or_tool_is_no_typing_mistake(command, flag, h
 def test_what_is_told_of_flags_elsewhere_is_of_no_flag_that_is_here():
     known = {name for command in (SftArgs, InferArgs, ExportArgs) for name in flags_of(command)}
     assert not set(ELSEWHERE) & (known | set(ALIASES))
-    asked = {word for hint in ELSEWHERE.values() for word in re.findall(r"(?<=--)[a-z_]+", hint)}
+    hints = [*ELSEWHERE.values(), *BEGINNINGS.values(), *(hint for _, _, hint in CALLED_HERE)]
+    asked = {word for hint in hints for word in re.findall(r"(?<=--)[a-z_]+", hint)}
     assert asked <= known
 
 
@@ -347,3 +357,11 @@ def test_a_value_that_is_not_text_is_refused(words):
 
 def test_a_value_of_a_mapping_that_is_not_text_is_refused():
     assert "is not text" in parse_mapping(SftArgs, {"columns": {"question": "\ud800"}}).mistakes[0].message
+
+
+def test_a_list_of_mappings_is_not_taken_for_words(tmp_path):
+    file = tmp_path / "theirs.yaml"
+    file.write_text("dataset:\n  - path: a/b\n    type: alpaca\n", encoding="utf-8")
+    (mistake,) = parse(SftArgs, [str(file)]).mistakes
+    assert mistake.message.startswith("--dataset takes words, found [{'path': 'a/b', 'type': 'alpaca'}]")
+    assert mistake.hint == "type --dataset DATASET"

@@ -142,7 +142,8 @@ def test_the_nearest_flag_is_proposed_by_its_own_name(typed, name):
 )
 def test_a_flag_of_another_tool_is_not_taken_for_one_of_ours(typed):
     assert nearest(typed, flags_of(SftArgs)) == []
-    assert mistakes(*PLAIN, f"--{typed}", "1") == [f"unknown flag --{typed}\nhint: see --help"]
+    (told,) = mistakes(*PLAIN, f"--{typed}", "1")
+    assert "did you mean" not in told
 
 
 @pytest.mark.parametrize("typed", ["no_packing", "no-gradient-checkpointing"])

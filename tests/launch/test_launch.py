@@ -8,10 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed.launcher.api
 
-from swiftlet import launch
+from swiftlet import infer, launch, sft
 from swiftlet.commands.run_folder import VARIABLE
 from swiftlet.config.args import SftArgs
 from swiftlet.config.parse import parse
+from swiftlet.errors import UsageError
 from swiftlet.launch import Shape, is_watched, read_shape, worker_command
 from swiftlet.startup import module_command
 
@@ -48,6 +49,28 @@ def test_a_single_process_is_watched_where_that_is_asked_for():
     worker = Shape(2, 1, 0, "", 0, True)
     assert not is_watched(worker, parse(SftArgs, [*words, "--max_restarts", "2"]))
     assert worker_command("sft", words, alone) == [*module_command("swiftlet.cli"), "sft", *words]
+
+
+@pytest.mark.parametrize("command", [sft, infer])
+def test_a_run_from_python_is_not_one_process_where_several_are_asked_for(command, monkeypatch):
+    monkeypatch.setenv("NPROC_PER_NODE", "8")
+    with pytest.raises(UsageError) as caught:
+        command()
+    name = command.__name__
+    assert "NPROC_PER_NODE=8 asks for 8 processes, and a run from Python is one" in str(caught.value)
+    assert f"hint: type NPROC_PER_NODE=8 swift {name} with the same flags, or unset it" in str(caught.value)
+    assert "no model is named" in str(caught.value) or "nor a model is named" in str(caught.value)
+
+
+def test_a_run_from_python_says_which_devices_it_leaves_unused(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(launch, "warning", said.append)
+    assert launch.check_alone({"CUDA_VISIBLE_DEVICES": "0,1"}, "swift sft") == []
+    assert launch.check_alone({"CUDA_VISIBLE_DEVICES": "0"}, "swift sft") == []
+    assert launch.check_alone({"LOCAL_RANK": "0", "NPROC_PER_NODE": "2"}, "swift sft") == []
+    assert said == [
+        "a run from Python is one process; swift sft starts one for each of the 2 visible devices"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,9 @@ def _rows(ready: Ready) -> list[Row]:
         raise DataError("there are no rows to answer", "add --val_dataset FILE, or --dataset_test_ratio 0.1")
     most = args.answer.show_dataset_sample
     chosen = samples if most < 0 else samples[:most]
-    others = f" ({num_train} rows are not held out)" if num_train else ""
+    notes = ["--show_dataset_sample -1 for all"] if len(chosen) < len(samples) else []
+    notes += [f"{num_train} rows are not held out"] if num_train else []
+    others = f" ({'; '.join(notes)})" if notes else ""
     log.info(f"{len(chosen)} of {len(samples)} held-out rows are answered{others}")
     if log.rank() == 0:
         _tell_over_long(ready, samples)

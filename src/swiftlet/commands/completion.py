@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from swiftlet.config.commands import COMMANDS
+from swiftlet.config.commands import COMMAND_ALIASES, COMMANDS
 from swiftlet.config.fields import arg, flags_of
 from swiftlet.config.parse import Parsed
 from swiftlet.errors import SwiftletError
@@ -38,11 +38,12 @@ def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
 
 
 def flags_by_command() -> dict[str, list[str]]:
-    """Return the flags of every command."""
+    """Return the flags of every command, also by its other names."""
     modules = {
         name: importlib.import_module(f"swiftlet.commands.{row.module}") for name, row in COMMANDS.items()
     }
-    return {name: list(flags_of(module.ARGS)) for name, module in modules.items()}
+    flags = {name: list(flags_of(module.ARGS)) for name, module in modules.items()}
+    return {**flags, **{alias: flags[words[0]] for alias, words in COMMAND_ALIASES.items()}}
 
 
 def script(shell: str) -> str:

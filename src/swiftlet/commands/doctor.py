@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
+from swiftlet.commands.console import Output
 from swiftlet.config.fields import arg
 from swiftlet.config.parse import Parsed
 from swiftlet.doctor import tables
@@ -96,7 +97,7 @@ def run(parsed: Parsed) -> int:
     if options.json:
         print(to_json(report(scene, findings, language)))
     else:
-        show(findings, language, Console(highlight=False))
+        show(findings, language, Output(highlight=False))
     return exit_code(findings)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -77,14 +77,14 @@ def run(parsed: Parsed) -> int:
     return 0
 
 
-def call(options: Mapping[str, Any]) -> list[dict[str, Any]]:
+def call(options: Mapping[str, Any], found: Sequence[SwiftletError] = ()) -> list[dict[str, Any]]:
     """Answer the rows of a dataset with keyword options and return the results.
 
     Raises:
         SwiftletError: a mistake in the options, or a run that failed.
     """
     parsed = parse_mapping(ARGS, options)
-    raise_all(check(parsed, os.environ))
+    raise_all([*check(parsed, os.environ), *found])
     with freed_afterwards():
         return answer(parsed)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.table import Table
 
+from swiftlet.commands.console import Output
 from swiftlet.config.fields import arg
 from swiftlet.config.parse import Parsed
 from swiftlet.device.affinity import as_text
@@ -56,9 +57,9 @@ def run(parsed: Parsed) -> int:
     if parsed.args.report.json:
         print(json.dumps(report.to_json(), ensure_ascii=False, indent=2))
     else:
-        console = Console()
+        console = Output()
         if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(width=PIPED_WIDTH)
+            console = Output(width=PIPED_WIDTH)
         show(report, console)
     return 0
 

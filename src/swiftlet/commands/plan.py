@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rich.console import Console
-
 from swiftlet.commands.calibration import measured_here
+from swiftlet.commands.console import Output
 from swiftlet.commands.model_source import unknown_names
 from swiftlet.commands.plan_chart import draw
 from swiftlet.commands.plan_report import Answer, show, to_json
@@ -124,8 +123,8 @@ def run(parsed: Parsed) -> int:
     if parsed.args.plan.json:
         print(json.dumps(to_json(answer), ensure_ascii=False, indent=2))
     else:
-        console = Console()
-        show(answer, console if console.is_terminal else Console(width=WIDTH))
+        console = Output()
+        show(answer, console if console.is_terminal else Output(width=WIDTH))
     if parsed.args.plan.chart:
         draw(answer, parsed.args.plan.chart)
         print(parsed.args.plan.chart, file=sys.stderr)

@@ -244,14 +244,14 @@ def run(parsed: Parsed) -> int:
     return 0
 
 
-def call(options: Mapping[str, Any]) -> Outcome:
+def call(options: Mapping[str, Any], found: Sequence[SwiftletError] = ()) -> Outcome:
     """Fine-tune with keyword options, as the Python API does; return where everything is.
 
     Raises:
         SwiftletError: a mistake in the options, or a run that failed.
     """
     parsed = parse_mapping(ARGS, options)
-    raise_all(check(parsed, os.environ))
+    raise_all([*check(parsed, os.environ), *found])
     with freed_afterwards():
         return fine_tune(parsed)
 

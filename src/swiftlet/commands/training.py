@@ -112,7 +112,7 @@ def _train(setup: Setup, stop: StopRequest) -> Outcome:
     trim()  # before matplotlib is imported
     if model.num_spared:
         share = model.num_spared / model.num_tokens
-        log.info(f"{share:.0%} of the tokens were computed with others: rows of a micro-batch began alike")
+        log.info(f"{share:.0%} of the tokens were not computed again: rows began alike (--share_prefixes)")
     return _outcome(run, state, ready)
 
 

@@ -24,6 +24,7 @@ from swiftlet.config.slips import QUOTES
 from swiftlet.errors import SwiftletError, UsageError, describe
 
 PAGE = re.compile(r"://[^/]+/(?:models/)?([\w.-]+/[\w.-]+)")  # of a model on its hub
+FLAG = re.compile(r"--[a-z_]+")
 Rule = Callable[[Any, frozenset[str]], "UsageError | None"]
 
 
@@ -45,9 +46,12 @@ def check_export(parsed: Parsed) -> list[SwiftletError]:
 
 
 def _found(rules: tuple[Rule, ...], parsed: Parsed) -> Iterator[UsageError]:
+    told = {flag for mistake in parsed.mistakes for flag in FLAG.findall(mistake.hint)}
     for rule in rules:
         mistake = rule(parsed.args, parsed.given)
-        if mistake is not None:
+        is_missing = mistake is not None and mistake.hint.startswith("add ")
+        # typed under another name, as a hint has said, or in a file that could not be read
+        if mistake and not (is_missing and (not parsed.is_whole or told & {*FLAG.findall(mistake.hint)})):
             yield mistake
 
 

@@ -1,4 +1,4 @@
-"""The table of commands: a name, the module that assembles it, and one line of help."""
+"""The table of commands: a name, the module that assembles it, and one line of help; variables set before them."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ COMMANDS: dict[str, Command] = {
     "completion": Command("completion", "print the completion script of bash, zsh or fish"),
 }
 COMMAND_ALIASES: dict[str, list[str]] = {"merge-lora": ["export", "--merge_lora", "true"]}
+# Variables that stand before a command, as its help shows them.
+VARIABLES: dict[str, str] = {
+    "ASCEND_RT_VISIBLE_DEVICES=0,1": "NPUs to use, one process each (of GPUs: CUDA_VISIBLE_DEVICES)",
+    "NPROC_PER_NODE=2": "Processes on this machine, one a device; 1 when no devices are named",
+    "NNODES=2 NODE_RANK=0 MASTER_ADDR=HOST": "Several machines; node 0 is HOST",
+    "USE_HF=1": "Models and datasets from Hugging Face; ModelScope when not set",
+}

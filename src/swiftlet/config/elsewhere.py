@@ -9,7 +9,56 @@ QUANTISATION = """
     quant_bits hqq_axis bnb_4bit_comp_dtype bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant
     export_quantization_bit
 """
+# Each name is told as the words before it: what to type -> names that others have for it.
+SAME_THING: dict[str, str] = {
+    "use --dataset, a FILE, FOLDER or NAME": "dataset_name dataset_path custom_dataset_path data data_path train_data "
+    "train_file",
+    "use --val_dataset FILE": "validation_file eval_file eval_data",
+    "use --model_id_or_path": "base_model base_model_name_or_path pretrained_model_name_or_path",
+    "use --max_length": "sequence_len seq_length max_seq_len max_source_length block_size",
+    "use --batch_size": "micro_batch_size train_batch_size per_gpu_train_batch_size train_micro_batch_size_per_gpu",
+    "samples a step are --batch_size x --gradient_accumulation_steps x processes": "total_batch_size "
+    "global_batch_size",
+    "use --ckpt_dir FOLDER (swift infer), or --resume_from_checkpoint FOLDER (swift sft)": "lora_model_dir lora_path "
+    "adapter_path ckpt_path checkpoint checkpoint_path checkpoint_dir",
+    "use --sft_type lora; one that is trained: swift infer --ckpt_dir FOLDER": "adapter",
+    "use --output_dir FOLDER": "save_dir save_path",
+    "use --eval_steps N, or --evaluation_strategy epoch": "evals_per_epoch evaluation_steps",
+    "use --save_steps N, or --save_strategy epoch": "saves_per_epoch",
+    "use --use_flash_attn": "flash_attention use_flash_attention",
+    "samples are always packed without padding (--packing true)": "sample_packing eval_packing eval_sample_packing "
+    "pad_to_sequence_len packing_strategy",
+    "use --deepspeed default-zero2, default-zero3 or FILE": "deepspeed_config ds_config zero_stage",
+    "use --lora_target_modules NAME ...": "target_regex target_parameters lora_target_linear",
+    "use --dataloader_num_workers": "num_workers",
+    "use --early_stopping_patience": "early_stopping_steps",
+    "use --deterministic true": "full_determinism",
+    "set SWIFTLET_LOG_LEVEL before the command": "log_level",
+    "set NPROC_PER_NODE=N before the command; swift npu shows the devices": "gpus gpu npus npu num_npus devices "
+    "device_ids num_processes",
+    "set NNODES, NODE_RANK and MASTER_ADDR before the command": "nnodes num_nodes num_machines node_rank "
+    "machine_rank master_addr master_port",
+    "the answers are trained on, and nothing else; leave it out": "train_on_inputs train_on_prompt "
+    "completion_only_loss assistant_only_loss mask_history",
+    "the model's own chat template prints the turns (--template_type)": "use_chat_template chat_template_path "
+    "template_backend agent_template tools_prompt response_prefix enable_thinking add_non_thinking_prefix eos_token "
+    "special_tokens pad_token",
+    "rows are always shuffled, as --seed has it; leave it out": "dataset_shuffle train_dataloader_shuffle "
+    "disable_shuffling",
+    "adapters are always fp32; leave it out": "lora_dtype",
+    "micro-batches are always made to fit the memory; leave it out": "auto_find_batch_size",
+    "the curves are in TensorBoard's files and in images/ of the run; leave it out": "wandb_project wandb_entity "
+    "swanlab_project",
+    "not available; --sft_type lora, or --optim adafactor, saves memory": "use_galore use_badam use_apollo use_muon "
+    "lisa_activated_layers",
+    "models of text are trained here; leave it out": "freeze_vit freeze_aligner freeze_llm vit_lr aligner_lr "
+    "max_pixels",
+    "supervised fine-tuning alone is built in": "rlhf_type ref_model beta loss_type num_labels",
+    "type the question in the chat, or give --val_dataset FILE": "query prompt message",
+    f"not available; {OTHER_ENGINES}": "to_ollama to_mcore gguf served_model_name",
+}
 WITHOUT_NEED = """
+    lora_task_type neftune_backend gradient_checkpointing_kwargs download_mode average_tokens_across_devices
     ddp_broadcast_buffers dataloader_pin_memory dataloader_drop_last remove_unused_columns dataloader_persistent_workers
     dataloader_prefetch_factor save_on_each_node group_by_length use_fast_tokenizer low_cpu_mem_usage
     check_model_is_latest check_model disable_tqdm
@@ -23,8 +72,10 @@ ELSEWHERE: dict[str, str] = {
     "overwrite_output_dir": "not needed: each run has a folder of its own (--add_output_dir_suffix)",
     "custom_train_dataset_path": "use --dataset FILE",
     "custom_val_dataset_path": "use --val_dataset FILE",
-    "train_dataset_sample": "use --dataset NAME#2000",
-    "val_dataset_sample": "use --val_dataset NAME#100",
+    **dict.fromkeys(
+        ("train_dataset_sample", "dataset_sample"), "use --dataset NAME#2000; all rows are taken without it"
+    ),
+    "val_dataset_sample": "use --val_dataset NAME#100; all rows are taken without it",
     "dataset_dir": "use --dataset FOLDER, or FOLDER:NAME for one that its dataset_info.json names",
     "use_lora": "use --sft_type lora",
     "lora_r": "use --lora_rank",
@@ -115,7 +166,27 @@ ELSEWHERE: dict[str, str] = {
     ),
     **dict.fromkeys(QUANTISATION.split(), "quantised training and export are not available; leave it out"),
     **dict.fromkeys(WITHOUT_NEED.split(), "not needed; leave it out"),
+    **{name: told for told, names in SAME_THING.items() for name in names.split()},
 }
+# Flags that begin so belong to what is not built in.
+BEGINNINGS: dict[str, str] = {
+    **dict.fromkeys(("vllm_", "sglang_", "lmdeploy_"), f"not available; {OTHER_ENGINES}"),
+    **dict.fromkeys(("quant_", "bnb_"), ELSEWHERE["quant_bits"]),
+}
+# What a flag of another command is called here: the flag, one that this command has, what to type.
+CALLED_HERE: tuple[tuple[str, str, str], ...] = (
+    (
+        "ckpt_dir",
+        "resume_from_checkpoint",
+        "to go on with a run: --resume_from_checkpoint FOLDER; to train anew on what it made: swift merge-lora, "
+        "then --model_id_or_path FOLDER",
+    ),
+    ("resume_from_checkpoint", "ckpt_dir", "use --ckpt_dir FOLDER"),
+    ("batch_size", "infer_batch_tokens", "use --infer_batch_tokens"),
+    ("eval_batch_size", "infer_batch_tokens", "use --infer_batch_tokens"),
+    ("output_dir", "result_dir", "use --result_dir FOLDER"),
+    ("output_dir", "export_dir", "use --export_dir FOLDER"),
+)
 
 # What other tools call a command that is another one here, or none: command -> what to type.
 SERVING = f"there is no server here; {OTHER_ENGINES}"

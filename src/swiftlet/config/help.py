@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from swiftlet.config.aliases import ALIASES
+from swiftlet.config.commands import COMMANDS, VARIABLES
 from swiftlet.config.fields import Flag, flags_of, groups_of
 
 
@@ -37,7 +38,11 @@ def _flag_lines(flag: Flag, width: int) -> Iterable[str]:
     others = [f"--{alias}" for alias, name in ALIASES.items() if name == flag.name]
     if others:
         text += f" (also {', '.join(others)})"
-    yield f"  --{flag.name}"
+    yield from _entry(f"--{flag.name}", text, width)
+
+
+def _entry(name: str, text: str, width: int) -> Iterable[str]:
+    yield f"  {name}"
     yield from textwrap.wrap(text, width - 8, initial_indent="      ", subsequent_indent="      ")
 
 
@@ -55,4 +60,8 @@ def command_help(name: str, command_args: type, example: str = "") -> str:
             if flag.group == group:
                 lines += _flag_lines(flag, width)
         lines.append("")
+    if COMMANDS[name].is_distributed:
+        lines.append("Variables before the command:")
+        for variable, text in VARIABLES.items():
+            lines += _entry(variable, text, width)
     return "\n".join(lines).rstrip()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from swiftlet.config.aliases import ALIASES, canonical
 from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
 from swiftlet.config.configfile import asked_for, is_config_file, read_config
-from swiftlet.config.elsewhere import ELSEWHERE
+from swiftlet.config.elsewhere import BEGINNINGS, CALLED_HERE, ELSEWHERE
 from swiftlet.config.fields import Flag, build, flags_of
 from swiftlet.config.slips import meant, unexpected
 from swiftlet.config.values import value_of
@@ -23,17 +23,18 @@ OF_COMMANDS = {"swift sft": SftArgs, "swift infer": InferArgs, "swift export": E
 
 
 class Parsed(NamedTuple):
-    """The arguments, which flags were given (not inherited), and what was wrong."""
+    """The arguments, which flags were given (not inherited), what was wrong, and whether every file could be read."""
 
     args: Any
     given: frozenset[str]
     mistakes: tuple[SwiftletError, ...]
+    is_whole: bool = True
 
 
 def parse(command_args: type, argv: Sequence[str]) -> Parsed:
     """Return the arguments of `argv`; mistakes are returned, not raised."""
     flags = flags_of(command_args)
-    words, values = list(argv), {}
+    words, values, is_whole = list(argv), {}, True
     mistakes: list[SwiftletError] = []
     for path in _config_paths(words, mistakes):
         try:
@@ -41,8 +42,9 @@ def parse(command_args: type, argv: Sequence[str]) -> Parsed:
             values.update(_convert(content.items(), flags, mistakes, where=f" in {path}"))
         except UsageError as error:
             mistakes.append(error)
+            is_whole = False
     values.update(_convert(_pairs(meant(words, flags, mistakes), flags, mistakes), flags, mistakes))
-    return Parsed(build(command_args, values), frozenset(values), tuple(mistakes))
+    return Parsed(build(command_args, values), frozenset(values), tuple(mistakes), is_whole)
 
 
 def parse_mapping(command_args: type, options: Mapping[str, Any]) -> Parsed:
@@ -151,7 +153,7 @@ def _convert(
 
 def _unknown(typed: str, flags: Mapping[str, Flag], where: str) -> UsageError:
     name = canonical(typed)
-    told = ELSEWHERE.get(typed.replace("-", "_")) or _of_another_command(name, flags)
+    told = _told_elsewhere(typed.replace("-", "_")) or _of_another_command(name, flags)
     if told:
         return UsageError(f"there is no flag --{typed} here{where}", told)
     switch = flags.get(name.removeprefix("no_"))
@@ -162,12 +164,15 @@ def _unknown(typed: str, flags: Mapping[str, Flag], where: str) -> UsageError:
     return UsageError(f"unknown flag --{typed}{where}", hint)
 
 
+def _told_elsewhere(name: str) -> str:
+    told = [hint for beginning, hint in BEGINNINGS.items() if name.startswith(beginning)]
+    return ELSEWHERE.get(name, *told[:1]) or ""
+
+
 def _of_another_command(name: str, flags: Mapping[str, Flag]) -> str:
     """Return what to type for a flag that only other commands have, nothing for one that none has."""
-    if name == "ckpt_dir" and "resume_from_checkpoint" in flags:
-        return (
-            "to go on with a run: --resume_from_checkpoint FOLDER; to train anew on what it made: swift merge-lora, "
-            "then --model_id_or_path FOLDER"
-        )
+    called = [hint for other, ours, hint in CALLED_HERE if other == name and ours in flags]
+    if called:
+        return called[0]
     others = [command for command, args in OF_COMMANDS.items() if name in flags_of(args)]
     return f"it is a flag of {' and '.join(others)}" if others else ""

@@ -60,6 +60,8 @@ def unexpected(word: str, flags: Mapping[str, Flag]) -> UsageError:
         hint = f"type --{word}"
     elif "ckpt_dir" in flags and os.path.isdir(word):
         hint = f"type --ckpt_dir {word}, or --model_id_or_path {word}"
+    elif "log" in flags:
+        hint = f"type --log {word}"
     return UsageError(f"unexpected word {describe(word)}", hint)
 
 

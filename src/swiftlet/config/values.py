@@ -135,7 +135,8 @@ def _plain(number: float) -> str:
 
 
 def _several(flag: Flag, raw: Any) -> tuple[str, ...]:
-    if raw is not None and (isinstance(raw, Mapping) or not isinstance(raw, Collection)):
+    is_words = raw is None or (isinstance(raw, Collection) and not isinstance(raw, Mapping))
+    if not is_words or any(isinstance(one, (Mapping, list)) for one in raw or ()):
         raise UsageError(
             f"--{flag.name} takes words, found {describe(raw)}", f"type --{flag.name} {_example(flag)}"
         )
