@@ -465,3 +465,21 @@ def test_the_ranks_do_not_check_again_what_the_launcher_has_checked(checkpoint, 
     )
     monkeypatch.setenv(*next(iter(told.items())))
     assert open_checkpoint_source(str(checkpoint), InferArgs().model).folder == checkpoint
+
+
+def test_rows_that_end_with_their_question_are_asked(checkpoint, tmp_path, capfd):
+    rows = [
+        {"query": "hello", "response": "world"},
+        {"query": "hello"},
+        {"messages": [{"role": "user", "content": "hello"}]},
+    ]
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    found = infer(ckpt_dir=str(checkpoint), val_dataset=str(file), **GREEDY)
+    assert [row["label"] for row in found] == ["world", None, None]
+    assert len({row["response"] for row in found}) == 1
+    out = capfd.readouterr().out
+    assert out.count("[LABELS]") == 1 and "3 rows: exact_match" in out and ", 2 without a label" in out
+    with pytest.raises(DataError, match="no answer column") as caught:  # a run would have counted other rows
+        infer(ckpt_dir=str(checkpoint), dataset=str(file), dataset_test_ratio=0.5, **GREEDY)
+    assert caught.value.hint.endswith("; rows of --val_dataset need no answer")

@@ -26,7 +26,8 @@ from swiftlet.data import draft as draft_module
 from swiftlet.data import fill as fill_module
 from swiftlet.data.cachekey import ALWAYS_READ_BYTES, MEMORY, hash_files
 from swiftlet.data.encode import CHUNK_ROWS
-from swiftlet.data.prepare import prepare, read_split
+from swiftlet.data.held_out import read_split
+from swiftlet.data.prepare import prepare
 from swiftlet.data.report import DataReport, DatasetCount
 from swiftlet.data.rows import IGNORE_INDEX
 from swiftlet.data.split import hold_out, num_held_out

@@ -14,7 +14,7 @@ from swiftlet.commands.device_setup import open_own_device
 from swiftlet.commands.evaluation import generation_settings, sample_row, stop_ids
 from swiftlet.commands.infer import Ready
 from swiftlet.commands.model_source import context_length, longest_sample
-from swiftlet.data.prepare import read_split
+from swiftlet.data.held_out import read_split
 from swiftlet.data.rows import Sample
 from swiftlet.data.template import TemplateError
 from swiftlet.device.spec import Device, resolve_dtype
@@ -96,7 +96,7 @@ def answer_dataset(ready: Ready, path: Path) -> list[dict[str, Any]]:
 
 def _rows(ready: Ready) -> list[Row]:
     args = ready.args
-    num_train, held_out = read_split(args.data)
+    num_train, held_out = _held_out(args)
     samples = [sample for sample in held_out if sample.messages]
     if len(samples) < len(held_out) and log.rank() == 0:
         log.warning(
@@ -116,6 +116,17 @@ def _rows(ready: Ready) -> list[Row]:
     # rows without a system message of their own are asked with that of the command line or the checkpoint
     system = ready.template.system
     return [row if row.system is not None else row._replace(system=system) for row in rows]
+
+
+def _held_out(args: Any) -> tuple[int, list[Sample]]:
+    if args.answer.load_dataset_config:  # the rows that the run has counted, no more
+        return read_split(args.data)
+    try:
+        return read_split(args.data, may_ask=True)
+    except DataError as error:
+        if args.data.val_dataset:
+            raise
+        raise DataError(error.message, f"{error.hint}; rows of --val_dataset need no answer") from error
 
 
 def _tell_over_long(ready: Ready, samples: list[Sample]) -> None:
@@ -150,9 +161,8 @@ def _shown(answers: Any, total: int, world: World) -> Any:
         )
         return
     for index, result in answers:
-        print(
-            f"[QUERY] {result['query']}\n[RESPONSE] {result['response']}\n[LABELS] {result['label']}\n{LINE}"
-        )
+        label = "" if result["label"] is None else f"[LABELS] {result['label']}\n"
+        print(f"[QUERY] {result['query']}\n[RESPONSE] {result['response']}\n{label}{LINE}")
         yield index, result
 
 
@@ -166,9 +176,14 @@ def _finish(file: ResultFile, path: Path, world: World) -> list[dict[str, Any]]:
     for index, result in (pair for part in parts for pair in part):
         whole.results[index] = result
     results = whole.close()
-    pairs = [(result["response"] or "", result["label"]) for result in results]
-    figures = score([answer for answer, _ in pairs], [label for _, label in pairs])
-    print(f"{len(results)} rows: " + ", ".join(f"{name} {value:.4f}" for name, value in figures.items()))
+    labelled = [result for result in results if result["label"] is not None]
+    figures = score(
+        [result["response"] or "" for result in labelled], [result["label"] for result in labelled]
+    )
+    said = [f"{name} {value:.4f}" for name, value in figures.items()]
+    if len(labelled) < len(results):
+        said.append(f"{len(results) - len(labelled)} without a label")
+    print(f"{len(results)} rows: " + ", ".join(said))
     unanswered = [result["error"] for result in results if "error" in result]
     if unanswered:
         log.warning(f"{len(unanswered)} of {len(results)} rows have no answer, such as: {unanswered[0]}")

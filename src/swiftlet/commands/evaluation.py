@@ -11,7 +11,7 @@ from swiftlet.commands.model_source import context_length
 from swiftlet.commands.sft import Setup
 from swiftlet.config.check_engines import is_sharded
 from swiftlet.data.formats import Sample
-from swiftlet.data.prepare import read_split
+from swiftlet.data.held_out import read_split
 from swiftlet.data.template import Template
 from swiftlet.errors import UsageError
 from swiftlet.inference.answers import Row, answer_rows, row_of

@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from swiftlet import heartbeat, log
@@ -19,15 +19,13 @@ from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.data.cachekey import hash_files, mark_of, rows_hash, store_key
 from swiftlet.data.draft import Draft, locked, read_seal, unwritable
 from swiftlet.data.duplicates import count_duplicates, count_shared, mark_duplicates
-from swiftlet.data.encode import Encoder, content_hash
-from swiftlet.data.fill import fill, read_chunks
-from swiftlet.data.formats import to_sample
+from swiftlet.data.encode import Encoder
+from swiftlet.data.fill import fill
 from swiftlet.data.mapping import check_used
-from swiftlet.data.report import DataReport, DatasetCount, LeftOut, lengths_of
-from swiftlet.data.rows import BadRow, Record, Sample
+from swiftlet.data.report import DataReport, DatasetCount, lengths_of
 from swiftlet.data.sources import files_of
 from swiftlet.data.spec import DatasetSpec, parse_specs
-from swiftlet.data.split import Split, hold_out
+from swiftlet.data.split import Split
 from swiftlet.data.store import TokenStore, write_split
 from swiftlet.data.template import Template
 from swiftlet.data.verdict import check_bad, check_report
@@ -250,49 +248,3 @@ def _put_bad_rows(report: DataReport, folder: Path, target: Path | None) -> None
         raise UsageError(
             f"{target} cannot be written: {error.strerror}", "choose another --output_dir"
         ) from error
-
-
-def read_split(args: DataArgs) -> tuple[int, list[Sample]]:
-    """Return how many rows `prepare` trains on, and the held-out samples themselves, found from the text alone.
-
-    Both count rows before they are made into tokens: some of them may be too long to train on. With --val_dataset all
-    of its rows are returned, repeated ones too, the others are not read, and the number is 0.
-
-    Raises:
-        DataError: rows are bad and may not be skipped.
-    """
-    if args.val_dataset:  # only the rows to train on are searched for repeated ones
-        every = replace(args, check_dataset_strategy="none")
-        return 0, [sample for _, sample in _accepted(every, parse_specs(args.val_dataset))]
-    specs = parse_specs(args.dataset)
-    num_rows = sum(1 for _ in _accepted(args, specs))
-    if args.dataset_test_ratio == 0:
-        return num_rows, []
-    places = {
-        int(number): place
-        for place, number in enumerate(hold_out(num_rows, args.dataset_test_ratio, args.dataset_seed))
-    }
-    found = {places[number]: sample for number, sample in _accepted(args, specs) if number in places}
-    return num_rows - len(found), [found[place] for place in range(len(places))]
-
-
-def _accepted(args: DataArgs, specs: Sequence[DatasetSpec]) -> Iterator[tuple[int, Sample]]:
-    """Yield (number, sample) of the rows that count for the split, and judge the bad ones at the end."""
-    report = DataReport([DatasetCount(spec.text) for spec in specs])
-    seen: set[bytes] = set()
-    number = 0
-    for chunk in read_chunks(specs, args.dataset_seed):
-        for record in chunk.records:
-            report.datasets[chunk.dataset].num_rows += 1
-            sample = to_sample(record, args.columns) if isinstance(record, Record) else record
-            if isinstance(sample, BadRow):
-                report.leave_out(chunk.dataset, LeftOut(*sample.origin, *sample[1:]))
-                continue
-            if args.check_dataset_strategy == "discard":
-                content = content_hash(sample)
-                if content in seen:
-                    continue
-                seen.add(content)
-            yield number, sample
-            number += 1
-    check_report(report, args)

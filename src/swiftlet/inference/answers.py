@@ -21,11 +21,11 @@ PROGRESS_BAR_ABOVE = 100
 
 
 class Row(NamedTuple):
-    """A question with its history and the answer that was expected."""
+    """A question with its history and the answer that was expected, None where the row has none."""
 
     prompt_ids: list[int]
     query: str
-    label: str
+    label: str | None
     history: list[list[str]]
     system: str | None
 
@@ -33,11 +33,11 @@ class Row(NamedTuple):
 def row_of(
     messages: Sequence[dict[str, Any]], encode_prompt: Callable[[list[dict[str, Any]]], list[int]]
 ) -> Row:
-    """Return the last turn of a conversation as a question, and its answer as the label.
+    """Return the last turn of a conversation as a question, and its answer, where it has one, as the label.
 
     Calls of tools and their results are in the prompt; a turn before the last is its question and its last answer.
     """
-    label = ""
+    label: str | None = None
     asked = list(messages)
     if asked and asked[-1]["role"] == "assistant":
         label = asked.pop()["content"] or ""
