@@ -25,9 +25,7 @@ def lines(folder):
 @pytest.fixture
 def with_memory(monkeypatch):
     def give(num_bytes):
-        device = open_this(0)
-        calls = device.calls._replace(memory=lambda: (num_bytes, num_bytes))
-        object.__setattr__(device, "calls", calls)
+        device = replace(open_this(0), memory=lambda: (num_bytes, num_bytes))
         monkeypatch.setattr("swiftlet.commands.device_setup.open_device", lambda *a, **k: device)
 
     return give

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from swiftlet.device.cpu import cpu_flags, cpu_has_native_bf16, cpu_memory
-from swiftlet.device.inventory import GIB, host_memory_gib
+from swiftlet.device.cpu import cpu_memory
+from swiftlet.device.inventory import GIB, cpu_flags, cpu_has_native_bf16, host_memory_gib
 from swiftlet.device.machine import Machine
 from swiftlet.device.settings import apply_settings, environment, guess_kind
 from swiftlet.device.spec import DeviceError, choose, dtype_name, open_device, resolve_dtype, see

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from swiftlet.errors import SwiftletError
 from swiftlet.models.adapter import read_adapter_tensors
-from swiftlet.models.base_hash import base_hash
+from swiftlet.models.base_hash import base_hash, weights_hash
 from swiftlet.models.generation_file import read_generation_config
 from swiftlet.models.safety import (
     check_may_run_code,
@@ -25,7 +25,6 @@ from swiftlet.models.safety import (
     weight_files,
     without_code_fields,
 )
-from swiftlet.models.whole_hash import weights_hash
 
 
 def make_folder(folder):

@@ -7,8 +7,8 @@ from pathlib import Path
 from swiftlet import log
 from swiftlet.errors import CheckpointError
 from swiftlet.files import sha256
+from swiftlet.models.base_hash import weights_hash
 from swiftlet.models.safety import inside, read_json, weight_files
-from swiftlet.models.whole_hash import weights_hash
 
 PROOF_FILE = "merge_proof.json"
 WEIGHTS = "weights_sha256"  # in the proof: of the files of the merged model; in BASE_FILE: of all tensors of the base

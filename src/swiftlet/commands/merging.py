@@ -62,7 +62,7 @@ def write_merged(args: Any, source: CheckpointSource, draft: Path) -> dict[str, 
     if template is not None:
         check_template(draft, read_chats(source.folder) or chats(template))
     facts = {"tolerance": tolerance, "dtype": dtype_name(dtype), WEIGHTS: hashes_of_weights(draft)}
-    return {**figures.to_json(), **facts}
+    return {**figures._asdict(), **facts}
 
 
 def _prompts(source: CheckpointSource) -> list[list[int]]:

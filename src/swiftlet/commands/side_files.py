@@ -14,9 +14,9 @@ from swiftlet.commands.evaluation import generation_settings
 from swiftlet.commands.merge_proof import WEIGHTS
 from swiftlet.commands.sft import Ready, Setup
 from swiftlet.data.template import Template, TemplateError
+from swiftlet.models.base_hash import weights_hash
 from swiftlet.models.generation_file import DECIDED_BY_FLAGS, end_ids
 from swiftlet.models.safety import GENERATION_CONFIG, read_json
-from swiftlet.models.whole_hash import weights_hash
 
 PROMPTS_FILE, CHATS_FILE = "proof_prompts.json", "proof_chats.json"
 MOST_PROMPTS, LONGEST_PROMPT = 8, 256

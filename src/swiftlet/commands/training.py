@@ -41,9 +41,9 @@ from swiftlet.train.evaluate import Goal
 from swiftlet.train.lock import locked
 from swiftlet.train.loop import train
 from swiftlet.train.manifest import Identity
-from swiftlet.train.report import Forecast, Report, Silence, build_report, has_summary
+from swiftlet.train.report import Forecast, Report, build_report, has_summary
 from swiftlet.train.resume import check_agreement, check_identity, said_of, saved_steps
-from swiftlet.train.run import Every, Run
+from swiftlet.train.run import Every, Run, Silence
 from swiftlet.train.schedule import build_schedule, num_warmup_steps
 from swiftlet.train.signals import StopRequest, listening
 from swiftlet.train.spikes import find_policy

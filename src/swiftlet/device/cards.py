@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -260,13 +259,13 @@ def findings(chips: Sequence[Chip], visible: Collection[int] | None = None) -> l
     return [one for one in found if one is not None]
 
 
-def check_cards(visible: Collection[int] | None, environ: Mapping[str, str] | None = None) -> list[Finding]:
+def check_cards(visible: Collection[int] | None, environ: Mapping[str, str]) -> list[Finding]:
     """Return the busy and unhealthy cards among those of a run; call it before a model is loaded.
 
     Args:
         visible: logical ids, as in ASCEND_RT_VISIBLE_DEVICES; None for all.
     """
-    machine = look_at_cards(os.environ if environ is None else environ, with_topology=False)
+    machine = look_at_cards(environ, with_topology=False)
     if machine is None:
         return []
     if machine.info is None:

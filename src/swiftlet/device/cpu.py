@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
-from swiftlet.device.inventory import CGROUP_LIMITS, cpu_flags, cpu_has_native_bf16, first_number
+from swiftlet.device.inventory import CGROUP_LIMITS, cpu_has_native_bf16, first_number
 from swiftlet.device.machine import Machine
-from swiftlet.device.spec import Calls, Device, Sight
+from swiftlet.device.spec import Device, Sight
 
-__all__ = ["ResidentSet", "cpu_flags", "cpu_has_native_bf16", "cpu_memory", "cpu_name", "open_this", "see"]
 PROC = Path("/proc")
 CGROUP_USE = (
     Path("/sys/fs/cgroup/memory.current"),
@@ -85,6 +84,8 @@ def open_this(local_rank: int) -> Device:
         torch_device=torch.device("cpu"),
         backend="gloo",
         default_dtype="bf16" if cpu_has_native_bf16() else "fp32",
-        calls=Calls(resident.peak, resident.reset, cpu_memory, lambda: None, lambda: None),
+        peak_memory_bytes=resident.peak,
+        reset_peak_memory=resident.reset,
+        memory=cpu_memory,
         version=torch.__version__,
     )

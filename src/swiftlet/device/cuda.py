@@ -60,7 +60,7 @@ def open_this(local_rank: int) -> Device:
         backend="nccl",
         default_dtype="bf16" if has_bf16 else "fp32",
         dtypes=dtypes_of(has_bf16=has_bf16),
-        calls=calls_of(torch.cuda, local_rank),
+        **calls_of(torch.cuda, local_rank),
         kernels=CUDA_KERNELS,
         kernel_errors=KERNEL_ERRORS,
         capture=partial(_capture, pool=torch.cuda.graph_pool_handle()),

@@ -77,6 +77,10 @@ def _read(path: Path) -> str:
     return path.read_text("utf-8", "replace") if path.is_file() else ""
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+
+
 def _first(pattern: re.Pattern[str], text: str) -> str | None:
     found = pattern.search(text)
     return found[1].strip('"') if found else None
@@ -94,27 +98,16 @@ def _toolkit(environ: Mapping[str, str], root: Path) -> tuple[Path | None, tuple
 
 def look_at_installation(environ: Mapping[str, str], root: Path = Path("/")) -> Installation:
     """Return what is installed for NPUs below `root`."""
-    devices = root / "dev"
-    nodes = (
-        sorted(entry.name for entry in devices.iterdir() if DAVINCI.fullmatch(entry.name))
-        if devices.is_dir()
-        else []
-    )
-    driver_folder = root / DRIVER
-    driver = (
-        (_first(VERSION_LINE, _read(driver_folder / "version.info")) or "")
-        if driver_folder.is_dir()
-        else None
-    )
+    nodes = [name for name in _names(root / "dev") if DAVINCI.fullmatch(name)]
+    folder, driver = root / DRIVER, None
+    if folder.is_dir():
+        driver = _first(VERSION_LINE, _read(folder / "version.info")) or ""
     toolkit, dangling = _toolkit(environ, root)
-    info = ""
+    info, kernels = "", []
     if toolkit is not None:
         files = sorted(toolkit.glob("*-linux/ascend_toolkit_install.info"))
         info = _read(files[0]) if files else _read(toolkit / "ascend_toolkit_install.info")
-        folder = toolkit / KERNELS
-        kernels = (
-            sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
-        )
+        kernels = [name for name in _names(toolkit / KERNELS) if (toolkit / KERNELS / name).is_dir()]
     return Installation(
         root,
         tuple(sorted(nodes, key=lambda name: int(name.removeprefix("davinci")))),
@@ -123,5 +116,5 @@ def look_at_installation(environ: Mapping[str, str], root: Path = Path("/")) -> 
         _first(VERSION_LINE, info),
         _first(ARCHITECTURE_LINE, info),
         dangling,
-        tuple(kernels) if toolkit is not None else (),
+        tuple(kernels),
     )

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Kernel = Callable[..., Tensor]
+QUERY_BLOCK = 512  # queries of a window that are taken at once, or so many as it has keys
 
 
 class AttentionRules(NamedTuple):
@@ -109,11 +110,11 @@ class RowDropout:
         return self.apply(x, p, seed, out=out, is_added=is_added)
 
 
-def seen(length: int, window: int | None, device: torch.device) -> Tensor:
-    """Return which of `length` keys each query sees: a square of True and False."""
-    at = torch.arange(length, device=device)
-    distance = at[:, None] - at[None, :]
-    return (distance >= 0) & (distance < (window or length))
+def seen(keys: range, queries: range, window: int | None, device: torch.device) -> Tensor:
+    """Return [queries, keys]: which of these keys of a sample each of these queries sees."""
+    distance = torch.arange(queries.start, queries.stop, device=device)[:, None]
+    distance = distance - torch.arange(keys.start, keys.stop, device=device)
+    return (distance >= 0) & (distance < (window or queries.stop))
 
 
 def attend_by_definition(
@@ -134,6 +135,30 @@ def attend_by_definition(
     return functional.dropout(weights, rules.dropout_p, training=rules.dropout_p > 0) @ value
 
 
+def _repeated(tensor_KLD: Tensor, num_heads: int) -> Tensor:
+    """Return keys or values with those of a group once for each of its query heads."""
+    groups = num_heads // tensor_KLD.shape[0]
+    return tensor_KLD if groups == 1 else tensor_KLD.repeat_interleave(groups, dim=0)
+
+
+def _by_samples(
+    attend: Callable[[Tensor, Tensor, Tensor, AttentionRules], Tensor],
+    query_QTD: Tensor,
+    key_KTD: Tensor,
+    value_KTD: Tensor,
+    cu_seqlens: Sequence[int],
+    rules: AttentionRules,
+) -> Tensor:
+    """Return the attention [T, Q, D] of samples, each by itself."""
+    lengths = [end - start for start, end in pairwise(cu_seqlens)]
+    samples = zip(*(tensor.split(lengths, dim=1) for tensor in (query_QTD, key_KTD, value_KTD)), strict=True)
+    outputs = []
+    for query, key, value in samples:
+        key, value = _repeated(key, len(query)), _repeated(value, len(query))
+        outputs.append(attend(query, key, value, rules).transpose(0, 1))
+    return torch.cat(outputs)
+
+
 def reference_attention(
     query_QTD: Tensor,
     key_KTD: Tensor,
@@ -142,14 +167,13 @@ def reference_attention(
     rules: AttentionRules,
 ) -> Tensor:
     """Return attention by its definition, sample by sample."""
-    group = query_QTD.shape[0] // key_KTD.shape[0]
-    parts = []
-    for start, end in pairwise(cu_seqlens):
-        query, key, value = (x[:, start:end] for x in (query_QTD, key_KTD, value_KTD))
-        mask = seen(end - start, rules.window, query.device)
-        keys, values = key.repeat_interleave(group, dim=0), value.repeat_interleave(group, dim=0)
-        parts.append(attend_by_definition(query, keys, values, mask, rules).transpose(0, 1))
-    return torch.cat(parts)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) -> Tensor:
+        tokens = range(query.shape[1])
+        mask = seen(tokens, tokens, rules.window, query.device)
+        return attend_by_definition(query, key, value, mask, rules)
+
+    return _by_samples(attend, query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
 
 
 def plain_attention(
@@ -159,27 +183,37 @@ def plain_attention(
     cu_seqlens: Sequence[int],
     rules: AttentionRules,
 ) -> Tensor:
-    """Return attention by torch's own operator, one call a sample; what it does not know, by its definition."""
-    if not rules.is_plain:
-        return reference_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
-    is_grouped = query_QTD.shape[0] != key_KTD.shape[0]
+    """Return attention by torch's own operator, sample by sample; what it does not know, by its definition.
+
+    Queries that see a window are taken in blocks, so that there is no mask of all keys.
+    """
+    return _by_samples(_attend, query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) -> Tensor:
+    length = query.shape[1]
+    window = min(rules.window or length, length)
+    if rules.is_plain and window == length:
+        return _sdpa(query, key, value, None, rules)
+    attend, size = _sdpa if rules.is_plain else attend_by_definition, max(window, QUERY_BLOCK)
     parts = []
-    for start, end in pairwise(cu_seqlens):
-        query, key, value = (x[None, :, start:end] for x in (query_QTD, key_KTD, value_KTD))
-        is_cut = rules.window is not None and rules.window < end - start
-        mask = seen(end - start, rules.window, query.device) if is_cut else None
-        out = functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            mask,
-            rules.dropout_p,
-            is_causal=mask is None,
-            scale=rules.scale,
-            enable_gqa=is_grouped,
-        )
-        parts.append(out[0].transpose(0, 1))
-    return torch.cat(parts)
+    for start in range(0, length, size):
+        first, end = max(0, start - window + 1), min(start + size, length)
+        mask = seen(range(first, end), range(start, end), window, query.device)
+        parts.append(attend(query[:, start:end], key[:, first:end], value[:, first:end], mask, rules))
+    return torch.cat(parts, dim=1)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: AttentionRules) -> Tensor:
+    return functional.scaled_dot_product_attention(
+        query[None],
+        key[None],
+        value[None],
+        attn_mask=mask,
+        dropout_p=rules.dropout_p,
+        is_causal=mask is None,
+        scale=rules.scale,
+    )[0]
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -131,7 +131,7 @@ def open_this(local_rank: int) -> Device:
         backend="hccl",
         default_dtype="bf16" if has_bf16 else "fp32",
         dtypes=dtypes_of(has_bf16=has_bf16),
-        calls=calls_of(npu, local_rank),
+        **calls_of(npu, local_rank),
         optimizers=OPTIMIZERS,
         kernels=NPU_KERNELS,
         can_overlap_between_nodes=False,

@@ -30,27 +30,16 @@ class DeviceError(SwiftletError):
     """The device that was asked for, or that this machine has, cannot be used."""
 
 
-class Calls(NamedTuple):
-    """What every kind of device answers; sizes in bytes."""
-
-    peak_memory_bytes: Callable[[], int]
-    reset_peak_memory: Callable[[], None]
-    memory: Callable[[], tuple[int, int]]
-    synchronize: Callable[[], None]
-    empty_cache: Callable[[], None]
-    peak_reserved_bytes: Callable[[], int] = lambda: 0
-
-
-def calls_of(library: Any, index: int) -> Calls:
-    """Return the calls of an accelerator, whose library has torch's own names for them."""
-    return Calls(
-        lambda: int(library.max_memory_allocated(index)),
-        lambda: library.reset_peak_memory_stats(index),
-        lambda: library.mem_get_info(index),
-        lambda: library.synchronize(index),
-        library.empty_cache,
-        lambda: int(library.max_memory_reserved(index)),
-    )
+def calls_of(library: Any, index: int) -> dict[str, Any]:
+    """Return the calls of a `Device` that is an accelerator, whose library has torch's own names for them."""
+    return {
+        "peak_memory_bytes": lambda: int(library.max_memory_allocated(index)),
+        "peak_reserved_bytes": lambda: int(library.max_memory_reserved(index)),
+        "reset_peak_memory": lambda: library.reset_peak_memory_stats(index),
+        "memory": lambda: library.mem_get_info(index),
+        "synchronize": lambda: library.synchronize(index),
+        "empty_cache": library.empty_cache,
+    }
 
 
 def dtypes_of(*, has_bf16: bool) -> frozenset[str]:
@@ -60,7 +49,16 @@ def dtypes_of(*, has_bf16: bool) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class Device:
-    """One device of this process, and the facts by which runs on it differ."""
+    """One device of this process, and the facts by which runs on it differ; sizes in bytes.
+
+    Args:
+        peak_memory_bytes: the most memory in use since the last reset; on a CPU the growth of the resident set.
+        reset_peak_memory: start counting the peak afresh.
+        memory: (free, total).
+        synchronize: wait until everything that was started is done.
+        empty_cache: give cached memory back.
+        peak_reserved_bytes: the most that the allocator held since the last reset; 0 where there is no such allocator.
+    """
 
     kind: str
     index: int
@@ -68,7 +66,12 @@ class Device:
     torch_device: torch.device
     backend: str
     default_dtype: str
-    calls: Calls
+    peak_memory_bytes: Callable[[], int]
+    reset_peak_memory: Callable[[], None]
+    memory: Callable[[], tuple[int, int]]
+    synchronize: Callable[[], None] = lambda: None
+    empty_cache: Callable[[], None] = lambda: None
+    peak_reserved_bytes: Callable[[], int] = lambda: 0
     dtypes: frozenset[str] = frozenset(DTYPES)
     optimizers: Mapping[str, Build] = field(default_factory=dict)
     kernels: Mapping[str, Kernel] = field(default_factory=dict)  # fused operators; what is missing is plain
@@ -78,30 +81,6 @@ class Device:
     version: str = ""
     # Whether collectives between nodes may run beside the computation without spoiling values.
     can_overlap_between_nodes: bool = True
-
-    def peak_memory_bytes(self) -> int:
-        """Return the most memory in use since the last reset; on a CPU the growth of the resident set."""
-        return self.calls.peak_memory_bytes()
-
-    def peak_reserved_bytes(self) -> int:
-        """Return the most memory that the allocator held since the last reset; 0 where there is no such allocator."""
-        return self.calls.peak_reserved_bytes()
-
-    def reset_peak_memory(self) -> None:
-        """Start counting the peak afresh."""
-        self.calls.reset_peak_memory()
-
-    def memory(self) -> tuple[int, int]:
-        """Return (free, total) bytes."""
-        return self.calls.memory()
-
-    def synchronize(self) -> None:
-        """Wait until everything that was started is done."""
-        self.calls.synchronize()
-
-    def empty_cache(self) -> None:
-        """Give cached memory back."""
-        self.calls.empty_cache()
 
 
 class Sight(NamedTuple):

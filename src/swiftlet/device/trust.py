@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from swiftlet.device.kernels import PLAIN, REFERENCE, AttentionRules, Kernel, RowDropout, Rows
-from swiftlet.device.trials import Memory
+from swiftlet.device.trials import Trials, read_trials, write_trials
 from swiftlet.log import info
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def trusted_kernels(
         memory: file of earlier results; None to try everything.
         report: takes one line for each operator that is replaced.
     """
-    known = Memory(memory)
+    known = read_trials(memory) if memory is not None else {}
     chosen: dict[str, Kernel] = {}
     for operator, kernel in device.kernels.items():
         own = [case for case in cases if case.operator == operator]
@@ -256,17 +256,18 @@ def trusted_kernels(
             chosen[operator] = PLAIN[operator]
             if bad is not None:
                 report(f"the fused {operator} of {device.name} is replaced by the plain one: {bad}")
-    known.save()
+    if memory is not None:
+        write_trials(memory, known)
     return chosen
 
 
-def _verdict(device: Device, kernel: Kernel, case: Case, dtype: torch.dtype, known: Memory) -> Verdict:
+def _verdict(device: Device, kernel: Kernel, case: Case, dtype: torch.dtype, known: Trials) -> Verdict:
     key = _key(device, kernel, case, dtype)
-    if key in known.known:
-        return Verdict(*known.known[key])
+    if key in known:
+        return Verdict(*known[key])
     verdict = try_kernel(kernel, case, dtype, device.torch_device, device.kernel_errors)
     if not verdict.failure:  # a failure may be of the moment: it is tried again
-        known.known[key] = (verdict.error, verdict.tolerance)
+        known[key] = (verdict.error, verdict.tolerance)
     return verdict
 
 

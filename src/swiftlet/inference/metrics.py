@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_UNITS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_]+", re.UNICODE)
+CHINESE = r"\u3400-\u9fff\uf900-\ufaff"
+UNIT = re.compile(rf"[{CHINESE}]|[^\W_{CHINESE}]+")
 
 
 def units(text: str) -> list[str]:
     """Return the words of a text in lower case; each Chinese character is a word of its own."""
-    return [
-        unit
-        for word in _UNITS.findall(text.lower())
-        for unit in (re.findall(r"[\u3400-\u9fff\uf900-\ufaff]|[^\u3400-\u9fff\uf900-\ufaff]+", word))
-    ]
+    return UNIT.findall(text.lower())
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:

@@ -26,10 +26,6 @@ class Proof(NamedTuple):
     mean_difference: float
     token_agreement: float
 
-    def to_json(self) -> dict[str, float | int]:
-        """Return the figures by name."""
-        return self._asdict()
-
 
 class MergeError(SwiftletError):
     """Merged weights that do not answer as the adapter does."""

@@ -9,21 +9,16 @@ Shapes: T tokens of all samples, L tokens of one sample, Q heads, K key-value he
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from swiftlet.device.kernels import AttentionRules, PackedAttention, attend_by_definition
+from swiftlet.device.kernels import AttentionRules, PackedAttention, attend_by_definition, plain_attention
 from swiftlet.errors import SwiftletError
 from swiftlet.models.attention_cpu import cpu_attention
 
 NAME = "swiftlet_packed"
-QUERY_BLOCK = 512
 
 
 def segment_attention(
@@ -33,65 +28,10 @@ def segment_attention(
     cu_seqlens: list[int],
     rules: AttentionRules,
 ) -> Tensor:
-    """Return the attention output [T, Q, D], one sample at a time; runs on every device."""
+    """Return the attention output [T, Q, D] where the device has no operator of its own."""
     has_operator = rules.sinks_Q is None and rules.dropout_p == 0 and query_QTD.device.type == "cpu"
-    if has_operator and value_KTD.shape[-1] == query_QTD.shape[-1]:
-        return cpu_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
-    lengths = [end - start for start, end in pairwise(cu_seqlens)]
-    samples = zip(*(tensor.split(lengths, dim=1) for tensor in (query_QTD, key_KTD, value_KTD)), strict=True)
-    attend = partial(_sdpa if rules.is_plain else attend_by_definition, rules=rules)
-    outputs = []
-    for query, key, value in samples:
-        key, value = _repeat(key, query.shape[0]), _repeat(value, query.shape[0])
-        length = query.shape[1]
-        if rules.is_plain and (rules.window is None or rules.window >= length):
-            output = _sdpa(query, key, value, None, rules)
-        else:
-            output = _by_blocks(query, key, value, rules.window or length, attend)
-        outputs.append(output.transpose(0, 1))
-    return torch.cat(outputs)
-
-
-def _repeat(tensor_KLD: Tensor, num_heads: int) -> Tensor:
-    groups = num_heads // tensor_KLD.shape[0]
-    return tensor_KLD if groups == 1 else tensor_KLD.repeat_interleave(groups, dim=0)
-
-
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rules: AttentionRules) -> Tensor:
-    output = scaled_dot_product_attention(
-        query[None],
-        key[None],
-        value[None],
-        attn_mask=mask,
-        dropout_p=rules.dropout_p,
-        is_causal=mask is None,
-        scale=rules.scale,
-    )
-    return output[0]
-
-
-def _blocks(length: int, window: int) -> list[tuple[int, int, int]]:
-    """Return (first key, first query, end) of blocks of queries; a block sees keys from its first key on."""
-    size = max(window, QUERY_BLOCK)
-    return [
-        (max(0, start - window + 1), start, min(start + size, length)) for start in range(0, length, size)
-    ]
-
-
-def _mask(first_key: int, start: int, end: int, window: int, device: torch.device) -> Tensor:
-    """Return which keys [first_key, end) the queries [start, end) see."""
-    distance = torch.arange(start, end, device=device)[:, None] - torch.arange(first_key, end, device=device)
-    return (distance >= 0) & (distance < window)
-
-
-def _by_blocks(
-    query: Tensor, key: Tensor, value: Tensor, window: int, attend: Callable[..., Tensor]
-) -> Tensor:
-    parts = []
-    for first_key, start, end in _blocks(query.shape[1], window):
-        mask = _mask(first_key, start, end, window, query.device)
-        parts.append(attend(query[:, start:end], key[:, first_key:end], value[:, first_key:end], mask))
-    return torch.cat(parts, dim=1)
+    attend = cpu_attention if has_operator and value_KTD.shape[-1] == query_QTD.shape[-1] else plain_attention
+    return attend(query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
 
 
 def register_packed_attention() -> str:

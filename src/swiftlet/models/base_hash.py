@@ -1,18 +1,19 @@
 """Which base model an adapter or a checkpoint belongs to: a hash of sizes and samples, the same in any sharding.
 
 Two models of one family have the same shapes, so a little of every tensor's data goes into the hash, from its first
-byte to its last. Reads about a kilobyte a tensor; no torch.
+byte to its last: about a kilobyte a tensor. Where that is too little, `weights_hash` reads every byte. No torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 from swiftlet.errors import CheckpointError, reading
+from swiftlet.files import CHUNK_BYTES
 from swiftlet.models.safety import read_config, tensors_in, without_code_fields
 
 SAMPLE_BYTES, NUM_SAMPLES = 256, 5
@@ -26,7 +27,24 @@ def base_hash(folder: Path) -> str:
         SwiftletError: the folder is no readable model.
     """
     config = {k: v for k, v in without_code_fields(read_config(folder)).items() if k not in NOT_IDENTITY}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    return _digest(folder, json.dumps(config, sort_keys=True), _samples)[:32]
+
+
+def weights_hash(folder: Path) -> str:
+    """Return the sha256 of names, types, shapes and values of all tensors of a model: about a second for a few GB.
+
+    Raises:
+        SwiftletError: the folder is no readable model.
+    """
+    return _digest(folder, "", _all)
+
+
+Pieces = Iterable[tuple[int, int]]
+
+
+def _digest(folder: Path, start: str, pieces: Callable[[int], Pieces]) -> str:
+    """Return the sha256 of `start` and the tensors, of whose data `pieces` says what is read: (begin, size)s."""
+    digest = hashlib.sha256(start.encode())
     tensors = {name: (path, info) for path, name, info in tensors_in(folder)}
     with ExitStack() as stack:
         files = {
@@ -36,20 +54,22 @@ def base_hash(folder: Path) -> str:
             path, info = tensors[name]
             digest.update(f"\n{name} {info.dtype} {info.shape} ".encode())
             with reading(path):
-                for begin, size in _samples(info.num_bytes):
+                for begin, size in pieces(info.num_bytes):
                     files[path].seek(info.begin + begin)
                     digest.update(files[path].read(size))
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
-def _samples(num_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield begin and size of what is read of a tensor: all of a small one, else pieces at even distances."""
+def _all(num_bytes: int) -> Pieces:
+    return ((begin, min(CHUNK_BYTES, num_bytes - begin)) for begin in range(0, num_bytes, CHUNK_BYTES))
+
+
+def _samples(num_bytes: int) -> Pieces:
+    """Return all of a small tensor, else pieces at even distances."""
     if num_bytes <= SAMPLE_BYTES * NUM_SAMPLES:
-        yield 0, num_bytes
-        return
+        return [(0, num_bytes)]
     last = num_bytes - SAMPLE_BYTES
-    for number in range(NUM_SAMPLES):
-        yield last * number // (NUM_SAMPLES - 1), SAMPLE_BYTES
+    return [(last * number // (NUM_SAMPLES - 1), SAMPLE_BYTES) for number in range(NUM_SAMPLES)]
 
 
 def check_base(folder: Path, expected: str, *, what: str = "this checkpoint") -> None:

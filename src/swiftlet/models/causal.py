@@ -27,7 +27,7 @@ from swiftlet.models.graphs import Graphs
 from swiftlet.models.head import backbone, decoder_layers, find_head, head_device, inner_model, is_its_head
 from swiftlet.models.hollow import tried_hollow
 from swiftlet.models.lora_layers import apply_fast_lora, lora_layers
-from swiftlet.models.lora_linear import PLAIN_PARTS, Parts
+from swiftlet.models.lora_linear import Parts
 from swiftlet.models.neftune import apply_neftune
 from swiftlet.models.packing import let_pack
 from swiftlet.models.recompute import Recompute
@@ -54,12 +54,12 @@ class CausalLM(nn.Module):
         model: the module whose named parameters are trained and saved.
         is_packed: all samples in one pass; else one pass a sample, for models that cannot tell samples apart.
         attention: the packed attention of the device; None for `segment_attention`.
-        again: what the backward pass makes again; off as it comes.
+        again: what the backward pass makes again.
         shares_prefixes: compute equal beginnings of samples once, where a micro-batch says which they are;
             `num_spared` of the `num_tokens` of training had no row of their own.
         is_recomputed: the backward pass computes layers again.
         row_multiple: see rounding.py.
-        parts: of the LoRA layers, whose masks and copies of adapters are made for a pass.
+        keys, copies: the masks and the adapters' copies of a pass, which the LoRA layers read.
     """
 
     def __init__(
@@ -69,22 +69,21 @@ class CausalLM(nn.Module):
         *,
         is_packed: bool,
         attention: PackedAttention | None,
-        again: Recompute | None = None,
-        shares_prefixes: bool = True,
-        is_recomputed: bool = False,
-        parts: Parts = PLAIN_PARTS,
-        row_multiple: int = 1,
+        again: Recompute,
+        keys: RowKeys,
+        copies: AdapterCopies,
+        shares_prefixes: bool,
+        is_recomputed: bool,
+        row_multiple: int,
     ) -> None:
         super().__init__()
         self.model = model
         self.head = head
         self.is_packed = is_packed
         self.attention = attention
-        self.again = again or Recompute()
+        self.again, self.keys, self.copies = again, keys, copies
         self.shares_prefixes = shares_prefixes and is_packed
         self.is_recomputed = is_recomputed
-        self.keys = parts.keys or RowKeys()
-        self.copies = parts.copies or AdapterCopies()
         self.row_multiple = row_multiple
         self.graphs: Graphs | None = None
         self.lengths: list[int] = []
@@ -216,13 +215,12 @@ def build_causal(
     """
     inner = inner_model(model)
     is_packed, again, parts = let_pack(model), Recompute(), lora_parts(kernels)
-    keys = RowKeys(of_device=isinstance(parts.dropout, RowDropout))
-    parts = parts._replace(keys=keys, copies=AdapterCopies())
+    keys, copies = RowKeys(of_device=isinstance(parts.dropout, RowDropout)), AdapterCopies()
     if not is_packed:
         log(f"{type(inner).__name__} cannot tell packed samples apart: one forward pass a sample (slower)")
     if use_fused:
         if hasattr(model, "peft_config"):
-            _apply_lora(model, parts, log)
+            _apply_lora(model, parts._replace(keys=keys, copies=copies), log)
         apply_fused(inner, kernels, again)
     head = find_head(model)
     with tried_hollow(model):
@@ -240,7 +238,8 @@ def build_causal(
         again=again,
         shares_prefixes=share_prefixes and not neftune_alpha,
         is_recomputed=gradient_checkpointing,
-        parts=parts,
+        keys=keys,
+        copies=copies,
         row_multiple=row_multiple(model) if is_packed and head is not None else 1,
     )
     if gradient_checkpointing:

@@ -57,21 +57,17 @@ def apply_fused(
         counts["rotary"] = apply_rotary(model, rotary)
     for module in model.modules():
         if _is_norm(module):
-            candidates = [
-                ("rms_norm", norm_forward(norm, again)),
-                ("rms_norm", shifted_norm_forward(norm, again)),
-            ]
+            name, forwards = "rms_norm", [norm_forward(norm, again), shifted_norm_forward(norm, again)]
         elif _is_mlp(module):
-            candidates = [("swiglu", mlp_forward(swiglu, again))]
+            name, forwards = "swiglu", [mlp_forward(swiglu, again)]
         else:
             continue
-        for name, forward in candidates:
-            if _agrees(module, forward):
-                module.forward = MethodType(forward, module)  # type: ignore[method-assign]
-                counts[name] += 1
-                again.num_norms += name == "rms_norm"
-                again.num_ups += name == "swiglu" and _has_known_output(module.up_proj)
-                break
+        forward = next((one for one in forwards if _agrees(module, one)), None)
+        if forward is not None:
+            module.forward = MethodType(forward, module)  # type: ignore[method-assign]
+            counts[name] += 1
+            again.num_ups += name == "swiglu" and _has_known_output(module.up_proj)
+    again.num_norms += counts["rms_norm"]
     return counts
 
 
@@ -99,16 +95,16 @@ def _normed(
     """Return the normalised x; the backward pass makes it again where it would need x as well."""
     if norm is rms_norm and keeps_output(x, weight_H):
         return norm(x, weight_H, epsilon)
-    return _offered(again, x, lambda x: norm(x, weight_H, epsilon))
+    return _offered(again, lambda x: norm(x, weight_H, epsilon), x)
 
 
-def _offered(again: Recompute, x: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return compute(x), made again in the backward pass from what is kept of x."""
-    result = compute(x)
+def _offered(again: Recompute, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """Return compute(*inputs), which while `again` is active is made again in the backward pass from what it keeps."""
+    result = compute(*inputs)
     if not again.is_active:
         return result
-    kept = again.kept(x)
-    return again.offer(result, lambda: compute(kept()))
+    kept = [again.kept(x) for x in inputs]
+    return again.offer(result, lambda: compute(*(make() for make in kept)))
 
 
 def mlp_forward(swiglu: Callable[..., Tensor], again: Recompute) -> Callable[..., Tensor]:
@@ -124,18 +120,10 @@ def mlp_forward(swiglu: Callable[..., Tensor], again: Recompute) -> Callable[...
         if layer is None:
             # An operator without parts may keep gate and up in a tensor of its own: plain steps keep what is offered.
             multiply = swiglu if has_parts else plain_swiglu
-            return down(_product(multiply, gate, up, again))
+            return down(_offered(again, multiply, gate, up))
         return lora_linear(gate, layer, up=up, parts=getattr(down, "parts", PLAIN_PARTS))
 
     return forward
-
-
-def _product(multiply: Callable[..., Tensor], gate: Tensor, up: Tensor, again: Recompute) -> Tensor:
-    result = multiply(gate, up)
-    if not again.is_active:
-        return result
-    kept_gate, kept_up = again.kept(gate), again.kept(up)
-    return again.offer(result, lambda: multiply(kept_gate(), kept_up()))
 
 
 def _gate_and_up(mlp: Any, x: Tensor, again: Recompute) -> Sequence[Tensor]:
@@ -148,7 +136,7 @@ def _gate_and_up(mlp: Any, x: Tensor, again: Recompute) -> Sequence[Tensor]:
     if type(mlp.up_proj) is not nn.Linear:
         return [layer(x) for layer in both]
     up: nn.Linear = mlp.up_proj
-    return mlp.gate_proj(x), _offered(again, x, lambda x: torch.nn.functional.linear(x, up.weight, up.bias))
+    return mlp.gate_proj(x), _offered(again, lambda x: nn.functional.linear(x, up.weight, up.bias), x)
 
 
 def _has_known_output(layer: Any) -> bool:
@@ -170,13 +158,10 @@ def _is_norm(module: nn.Module) -> bool:
 
 def _is_mlp(module: nn.Module) -> bool:
     children = {name for name, _ in module.named_children()}
-    is_gated = children == {"gate_proj", "up_proj", "down_proj", "act_fn"}
-    return is_gated and not any(module.parameters(recurse=False)) and _is_silu(module)
-
-
-def _is_silu(mlp: Any) -> bool:
-    """Return whether an MLP's activation is SiLU, by its name: on random rows GELU may be nearly the same."""
-    return type(mlp.act_fn).__name__ in ("SiLU", "SiLUActivation")
+    if children != {"gate_proj", "up_proj", "down_proj", "act_fn"} or any(module.parameters(recurse=False)):
+        return False
+    # by its name: on random rows GELU may be nearly the same
+    return type(module.act_fn).__name__ in ("SiLU", "SiLUActivation")
 
 
 def _agrees(module: nn.Module, forward: Callable[..., Tensor]) -> bool:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from swiftlet import log
 from swiftlet.errors import SwiftletError, first_line
-from swiftlet.models.safety import inside, read_json, without_code_fields
-from swiftlet.models.save import GENERATION_CONFIG
+from swiftlet.models.safety import GENERATION_CONFIG, inside, read_json, without_code_fields
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swiftlet.models.head import is_same_answer
+
 SHORT, LONG, STEPS = 3, 11, 3
 # How many keys, or blocks of them, a query of sparse attention chooses: what is tried here is too short to choose from.
 CHOOSES_KEYS = ("index_topk", "index_topk_blocks")
@@ -38,10 +40,7 @@ def ignores_padding(model: Any, pad_id: int) -> bool:
     short = long[:SHORT]
     alone = _logits(model, [short], pad_id)
     beside = _logits(model, [short, long], pad_id)
-    # Many layers add up their rounding; the influence of padding is larger.
-    dtype = next(model.parameters()).dtype
-    tolerance = torch.finfo(dtype).eps ** (1 / 3) * max(1.0, float(alone.norm()))
-    return float((beside - alone).norm()) <= tolerance
+    return is_same_answer(beside, alone, next(model.parameters()).dtype)
 
 
 def _logits(model: Any, rows: list[list[int]], pad_id: int) -> Tensor:

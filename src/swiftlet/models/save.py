@@ -152,10 +152,7 @@ def _own(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _once(model: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    state, first_names = model.state_dict(keep_vars=True), {}
-    for name, tensor in state.items():
-        first_names.setdefault(id(tensor), name)
-    second_names = state.keys() - first_names.values()
+    second_names = model.state_dict(keep_vars=True).keys() - dict(_own(model)).keys()
     yield from ((name, tensor) for name, tensor in tensors if name not in second_names)
 
 

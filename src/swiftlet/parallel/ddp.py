@@ -78,9 +78,8 @@ class DDPEngine(SingleEngine):
 @torch.no_grad()
 def share_start(parameters: Iterable[nn.Parameter], world: World) -> None:
     """Copy rank 0's values of these parameters to all ranks."""
-    for parameter in parameters:
-        if not world.is_alone:
-            dist.broadcast(parameter.data, src=0)
+    for parameter in parameters if not world.is_alone else ():
+        dist.broadcast(parameter.data, src=0)
 
 
 def build_ddp_engine(model: nn.Module, optimizer: Optimizer, world: World) -> DDPEngine:
@@ -88,7 +87,7 @@ def build_ddp_engine(model: nn.Module, optimizer: Optimizer, world: World) -> DD
     share_start((p for p in model.parameters() if p.requires_grad), world)
     own = build_single_engine(model, optimizer)
     reducer = build_reducer(own.gradients)
-    return DDPEngine(optimizer, own.gradients, own.pieces, own.divides_late, reducer=reducer)
+    return DDPEngine(optimizer, own.pieces, own.gradients, own.divides_late, reducer=reducer)
 
 
 def build_reducer(gradients: Gradients) -> Reducer:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swiftlet.parallel.engine import Trained, set_learning_rate
+from swiftlet.parallel.engine import BaseEngine, Trained
 from swiftlet.parallel.gradients import first_bad_over_ranks, square_over_ranks
 from swiftlet.parallel.leaf_linear import apply_leaf_linear
-from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors
+from swiftlet.parallel.optimizer_state import Piece
 from swiftlet.parallel.world import World
 
 NO_MICRO_STEP = -1
@@ -27,7 +27,7 @@ COMPILED = "deepspeed_shm_comm"  # collectives in shared memory, compiled for mi
 
 
 @dataclass
-class DeepSpeedEngine:
+class DeepSpeedEngine(BaseEngine):
     """A model partitioned by DeepSpeed; build it with `build_deepspeed_engine`.
 
     Args:
@@ -39,10 +39,8 @@ class DeepSpeedEngine:
     runner: Any
     stage: int
     names: Mapping[nn.Parameter, str]
-    pieces: list[Piece]
     finer: Collection[str]
     world: World
-    _norm: Tensor | None = field(default=None, repr=False)
 
     @property
     def zero(self) -> Any:
@@ -55,11 +53,9 @@ class DeepSpeedEngine:
         self.runner.set_gradient_accumulation_boundary(is_last)
         self.runner.backward(loss * (1 / divisor) * self.world.world_size, scale_wrt_gas=False)
 
-    def grad_norm(self) -> Tensor:
-        """Return the norm of the summed gradient over all partitions."""
-        if self._norm is None:
-            self._norm = square_over_ranks((g for _, g in self._gradients()), self.world).sqrt()
-        return self._norm
+    def find_norm(self) -> Tensor:
+        """Compute the norm of the summed gradient over all partitions."""
+        return square_over_ranks((g for _, g in self._gradients()), self.world).sqrt()
 
     def update(self, max_grad_norm: float) -> Tensor:
         """Clip, step and clear; return the norm before clipping."""
@@ -84,18 +80,6 @@ class DeepSpeedEngine:
     def bad_gradient(self) -> str | None:
         """Return the name of the first parameter whose gradient is not finite on any rank; every rank calls it."""
         return first_bad_over_ranks(self._gradients(), self.names.values(), self.world)
-
-    def set_learning_rate(self, factor: float) -> float:
-        """Set each group's rate to `factor` times its peak; return the first group's rate."""
-        return set_learning_rate(self.zero.optimizer, factor)
-
-    def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the optimizer state by parameter name, gathered one tensor at a time."""
-        return state_tensors(self.zero.optimizer, self.pieces)
-
-    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the optimizer state and the fp32 parameters; each rank keeps its part of each tensor."""
-        load_state(self.zero.optimizer, self.pieces, tensors)
 
     def model_tensors(self, *, is_trained: bool) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, whole tensor) of the model or of its trained part, gathered one at a time."""
@@ -173,7 +157,8 @@ def build_deepspeed_engine(
     for piece in pieces:
         if piece.name in finer:
             piece.put(finer[piece.name], piece.held.data)
-    return DeepSpeedEngine(runner, stage, names, pieces, finer.keys(), world)
+    optimizer = runner.optimizer.optimizer
+    return DeepSpeedEngine(optimizer, pieces, runner, stage, names, finer.keys(), world)
 
 
 def _import() -> Any:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from swiftlet.parallel.gradients import Gradients, build_gradients
+from swiftlet.parallel.gradients import Gradients, build_gradients, clip_factor
 from swiftlet.parallel.optimizer_state import Optimizer, Piece, load_state, state_tensors, whole_piece
 
 Groups = list[dict[str, Any]]
@@ -76,18 +76,48 @@ class Engine(Protocol):
 
 
 @dataclass
-class SingleEngine:
+class BaseEngine:
+    """The optimizer of an engine: its learning rates, its state by parameter name; and the norm, found once a step."""
+
+    optimizer: Optimizer
+    pieces: list[Piece]
+    _norm: torch.Tensor | None = field(default=None, init=False, repr=False)
+
+    def grad_norm(self) -> torch.Tensor:
+        """Return the norm of the gradient."""
+        if self._norm is None:
+            self._norm = self.find_norm()
+        return self._norm
+
+    def find_norm(self) -> torch.Tensor:
+        """Compute the norm of the gradient."""
+        raise NotImplementedError
+
+    def set_learning_rate(self, factor: float) -> float:
+        """Set each group's rate to `factor` times its "initial_lr"; return the first group's rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        return self.optimizer.param_groups[0]["lr"]
+
+    def optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the optimizer state in the order of the groups, what is cut gathered one tensor at a time."""
+        return state_tensors(self.optimizer, self.pieces)
+
+    def load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Set the optimizer state, of which each rank keeps its part; a parameter that is not named starts afresh."""
+        load_state(self.optimizer, self.pieces, tensors)
+
+
+@dataclass
+class SingleEngine(BaseEngine):
     """One device; build it with `build_single_engine`.
 
     Args:
         divides_late: the backward pass is in fp16, see `has_fp16`.
     """
 
-    optimizer: Optimizer
     gradients: Gradients
-    pieces: list[Piece]
     divides_late: bool = False
-    _norm: torch.Tensor | None = field(default=None, repr=False)
 
     def backward(self, loss: torch.Tensor, *, is_last: bool, divisor: int = 1) -> None:
         """Add the gradient of `loss / divisor`; a loss without a graph adds nothing."""
@@ -97,25 +127,31 @@ class SingleEngine:
         if is_last:
             self.complete()
             if self.divides_late:
-                self.gradients.scale(1 / divisor)
+                self.scale(1 / divisor)
 
     def complete(self) -> None:
         """Do what is left once the last micro-batch of a step has run backward."""
 
-    def grad_norm(self) -> torch.Tensor:
-        """Return the norm of the gradient."""
-        if self._norm is None:
-            self._norm = self.gradients.norm()
-        return self._norm
+    def find_norm(self) -> torch.Tensor:
+        """Compute the norm of the gradient."""
+        return self.gradients.norm()
+
+    def scale(self, factor: float | torch.Tensor) -> None:
+        """Multiply the gradient by a number."""
+        self.gradients.scale(factor)
 
     def update(self, max_grad_norm: float) -> torch.Tensor:
         """Clip, step and clear; return the norm before clipping."""
         norm = self.grad_norm()
         if max_grad_norm > 0:
-            self.gradients.clip(norm, max_grad_norm)
-        self.optimizer.step()
+            self.scale(clip_factor(norm, max_grad_norm))
+        self.step()
         self.drop()
         return norm
+
+    def step(self) -> None:
+        """Update the parameters."""
+        self.optimizer.step()
 
     def drop(self) -> None:
         """Clear the gradient without an update."""
@@ -126,20 +162,9 @@ class SingleEngine:
         """Return the name of the first parameter whose gradient is not finite."""
         return self.gradients.first_bad()
 
-    def set_learning_rate(self, factor: float) -> float:
-        """Set each group's rate to `factor` times its peak; return the first group's rate."""
-        return set_learning_rate(self.optimizer, factor)
-
-    def optimizer_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield the optimizer state by parameter name, in the order of the groups."""
-        return state_tensors(self.optimizer, self.pieces)
-
-    def load_optimizer(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Set the optimizer state; a parameter that `tensors` does not name starts afresh."""
-        load_state(self.optimizer, self.pieces, tensors)
-
-    def model_tensors(self, *, is_trained: bool) -> None:
+    def model_tensors(self, *, is_trained: bool) -> Iterator[tuple[str, torch.Tensor]] | None:
         """Return None: the model itself has all its tensors."""
+        return None
 
 
 def has_fp16(model: nn.Module) -> bool:
@@ -151,15 +176,8 @@ def has_fp16(model: nn.Module) -> bool:
     return any(parameter.dtype == torch.float16 for parameter in model.parameters())
 
 
-def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
-    """Set each group's rate to `factor` times its "initial_lr"; return the first group's rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-    return optimizer.param_groups[0]["lr"]
-
-
 def build_single_engine(model: nn.Module, optimizer: Optimizer) -> SingleEngine:
     """Return an engine for one device; every trained parameter gets its gradient buffer."""
     names = {parameter: name for name, parameter in model.named_parameters()}
     pieces = [whole_piece(names[p], p) for group in optimizer.param_groups for p in group["params"]]
-    return SingleEngine(optimizer, build_gradients(model.named_parameters()), pieces, has_fp16(model))
+    return SingleEngine(optimizer, pieces, build_gradients(model.named_parameters()), has_fp16(model))

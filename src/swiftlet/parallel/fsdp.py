@@ -7,7 +7,7 @@ summed, not averaged, and reduced after each micro-batch: without that every ran
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,16 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from swiftlet.parallel.ddp import Reducer, build_reducer, share_start
-from swiftlet.parallel.engine import Trained, set_learning_rate
-from swiftlet.parallel.gradients import (
-    Gradients,
-    build_gradients,
-    clip_factor,
-    first_bad_over_ranks,
-    square_over_ranks,
-)
-from swiftlet.parallel.optimizer_state import Piece, load_state, state_tensors, whole_piece
+from swiftlet.parallel.ddp import DDPEngine, build_reducer, share_start
+from swiftlet.parallel.engine import Trained
+from swiftlet.parallel.gradients import build_gradients, first_bad_over_ranks, square_over_ranks
+from swiftlet.parallel.optimizer_state import Piece, whole_piece
 from swiftlet.parallel.world import World
 
 
@@ -43,76 +37,45 @@ class Shard(NamedTuple):
     held: nn.Parameter
 
 
-@dataclass
-class FSDPEngine:
-    """Sharded parameters and replicated adapters; build it with `build_fsdp_engine`."""
+@dataclass(kw_only=True)
+class FSDPEngine(DDPEngine):
+    """Sharded parameters beside the adapters, whose `gradients` are those of replicas; see `build_fsdp_engine`."""
 
-    optimizer: torch.optim.Optimizer
     module: nn.Module
     shards: list[Shard]
-    replicas: Gradients
-    reducer: Reducer
-    pieces: list[Piece]
     world: World
     dtype: torch.dtype
-    _norm: Tensor | None = field(default=None, repr=False)
 
-    def backward(self, loss: Tensor, *, is_last: bool, divisor: int = 1) -> None:
-        """Add the gradient of `loss / divisor`, summed over ranks where sharded; reduce the rest with the last one."""
-        self._norm = None
-        divides_late = self.dtype == torch.float16  # see `has_fp16`; sharded gradients are fp32 too
-        if is_last:
-            self.reducer.arm()
-        (loss if divides_late else loss * (1 / divisor)).backward()
-        if is_last:
-            self.reducer.finish()
-        if is_last and divides_late:
-            self._scale(1 / divisor)
+    def find_norm(self) -> Tensor:
+        """Compute the norm of the summed gradient over all shards and replicas."""
+        square = square_over_ranks((g for _, g in self._gradients()), self.world)
+        if self.gradients.buckets:
+            square = square + self.gradients.norm().square().to(square)
+        return square.sqrt()
 
-    def grad_norm(self) -> Tensor:
-        """Return the norm of the summed gradient over all shards and replicas."""
-        if self._norm is None:
-            square = square_over_ranks((g for _, g in self._gradients()), self.world)
-            if self.replicas.buckets:
-                square = square + self.replicas.norm().square().to(square)
-            self._norm = square.sqrt()
-        return self._norm
+    def scale(self, factor: float | Tensor) -> None:
+        """Multiply the gradient by a number."""
+        for _, gradient in self._gradients():
+            gradient.mul_(factor.to(gradient) if isinstance(factor, Tensor) else factor)
+        super().scale(factor)
 
-    def update(self, max_grad_norm: float) -> Tensor:
-        """Clip, step and clear; return the norm before clipping."""
-        norm = self.grad_norm()
-        if max_grad_norm > 0:
-            self._scale(clip_factor(norm, max_grad_norm))
+    def step(self) -> None:
+        """Update the parameters, of which this rank steps its rows."""
         for shard in self.shards:
             gradient = shard.parameter.grad
             shard.held.grad = None if gradient is None else gradient.to_local()
-        self.optimizer.step()
-        self.drop()
-        return norm
+        super().step()
 
     def drop(self) -> None:
         """Clear the gradient without an update."""
-        self._norm = None
-        self.replicas.clear()
+        super().drop()
         for shard in self.shards:
             shard.parameter.grad = shard.held.grad = None
 
     def bad_gradient(self) -> str | None:
         """Return the name of the first parameter whose gradient is not finite on any rank; every rank calls it."""
         names = [shard.name for shard in self.shards]
-        return first_bad_over_ranks(self._gradients(), names, self.world) or self.replicas.first_bad()
-
-    def set_learning_rate(self, factor: float) -> float:
-        """Set each group's rate to `factor` times its peak; return the first group's rate."""
-        return set_learning_rate(self.optimizer, factor)
-
-    def optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the optimizer state by parameter name, gathered one tensor at a time."""
-        return state_tensors(self.optimizer, self.pieces)
-
-    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the optimizer state; each rank keeps its part of each tensor."""
-        load_state(self.optimizer, self.pieces, tensors)
+        return first_bad_over_ranks(self._gradients(), names, self.world) or super().bad_gradient()
 
     def model_tensors(self, *, is_trained: bool) -> Iterator[tuple[str, Tensor]]:
         """Yield (name, whole tensor) of the model or of its trained part, in the type of the forward pass."""
@@ -123,11 +86,6 @@ class FSDPEngine:
             whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
             is_finer = hasattr(tensor, "full_tensor") and tensor.requires_grad
             yield name, whole.detach().to(self.dtype) if is_finer else whole.detach()
-
-    def _scale(self, factor: float | Tensor) -> None:
-        for _, gradient in self._gradients():
-            gradient.mul_(factor.to(gradient) if isinstance(factor, Tensor) else factor)
-        self.replicas.scale(factor)
 
     def _gradients(self) -> Iterator[tuple[str, Tensor]]:
         """Yield this rank's rows of the gradient with the names of their parameters."""
@@ -184,13 +142,14 @@ def build_fsdp_engine(
     gradients = build_gradients((name, p) for name, p in by_name.items() if p in kept)
     return FSDPEngine(
         trained.build_optimizer(groups),
-        module,
-        [shard for shard in shards if shard.parameter.requires_grad],
-        gradients,
-        build_reducer(gradients),
         [pieces[name] for group in trained.groups for name in group["params"]],
-        world,
-        dtype,
+        gradients,
+        divides_late=dtype == torch.float16,  # see `has_fp16`; sharded gradients are fp32 too
+        reducer=build_reducer(gradients),
+        module=module,
+        shards=[shard for shard in shards if shard.parameter.requires_grad],
+        world=world,
+        dtype=dtype,
     )
 
 

@@ -56,10 +56,6 @@ class Gradients:
         for bucket in self.buckets:
             bucket.flat.mul_(factor.to(bucket.flat) if isinstance(factor, torch.Tensor) else factor)
 
-    def clip(self, norm: torch.Tensor, max_norm: float) -> None:
-        """Scale all gradients so that their norm is at most `max_norm`."""
-        self.scale(clip_factor(norm, max_norm))
-
     def first_bad(self) -> str | None:
         """Return the name of the first parameter, in model order, whose gradient is not finite."""
         bad = [

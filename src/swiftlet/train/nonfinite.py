@@ -7,11 +7,11 @@ reduction, with the same random numbers, until the rank, the rows and the parame
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
 from swiftlet import log
+from swiftlet.data.batching import MicroBatch
 from swiftlet.data.loader import LoadedStep
 from swiftlet.errors import NonFiniteError
 from swiftlet.parallel.world import World
@@ -34,15 +34,15 @@ def is_finite(gradient: Gradient) -> bool:
 
 def explain(run: Run, gradient: Gradient, loaded: LoadedStep, state: TrainState) -> NonFiniteError:
     """Return the error that names step, rank and rows, or the weights; drops the gradient. Every rank calls it."""
-    world, name_rows, step = run.world, run.name_rows, state.global_step + 1
+    world, step = run.world, state.global_step + 1
     parameter = run.engine.bad_gradient()
     run.engine.drop()
     found = [
-        {"rank": world.rank, "rows": name_rows(batch.sample_ids)[:MOST_ROWS], "loss": str(float(loss))}
+        _place(run, batch, f"loss {float(loss)}")
         for loss, batch in zip(gradient.micro_losses, loaded.micro_batches, strict=True)
         if not math.isfinite(float(loss))
     ]
-    found = [entry for entries in world.gather(found) for entry in entries]
+    found = [place for places in world.gather(found) for place in places]
     weights = [name for names in world.gather(bad_weights(run.model)) for name in names]
     if weights:
         shown = ", ".join(list(dict.fromkeys(weights))[:MOST_WEIGHTS])
@@ -53,12 +53,13 @@ def explain(run: Run, gradient: Gradient, loaded: LoadedStep, state: TrainState)
             WEIGHTS_HINT,
         )
     if found:
-        where = "; ".join(_place(entry) + f": loss {entry['loss']}" for entry in found)
+        where = "; ".join(found)
         return NonFiniteError(f"the loss of step {step} is not finite; nothing was updated. {where}", HINT)
     seed_step(state.seed, step, world.rank)
-    found = _replay(run, loaded)
-    where = "; ".join(_place(entry) + f": parameter {entry['parameter']}" for entry in found)
-    where = where or f"parameter {parameter}, rows {', '.join(name_rows(loaded.step.samples)[:MOST_ROWS])}"
+    where = "; ".join(_replay(run, loaded))
+    where = (
+        where or f"parameter {parameter}, rows {', '.join(run.name_rows(loaded.step.samples)[:MOST_ROWS])}"
+    )
     return NonFiniteError(f"the gradient of step {step} is not finite; nothing was updated. {where}", HINT)
 
 
@@ -105,18 +106,18 @@ def bad_weights(model: LanguageModel, *, is_trained: bool = False) -> list[str]:
     return [name for name, is_good in zip(held, flags, strict=True) if not is_good]
 
 
-def _replay(run: Run, loaded: LoadedStep) -> list[dict[str, Any]]:
+def _replay(run: Run, loaded: LoadedStep) -> list[str]:
     found = []
     for batch in loaded.micro_batches:
         loss_sum = forward(run.model, batch.to(run.device)).loss_sum
         run.engine.backward(loss_sum, is_last=False, divisor=loaded.step.num_label_tokens)
         parameter = run.engine.bad_gradient()
         if parameter:
-            rows = run.name_rows(batch.sample_ids)[:MOST_ROWS]
-            found.append({"rank": run.world.rank, "rows": rows, "parameter": parameter})
+            found.append(_place(run, batch, f"parameter {parameter}"))
         run.engine.drop()
-    return [entry for entries in run.world.gather(found) for entry in entries]
+    return [place for places in run.world.gather(found) for place in places]
 
 
-def _place(entry: dict[str, Any]) -> str:
-    return f"rank {entry['rank']}, rows {', '.join(entry['rows']) or 'none'}"
+def _place(run: Run, batch: MicroBatch, what: str) -> str:
+    rows = ", ".join(run.name_rows(batch.sample_ids)[:MOST_ROWS])
+    return f"rank {run.world.rank}, rows {rows or 'none'}: {what}"

@@ -60,22 +60,6 @@ def _adam(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon, fused=fused)
 
 
-def _adafactor(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
-    return torch.optim.Adafactor(groups, lr=s.learning_rate)
-
-
-def _sgd(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=s.learning_rate)
-
-
-def _rmsprop(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
-    return torch.optim.RMSprop(groups, lr=s.learning_rate, eps=s.epsilon)
-
-
-def _adagrad(groups: Groups, s: OptimizerSettings) -> torch.optim.Optimizer:
-    return torch.optim.Adagrad(groups, lr=s.learning_rate)
-
-
 def _light(otherwise: Build) -> Build:
     def build(groups: Groups, s: OptimizerSettings) -> Optimizer:
         if has_bf16(groups) or not can_fuse(groups):
@@ -90,10 +74,10 @@ OPTIMIZERS: dict[str, Build] = {
     "adamw_hf": _adamw,
     "adamw_torch_fused": _adamw_fused,
     "adam": _adam,
-    "adafactor": _adafactor,
-    "sgd": _sgd,
-    "rmsprop": _rmsprop,
-    "adagrad": _adagrad,
+    "adafactor": lambda groups, s: torch.optim.Adafactor(groups, lr=s.learning_rate),
+    "sgd": lambda groups, s: torch.optim.SGD(groups, lr=s.learning_rate),
+    "rmsprop": lambda groups, s: torch.optim.RMSprop(groups, lr=s.learning_rate, eps=s.epsilon),
+    "adagrad": lambda groups, s: torch.optim.Adagrad(groups, lr=s.learning_rate),
 }
 # Like those of the same names, for parameters that a rank holds whole; they start faster.
 LIGHT: dict[str, Build] = {

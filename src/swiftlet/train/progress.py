@@ -5,22 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from swiftlet import log
-
-
-class Progress(Protocol):
-    """Shows how far a run is."""
-
-    def move(self, step: int, text: str) -> None:
-        """Show that `step` steps are made; `text` holds the figures."""
-
-    def line(self, step: int, text: str) -> None:
-        """Show a line that stays."""
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
 
 
 @dataclass
@@ -41,10 +28,9 @@ class Lines:
 
 
 @dataclass
-class Bar:
-    """A bar that stays at the bottom of the terminal; the log goes above it."""
+class Bar(Lines):
+    """A bar that stays at the bottom of the terminal; the lines go above it."""
 
-    num_steps: int
     bar: Any
     task: Any
 
@@ -52,16 +38,12 @@ class Bar:
         """Move the bar."""
         self.bar.update(self.task, completed=step, figures=text)
 
-    def line(self, step: int, text: str) -> None:
-        """Log a line above the bar."""
-        log.info(f"[{step}/{self.num_steps}] {text}")
-
     def close(self) -> None:
         """Stop the bar, which gives standard error back."""
         self.bar.stop()
 
 
-def build_progress(num_steps: int, first_step: int) -> Progress:
+def build_progress(num_steps: int, first_step: int) -> Lines:
     """Return a bar when standard error is a terminal, plain lines otherwise."""
     if not sys.stderr.isatty():
         return Lines(num_steps)

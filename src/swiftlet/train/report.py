@@ -17,7 +17,7 @@ from swiftlet.faults import fault
 from swiftlet.files import append_whole, write_whole
 from swiftlet.train import plots
 from swiftlet.train.events import append_scalars, event_file
-from swiftlet.train.progress import Progress, build_progress, short_time
+from swiftlet.train.progress import Lines, build_progress, short_time
 from swiftlet.train.state import TrainState
 
 FILE = "logging.jsonl"
@@ -74,7 +74,7 @@ class Report:
     """
 
     folder: Path
-    progress: Progress
+    progress: Lines
     peak_memory_bytes: Callable[[], int]
     events: Path | None
     first_step: int = 0
@@ -198,23 +198,6 @@ class Report:
             if str(path) not in self.warned:
                 log.warning(f"{path} cannot be written: {error.strerror}; the run goes on without it")
             self.warned.add(str(path))
-
-
-@dataclass(frozen=True)
-class Silence:
-    """The report of every other rank."""
-
-    def step(self, state: TrainState, num_tokens: int) -> None:
-        """Write nothing."""
-
-    def log(self, state: TrainState, figures: Mapping[str, float]) -> None:
-        """Write nothing."""
-
-    def evaluation(self, state: TrainState, scores: Mapping[str, float]) -> None:
-        """Write nothing."""
-
-    def resume_clock(self) -> None:
-        """Count nothing."""
 
 
 def forget_after(logging_file: Path, step: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -15,6 +14,7 @@ from swiftlet.train.checkpoint import Saver
 from swiftlet.train.evaluate import Asked, Goal, Scores
 from swiftlet.train.memory_trial import MemoryPlan
 from swiftlet.train.objective import LanguageModel
+from swiftlet.train.report import Report
 from swiftlet.train.signals import StopRequest
 from swiftlet.train.spikes import SpikeRule
 from swiftlet.train.state import TrainState
@@ -22,8 +22,8 @@ from swiftlet.train.state import TrainState
 Evaluate = Callable[[Asked], Scores | None]
 
 
-class Reporting(Protocol):
-    """Where figures go; `report.Report` on rank 0, and on other ranks one that writes nothing."""
+class Silence:
+    """The report of every rank but 0, which has `report.Report`: nothing is counted or written."""
 
     def step(self, state: TrainState, num_tokens: int) -> None:
         """Count a step for the speed and move the progress bar."""
@@ -75,7 +75,7 @@ class Run:
     device: torch.device
     load_steps: Callable[[int, int], Generator[LoadedStep, None, None]]
     learning_rate: Callable[[int], float]
-    report: Reporting
+    report: Report | Silence
     stop: StopRequest
     evaluate: Evaluate | None = None
     saver: Saver | None = None
