@@ -1,6 +1,7 @@
 """Pictures of what peers.py, curves.py and scaling.py measured.
 
 python benchmarks/plot.py peers docs/benchmarks/peers-*.json --out docs/benchmarks/peers.png
+python benchmarks/plot.py peers docs/benchmarks/peers-60m-8k*.json --out docs/benchmarks/peers-60m.png
 python benchmarks/plot.py curves docs/benchmarks/curves.json --out docs/benchmarks/curves.png
 python benchmarks/plot.py scaling docs/benchmarks/scaling.json --out docs/benchmarks/scaling.png
 """
