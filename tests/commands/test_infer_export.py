@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,31 @@ def test_the_same_held_out_rows_come_back(checkpoint, rows_file):
     assert [json.loads(line) for line in file.read_text("utf-8").splitlines()] == rows
     again = infer(ckpt_dir=str(checkpoint), load_dataset_config=True, show_dataset_sample=2, **GREEDY)
     assert again == rows[:2]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoint_source.find_damage", "merging.load_adapter", "merging.copy_files", "answering.load_adapter"],
+)
+def test_a_checkpoint_that_its_run_removes_meanwhile_is_said_to_be_gone(checkpoint, monkeypatch, name):
+    """A run keeps two; that one goes looks like a damage, a full disk or a bug, by what is read next."""
+    module = import_module("swiftlet.commands." + name.partition(".")[0])
+    function = name.partition(".")[2]
+    real = getattr(module, function)
+
+    def after_removal(*args, **options):
+        shutil.rmtree(checkpoint)
+        return real(*args, **options)
+
+    monkeypatch.setattr(module, function, after_removal)
+    options = {"ckpt_dir": str(checkpoint), "device": "cpu"}
+    with pytest.raises(CheckpointError, match=f"{checkpoint.name} was removed while it was read: ") as caught:
+        if name.startswith("answering"):
+            infer(**options, load_dataset_config=True)
+        else:
+            export(**options, merge_lora=True)
+    assert "--save_total_limit" in caught.value.hint
+    assert [path.name for path in checkpoint.parent.glob("*merged*")] == []
 
 
 def test_rows_are_not_held_out_of_a_file_that_changed_after_the_run(checkpoint, rows_file, tmp_path):

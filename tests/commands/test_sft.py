@@ -338,6 +338,15 @@ def test_mistakes_are_named(fine_tune, tmp_path):
     assert json.loads((tmp_path / "run" / "bad_rows.jsonl").read_text("utf-8"))["line"] == 2
 
 
+def test_a_run_without_data_leaves_no_empty_folder(fine_tune, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UsageError, match="the cache of tokenised data .* cannot be written"):
+        fine_tune(add_output_dir_suffix=True)
+    (of_model,) = (tmp_path / "run").iterdir()
+    assert list(of_model.iterdir()) == []
+
+
 def test_an_empty_cache_variable_is_as_if_it_were_not_set():
     from swiftlet.config.places import cache_folder
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from swiftlet.config.configfile import HIDDEN
 from swiftlet.config.fields import flags_of, with_values
 from swiftlet.config.parse import parse_mapping
 from swiftlet.config.places import expanded
-from swiftlet.errors import CheckpointError, DataError, SwiftletError, describe, raise_all
+from swiftlet.errors import CheckpointError, DataError, SwiftletError, describe, first_line, raise_all
 from swiftlet.models.safety import ADAPTER_CONFIG, read_json
 from swiftlet.train.manifest import NAME as MANIFEST
 from swiftlet.train.manifest import OPTIMIZER_FILES, STATE_FILE, find_damage, read_manifest
@@ -61,15 +62,34 @@ def open_checkpoint_source(ckpt_dir: str, model: Any) -> CheckpointSource:
             or not there.
     """
     folder = expanded(ckpt_dir).absolute()
-    check_files(folder)
-    args = read_args(folder)
-    if not (folder / ADAPTER_CONFIG).is_file():
-        if log.rank() == 0:
-            check_weights(folder)
-        return CheckpointSource(folder, None, args)
-    if model.model_id_or_path or model.model_type:
-        return CheckpointSource(folder, find_source(model), args)
-    return CheckpointSource(folder, _recorded_base(folder, args, model.trust_remote_code), args)
+    with staying(folder):
+        check_files(folder)
+        args = read_args(folder)
+        if not (folder / ADAPTER_CONFIG).is_file():
+            if log.rank() == 0:
+                check_weights(folder)
+            return CheckpointSource(folder, None, args)
+        if model.model_id_or_path or model.model_type:
+            return CheckpointSource(folder, find_source(model), args)
+        return CheckpointSource(folder, _recorded_base(folder, args, model.trust_remote_code), args)
+
+
+@contextmanager
+def staying(folder: Path) -> Iterator[None]:
+    """Say of a block that reads a checkpoint and fails that the folder has gone meanwhile, where it has.
+
+    Raises:
+        CheckpointError: a run under way, or somebody, has removed it.
+    """
+    try:
+        yield
+    except (OSError, SwiftletError) as error:
+        if folder.is_dir():
+            raise
+        raise CheckpointError(
+            f"{folder} was removed while it was read: {first_line(error)}",
+            "a run under way keeps --save_total_limit checkpoints: take another one, or copy it elsewhere first",
+        ) from error
 
 
 def check_files(folder: Path) -> None:

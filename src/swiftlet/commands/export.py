@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from swiftlet import log
-from swiftlet.commands.checkpoint_source import CheckpointSource, open_checkpoint_source
+from swiftlet.commands.checkpoint_source import CheckpointSource, open_checkpoint_source, staying
 from swiftlet.commands.merge_proof import PROOF_FILE, check_weights
 from swiftlet.commands.model_source import apply_environment
 from swiftlet.commands.run_folder import ARGS_FILE
@@ -84,6 +84,11 @@ def merge(args: Any) -> Path:
         SwiftletError: the base model is not there, the folder exists, or the merged model answers differently.
     """
     source = open_checkpoint_source(args.checkpoint.ckpt_dir, args.checkpoint)
+    with staying(source.folder):
+        return _merge(args, source)
+
+
+def _merge(args: Any, source: CheckpointSource) -> Path:
     asked = args.merge.export_dir
     target = (expanded(asked) if asked else merged_folder(source.folder)).resolve()
     put_back(target)

@@ -14,6 +14,7 @@ from swiftlet.commands.checkpoint_source import (
     CheckpointSource,
     check_rows,
     open_checkpoint_source,
+    staying,
     with_checkpoint,
 )
 from swiftlet.commands.model_source import (
@@ -151,10 +152,11 @@ def answer(parsed: Parsed) -> list[dict[str, Any]]:
             from swiftlet.commands import answering
 
         results: list[dict[str, Any]] = []
-        if _has_rows(ready.args):
-            results = answering.answer_dataset(ready, path)
-        else:
-            answering.chat(ready)
+        with staying(ready.source.folder):
+            if _has_rows(ready.args):
+                results = answering.answer_dataset(ready, path)
+            else:
+                answering.chat(ready)
         heartbeat.beat("end")
         return results
 

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -90,12 +91,22 @@ def new_folder(output: Any, name: str) -> Path:
     return root
 
 
-def run_folder(output: Any, name: str, resumed: Path | None) -> Path:
-    """Return the folder of this run: that of the checkpoint it continues, the launcher's, or a new one."""
-    if resumed is not None:
-        return resumed.parent
-    told = os.environ.get(VARIABLE)
-    return Path(told) if told else new_folder(output, name)
+@contextmanager
+def run_folder(output: Any, name: str, resumed: Path | None) -> Iterator[Path]:
+    """Give the folder of this run: that of the checkpoint it continues, the launcher's, or a new one.
+
+    A numbered one that is still empty when the block fails goes again.
+    """
+    told = resumed.parent if resumed is not None else os.environ.get(VARIABLE)
+    folder = Path(told) if told else new_folder(output, name)
+    is_failed = True
+    try:
+        yield folder
+        is_failed = False
+    finally:
+        if is_failed and not told and output.add_output_dir_suffix:
+            with suppress(OSError):  # it holds the names of bad rows
+                folder.rmdir()
 
 
 def holds_run(folder: Path) -> bool:

@@ -151,19 +151,19 @@ def get_ready(args: Any, environ: Mapping[str, str]) -> Ready:
     check_trainable(source.folder)
     checkpoint = _checkpoint(args, source, environ)
     template = _template(args.model, source, checkpoint, environ)
-    folder = run_folder(args.output, source.name, checkpoint.path if checkpoint else None)
     max_length = longest_sample(args.data.max_length, source.folder)
     heartbeat.beat("tokenise")
     is_new = args.output.resume_from_checkpoint is None and VARIABLE not in environ and log.rank() == 0
-    data = prepare_data(
-        args.data,
-        template,
-        max_length=max_length,
-        cache_dir=cache_folder(environ),
-        bad_rows=folder / BAD_ROWS,
-        refused_rows=folder / f"refused-{BAD_ROWS}" if is_new and holds_run(folder) else None,
-        claim=partial(set_aside_former, folder) if is_new else lambda: None,
-    )
+    with run_folder(args.output, source.name, checkpoint.path if checkpoint else None) as folder:
+        data = prepare_data(
+            args.data,
+            template,
+            max_length=max_length,
+            cache_dir=cache_folder(environ),
+            bad_rows=folder / BAD_ROWS,
+            refused_rows=folder / f"refused-{BAD_ROWS}" if is_new and holds_run(folder) else None,
+            claim=partial(set_aside_former, folder) if is_new else lambda: None,
+        )
     return Ready(source, template, max_length, checkpoint, folder, data)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from swiftlet.parallel.world import World
 
 NO_MICRO_STEP = -1
 COMPILED = "deepspeed_shm_comm"  # collectives in shared memory, compiled for minutes on first use
+FORMER_NAMES = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
 
 
 @dataclass
@@ -166,6 +168,7 @@ def _import() -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", FORMER_NAMES, FutureWarning)  # it calls torch by them, in every step
     deepspeed.ops.__compatible_ops__[COMPILED] = False
     deepspeed.init_distributed(dist_init_required=False)
     return deepspeed
