@@ -9,7 +9,7 @@ import pytest
 import torch.distributed.launcher.api
 
 from swiftlet import launch
-from swiftlet.commands.run_folder import VARIABLE
+from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED, VARIABLE
 from swiftlet.config.args import SftArgs
 from swiftlet.config.parse import parse
 from swiftlet.launch import Shape, is_watched, read_shape, worker_command
@@ -118,6 +118,47 @@ def test_torchrun_waits_for_a_step_or_a_save_that_takes_long(monkeypatch):
         launch._run_watched(["true"], shape({}), {}, settings)
         assert seen["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == seconds
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in inspect.getsource(torch.distributed.launcher.api)
+
+
+def test_a_node_tells_its_processes_who_they_are_and_how_many_cores_each_has(monkeypatch):
+    told = {}
+    monkeypatch.setattr(launch, "watch", lambda command, **rest: told.update(rest) or 0)
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda pid: set(range(7)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    launch._run_watched(["true"], Shape(3, 2, 1, "h", 7, False), {"A": "b"}, None)
+    assert (told["ranks"], told["num_nodes"], told["hang_timeout_s"]) == (range(3, 6), 2, None)
+    assert (told["environ"]["OMP_NUM_THREADS"], told["environ"]["A"]) == ("2", "b")
+    assert "RANK" not in told["environ"], "torchrun gives each its own"
+    launch._run_watched(["true"], Shape(8, 1, 0, "h", 7, False), {}, None)
+    assert (told["ranks"], told["environ"]["OMP_NUM_THREADS"]) == (range(8), "1")
+    launch._run_watched(["true"], Shape(1, 1, 0, "h", 7, False), {}, None)
+    assert [told["environ"][name] for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")] == ["0", "0", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    launch._run_watched(["true"], Shape(8, 1, 0, "h", 7, False), {}, None)
+    assert told["environ"]["OMP_NUM_THREADS"] == "5"
+
+
+def test_nodes_compare_what_shapes_the_run_and_not_how_it_was_started(tmp_path):
+    words = ["--model_type", "x", "--dataset", "y", "--output_dir", "here", "--max_restarts", "2"]
+    own = {DATA_HASH: "d", BASE_HASH: "b", VARIABLE: "run", RESUMED: str(tmp_path / "checkpoint-4")}
+    facts = launch._facts("sft", parse(SftArgs, words), Shape(2, 3, 1, "h", 7, False), own, None)
+    assert (facts.node, facts.problem) == (1, "")
+    assert facts.shared == {VARIABLE: "run", RESUMED: str(tmp_path / "checkpoint-4")}
+    told = {
+        name: facts.same[name] for name in ("NNODES", "NPROC_PER_NODE", "dataset", "base model", "--seed")
+    }
+    assert told == {"NNODES": "3", "NPROC_PER_NODE": "2", "dataset": "d", "base model": "b", "--seed": "42"}
+    assert facts.same.keys().isdisjoint(f"--{name}" for name in OF_THIS_START)
+
+
+def test_a_node_without_the_checkpoint_of_node_0_says_so(tmp_path):
+    node = Shape(2, 2, 1, "h", 7, False)
+    gone = str(tmp_path / "checkpoint-4")
+    assert launch._missing(node, {}) == launch._missing(node, {RESUMED: str(tmp_path)}) == []
+    (message,) = launch._missing(node, {RESUMED: gone})
+    assert message == f"node 1 has no {gone}: --output_dir must be on storage that all nodes see"
 
 
 def test_the_ranks_of_the_nodes_of_a_cluster_are_answered_with_the_variables_of_nodes():
