@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed.launcher.api
 
-from swiftlet import launch
+from swiftlet import elastic, heartbeat, launch
 from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED, VARIABLE
 from swiftlet.config.args import SftArgs
 from swiftlet.config.parse import parse
@@ -191,3 +191,22 @@ def test_processes_read_the_arguments_that_the_run_itself_has_moved_away(tmp_pat
     assert launch.launch("sft", words, shape({}), SimpleNamespace(ARGS=SftArgs)) == 0
     assert seen[0].mistakes == ()
     assert seen[0].given == {"seed", "max_length", "lora_rank"}
+
+
+@pytest.mark.parametrize(
+    ("ends", "codes"),
+    [
+        ([(-9, 0), (-15, 1)], {0: 1}),  # torchrun ends the others with SIGTERM
+        ([(1, 0), (-9, 30)], {}),  # and kills what does not leave
+        ([(1, 0), (-9, 19)], {1: 1}),
+        ([(1, 0), (-15, 0)], {}),
+        ([(-15, 0), (-15, 1)], {0: 143, 1: 143}),  # from outside
+    ],
+)
+def test_ranks_that_a_signal_killed_are_spoken_for_and_those_that_torchrun_ended_are_not(
+    tmp_path, monkeypatch, ends, codes
+):
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path))
+    failures = {rank: SimpleNamespace(exitcode=code, timestamp=at) for rank, (code, at) in enumerate(ends)}
+    elastic.speak_for_the_killed(SimpleNamespace(failures=failures))
+    assert {words.rank: words.exit_code for words in heartbeat.read_ends(tmp_path)} == codes
