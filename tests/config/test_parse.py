@@ -186,6 +186,12 @@ def test_columns_that_are_not_json():
     assert message.endswith("hint: type --columns theirs=ours")
 
 
+@pytest.mark.parametrize("value", [5, [1], ["a=b", None]])
+def test_columns_of_a_file_that_are_neither_names_nor_a_mapping(value):
+    (mistake,) = parse_mapping(SftArgs, {"columns": value}).mistakes
+    assert mistake.message.startswith("--columns takes theirs=ours, found ")
+
+
 def test_a_list_without_a_value():
     assert parse_mapping(SftArgs, {"dataset": None}).args.data.dataset == ()
     assert errors("--dataset", "") == []

@@ -173,6 +173,9 @@ def test_a_long_system_prompt_takes_its_place_once():
     plain = sum(len(step.micro_batches) for step in first_epoch(batches))
     alike = sum(len(step.micro_batches) for step in first_epoch(replace(batches, token_cost=1 / 16)))
     assert alike < plain / 1.5
+    pair = replace(batches, token_cost=1 / 16, token_budget=100)
+    assert [len(part) for part in pair._cut(long[:2])] == [2]
+    assert [len(part) for part in replace(pair, token_cost=None)._cut(long[:2])] == [1, 1]
     alone = first_epoch(replace(batches, token_cost=1 / 16, token_budget=0))
     assert {len(part) for step in alone for part in step.micro_batches} == {1}
 

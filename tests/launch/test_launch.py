@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed.launcher.api
 
-from swiftlet import infer, launch, sft
-from swiftlet.commands.run_folder import VARIABLE
+from swiftlet import elastic, heartbeat, infer, launch, sft
+from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED, VARIABLE
 from swiftlet.config.args import SftArgs
 from swiftlet.config.parse import parse
 from swiftlet.errors import UsageError
@@ -143,6 +143,47 @@ def test_torchrun_waits_for_a_step_or_a_save_that_takes_long(monkeypatch):
     assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in inspect.getsource(torch.distributed.launcher.api)
 
 
+def test_a_node_tells_its_processes_who_they_are_and_how_many_cores_each_has(monkeypatch):
+    told = {}
+    monkeypatch.setattr(launch, "watch", lambda command, **rest: told.update(rest) or 0)
+    monkeypatch.setattr(launch.os, "sched_getaffinity", lambda pid: set(range(7)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    launch._run_watched(["true"], Shape(3, 2, 1, "h", 7, False), {"A": "b"}, None)
+    assert (told["ranks"], told["num_nodes"], told["hang_timeout_s"]) == (range(3, 6), 2, None)
+    assert (told["environ"]["OMP_NUM_THREADS"], told["environ"]["A"]) == ("2", "b")
+    assert "RANK" not in told["environ"], "torchrun gives each its own"
+    launch._run_watched(["true"], Shape(8, 1, 0, "h", 7, False), {}, None)
+    assert (told["ranks"], told["environ"]["OMP_NUM_THREADS"]) == (range(8), "1")
+    launch._run_watched(["true"], Shape(1, 1, 0, "h", 7, False), {}, None)
+    assert [told["environ"][name] for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")] == ["0", "0", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    launch._run_watched(["true"], Shape(8, 1, 0, "h", 7, False), {}, None)
+    assert told["environ"]["OMP_NUM_THREADS"] == "5"
+
+
+def test_nodes_compare_what_shapes_the_run_and_not_how_it_was_started(tmp_path):
+    words = ["--model_type", "x", "--dataset", "y", "--output_dir", "here", "--max_restarts", "2"]
+    own = {DATA_HASH: "d", BASE_HASH: "b", VARIABLE: "run", RESUMED: str(tmp_path / "checkpoint-4")}
+    facts = launch._facts("sft", parse(SftArgs, words), Shape(2, 3, 1, "h", 7, False), own, None)
+    assert (facts.node, facts.problem) == (1, "")
+    assert facts.shared == {VARIABLE: "run", RESUMED: str(tmp_path / "checkpoint-4")}
+    told = {
+        name: facts.same[name] for name in ("NNODES", "NPROC_PER_NODE", "dataset", "base model", "--seed")
+    }
+    assert told == {"NNODES": "3", "NPROC_PER_NODE": "2", "dataset": "d", "base model": "b", "--seed": "42"}
+    assert facts.same.keys().isdisjoint(f"--{name}" for name in OF_THIS_START)
+
+
+def test_a_node_without_the_checkpoint_of_node_0_says_so(tmp_path):
+    node = Shape(2, 2, 1, "h", 7, False)
+    gone = str(tmp_path / "checkpoint-4")
+    assert launch._missing(node, {}) == launch._missing(node, {RESUMED: str(tmp_path)}) == []
+    (message,) = launch._missing(node, {RESUMED: gone})
+    assert message == f"node 1 has no {gone}: --output_dir must be on storage that all nodes see"
+
+
 def test_the_ranks_of_the_nodes_of_a_cluster_are_answered_with_the_variables_of_nodes():
     _, (mistake,) = read_shape({"RANK": "1", "WORLD_SIZE": "2"})
     assert mistake.hint == (
@@ -173,3 +214,22 @@ def test_processes_read_the_arguments_that_the_run_itself_has_moved_away(tmp_pat
     assert launch.launch("sft", words, shape({}), SimpleNamespace(ARGS=SftArgs)) == 0
     assert seen[0].mistakes == ()
     assert seen[0].given == {"seed", "max_length", "lora_rank"}
+
+
+@pytest.mark.parametrize(
+    ("ends", "codes"),
+    [
+        ([(-9, 0), (-15, 1)], {0: 1}),  # torchrun ends the others with SIGTERM
+        ([(1, 0), (-9, 30)], {}),  # and kills what does not leave
+        ([(1, 0), (-9, 19)], {1: 1}),
+        ([(1, 0), (-15, 0)], {}),
+        ([(-15, 0), (-15, 1)], {0: 143, 1: 143}),  # from outside
+    ],
+)
+def test_ranks_that_a_signal_killed_are_spoken_for_and_those_that_torchrun_ended_are_not(
+    tmp_path, monkeypatch, ends, codes
+):
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path))
+    failures = {rank: SimpleNamespace(exitcode=code, timestamp=at) for rank, (code, at) in enumerate(ends)}
+    elastic.speak_for_the_killed(SimpleNamespace(failures=failures))
+    assert {words.rank: words.exit_code for words in heartbeat.read_ends(tmp_path)} == codes

@@ -137,7 +137,7 @@ def test_attention_keeps_rows_and_not_tokens(tmp_path, gradient_checkpointing):
     num_rows, num_layers = len(batch.prefixes.first_U), len(causal.model.model.layers)
     held = [len(saved.rows_UF) for saved in kept if saved.rows_UF is not None]
     # queries, keys, values and the output; what is computed again is not kept at all
-    assert held == [] if gradient_checkpointing else [num_rows] * 4 * num_layers
+    assert held == ([] if gradient_checkpointing else [num_rows] * 4 * num_layers)
     for saved in kept:
         assert saved.tensor is None or saved.tensor.numel() <= len(batch.targets_T) * 8  # a sum for each head
     losses.loss_sum.backward()

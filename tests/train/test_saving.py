@@ -1,12 +1,15 @@
 """Saving while training goes on: from a copy, one at a time, and a failure is known to the run."""
 
+import errno
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from swiftlet.errors import CheckpointError, SaveError, UsageError
 from swiftlet.files import sha256
+from swiftlet.train.checkpoint import SPARE_BYTES
 from swiftlet.train.lock import locked
 from swiftlet.train.loop import train
 from swiftlet.train.resume import find_checkpoint, open_checkpoint
@@ -99,6 +102,38 @@ def test_a_failure_while_training_goes_on_is_said_tried_again_and_leaves_no_trac
     assert not list(tmp_path.glob(".tmp-*"))
     first = parse_state((tmp_path / f"checkpoint-{steps[0]}" / "trainer_state.json").read_text("utf-8"))
     assert (first.best_step, first.best_metric) == (0, None), "what was lost is not the best"
+
+
+def test_a_failed_save_is_tried_again_after_one_two_and_four_steps_and_then_with_the_next(
+    tmp_path, build_job
+):
+    job = build_job(tmp_path)
+    saver, tried = job.run.saver, []
+
+    def full(draft):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    saver.take_model = full
+    for step in range(1, 20):
+        job.state.global_step = step
+        if step == 1 or saver.is_retry_due(job.state):
+            tried.append(step)
+            assert saver.save(job.state) is None
+    assert tried == [1, 2, 4, 8]
+    assert list(tmp_path.glob(".tmp-*")) == []
+
+
+def test_the_next_checkpoint_needs_the_space_of_the_last_and_a_little_more(tmp_path, build_job, monkeypatch):
+    job = build_job(tmp_path)
+    job.state.global_step = 1
+    path = job.run.saver.save(job.state, is_final=True)
+    needed = sum(entry["bytes"] for entry in open_checkpoint(path).manifest.files.values()) + SPARE_BYTES
+    job.state.global_step = 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed - 1))
+    with pytest.raises(SaveError, match="checkpoint-2 could not be written: 16 MiB are free on"):
+        job.run.saver.save(job.state, is_final=True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed))
+    assert job.run.saver.save(job.state, is_final=True).is_dir()
 
 
 def test_a_failed_last_save_ends_the_run_with_its_reason(tmp_path, build_job, plan_fault):

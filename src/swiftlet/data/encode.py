@@ -201,10 +201,10 @@ class Encoder:
     def _cut(self, ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Keep the last tokens, and the first one too where it is the mark of a beginning."""
         bos = self.template.bos_token_id
-        ids_cut, labels_cut = ids[-self.max_length :].copy(), labels[-self.max_length :].copy()
+        ids_cut = ids[-self.max_length :].copy()
         if bos is not None and ids[0] == bos:
-            ids_cut[0], labels_cut[0] = bos, IGNORE_INDEX
-        return ids_cut, labels_cut
+            ids_cut[0] = bos
+        return ids_cut, labels[-self.max_length :].copy()
 
 
 def _leave_out(sample: Sample, record: Record, reason: str, detail: str, *, is_bad: bool = True) -> LeftOut:
