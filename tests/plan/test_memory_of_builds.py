@@ -1,17 +1,24 @@
 """Memory of builds and flags that keep other values than the plain step: formula against the trace of that step."""
 
+import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from swiftlet.commands import plan_trace
 from swiftlet.commands.model_setup import lora_settings
 from swiftlet.commands.plan_flags import setting_of
+from swiftlet.commands.plan_layers import look
+from swiftlet.commands.planning import Rows, Sized, Subject, geometry_in
 from swiftlet.config.args import SftArgs
 from swiftlet.config.fields import with_values
+from swiftlet.errors import SwiftletError
+from swiftlet.models import counting
 from swiftlet.models.geometry import geometry_of_config
 from swiftlet.plan.activations import peak_of_step
+from swiftlet.plan.cards import host_card
 from swiftlet.plan.memory import GIB, estimate, host_bytes
 from swiftlet.plan.setting import Setting, num_trained
 
@@ -146,3 +153,52 @@ def test_attention_of_an_npu_keeps_its_mask_once():
     setting = Setting(itemsize=2, tokens=0, keeps_inputs=True)
     plain = peak_of_step(geometry, replace(setting, keeps_inputs=False))[0]
     assert peak_of_step(geometry, setting)[0] - plain == 2048**2
+
+
+def looked_at(folder, kind, **flags):
+    """Return a subject whose model has dropout, and layers, that no size of the formula tells, and its setting."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[kind](n_embd=64, n_layer=4, n_head=2, vocab_size=500)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    args = with_values(SftArgs(), **flags)
+    sized = Sized(kind, geometry_in(folder), "", folder)
+    rows = Rows(np.array([384]), np.array([]), 1.0, "")
+    subject = Subject(args, sized, rows, host_card(16, None), 1, None, "fp32")
+    setting = setting_of(args, sized.geometry, 1, 4)
+    return subject, replace(setting, **look(subject, setting)._asdict())
+
+
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_layers_that_the_formula_does_not_know_are_looked_at(tmp_path, recompute):
+    subject, setting = looked_at(tmp_path, "gpt2")
+    traced, planned = plan_trace.compare(subject, setting, 768, recompute)
+    assert planned == pytest.approx(traced, rel=0.1)
+    without = replace(setting, more_a_token=0, more_a_pair=0, more_backward=0, more_backward_a_pair=0)
+    assert plan_trace.compare(subject, without, 768, recompute)[1] < 0.8 * traced
+
+
+def test_adapters_of_such_layers_are_counted(tmp_path):
+    subject, setting = looked_at(tmp_path, "gpt2", lora_target_modules=("c_attn",))
+    assert num_trained(subject.sized.geometry, setting) == 4 * 8 * (64 + 3 * 64)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [("aaaaaa", (2, 1)), ("dddmmmmmm", (4, 1)), ("lllflllflllf", (4, 4)), ("aabab", (3, 2)), ("a", (1, 1))],
+)
+def test_as_few_layers_are_traced_as_show_each_kind_and_how_they_come_again(kinds, expected):
+    assert plan_trace.num_shown(list(kinds)) == expected
+
+
+def test_a_model_whose_class_needs_a_missing_package_says_which(tmp_path, monkeypatch):
+    def needs_timm(config):
+        raise ImportError(
+            "The vision part requires the timm library.\nYou can install it: `pip install timm`."
+        )
+
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    monkeypatch.setattr(counting, "build_config", lambda *args, **kwargs: (None, needs_timm))
+    with pytest.raises(SwiftletError, match="needs a package that is missing: The vision part") as caught:
+        counting.count_parameters(tmp_path)
+    assert caught.value.hint == "pip install timm"

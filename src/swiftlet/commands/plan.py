@@ -259,4 +259,4 @@ def _trace(subject: Subject, job: Job, chosen: Way) -> tuple[float, float]:
     from swiftlet.commands.plan_trace import compare
 
     way = way_of(job, "none", chosen.budget, chosen.recompute)
-    return compare(subject, way.largest, chosen.recompute)
+    return compare(subject, job.setting, way.largest, chosen.recompute)

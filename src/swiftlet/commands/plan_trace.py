@@ -8,7 +8,7 @@ of another device (its attention, its dropout) are those of the processor here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +25,14 @@ from swiftlet.device.spec import DTYPES
 from swiftlet.models import tuner
 from swiftlet.models.causal import apply_partial_checkpointing, build_causal
 from swiftlet.models.geometry import Geometry
-from swiftlet.models.safety import CONFIG, for_library, read_config
+from swiftlet.models.head import decoder_layers
+from swiftlet.models.load import build_config
+from swiftlet.models.safety import CONFIG, read_config
 from swiftlet.parallel.engine import build_single_engine
 from swiftlet.parallel.world import World
 from swiftlet.plan.live import LiveBytes
 from swiftlet.plan.memory import estimate
-from swiftlet.plan.setting import FULL, PARTIAL
+from swiftlet.plan.setting import FULL, PARTIAL, Setting
 from swiftlet.train.objective import compute_gradient
 from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
 
@@ -75,10 +77,37 @@ def config_of(g: Geometry) -> Any:
 
 def config_in(folder: Path) -> Any:
     """Return the configuration of a model's folder, as transformers knows the architecture."""
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    return build_config(folder, read_config(folder), trust_remote_code=False)[0]
 
-    raw: Mapping[str, Any] = read_config(folder)
-    return CONFIG_MAPPING[raw["model_type"]].from_dict(for_library(dict(raw)))
+
+def kinds_of(folder: Path) -> list[Any]:
+    """Return what tells the kind of each layer of a folder's model: its parameters, and what config.json says."""
+    config = config_in(folder)
+    layers = decoder_layers(_empty(config))
+    says = getattr(config.get_text_config(), "layer_types", None) or [None] * len(layers)
+    return [
+        (kind, type(layer), *((name, weight.shape) for name, weight in layer.named_parameters()))
+        for layer, kind in zip(layers, says, strict=False)
+    ]
+
+
+def with_layers(config: Any, number: int) -> Any:
+    """Cut a configuration to its first layers, in place, with the lists that have an entry a layer."""
+    text = config.get_text_config()
+    whole = text.num_hidden_layers
+    text.num_hidden_layers = number
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == whole:
+            setattr(text, name, value[:number])
+    return config
+
+
+def num_shown(kinds: list[Any]) -> tuple[int, int]:
+    """Return how many first layers show each kind, at least two, and after how many layers the kinds come again."""
+    first = max(2, max(kinds.index(kind) for kind in kinds) + 1)
+    rest = range(first, len(kinds))
+    again = (n for n in range(1, first + 1) if all(kinds[at] == kinds[at - n] for at in rest))
+    return min(first, len(kinds)), next(again, max(1, len(kinds) - first))
 
 
 def build_empty(config: Any, args: Any, dtype: torch.dtype, settings: Any) -> nn.Module:
@@ -87,16 +116,21 @@ def build_empty(config: Any, args: Any, dtype: torch.dtype, settings: Any) -> nn
     Args:
         settings: of LoRA; None trains all parameters as `args` says.
     """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
     with torch.device("meta"):
-        model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).to(dtype)
+        model = _empty(config).to(dtype)
         if settings is not None:
             return tuner.apply_lora(model, settings)
         tuner.apply_full(
             model, freeze_parameters=args.freeze_parameters, freeze_ratio=args.freeze_parameters_ratio
         )
     return model
+
+
+def _empty(config: Any) -> Any:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    with torch.device("meta"):
+        return MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
 
 
 def give_fake_tensors(model: nn.Module, mode: FakeTensorMode) -> None:
@@ -115,7 +149,8 @@ def give_fake_tensors(model: nn.Module, mode: FakeTensorMode) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Let no warning be shown meanwhile."""
     with warnings.catch_warnings():
         # Of torch on fake tensors, and of transformers on names that it changes.
         warnings.simplefilter("ignore")
@@ -132,7 +167,7 @@ def trace_step(model: nn.Module, args: Any, lengths: list[int], *, num_labels: i
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     live = LiveBytes(num_labels=num_labels)
-    with _quiet():
+    with quiet():
         give_fake_tensors(model, mode)
         with mode, live:
             for tensor in (*model.parameters(), *model.buffers()):
@@ -175,48 +210,49 @@ def _run(model: nn.Module, args: Any, lengths: list[int], num_labels: int, live:
     return Traced(resident, live.peak - resident, kernels, moved)
 
 
-FEW_LAYERS = (2, 3)  # traced where a model has more: memory grows evenly with each further layer
-
-
-def compare(subject: Any, num_tokens: int, recompute: str) -> tuple[float, float]:
+def compare(subject: Any, setting: Setting, num_tokens: int, recompute: str) -> tuple[float, float]:
     """Return (traced, analytical) bytes of a step of one process over a micro-batch of samples of equal length.
 
     Args:
         subject: of `commands.planning`.
+        setting: of the run.
     """
-    from swiftlet.commands.plan_flags import setting_of
-    from swiftlet.commands.planning import ITEMSIZES
-
     args = with_values(subject.args, gradient_checkpointing=recompute)
     number = max(1, round(num_tokens / max(1, subject.longest)))
     lengths = [num_tokens // number] * (number - 1)
     lengths.append(num_tokens - sum(lengths))
-    layers = subject.sized.geometry.layers
-    few = FEW_LAYERS if layers > FEW_LAYERS[1] else (layers,)
+    layers, folder = subject.sized.geometry.layers, folder_with_config(subject)
+    first, period = num_shown(kinds_of(folder) if folder else [None] * layers)
+    few = (first, first + period) if layers > first + period else (layers,)
     found = [_traced_bytes(subject, args, lengths, num_layers) for num_layers in few]
-    traced = found[0] + (layers - few[0]) * (found[-1] - found[0])
+    traced = found[0] + (layers - few[0]) / period * (found[-1] - found[0])
     dtype = DTYPES[subject.dtype]
     setting = replace(
-        setting_of(args, subject.sized.geometry, 1, ITEMSIZES[subject.dtype]),
+        setting,
         tokens=num_tokens,
+        recompute=recompute,
+        world_size=1,
         labels=num_tokens - number,
         longest=max(lengths),
         engine="none",
         is_host=True,
+        keeps_inputs=False,
         keeps_attention=dtype == torch.float32,
     )
     return float(traced), estimate(subject.sized.geometry, setting).needed
 
 
+def folder_with_config(subject: Any) -> Path | None:
+    """Return the folder of a subject's model where its config.json is in it."""
+    folder: Path | None = subject.sized.folder
+    return folder if folder is not None and (folder / CONFIG).is_file() else None
+
+
 def _traced_bytes(subject: Any, args: Any, lengths: list[int], num_layers: int) -> int:
     from swiftlet.commands.model_setup import lora_settings
 
-    sized = subject.sized
-    has_config = sized.folder is not None and (sized.folder / CONFIG).is_file()
-    config = config_in(sized.folder) if has_config else config_of(sized.geometry)
-    config.num_hidden_layers = num_layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:num_layers]
+    folder = folder_with_config(subject)
+    config = with_layers(config_in(folder) if folder else config_of(subject.sized.geometry), num_layers)
     settings = None if args.tuner.sft_type == "full" else lora_settings(args.tuner)
     model = build_empty(config, args.tuner, DTYPES[subject.dtype], settings)
     traced = trace_step(model, args, lengths, num_labels=sum(lengths) - len(lengths))

@@ -36,9 +36,9 @@ from swiftlet.plan.strategies import Fed, Job, budgets_for, busy_tokens
 from swiftlet.plan.timing import Load
 
 ITEMSIZES = {"bf16": 2, "fp16": 2, "fp32": 4}
-NEAR = (
-    ": near, not exact: layers of this architecture may keep more, state space ones several times as much; "
-    "--trace counts it"
+NEAR = ": near, not exact: this architecture runs by code of its own, and its layers may keep several times as much"
+LOOKED = (
+    ", counted in the model without weights: near, not exact, as is what its layers keep with other operators"
 )
 LABEL_SHARE = 0.6  # of tokens, where the rows were not read
 
@@ -109,9 +109,8 @@ def find_sizes(model: Any) -> Sized:
         check_trainable(folder)
         geometry = geometry_in(folder)
         if geometry is not None:
-            counted = ", counted in the model without weights" if geometry.counted else ""
-            near = "" if is_exact(read_config(folder)) else NEAR
-            return Sized(choice.name, geometry, f"{folder / CONFIG}{counted}{near}", folder)
+            near = "" if is_exact(read_config(folder)) else LOOKED if geometry.counted else NEAR
+            return Sized(choice.name, geometry, f"{folder / CONFIG}{near}", folder)
     if choice.family is not None and choice.family.geometry is not None:
         return Sized(choice.name, choice.family.geometry, "the family table", folder)
     raise UsageError(
@@ -219,6 +218,11 @@ def job_of(subject: Subject) -> Job:
     setting = replace(setting, longest=subject.longest, keeps_inputs=keeps_inputs)
     if subject.card.is_host:
         setting = replace(setting, is_host=True, keeps_attention=subject.dtype == "fp32")
+
+    if subject.sized.geometry.counted:
+        from swiftlet.commands.plan_layers import look  # imports torch, as the count did
+
+        setting = replace(setting, **look(subject, setting)._asdict())
 
     @lru_cache(maxsize=32)
     def feed(budget: int) -> Fed:

@@ -31,7 +31,7 @@ UNGATED |= {"apertus", "arcee", "nemotron", "codegen", "persimmon", "jais2", "na
 FUSED_MLP = {"llama", "mistral", "ministral", "qwen2", "qwen2_moe", "qwen3", "smollm3", "granite"}
 FUSED_MLP |= {"deepseek_v2", "deepseek_v3"}
 JOINED_QKV = {"phi3"}
-PLAIN_SCORES = {"gemma2", "gpt_oss"}
+PLAIN_SCORES = {"gemma2"}
 # Whose experts were modules of their own: peft takes names of these for the joint matrices.
 ADAPTED_EXPERTS = {"deepseek_v2", "deepseek_v3", "dots1", "glm4_moe", "hunyuan_v1_moe", "olmoe", "qwen3_moe"}
 OUT_BIAS = {"llama", "granite", "smollm3", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text"}

@@ -6,6 +6,7 @@ left over or of another shape is an error: a silently random weight would be tra
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,7 +93,7 @@ def load_model(
             )
         except ImportError as error:
             if quantised is None:
-                raise
+                raise missing_package(model_class, error) from error
             raise SwiftletError(
                 f"{folder} is quantised with {quantised}, which needs a package that is missing: {_one_line(error)}",
                 f"pip install {QUANTISED[quantised]}, or use the model without {quantised}",
@@ -140,6 +141,16 @@ def build_config(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> 
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{folder / CONFIG} does not describe a {kind}: {_one_line(error)}"
         raise SwiftletError(reason, "get config.json again from where the model came") from error
+
+
+def missing_package(model_class: Any, error: ImportError) -> SwiftletError:
+    """Return what to say where the class of a model asks for a package that is not installed."""
+    named = re.search(r"pip install ([\w.-]*\w)", str(error))
+    package = named[1] if named else error.name or "the package that is named there"
+    return SwiftletError(
+        f"{model_class.__name__} needs a package that is missing: {_one_line(error)}",
+        f"pip install {package}",
+    )
 
 
 def _folder_code(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:

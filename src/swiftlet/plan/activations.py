@@ -59,6 +59,7 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
     ranks = 0 if s.is_full else s.rank * len(s.targets & projections(g).keys())
     rest = _saved_mlp(g, s) + _cast_adapters(g, s) + _saved_scores(g, s) + _merged_experts(g, s)
     rest += _saved_by_peft(g, s)
+    rest += tokens * (s.more_a_token + s.more_a_pair * min(s.longest or tokens, tokens))
     return tokens * (e * (width + ranks) + vectors) + rest
 
 
@@ -200,7 +201,7 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     else:
         reads_input = s.is_full or (s.recompute == PARTIAL and _reads_normed(g, s, ATTENTION[:3]))
     kept += stream + FP32 * tokens if reads_input or s.recompute == FULL else 0
-    inside = kept - e * labels * g.hidden - stream - FP32 * tokens + _mlp_backward(g, s)
+    inside = kept - e * labels * g.hidden - stream - FP32 * tokens + layer_backward(g, s)
     inside += layer - (0 if _keeps_normed(g, s) else stream) if s.recompute == FULL else 0
     if s.is_full and trains_head(s) and g.tied:
         head_weight = e * g.vocab * g.hidden
@@ -224,13 +225,14 @@ def _head(g: Sizes, s: Setting) -> float:
     return FP32 * weight + max(forward, of_weight, backward)
 
 
-def _mlp_backward(g: Sizes, s: Setting) -> float:
-    """Return the bytes that the backward pass of a gated MLP makes beside what is kept."""
+def layer_backward(g: Sizes, s: Setting) -> float:
+    """Return the bytes that the backward pass of a layer makes beside what is kept, nearly always in its gated MLP."""
+    more = s.tokens * s.more_backward + (s.longest or s.tokens) ** 2 * s.more_backward_a_pair
     e, wide = s.itemsize, s.itemsize * s.tokens * widest(g)
-    stream = e * s.tokens * g.hidden
+    stream = e * s.tokens * g.hidden + more
     again = e * s.tokens * g.up_width * (s.recompute == PARTIAL)
     if s.recompute == PARTIAL and (s.is_full or _reads_normed(g, s, MLP[:2])):
-        stream += stream  # the normalised input
+        stream += e * s.tokens * g.hidden  # the normalised input
     if s.is_full:  # the product is freed once the gradient of down's weight is made
         return stream + 2 * again + max(2 * wide, wide + e * g.hidden * g.intermediate)
     if not _reads_product(g, s):  # gradients of the product, of gate and of up

@@ -37,6 +37,10 @@ class Setting:
         keeps_inputs: the device's fused operators keep what they are given: the rotation queries and keys as they were,
             SwiGLU makes its product no second time, and attention keeps two rows of sums and, once, its mask.
         has_fused: norms and MLPs compute as `swiftlet.models` does, not with the model's own operators.
+        more_a_token, more_a_pair: bytes that a mean layer of a build that the formula does not know keeps beside, a
+            token, and a token and token of its sample.
+        more_backward, more_backward_a_pair: what the backward pass of a layer of it makes beside.
+        num_adapted: parameters of all adapters, where they were counted in the model itself.
         host_optimizer: the engine of DeepSpeed whose optimizer, and nothing else, is in the host's memory.
     """
 
@@ -61,6 +65,11 @@ class Setting:
     keeps_inputs: bool = False
     has_fused: bool = True
     host_optimizer: str = ""
+    more_a_token: float = 0.0
+    more_a_pair: float = 0.0
+    more_backward: float = 0.0
+    more_backward_a_pair: float = 0.0
+    num_adapted: int = 0
 
     @property
     def keeps_normed(self) -> bool:
@@ -120,8 +129,8 @@ def projections(g: Sizes, *, is_dense: bool = False) -> dict[str, tuple[int, int
 
 def num_adapter_parameters(g: Sizes, s: Setting) -> int:
     """Return the parameters that LoRA adds: rank (inputs + outputs) a matrix, and the outputs again for DoRA."""
-    if s.is_full:
-        return 0
+    if s.is_full or s.num_adapted:
+        return s.num_adapted
     num_dense = g.dense_layers if g.experts else 0
     names = s.targets - set(MLP) if adapts_experts(g, s) else s.targets
     sizes = [size for name, size in projections(g).items() if name in names] * (g.layers - num_dense)

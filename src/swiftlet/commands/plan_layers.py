@@ -1,0 +1,147 @@
+"""What the layers of an architecture keep for the backward pass, seen in a step of its own on fake tensors.
+
+For architectures whose build the formula does not know ("near"): dropout that attention draws by its definition,
+states of recurrent layers, experts that every token takes. The model that config.json describes is built without
+weights, with as few layers as show each kind, and what each of them leaves alive and makes is compared with the
+formula's. Operators are those of the processor; of other devices nothing can be seen here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from swiftlet.commands.model_setup import lora_settings
+from swiftlet.commands.plan_trace import (
+    build_empty,
+    config_in,
+    give_fake_tensors,
+    kinds_of,
+    num_shown,
+    quiet,
+    with_layers,
+)
+from swiftlet.device.spec import DTYPES
+from swiftlet.models.causal import build_causal
+from swiftlet.models.head import decoder_layers
+from swiftlet.plan.activations import layer_backward, saved_per_layer
+from swiftlet.plan.live import LiveBytes
+from swiftlet.plan.setting import NONE, Setting
+
+LENGTHS = (256, 512)  # of one sample [tokens]: what grows with its square shows between them
+
+
+class Layers(NamedTuple):
+    """What the architecture says of its layers beside the formula, by the names of `Setting`.
+
+    Args:
+        more_a_token, more_a_pair: bytes that the mean layer keeps.
+        more_backward, more_backward_a_pair: bytes that the backward pass of the largest makes.
+        num_adapted: parameters of all adapters.
+    """
+
+    more_a_token: float
+    more_a_pair: float
+    more_backward: float
+    more_backward_a_pair: float
+    num_adapted: int
+
+
+class Watch:
+    """Hooks that write down what is alive between layers, forward, and the peaks between them, backward."""
+
+    def __init__(self, layers: list[nn.Module], live: LiveBytes) -> None:
+        self.live = live
+        self.alive: list[int] = []
+        self.peaks: list[int] = []
+        self._start = 0
+        for layer in layers:
+            layer.register_forward_pre_hook(self._before, with_kwargs=True)
+        layers[-1].register_forward_hook(lambda _, __, output: self._pass(output))
+
+    def _before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        self._pass(args or kwargs["hidden_states"])
+
+    def _pass(self, states: Any) -> None:
+        self.alive.append(self.live.live)
+        states_TH = states if isinstance(states, Tensor) else states[0]
+        if states_TH.requires_grad:
+            states_TH.register_hook(self._turn)
+
+    def _turn(self, _: Tensor) -> None:
+        self.peaks.append(self.live.peak - self._start)
+        self.live.reset_peak()
+        self._start = self.live.live
+
+    def read(self) -> tuple[list[int], int]:
+        """Return what each layer left alive, and the highest peak of a layer's backward pass; begin anew."""
+        kept = [after - before for before, after in pairwise(self.alive)]
+        highest = max(self.peaks[1:], default=0)  # the first one is that of the head
+        self.alive, self.peaks = [], []
+        return kept, highest
+
+
+def look(subject: Any, setting: Setting) -> Layers:
+    """Return what layers keep and make beside what the formula has, and how many numbers adapters have.
+
+    Args:
+        subject: of `commands.planning`, with a folder.
+        setting: of the run.
+    """
+    args, dtype, geometry = subject.args, DTYPES[subject.dtype], subject.sized.geometry
+    kinds = kinds_of(subject.sized.folder)
+    config = with_layers(config_in(subject.sized.folder), num_shown(kinds)[0])
+    lora = None if setting.is_full else lora_settings(args.tuner)
+    model = build_empty(config, args.tuner, dtype, lora)
+    adapted = _num_adapted(model, kinds)
+    is_fp32 = dtype == torch.float32
+    host = replace(
+        setting, is_host=True, keeps_inputs=False, keeps_attention=is_fp32, longest=0, engine="none"
+    )
+    kept, made = [], []
+    for tokens, (layers, peak) in zip(LENGTHS, _watched(model, args), strict=True):
+        by_kind = dict(zip(kinds, layers, strict=False))
+        plain = replace(host, tokens=tokens, recompute=NONE)
+        kept.append(sum(by_kind[kind] for kind in kinds) / len(kinds) - saved_per_layer(geometry, plain))
+        made.append(peak - layer_backward(geometry, plain))
+    return Layers(*_by_tokens(*kept), *_by_tokens(*made), adapted)
+
+
+def _by_tokens(short: float, long: float) -> tuple[float, float]:
+    """Return the bytes a token, and a pair of tokens, that give these values for samples of LENGTHS; none below 0."""
+    few, many = LENGTHS
+    pair = max(0.0, (long / many - short / few) / (many - few))
+    return max(0.0, long / many - pair * many), pair
+
+
+def _num_adapted(model: nn.Module, kinds: list[Any]) -> int:
+    """Return the parameters of adapters in a model of all these layers, from one with its first ones."""
+    layers = decoder_layers(model)
+    inside = dict(zip(kinds, map(_count, layers), strict=False))
+    return _count(model) - sum(map(_count, layers)) + sum(inside[kind] for kind in kinds)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if "lora_" in name)
+
+
+def _watched(model: nn.Module, args: Any) -> list[tuple[list[int], int]]:
+    """Return what a `Watch` reads of a forward and backward pass over one sample of each of LENGTHS."""
+    live = LiveBytes(num_labels=1)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    found = []
+    with quiet():
+        give_fake_tensors(model, mode)
+        with mode, live:
+            causal = build_causal(model, use_fused=args.model.fused_operators != "false").train()
+            watch = Watch(decoder_layers(model), live)
+            for tokens in LENGTHS:
+                ids_T = torch.zeros(tokens, dtype=torch.long)
+                causal(ids_T, ids_T, [0, tokens], ids_T).loss_sum.backward()
+                found.append(watch.read())
+    return found
