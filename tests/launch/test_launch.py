@@ -10,7 +10,7 @@ import torch.distributed.launcher.api
 
 from swiftlet import launch
 from swiftlet.commands.run_folder import VARIABLE
-from swiftlet.config.args import SftArgs
+from swiftlet.config.args import ParallelArgs, SftArgs
 from swiftlet.config.parse import parse
 from swiftlet.launch import Shape, is_watched, read_shape, worker_command
 from swiftlet.startup import module_command
@@ -113,7 +113,7 @@ def test_torchrun_waits_for_a_step_or_a_save_that_takes_long(monkeypatch):
     words = ["--model_type", "x", "--dataset", "y"]
     for settings, seconds in (
         (parse(SftArgs, [*words, "--ddp_timeout", "77"]).args.parallel, "77"),
-        (None, "1800"),
+        (ParallelArgs(), "1800"),  # of a command without such flags
     ):
         launch._run_watched(["true"], shape({}), {}, settings)
         assert seen["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == seconds

@@ -8,8 +8,7 @@ of another device (its attention, its dropout) are those of the processor here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from swiftlet.commands.model_setup import lora_settings
+from swiftlet.commands.plan_flags import setting_of
+from swiftlet.commands.planning import ITEMSIZES, Subject
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import MicroBatch, Step
 from swiftlet.data.loader import LoadedStep
@@ -33,6 +35,8 @@ from swiftlet.plan.memory import estimate
 from swiftlet.plan.setting import FULL, PARTIAL
 from swiftlet.train.objective import compute_gradient
 from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
+
+FEW_LAYERS = (2, 3)  # traced where a model has more: memory grows evenly with each further layer
 
 
 class Traced(NamedTuple):
@@ -114,14 +118,6 @@ def give_fake_tensors(model: nn.Module, mode: FakeTensorMode) -> None:
                     module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # Of torch on fake tensors, and of transformers on names that it changes.
-        warnings.simplefilter("ignore")
-        yield
-
-
 def trace_step(model: nn.Module, args: Any, lengths: list[int], *, num_labels: int) -> Traced:
     """Return the bytes of one optimizer step over one micro-batch, the optimizer's state being there already.
 
@@ -132,7 +128,9 @@ def trace_step(model: nn.Module, args: Any, lengths: list[int], *, num_labels: i
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     live = LiveBytes(num_labels=num_labels)
-    with _quiet():
+    with warnings.catch_warnings():
+        # Of torch on fake tensors, and of transformers on names that it changes.
+        warnings.simplefilter("ignore")
         give_fake_tensors(model, mode)
         with mode, live:
             for tensor in (*model.parameters(), *model.buffers()):
@@ -175,18 +173,8 @@ def _run(model: nn.Module, args: Any, lengths: list[int], num_labels: int, live:
     return Traced(resident, live.peak - resident, kernels, moved)
 
 
-FEW_LAYERS = (2, 3)  # traced where a model has more: memory grows evenly with each further layer
-
-
-def compare(subject: Any, num_tokens: int, recompute: str) -> tuple[float, float]:
-    """Return (traced, analytical) bytes of a step of one process over a micro-batch of samples of equal length.
-
-    Args:
-        subject: of `commands.planning`.
-    """
-    from swiftlet.commands.plan_flags import setting_of
-    from swiftlet.commands.planning import ITEMSIZES
-
+def compare(subject: Subject, num_tokens: int, recompute: str) -> tuple[float, float]:
+    """Return (traced, analytical) bytes of a step of one process over a micro-batch of samples of equal length."""
     args = with_values(subject.args, gradient_checkpointing=recompute)
     number = max(1, round(num_tokens / max(1, subject.longest)))
     lengths = [num_tokens // number] * (number - 1)
@@ -208,9 +196,7 @@ def compare(subject: Any, num_tokens: int, recompute: str) -> tuple[float, float
     return float(traced), estimate(subject.sized.geometry, setting).needed
 
 
-def _traced_bytes(subject: Any, args: Any, lengths: list[int], num_layers: int) -> int:
-    from swiftlet.commands.model_setup import lora_settings
-
+def _traced_bytes(subject: Subject, args: Any, lengths: list[int], num_layers: int) -> int:
     sized = subject.sized
     has_config = sized.folder is not None and (sized.folder / CONFIG).is_file()
     config = config_in(sized.folder) if has_config else config_of(sized.geometry)
