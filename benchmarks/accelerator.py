@@ -11,13 +11,12 @@ a package is reported as such. TRL as a whole process is compared by peers.py.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from report import facts, markdown
+from report import facts, markdown, parser_of, write
 from stepping import (
     DTYPES,
     VARIANTS,
@@ -90,9 +89,7 @@ def measure(variant: str, setting: Setting, options: argparse.Namespace, rate: f
 
 def main() -> None:
     """Measure all sizes and tuners, print a table, and write JSON after each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
         "--sizes", nargs="+", choices=SIZES, default=["qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-7b"]
@@ -124,8 +121,7 @@ def main() -> None:
             found[f"{name} {tuner}"].append(measure(variant, setting, options, rate))
             if options.device != "cpu":
                 torch.accelerator.empty_cache()
-            if options.out:
-                options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+            write(options.out, result)
     for name, variants in found.items():
         print(f"{name}\n{table(variants)}")
 
@@ -137,17 +133,9 @@ def table(found: list[dict[str, Any]]) -> str:
         if "failed" in one:
             rows.append([one["variant"], one["failed"], "", "", ""])
             continue
+        speed, share, loss = f"{one['tokens_per_s']:.0f}", f"{one['mfu']:.0%}", f"{one['loss_sum']:.1f}"
         peak = one["peak_above_model_bytes"]
-        speed, share = f"{one['tokens_per_s']:.0f}", f"{one['mfu']:.0%}"
-        rows.append(
-            [
-                one["variant"],
-                speed,
-                share,
-                "" if peak is None else f"{peak / 1e9:.1f}",
-                f"{one['loss_sum']:.1f}",
-            ]
-        )
+        rows.append([one["variant"], speed, share, "" if peak is None else f"{peak / 1e9:.1f}", loss])
     return markdown(["variant", "tokens/s", "MFU", "peak above model GB", "loss"], rows)
 
 

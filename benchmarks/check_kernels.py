@@ -5,10 +5,10 @@ python benchmarks/check_kernels.py --sizes qwen2.5-0.5b qwen2.5-7b --dtype bf16
 
 from __future__ import annotations
 
-import argparse
 import os
 
 import torch
+from report import parser_of
 from stepping import DTYPES
 from workload import SIZES, draw_lengths, model_config
 
@@ -19,9 +19,7 @@ from swiftlet.device.trust import try_kernel
 
 def main() -> None:
     """Print a line a case; leave with 1 where an operator differs from its definition."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["qwen2.5-0.5b", "qwen2.5-7b"])
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from process import run_watched
-from report import facts
+from report import facts, parser_of, write
 from tools import TOOLS, Job, environment, install
 from workload import CHAT_TEMPLATE, copy_model
 
@@ -75,9 +75,7 @@ def run_one(name: str, job: Job, options: argparse.Namespace, folder: Path) -> d
 
 def main() -> None:
     """Run all of them and write their losses."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--model", type=Path, default=EMBEDDED["tiny-math-chat"])
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--steps", type=int, default=300)
@@ -97,8 +95,7 @@ def main() -> None:
         result: dict[str, Any] = {"facts": facts(options), "runs": {}}
         for name in options.runs:
             result["runs"][name] = run_one(name, job, options, folder)
-            if options.out:
-                options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+            write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,7 +20,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from report import facts, markdown
+from process import rank_environments, status_bytes
+from report import facts, markdown, parser_of, write
 from workload import Size, make_model, make_rows
 
 # The defaults keep up to 1e9 gathered parameters, so all of a model that fits here; this keeps a layer's.
@@ -44,12 +42,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "fsdp2": {"fsdp": "full_shard"},
 }
 VOCABULARY, NUM_STEPS, PERIOD_S = 8192, 6, 0.01
-
-
-def owned_bytes() -> int:
-    """Return the bytes of memory that belong to this process alone."""
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(re.findall(r"^RssAnon:\s*(\d+) kB", text, re.MULTILINE)[0]) * 1024
+OWNED = "RssAnon"
 
 
 def size_of(layers: int, hidden: int) -> Size:
@@ -61,17 +54,17 @@ class Watch:
     """The most memory owned since `mark`, looked at every few milliseconds."""
 
     def __init__(self) -> None:
-        self.start = self.peak = owned_bytes()
+        self.start = self.peak = status_bytes(OWNED)
         threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
         while True:
-            self.peak = max(self.peak, owned_bytes())
+            self.peak = max(self.peak, status_bytes(OWNED))
             time.sleep(PERIOD_S)
 
     def mark(self) -> int:
         """Return the peak since the last mark, above the start, and begin again."""
-        peak, self.peak = self.peak - self.start, owned_bytes()
+        peak, self.peak = self.peak - self.start, status_bytes(OWNED)
         return peak
 
 
@@ -106,29 +99,17 @@ def be_rank(options: dict[str, Any]) -> dict[str, Any]:
 
 def run_engine(engine: str, ranks: int, options: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     """Run all ranks of a training run and return what each measured."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
     batch = options["batch_size"] // ranks
     words = {**options, **ENGINES[engine], "batch_size": batch, "output_dir": str(folder / engine)}
-    processes = []
-    for rank in range(ranks):
-        environ = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "LOCAL_WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "SWIFTLET_CACHE": str(folder / "cache"),
-            "MALLOC_MMAP_THRESHOLD_": "65536",  # freed tensors go back at once, so the peak is what is in use
-        }
-        command = [sys.executable, __file__, "--rank", json.dumps(words)]
-        processes.append(
-            subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        )
+    command = [sys.executable, __file__, "--rank", json.dumps(words)]
+    more = {"SWIFTLET_CACHE": str(folder / "cache")}
+    more |= {
+        "MALLOC_MMAP_THRESHOLD_": "65536"
+    }  # freed tensors go back at once, so the peak is what is in use
+    processes = [
+        subprocess.Popen(command, env=environ | more, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        for environ in rank_environments(ranks)
+    ]
     outputs = [process.communicate()[0].decode() for process in processes]
     assert all(process.returncode == 0 for process in processes), (engine, outputs)
     return [json.loads(output.splitlines()[-1]) for output in outputs]
@@ -193,7 +174,7 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure and print, or be one rank of a measurement."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--kind", choices=("lora", "full"), default="lora")
     parser.add_argument("--layers", type=int, default=12)
@@ -208,8 +189,7 @@ def main() -> None:
         print(json.dumps(be_rank(json.loads(options.rank))))
         return
     result = {**facts(options), **measure(options)}
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write(options.out, result)
     print(f"weights: {result['weights_bytes'] / 2**20:.0f} MiB, {options.ranks} ranks, {options.kind}")
     print(table(result))
 

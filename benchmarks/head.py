@@ -8,13 +8,12 @@ machine. What a run takes: ROWS and WORDS of models/frozen_head.py.
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import time
 
 import torch
-from report import markdown
+from report import markdown, parser_of
 from torch import nn
 
 from swiftlet.models import cross_entropy, frozen_head
@@ -39,9 +38,7 @@ def seconds(shape: str, blocks: list[str], repeats: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure every shape and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--shapes", nargs="+", default=["487x192x8192", "487x192x151936", "1277x576x49152"])
     parser.add_argument("--blocks", nargs="+", default=["512x2048", "512x4096", "512x16384", "1024x4096"])
     parser.add_argument("--repeats", type=int, default=9)

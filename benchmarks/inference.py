@@ -9,8 +9,6 @@ those of answers, seconds are those of the processor.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from report import facts
+from report import facts, parser_of, write
 from workload import SIZES, draw_lengths, make_model
 
 Prompts = list[list[int]]
@@ -81,9 +79,7 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 def main() -> None:
     """Measure by turns and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="2m")
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--prompts", type=int, default=32)
@@ -124,14 +120,8 @@ def main() -> None:
         f"plain {rates['plain']:.0f} tokens/s, ours {rates['ours']:.0f} ({rates['ours'] / rates['plain']:.2f}x)"
     )
     print(f"equal answers {agreeing:.0%}, first token {statistics.median(seconds['first_token']):.3f} s")
-    if options.out:
-        result = {
-            "facts": facts(options),
-            "seconds": seconds,
-            "tokens_per_s": rates,
-            "equal_answers": agreeing,
-        }
-        options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    result = {"facts": facts(options), "seconds": seconds, "tokens_per_s": rates, "equal_answers": agreeing}
+    write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ layers, not on their size; nothing here is a time.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from report import parser_of, write
 
 SAMPLES = 16
 HIDDEN = 64
@@ -112,9 +113,7 @@ def count_usual(model_folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Count both and print them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--json", type=Path, help="write all counts here")
     options = parser.parse_args()
@@ -124,20 +123,11 @@ def main() -> int:
         make_model(model, options.layers)
         ours, usual = count_ours(model, Path(scratch) / "run"), count_usual(model)
     ratio = usual["launches"] / ours["launches"]
-    result = {
-        "layers": options.layers,
-        "samples": SAMPLES,
-        "ours": ours,
-        "usual": usual,
-        "ratio": round(ratio, 2),
-    }
-    for name in ("ours", "usual"):
-        print(
-            f"{name}: {result[name]['launches']} operators and copies a step, {result[name]['waits']} waits"
-        )
+    found = {"ours": ours, "usual": usual}
+    for name, counts in found.items():
+        print(f"{name}: {counts['launches']} operators and copies a step, {counts['waits']} waits")
     print(f"{ratio:.1f} times fewer (simulated NPU, {options.layers} layers)")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write(options.json, {"layers": options.layers, "samples": SAMPLES, **found, "ratio": round(ratio, 2)})
     return 0
 
 

@@ -11,7 +11,6 @@ tools get the same model folder, rows, precision, learning rate and threads.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import statistics
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from process import Outcome, run_watched
-from report import facts, markdown, peers_table
+from report import facts, markdown, parser_of, peers_table, write
 from tools import TOOLS, Job, device_peak, environment, install
 from workload import SIZES, convert_alpaca, copy_model, count_tokens, make_model, make_rows
 
@@ -135,9 +134,7 @@ def run_case(case: str, options: argparse.Namespace, folder: Path) -> dict[str, 
 
 def main() -> None:
     """Install what is missing, run all cases, write JSON after each of them, and print tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--cases", nargs="+", default=["2m/8192/1x16", "2m/8192/8x2"])
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument(
@@ -168,8 +165,7 @@ def main() -> None:
         for case in options.cases:
             result["cases"].append(run_case(case, options, folder))
             print(markdown(*peers_table(result["cases"][-1])))
-            if options.out:
-                options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+            write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Models have random weights and the geometry of Qwen2.5; figures are those of the
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -16,16 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from report import facts, markdown
+from report import facts, markdown, parser_of, write
+from tools import flags_of, last_figures
 from workload import SIZES, make_model, make_rows
 
 NAMES = ("memory_gib", "reserved_gib", "visible_gib", "step_seconds")
-PREDICTED = (
-    "predicted_needed_gib",
-    "predicted_reserved_gib",
-    "predicted_visible_gib",
-    "predicted_step_seconds",
-)
+PREDICTED = tuple(f"predicted_{name}" for name in ("needed_gib", *NAMES[1:]))
 
 
 def run(case: str, options: argparse.Namespace) -> dict[str, Any]:
@@ -36,36 +31,33 @@ def run(case: str, options: argparse.Namespace) -> dict[str, Any]:
     rows = make_rows(options.folder / "rows.jsonl", options.steps * options.batch)
     out = options.folder / "out"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "swiftlet.cli", "sft", "--model_id_or_path", model, "--dataset", rows]
-    command += ["--sft_type", tuner, "--batch_size", options.batch, "--gradient_accumulation_steps", 1]
-    command += [
-        "--dtype",
-        "bf16",
-        "--max_steps",
-        options.steps,
-        "--dataset_test_ratio",
-        0,
-        "--output_dir",
-        out,
-    ]
-    command += ["--evaluation_strategy", "no", "--save_strategy", "no"]
-    command += ["--lora_target_modules", "ALL"] if tuner == "lora" else []
-    command += [word for flag in flags for word in (f"--{flag}", "true")]
+    values = {
+        "model_id_or_path": model,
+        "dataset": rows,
+        "sft_type": tuner,
+        "batch_size": options.batch,
+        "gradient_accumulation_steps": 1,
+        "dtype": "bf16",
+        "max_steps": options.steps,
+        "dataset_test_ratio": 0,
+        "output_dir": out,
+        "evaluation_strategy": "no",
+        "save_strategy": "no",
+        **({"lora_target_modules": "ALL"} if tuner == "lora" else {}),
+        **dict.fromkeys(flags, "true"),
+    }
+    command = [sys.executable, "-m", "swiftlet.cli", "sft", *flags_of(values)]
     start = time.perf_counter()
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
     found: dict[str, Any] = {"case": case, "code": done.returncode, "wall_s": time.perf_counter() - start}
     if done.returncode:
         return found | {"failed": (done.stdout + done.stderr)[-2000:]}
-    log = next(out.rglob("logging.jsonl"))
-    lines = map(json.loads, reversed(log.read_text(encoding="utf-8").splitlines()))
-    return found | next(row for row in lines if "reserved_gib" in row)
+    return found | last_figures(out)
 
 
 def main() -> None:
     """Run all cases, print a table, and write JSON after each."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--cases", nargs="+", default=["qwen2.5-0.5b/lora", "qwen2.5-7b/lora"])
     parser.add_argument("--vocabulary", type=int, default=151936)
@@ -81,8 +73,7 @@ def main() -> None:
         print(
             {name: found[-1].get(name) for name in ("case", "code", "wall_s", *NAMES, *PREDICTED, "failed")}
         )
-        if options.out:
-            options.out.write_text(json.dumps({"facts": facts(options), "runs": found}, indent=1))
+        write(options.out, {"facts": facts(options), "runs": found})
     rows = [
         [one["case"], *(f"{one[a]:.2f} ({one[b]:.2f})" for a, b in zip(NAMES, PREDICTED, strict=True))]
         for one in found

@@ -18,8 +18,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +31,8 @@ from typing import Any
 
 import torch
 from plan_cases import CASES_A_CALIBRATION, NUM_TIMED, SIZES, Case, cases, grouped
+from process import rank_environments
+from report import parser_of, write
 
 from swiftlet.device.settings import environment
 from swiftlet.plan.strategies import FLAGS
@@ -58,9 +58,7 @@ def build(case: Case, folder: Path) -> tuple[Any, Any]:
     from swiftlet.config.args import SftArgs
     from swiftlet.config.fields import with_values
     from swiftlet.device.cpu import open_this
-    from swiftlet.models.causal import apply_partial_checkpointing
     from swiftlet.parallel.world import init_world
-    from swiftlet.plan.setting import PARTIAL
 
     flags = FLAGS[case.engine]
     args = with_values(
@@ -80,8 +78,6 @@ def build(case: Case, folder: Path) -> tuple[Any, Any]:
     world = init_world("gloo", torch.device("cpu"), always=case.engine != "none")
     setup = Setup(args, ready, device, world)
     causal = build_model(setup)
-    if case.recompute == PARTIAL:
-        apply_partial_checkpointing(causal)
     causal.train()
     return build_engine(setup, causal), world
 
@@ -202,22 +198,11 @@ def predicted_seconds(case: Case, setting: Any, card: Any) -> float:
 def start(group: list[Case], folder: Path) -> Iterator[dict[str, float]]:
     """Run cases of as many processes as they have ranks; yield the figures of the first rank."""
     words = [sys.executable, __file__, "--run", json.dumps(group), "--folder", str(folder)]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    number = group[0].world_size
-    common = {
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "DS_ACCELERATOR": "cpu",
-        **environment("cpu", {}),
-    }
-    common |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
     with tempfile.TemporaryFile("w+") as errors:
         ranks = []
-        for rank in range(number):
-            environ = {**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            output = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
+        for environ in rank_environments(group[0].world_size):
+            output = subprocess.DEVNULL if ranks else subprocess.PIPE
+            environ |= environment("cpu", {})
             ranks.append(subprocess.Popen(words, stdout=output, stderr=errors, text=True, env=environ))
         yield from (json.loads(line) for line in ranks[0].stdout or () if line.startswith('{"measured"'))
         codes = [rank.wait() for rank in ranks]
@@ -245,9 +230,7 @@ def memory_error(found: dict[str, float]) -> float:
 
 def main() -> None:
     """Print a line a run and the largest deviations."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--engines", nargs="*", choices=list(FLAGS), help="of runs on two ranks")
     parser.add_argument("--folder", type=Path, help="where the models are written, and stay")
@@ -269,8 +252,7 @@ def main() -> None:
             for case, found in zip(group, start(group, folder), strict=True):
                 rows.append({**case._asdict(), **found})
                 print(line_of(case, found), flush=True)
-                if options.out:
-                    options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+                write(options.out, rows)
     errors = {"memory": [memory_error(row) for row in rows]}
     errors["time"] = [row["predicted_s"] / row["measured_s"] - 1 for row in rows if "measured_s" in row]
     for what, values in errors.items():

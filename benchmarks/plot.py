@@ -8,7 +8,6 @@ python benchmarks/plot.py scaling docs/benchmarks/scaling.json --out docs/benchm
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
+from report import parser_of
 
 OURS, OTHERS = "#FF7043", "#90A4AE"
 LINES = (OURS, "#BF360C", "#1565C0", "#2E7D32", "#6A1B9A", "#455A64")
@@ -117,17 +117,14 @@ def draw_scaling(results: list[dict[str, Any]]) -> Figure:
 
 def main() -> None:
     """Draw one picture."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("kind", choices=["peers", "curves", "scaling"])
     parser.add_argument("results", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     results = [json.loads(path.read_text(encoding="utf-8")) for path in options.results]
     draw = {"peers": draw_peers, "curves": draw_curves, "scaling": draw_scaling}[options.kind]
-    figure = draw(results)
-    figure.savefig(options.out)
+    draw(results).savefig(options.out)
 
 
 if __name__ == "__main__":

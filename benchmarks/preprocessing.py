@@ -18,13 +18,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import swiftlet
+import psutil
+from report import parser_of
 
-TINY = Path(swiftlet.__file__).parent / "models" / "tiny_math_chat"
+from swiftlet.models.families import EMBEDDED
+
 WORDS = (
     "the train leaves at nine and arrives before noon so how many hours does it take if every stop adds three "
     "minutes to the way 小明 有 十二 个 苹果 , 他 给 了 朋友 四 个 还 剩 几 个 ? multiply 17 by 24 then add 9 ."
@@ -52,7 +55,7 @@ def run_ours(rows: Path, tokenizer: Path, processes: int, folder: Path) -> Calla
 
     def work() -> int:
         template = build_template(load_tokenizer(tokenizer))
-        made = prepare(args, template, max_length=2048, cache_dir=folder / "cache", output_dir=None)
+        made = prepare(args, template, max_length=2048, cache_dir=folder / "cache", bad_rows=None)
         stores = [made.train, *([made.val] if made.val else [])]
         return sum(int(store.lengths.sum(dtype="int64")) for store in stores)
 
@@ -87,25 +90,13 @@ def run_peer(rows: Path, tokenizer: Path, processes: int, folder: Path) -> Calla
 VARIANTS = {"ours": run_ours, "peer": run_peer}
 
 
-def members(group: int) -> Iterator[Path]:
-    """Yield the folders in /proc of the processes of a group."""
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text(encoding="utf-8").rsplit(")", 1)[1].split()[2]) == group:
-                yield stat.parent
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-
-
-def memory_bytes(group: int) -> int:
-    """Return the memory of a group of processes, shared pages counted once."""
+def memory_bytes(root: psutil.Process) -> int:
+    """Return the memory of a process and of all that it has started, shared pages counted once."""
     total = 0
-    for folder in members(group):
-        try:
-            text = (folder / "smaps_rollup").read_text(encoding="utf-8")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        total += 1024 * sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+    with suppress(psutil.Error):
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.Error):  # one that ends meanwhile
+                total += process.memory_full_info().pss
     return total
 
 
@@ -117,11 +108,10 @@ def measure(words: list[str]) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environ,
-        start_new_session=True,
     )
-    peak = 0
+    root, peak = psutil.Process(run.pid), 0
     while run.poll() is None:
-        peak = max(peak, memory_bytes(run.pid))
+        peak = max(peak, memory_bytes(root))
         time.sleep(GLANCE_S)
     output = run.stdout.read() if run.stdout else b""
     if run.returncode:
@@ -144,10 +134,13 @@ def run_alone(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Measure every variant for every number of rows."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10000])
     parser.add_argument(
-        "--tokenizer", type=Path, default=TINY, help="folder with a tokenizer and a chat template"
+        "--tokenizer",
+        type=Path,
+        default=EMBEDDED["tiny-math-chat"],
+        help="folder with a tokenizer and a chat template",
     )
     parser.add_argument("--variants", nargs="+", choices=tuple(VARIANTS), default=tuple(VARIANTS))
     parser.add_argument("--processes", type=int, default=2)

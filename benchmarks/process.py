@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import subprocess
 import threading
 import time
@@ -17,6 +19,21 @@ import psutil
 MARK = re.compile(r"^(?:(?:\[rank 0\] )?\[(\d+)/\d+\] loss|@step (\d+)) ([-+.\deE]+|nan|inf)")
 MEMORY = re.compile(r"^@memory (\d+) (\d+)")  # of the accelerator: allocated, reserved
 PERIOD_S = 0.1
+
+
+def status_bytes(key: str) -> int:
+    """Return a figure of this process's memory. Source: proc(5), status."""
+    text = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{key}:")) * 1024
+
+
+def rank_environments(number: int) -> list[dict[str, str]]:
+    """Return the environment of each rank of a run on this machine, one thread each, which meet at a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1"}
+    shared |= {"MASTER_PORT": port, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return [{**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
 
 
 @dataclass

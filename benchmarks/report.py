@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -15,6 +16,17 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "peft")
+
+
+def parser_of(text: str) -> argparse.ArgumentParser:
+    """Return a parser of the command line whose help is a module's docstring as it is."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def write(path: Path | None, result: Any) -> None:
+    """Write a result as JSON, if a file was asked for."""
+    if path is not None:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def facts(options: argparse.Namespace) -> dict[str, Any]:

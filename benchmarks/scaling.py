@@ -18,7 +18,7 @@ from typing import Any
 import step
 import torch
 from process import run_watched
-from report import facts, markdown
+from report import facts, markdown, parser_of, write
 from stepping import floor_flops
 from tools import TOOLS, Job, environment
 from workload import SIZES, make_model, make_rows
@@ -152,9 +152,7 @@ def table(points: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure what is asked, print a table, and write JSON after each part."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument(
         "--what", nargs="+", choices=[*ONE_STEP, *WHOLE_RUNS, "endurance"], default=["length"]
     )
@@ -187,8 +185,7 @@ def main() -> None:
                     result["points"].append({"what": what, **run, **change})
             else:
                 result["points"].append(endurance(options, folder))
-            if options.out:
-                options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+            write(options.out, result)
     print(table(result["points"]))
     for one in result["points"]:
         if one["what"] not in ONE_STEP:

@@ -7,8 +7,6 @@ In bf16 a processor's products are compiled for their shape at its first use; se
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from report import facts, markdown
+from report import facts, markdown, parser_of, write
 from stepping import DTYPES, IGNORE_INDEX, Setting, build_decoder
 from workload import SIZES
 
@@ -65,9 +63,7 @@ def measure(setting: Setting, number: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure all sizes and types and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["2m", "60m"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16", "fp32"])
     parser.add_argument("--vocabulary", type=int, default=8192)
@@ -84,10 +80,7 @@ def main() -> None:
     ways = list(next(iter(found.values())))
     rows = [[name, *(f"{one[way]:.0f}" for way in ways)] for name, one in found.items()]
     print(markdown(["microseconds a token", *ways], rows))
-    if options.out:
-        options.out.write_text(
-            json.dumps({"facts": facts(options), "found": found}, indent=1), encoding="utf-8"
-        )
+    write(options.out, {"facts": facts(options), "found": found})
 
 
 if __name__ == "__main__":

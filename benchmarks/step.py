@@ -10,7 +10,6 @@ once a variant in a process of its own. A step is forward and backward over one 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import facts
+from process import status_bytes
+from report import facts, parser_of, write
 from stepping import (
     DTYPES,
     VARIANTS,
@@ -61,34 +61,17 @@ def peak_above_model(variant: str, setting: Setting, samples: Samples) -> int:
         before = torch.accelerator.memory_allocated()
     else:
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        before = _status_kb("VmRSS") * 1024
+        before = status_bytes("VmRSS")
     for _ in range(2):
         step()
-    after = (
-        torch.accelerator.max_memory_allocated() if setting.device != "cpu" else _status_kb("VmHWM") * 1024
-    )
-    return after - before
-
-
-def _status_kb(key: str) -> int:
-    text = Path("/proc/self/status").read_text(encoding="utf-8")
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{key}:"))
+    is_cpu = setting.device == "cpu"
+    return (status_bytes("VmHWM") if is_cpu else torch.accelerator.max_memory_allocated()) - before
 
 
 def measured_peak(variant: str, options: argparse.Namespace) -> int:
     """Return the peak memory of a variant, in a process of its own."""
     command = [sys.executable, __file__, "--memory_of", variant]
-    for name in (
-        "size",
-        "vocabulary",
-        "dtype",
-        "tuner",
-        "dropout",
-        "samples",
-        "length",
-        "threads",
-        "device",
-    ):
+    for name in "size vocabulary dtype tuner dropout samples length threads device".split():
         command += [f"--{name}", str(getattr(options, name))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
@@ -139,9 +122,7 @@ def show(found: dict[str, dict[str, Any]]) -> None:
 
 def parse() -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__)
     parser.add_argument("--size", choices=SIZES, default="60m")
     parser.add_argument("--vocabulary", type=int, default=151936)
     parser.add_argument("--dtype", choices=DTYPES, default="fp32")
@@ -178,14 +159,8 @@ def main() -> None:
     summarise(found, flops, samples.num_tokens)
     print(f"{samples.num_tokens} tokens, floor {flops / 1e9:.0f} GFLOP a step")
     show(found)
-    if options.out:
-        result = {
-            "facts": facts(options),
-            "tokens": samples.num_tokens,
-            "floor_flops": flops,
-            "variants": found,
-        }
-        options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    result = {"facts": facts(options), "tokens": samples.num_tokens, "floor_flops": flops, "variants": found}
+    write(options.out, result)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent / ".venv-peers"
@@ -65,7 +65,8 @@ class Tool(NamedTuple):
         return [python or self.python, *start, *self.arguments(job, out), *words]
 
 
-def _flags(values: dict[str, object]) -> list[str]:
+def flags_of(values: dict[str, Any]) -> list[str]:
+    """Return the words of a command line that give flags their values."""
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
@@ -88,7 +89,7 @@ def _swiftlet(job: Job, out: Path) -> list[str]:
         "logging_steps": 1,
         "output_dir": out,
     }
-    return _flags(values | _schedule(job) | ({} if job.dtype == "auto" else {"dtype": job.dtype}))
+    return flags_of(values | _schedule(job) | ({} if job.dtype == "auto" else {"dtype": job.dtype}))
 
 
 def _schedule(job: Job) -> dict[str, object]:
@@ -117,7 +118,7 @@ def _trl(job: Job, out: Path) -> list[str]:
     }
     if job.device == "cpu":  # its own precision, bf16, is refused otherwise where torch is built for a GPU
         values["use_cpu"] = "true"
-    return _flags(values | _precision(job, "dtype"))
+    return flags_of(values | _precision(job, "dtype"))
 
 
 def _trainer(job: Job, out: Path) -> dict[str, object]:
@@ -167,7 +168,7 @@ def _llama_factory(job: Job, out: Path) -> list[str]:
         "lora_dropout": job.dropout,
         "lora_target": "all",
     }
-    return _flags(values | ({"bf16": "true"} if job.dtype == "bf16" else {}))
+    return flags_of(values | ({"bf16": "true"} if job.dtype == "bf16" else {}))
 
 
 def _ms_swift(job: Job, out: Path) -> list[str]:
@@ -183,7 +184,7 @@ def _ms_swift(job: Job, out: Path) -> list[str]:
         "lora_dropout": job.dropout,
         "target_modules": "all-linear",
     }
-    return _flags(values | ({} if job.dtype == "auto" else _precision(job, "torch_dtype")))
+    return flags_of(values | ({} if job.dtype == "auto" else _precision(job, "torch_dtype")))
 
 
 TOOLS = {
@@ -195,10 +196,10 @@ TOOLS = {
             _swiftlet,
             {
                 "default": [],
-                "partial": _flags({"gradient_checkpointing": "partial"}),
-                "lean": _flags({"gradient_checkpointing": "true"}),
-                "each": _flags({"share_prefixes": "false"}),
-                "graphs": _flags({"share_prefixes": "false", "graph_capture": "true"}),
+                "partial": flags_of({"gradient_checkpointing": "partial"}),
+                "lean": flags_of({"gradient_checkpointing": "true"}),
+                "each": flags_of({"share_prefixes": "false"}),
+                "graphs": flags_of({"share_prefixes": "false", "graph_capture": "true"}),
             },
         ),
         Tool(
@@ -208,7 +209,7 @@ TOOLS = {
             # Padding-free asks for flash attention; on a CPU transformers masks by positions with SDPA instead.
             {
                 "default": [],
-                "best": _flags(
+                "best": flags_of(
                     {
                         "config": "OUT/best.yaml",
                         "padding_free": "true",
@@ -216,7 +217,7 @@ TOOLS = {
                         "loss_type": "chunked_nll",
                     }
                 ),
-                "best-liger": _flags(
+                "best-liger": flags_of(
                     {
                         "config": "OUT/best.yaml",
                         "padding_free": "true",
@@ -230,7 +231,7 @@ TOOLS = {
             "llama-factory",
             ("llamafactory",),
             _llama_factory,
-            {"default": [], "best": _flags({"disable_gradient_checkpointing": "true"})},
+            {"default": [], "best": flags_of({"disable_gradient_checkpointing": "true"})},
         ),
         Tool(
             "ms-swift",
@@ -238,7 +239,7 @@ TOOLS = {
             _ms_swift,
             {
                 "default": [],
-                "best": _flags({"gradient_checkpointing": "false", "use_logits_to_keep": "true"}),
+                "best": flags_of({"gradient_checkpointing": "false", "use_logits_to_keep": "true"}),
             },
         ),
     )
@@ -281,13 +282,14 @@ def environment(threads: int, device: str) -> dict[str, str]:
     }
 
 
-def device_peak(out: Path) -> tuple[int, int] | None:
-    """Return the bytes of an accelerator that a run of swift says it had at most: allocated, reserved."""
+def last_figures(out: Path) -> dict[str, Any]:
+    """Return the last figures of the memory of an accelerator that a run of swift has logged, none where it has not."""
     log = next(out.rglob("logging.jsonl"), None)
     lines = log.read_text(encoding="utf-8").splitlines() if log else []
-    summary = next((row for row in map(json.loads, reversed(lines)) if "reserved_gib" in row), None)
-    return (
-        None
-        if summary is None
-        else (int(summary["memory_gib"] * 2**30), int(summary["reserved_gib"] * 2**30))
-    )
+    return next((row for row in map(json.loads, reversed(lines)) if "reserved_gib" in row), {})
+
+
+def device_peak(out: Path) -> tuple[int, int] | None:
+    """Return the bytes of an accelerator that a run of swift says it had at most: allocated, reserved."""
+    found = last_figures(out)
+    return (int(found["memory_gib"] * 2**30), int(found["reserved_gib"] * 2**30)) if found else None

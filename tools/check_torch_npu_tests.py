@@ -40,9 +40,9 @@ def environment(state: str) -> dict[str, str]:
     return os.environ | {"NPUSIM": "1", "NPUSIM_STATE": state, "OMP_NUM_THREADS": "1"}
 
 
-def last_line(text: str) -> str:
-    lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
-    return lines[0][:300] if lines else ""
+def first_line(text: str) -> str:
+    """Return the beginning of the first line that is not blank."""
+    return next((line.strip()[:300] for line in text.splitlines() if line.strip()), "")
 
 
 def read_report(report: Path, result: Result) -> None:
@@ -56,7 +56,7 @@ def read_report(report: Path, result: Result) -> None:
         counter = {"failure": "failed", "error": "errors", "skipped": "skipped"}[outcome.tag]
         setattr(result, counter, getattr(result, counter) + 1)
         if outcome.tag != "skipped":
-            result.problems.append(f"{name}: {last_line(outcome.get('message') or outcome.text or '')}")
+            result.problems.append(f"{name}: {first_line(outcome.get('message') or outcome.text or '')}")
 
 
 def run_file(path: Path, folder: Path, timeout: float) -> Result:

@@ -37,9 +37,10 @@ class Hang(NamedTuple):
 
 @dataclass
 class Pace:
-    """The time between the steps of the slowest rank seen so far.
+    """What a watchdog has seen of the ranks so far, and the limits of silence that follow from their pace.
 
     Args:
+        gone: the last beats of ranks whose process has ended, in the order in which that was seen.
         excused_s: no silence before this moment counts, because no rank could be heard.
         looked_s: when the watchdog looked last.
     """

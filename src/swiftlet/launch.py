@@ -14,15 +14,16 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from swiftlet import preflight
 from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED
 from swiftlet.commands.run_folder import VARIABLE as FOLDER
+from swiftlet.config.args import ParallelArgs
 from swiftlet.config.fields import to_flat
 from swiftlet.config.parse import Parsed, parse, with_copies, without_flag
 from swiftlet.device.interfaces import check_interfaces, interface_variables
-from swiftlet.device.visible import PROCESSES, read_whole
+from swiftlet.device.visible import PROCESSES, check_visible, processes_per_node, read_whole
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.faults import RESTARTS
 from swiftlet.log import redact, warning
@@ -75,7 +76,9 @@ def read_shape(environ: Mapping[str, str]) -> tuple[Shape, list[SwiftletError]]:
         mistakes.append(UsageError(f"NNODES={num_nodes}, but MASTER_ADDR is not set", hint))
     _check_ranks(environ, is_worker, mistakes)
     if not is_worker:
-        processes = _with_visible_devices(environ, processes, mistakes)
+        found = check_visible(environ)
+        mistakes += found
+        processes = processes or (1 if found else processes_per_node(environ))
     address = environ.get("MASTER_ADDR", "127.0.0.1")
     return Shape(processes or 1, num_nodes, node_rank, address, port, is_worker), mistakes
 
@@ -100,14 +103,6 @@ def _check_ranks(environ: Mapping[str, str], is_worker: bool, mistakes: list[Swi
             f"type unset RANK WORLD_SIZE{several if world_size > 1 else ''}",
         )
     )
-
-
-def _with_visible_devices(environ: Mapping[str, str], processes: int, mistakes: list[SwiftletError]) -> int:
-    from swiftlet.device import visible
-
-    found = visible.check_visible(environ)
-    mistakes += found
-    return processes or (1 if found else visible.processes_per_node(environ))
 
 
 def check_alone(environ: Mapping[str, str], command: str) -> list[SwiftletError]:
@@ -170,16 +165,21 @@ def launch(name: str, words: Sequence[str], shape: Shape, command: ModuleType) -
 
 
 def _started(name: str, words: list[str], shape: Shape, command: ModuleType) -> int:
-    settings = getattr(parse(command.ARGS, words).args, "parallel", None)
-    most, restart, told = getattr(settings, "max_restarts", 0), 0, dict[str, str]()
+    settings = _settings(parse(command.ARGS, words))
+    restart, told = 0, dict[str, str]()
     while True:
         again = _again(words, told.get(FOLDER))
         told = {**_prepared(name, again, shape, command), RESTARTS: str(restart)}
         code = _run_watched(worker_command(name, again, shape), shape, told, settings)
-        if code in FINAL_CODES or restart >= most:
+        if code in FINAL_CODES or restart >= settings.max_restarts:
             return code
         restart += 1
         warning(f"the run failed with exit code {code}; it starts again from its last valid checkpoint")
+
+
+def _settings(parsed: Parsed) -> ParallelArgs:
+    """Return what the flags say of several processes, the defaults for a command that has no such flags."""
+    return getattr(parsed.args, "parallel", ParallelArgs())
 
 
 def _again(words: list[str], folder: str | None) -> list[str]:
@@ -192,10 +192,10 @@ def _again(words: list[str], folder: str | None) -> list[str]:
     return [*without_flag(words, RESUME.removeprefix("--")), RESUME, folder]
 
 
-def _run_watched(command: list[str], shape: Shape, told: Mapping[str, str], settings: Any) -> int:
+def _run_watched(command: list[str], shape: Shape, told: Mapping[str, str], settings: ParallelArgs) -> int:
     environ = {"OMP_NUM_THREADS": _threads(shape), **os.environ, **told}
     # A signal that reaches torchrun itself must not cost the step or the save under way: its own limit is 30 s.
-    environ[SHUTDOWN] = str(getattr(settings, "ddp_timeout", 1800))
+    environ[SHUTDOWN] = str(settings.ddp_timeout)
     if shape.world_size == 1:
         environ |= {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "1"}
     first = shape.node_rank * shape.processes_per_node
@@ -205,7 +205,7 @@ def _run_watched(command: list[str], shape: Shape, told: Mapping[str, str], sett
             folder=Path(folder),
             environ=environ,
             ranks=range(first, first + shape.processes_per_node),
-            hang_timeout_s=getattr(settings, "hang_timeout", None),
+            hang_timeout_s=settings.hang_timeout,
             num_nodes=shape.num_nodes,
         )
 
@@ -236,7 +236,7 @@ def _prepared(name: str, words: list[str], shape: Shape, command: ModuleType) ->
         address=shape.master_addr,
         port=shape.master_port,
         server=server,
-        timeout_s=getattr(getattr(parsed.args, "parallel", None), "ddp_timeout", 1800),
+        timeout_s=_settings(parsed).ddp_timeout,
         check_shared=lambda shared: _missing(shape, shared),
     )
     raise_all([problem] if problem else [UsageError(text) for text in found.mistakes])

@@ -142,7 +142,7 @@ def watch(
     ends = heartbeat.read_ends(folder)
     if process.returncode < 0 and len(ranks) == 1 and not any(end.exit_code for end in ends):
         ends = [heartbeat.killed(ranks[0], -process.returncode, folder)]
-    code = exit_code(ends, process.returncode, asked, pace.gone)
+    code = tell_end(ends, process.returncode, asked, pace.gone)
     answers = {rank: text for rank, text in texts.items() if text != SILENT}
     is_told = next((end.is_of_ours for end in ends if end.exit_code), False)
     if code and answers and not is_told:
@@ -170,10 +170,10 @@ def _passing(
     return pass_on
 
 
-def exit_code(
+def tell_end(
     ends: Sequence[End], launcher_code: int, asked: Sequence[int] = (), gone: Sequence[Beat] = ()
 ) -> int:
-    """Return the exit code of the rank that failed first and print what it said: the first cause, once.
+    """Print what the rank that failed first said, the first cause, once; return its exit code.
 
     Args:
         ends: the last words of ranks, the earliest first.

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-def test_curves_of_two_precisions_lie_over_each_other(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+def test_curves_of_two_precisions_lie_over_each_other(tmp_path):
     import curves
     import plot
 

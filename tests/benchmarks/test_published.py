@@ -1,7 +1,6 @@
 """The published rows beside the model: errors are bounded here, and listed in docs/planning.md."""
 
 import statistics
-from pathlib import Path
 
 import pytest
 
@@ -9,8 +8,7 @@ from swiftlet.models.families import FAMILIES
 
 
 @pytest.fixture
-def published(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+def published():
     import published
 
     return published

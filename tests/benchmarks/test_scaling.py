@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def test_a_long_run_has_the_speed_of_its_ends(monkeypatch, tmp_path):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     import scaling
 
     monkeypatch.setitem(

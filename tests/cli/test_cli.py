@@ -1,5 +1,6 @@
 """The program from outside: messages, exit codes, and that a mistake costs no import of torch."""
 
+import json
 import os
 import signal
 import subprocess
@@ -32,100 +33,120 @@ def test_help_lists_the_commands_and_imports_nothing_heavy():
     assert not {"torch", "yaml", "numpy", "dataclasses"} & modules
 
 
-@pytest.mark.parametrize(
-    ("words", "message", "hint"),
-    [
-        (["sftt"], "unknown command 'sftt'", "did you mean sft?"),
-        (["train"], "unknown command 'train'", "use swift sft"),
-        (["--model", "x"], "unknown command '--model'", "the command comes first: swift sft --model ..."),
-        (["doctor", "a.log"], "unexpected word 'a.log'", "type --log a.log"),
-        (["web-ui"], "unknown command 'web-ui'", "there is no server here; other engines load"),
-        (
-            ["sft", "--model_type", "tiny-math-cha", "--dataset", "demo-math-zh"],
-            "unknown --model_type 'tiny-math-cha'",
-            "did you mean tiny-math-chat?",
-        ),
-        (
-            ["infer", "--model_type", "tiny-math-chat", "--val_dataset", "demo-math-z#20"],
-            "unknown dataset 'demo-math-z'",
-            "did you mean demo-math-zh?",
-        ),
-        (
-            "sft --model_type tiny-math-chat --dataset demo-math-zh --columns question=qury".split(),
-            "--columns question=qury: 'qury' is no column of ours",
-            "did you mean query?",
-        ),
-        (
-            ["sft", "--model_type", "qwen1half-7b-chat-int4", "--dataset", "demo-math-zh"],
-            "qwen1half-7b-chat-int4 is quantised with gptq: such a model is for swift infer, not for training",
-            "use the model it was made from",
-        ),
-        (
-            ["infer", "--model_type", "tiny-math-chat", "--model_revision", "v2"],
-            "--model_revision has no effect: ",
-            "remove it",
-        ),
-        (
-            ["infer", "--model_id_or_path", "XY::a/b"],
-            "unknown hub 'XY' in XY::a/b",
-            "write MS::owner/name or HF::owner/name",
-        ),
-        (
-            ["sft", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh", "--device", "npu"],
-            "--device npu, but torch_npu is not installed",
-            "type pip install torch-npu decorator; or --device cpu to run without it",
-        ),
-        (
-            "sft --model_type qwen2_5 --model Qwen/Qwen2.5-7B --dataset demo-math-zh".split(),
-            "unknown --model_type 'qwen2_5'",
-            "leave it out: --model_id_or_path Qwen/Qwen2.5-7B says enough",
-        ),
-        (
-            "sft --model_type Qwen/Qwen2.5-7B --dataset demo-math-zh".split(),
-            "unknown --model_type 'Qwen/Qwen2.5-7B'",
-            "leave it out: --model_id_or_path Qwen/Qwen2.5-7B says enough",
-        ),
-        (
-            "sft --model Qwen2.5-7B-Instruct --dataset demo-math-zh".split(),
-            "--model_id_or_path Qwen2.5-7B-Instruct does not exist",
-            "did you mean Qwen/Qwen2.5-7B-Instruct?",
-        ),
-        (
-            "sft --model https://modelscope.cn/models/a/b-v2 --dataset demo-math-zh".split(),
-            "no such folder: https://modelscope.cn/models/a/b-v2",
-            "give a folder with config.json, or a hub id such as a/b-v2",
-        ),
-        (
-            "sft --model_type zzz --dataset demo-math-zh".split(),
-            "unknown --model_type 'zzz'",
-            f"{len(FAMILIES)} names are known, such as ",
-        ),
-        (
-            ["sft --model_type x"],
-            "unknown command 'sft --model_type x'",
-            "quotes belong around single values, not around a command line",
-        ),
-        ([], "no command is given", "type swift --help, or swift sft --help"),
-        (
-            ["sft", "--learnin_rate", "1", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh"],
-            "unknown flag --learnin_rate",
-            "did you mean --learning_rate?",
-        ),
-        (
-            ["sft", "nowhere.yaml"],
-            "no such file: nowhere.yaml",
-            "give the path of a YAML or JSON file of arguments",
-        ),
-    ],
-)
-def test_a_mistake_is_a_message_a_hint_and_exit_code_2_without_torch(words, message, hint):
-    code, out, errors, modules = swift(*words)
+MISTAKES = [
+    (["sftt"], "unknown command 'sftt'", "did you mean sft?"),
+    (["train"], "unknown command 'train'", "use swift sft"),
+    (["--model", "x"], "unknown command '--model'", "the command comes first: swift sft --model ..."),
+    (["doctor", "a.log"], "unexpected word 'a.log'", "type --log a.log"),
+    (["web-ui"], "unknown command 'web-ui'", "there is no server here; other engines load"),
+    (
+        ["sft", "--model_type", "tiny-math-cha", "--dataset", "demo-math-zh"],
+        "unknown --model_type 'tiny-math-cha'",
+        "did you mean tiny-math-chat?",
+    ),
+    (
+        ["infer", "--model_type", "tiny-math-chat", "--val_dataset", "demo-math-z#20"],
+        "unknown dataset 'demo-math-z'",
+        "did you mean demo-math-zh?",
+    ),
+    (
+        "sft --model_type tiny-math-chat --dataset demo-math-zh --columns question=qury".split(),
+        "--columns question=qury: 'qury' is no column of ours",
+        "did you mean query?",
+    ),
+    (
+        ["sft", "--model_type", "qwen1half-7b-chat-int4", "--dataset", "demo-math-zh"],
+        "qwen1half-7b-chat-int4 is quantised with gptq: such a model is for swift infer, not for training",
+        "use the model it was made from",
+    ),
+    (
+        ["infer", "--model_type", "tiny-math-chat", "--model_revision", "v2"],
+        "--model_revision has no effect: ",
+        "remove it",
+    ),
+    (
+        ["infer", "--model_id_or_path", "XY::a/b"],
+        "unknown hub 'XY' in XY::a/b",
+        "write MS::owner/name or HF::owner/name",
+    ),
+    (
+        ["sft", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh", "--device", "npu"],
+        "--device npu, but torch_npu is not installed",
+        "type pip install torch-npu decorator; or --device cpu to run without it",
+    ),
+    (
+        "sft --model_type qwen2_5 --model Qwen/Qwen2.5-7B --dataset demo-math-zh".split(),
+        "unknown --model_type 'qwen2_5'",
+        "leave it out: --model_id_or_path Qwen/Qwen2.5-7B says enough",
+    ),
+    (
+        "sft --model_type Qwen/Qwen2.5-7B --dataset demo-math-zh".split(),
+        "unknown --model_type 'Qwen/Qwen2.5-7B'",
+        "leave it out: --model_id_or_path Qwen/Qwen2.5-7B says enough",
+    ),
+    (
+        "sft --model Qwen2.5-7B-Instruct --dataset demo-math-zh".split(),
+        "--model_id_or_path Qwen2.5-7B-Instruct does not exist",
+        "did you mean Qwen/Qwen2.5-7B-Instruct?",
+    ),
+    (
+        "sft --model https://modelscope.cn/models/a/b-v2 --dataset demo-math-zh".split(),
+        "no such folder: https://modelscope.cn/models/a/b-v2",
+        "give a folder with config.json, or a hub id such as a/b-v2",
+    ),
+    (
+        "sft --model_type zzz --dataset demo-math-zh".split(),
+        "unknown --model_type 'zzz'",
+        f"{len(FAMILIES)} names are known, such as ",
+    ),
+    (
+        ["sft --model_type x"],
+        "unknown command 'sft --model_type x'",
+        "quotes belong around single values, not around a command line",
+    ),
+    ([], "no command is given", "type swift --help, or swift sft --help"),
+    (
+        ["sft", "--learnin_rate", "1", "--model_type", "tiny-math-chat", "--dataset", "demo-math-zh"],
+        "unknown flag --learnin_rate",
+        "did you mean --learning_rate?",
+    ),
+    (
+        ["sft", "nowhere.yaml"],
+        "no such file: nowhere.yaml",
+        "give the path of a YAML or JSON file of arguments",
+    ),
+]
+ONE_AFTER_THE_OTHER = """
+import contextlib, io, json, sys
+from swiftlet import cli
+for words in json.load(sys.stdin):
+    out, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+        code = cli.main(words)
+    print(json.dumps([code, out.getvalue(), errors.getvalue(), list(sys.modules)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """What is said to each mistake, all of them in one process that has imported nothing before."""
+    env = {name: value for name, value in os.environ.items() if name not in ("NPROC_PER_NODE", "NNODES")}
+    words = json.dumps([words for words, _, _ in MISTAKES])
+    command = [sys.executable, "-c", ONE_AFTER_THE_OTHER]
+    done = subprocess.run(command, input=words, stdout=subprocess.PIPE, text=True, check=True, env=env)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)), ids=[" ".join(words) for words, _, _ in MISTAKES])
+def test_a_mistake_is_a_message_a_hint_and_exit_code_2_without_torch(answers, number):
+    code, out, errors, modules = answers[number]
+    _, message, hint = MISTAKES[number]
     assert code == 2
     assert out == ""
     assert f"error: {message}" in errors
     assert f"hint: {hint}" in errors
     assert "Traceback" not in errors
-    assert not {"torch", "transformers", "numpy", "jinja2", "tokenizers"} & modules
+    assert not {"torch", "transformers", "numpy", "jinja2", "tokenizers"} & set(modules)
 
 
 def test_mistakes_of_every_kind_come_together():
@@ -288,7 +309,7 @@ def test_only_a_reader_who_has_left_is_a_good_end(how, code, said):
 
 FAILED_RANK = """
     from swiftlet import heartbeat, watchdog
-    return watchdog.exit_code([heartbeat.End(0, 6, "error: the loss is not finite", 1.0)], 1)
+    return watchdog.tell_end([heartbeat.End(0, 6, "error: the loss is not finite", 1.0)], 1)
 """
 
 

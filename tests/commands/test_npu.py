@@ -33,13 +33,13 @@ def machine(tmp_path):
     )
 
 
-def swift(environ, *words):
-    command = [sys.executable, "-m", "swiftlet.cli", "npu", *words]
-    environ = {"PATH": "", "COLUMNS": "160", "HOME": os.environ.get("HOME", "/"), **environ}
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
+@pytest.fixture
+def swift(swift_here):
+    usual = {"PATH": "", "COLUMNS": "160", "HOME": os.environ.get("HOME", "/")}
+    return lambda environ, *words: swift_here({**usual, **environ}, "npu", *words)
 
 
-def test_tables_of_the_published_machine(machine):
+def test_tables_of_the_published_machine(swift, machine):
     done = swift({**machine, "ASCEND_RT_VISIBLE_DEVICES": "4,5,7"})
     assert done.returncode == 0, done.stderr
     assert "NPUs, driver 24.1.rc3" in done.stdout and "0000:C1:00.0" in done.stdout
@@ -50,7 +50,7 @@ def test_tables_of_the_published_machine(machine):
     assert "choose free ones: ASCEND_RT_VISIBLE_DEVICES=0,1,2" in done.stdout
 
 
-def test_json_of_the_published_machine(machine):
+def test_json_of_the_published_machine(swift, machine):
     done = swift(machine, "--json", "true")
     report = json.loads(done.stdout)
     assert report["versions"] == {"npu_smi": "24.1.rc3", "driver": "24.1.rc3"}
@@ -73,7 +73,7 @@ def test_an_incomplete_table_is_said(tmp_path):
     assert INCOMPLETE in report.notes
 
 
-def test_an_error_of_npu_smi_is_told_with_what_it_may_mean(tmp_path):
+def test_an_error_of_npu_smi_is_told_with_what_it_may_mean(swift, tmp_path):
     environ = install(tmp_path, "dcmi module initialize failed. ret is -8005\n")
     done = swift(environ)
     assert done.returncode == 0
@@ -107,14 +107,14 @@ def container(tmp_path):
         ("-1", "found '-1'", "0"),
     ],
 )
-def test_wrong_ids_are_an_error_and_no_run(container, value, said, typed):
+def test_wrong_ids_are_an_error_and_no_run(swift, container, value, said, typed):
     done = swift({**container, "ASCEND_RT_VISIBLE_DEVICES": value})
     assert "error: ASCEND_RT_VISIBLE_DEVICES" in done.stdout and said in done.stdout
     assert f"hint: type ASCEND_RT_VISIBLE_DEVICES={typed}\n" in done.stdout
     assert "a run" not in done.stdout
 
 
-def test_ids_that_hide_every_device_are_an_error(container):
+def test_ids_that_hide_every_device_are_an_error(swift, container):
     done = swift({**container, "ASCEND_RT_VISIBLE_DEVICES": ""})
     assert "ASCEND_RT_VISIBLE_DEVICES is set but empty" in done.stdout
     assert "hint: type unset ASCEND_RT_VISIBLE_DEVICES" in done.stdout
@@ -125,7 +125,7 @@ def test_more_processes_than_devices_are_an_error(container):
     assert not report.seats and "names 1 device" in report.findings[0].message
 
 
-def test_what_another_container_holds_is_looked_at_on_the_host(container):
+def test_what_another_container_holds_is_looked_at_on_the_host(swift, container):
     done = swift(container)
     assert "in use by process 1333928, with no work" in done.stdout
     assert "outside of this container, on the host: ps -fp 1333928" in done.stdout
@@ -140,7 +140,7 @@ def test_no_fact_of_a_card_is_cut(container, columns):
     assert ("0000:81:00.0" in done.stdout) == (columns is None)
 
 
-def test_a_plain_machine_says_what_was_looked_for():
+def test_a_plain_machine_says_what_was_looked_for(swift):
     done = swift({})
     text = " ".join(done.stdout.split())
     assert done.returncode == 0
@@ -149,7 +149,7 @@ def test_a_plain_machine_says_what_was_looked_for():
     assert "npus" in json.loads(swift({}, "--json", "true").stdout)
 
 
-def test_a_machine_with_gpus(tmp_path):
+def test_a_machine_with_gpus(swift, tmp_path):
     program = tmp_path / "nvidia-smi"
     row = "0, NVIDIA H100, 512, 81559, 3, 31, 00000000:1A:00.0, 570.86"
     program.write_text(f"#!{sys.executable}\nprint({row!r})\n")
@@ -176,7 +176,7 @@ def test_a_driver_of_gpus_that_fails_is_quoted(tmp_path):
     assert "nvidia-smi says: NVIDIA-SMI has failed" in look({"PATH": str(tmp_path)}, {0}).notes
 
 
-def test_mistakes_of_the_command_line():
+def test_mistakes_of_the_command_line(swift):
     done = swift({}, "--jsn", "true")
     assert done.returncode == 2 and "did you mean" in done.stderr
     assert "--json" in swift({}, "--help").stdout

@@ -10,29 +10,27 @@ import time
 
 import pytest
 
+USUAL = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+USUAL |= {"COLUMNS": "200", "LANG": "C"}
 
-def swift(*words, **environ):
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    command = [sys.executable, "-m", "swiftlet.cli", "doctor", *words]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**kept, "COLUMNS": "200", "LANG": "C", **environ},
-    )
+
+@pytest.fixture
+def swift(swift_here):
+    return lambda *words, **environ: swift_here({**USUAL, **environ}, "doctor", *words)
 
 
 def test_text_of_this_machine_and_its_time():
     began = time.monotonic()
-    done = swift("--live", "false", ASCEND_LAUNCH_BLOCKING="1")
+    command = [sys.executable, "-m", "swiftlet.cli", "doctor", "--live", "false"]
+    environ = {**USUAL, "ASCEND_LAUNCH_BLOCKING": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
     assert time.monotonic() - began < 10
     assert done.returncode in (1, 10), done.stderr
     assert "warning ASCEND_LAUNCH_BLOCKING=1 is for looking for errors" in done.stdout
     assert "    do: unset ASCEND_LAUNCH_BLOCKING" in done.stdout
 
 
-def test_json_in_chinese():
+def test_json_in_chinese(swift):
     done = swift("--live", "false", "--json", "true", "--lang", "zh", HCCL_RDMA_SL="9")
     report = json.loads(done.stdout)
     assert report["exit_code"] == done.returncode == 1 and report["packages"]["torch"]
@@ -54,7 +52,7 @@ def log(tmp_path):
     return path
 
 
-def test_a_log_is_explained(log):
+def test_a_log_is_explained(swift, log):
     done = swift("--log", str(log))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cause: memory could not be allocated")
@@ -63,7 +61,7 @@ def test_a_log_is_explained(log):
     assert swift("--log", str(log), LANG="zh_CN.UTF-8").stdout.startswith("原因: 内存申请失败")
 
 
-def test_a_log_as_json_and_one_that_does_not_show_the_cause(log):
+def test_a_log_as_json_and_one_that_does_not_show_the_cause(swift, log):
     told = json.loads(swift("--log", str(log), "--json").stdout)
     assert told["id"] == "memory.device" and told["evidence"][0]["rank"] == "3"
     log.write_text("error code is 507018\n")
@@ -81,6 +79,6 @@ def test_a_log_as_json_and_one_that_does_not_show_the_cause(log):
         (["--live_timeout", "0"], "--live_timeout must be above 0"),
     ],
 )
-def test_mistakes(words, message):
+def test_mistakes(swift, words, message):
     done = swift(*words)
     assert done.returncode == 2 and message in done.stderr

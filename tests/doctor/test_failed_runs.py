@@ -25,7 +25,7 @@ def test_the_watchdog_explains_what_ranks_said(capsys, monkeypatch):
         End(0, 1, "RuntimeError: EI0002: The wait execution times out. remote rank: [1]. rankId[0]", 1.0),
         End(1, 1, HOST_CODE + "\nEL0004: Failed to allocate memory.", 2.0),
     ]
-    assert watchdog.exit_code(ends, 1) == 1
+    assert watchdog.tell_end(ends, 1) == 1
     said = capsys.readouterr().err
     assert "cause: memory could not be allocated" in said
     assert "look first at: rank 1, which shows the cause" in said and "do: npu-smi info" in said
@@ -40,7 +40,7 @@ def test_the_log_of_the_process_is_read_too(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("ASCEND_PROCESS_LOG_PATH", str(tmp_path))
     monkeypatch.setenv("LANG", "zh_CN.UTF-8")
     gone = [Beat(0, 4321, "init", 0, 1.0)]
-    assert watchdog.exit_code([End(0, 1, HOST_CODE, 2.0)], 1, (), gone) == 1
+    assert watchdog.tell_end([End(0, 1, HOST_CODE, 2.0)], 1, (), gone) == 1
     said = capsys.readouterr().err
     assert "原因: 驱动拒绝打开设备 1" in said and "plog-4321_20260101.log:1" in said
 

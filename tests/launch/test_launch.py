@@ -10,7 +10,7 @@ import torch.distributed.launcher.api
 
 from swiftlet import elastic, heartbeat, infer, launch, sft
 from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED, VARIABLE
-from swiftlet.config.args import SftArgs
+from swiftlet.config.args import ParallelArgs, SftArgs
 from swiftlet.config.parse import parse
 from swiftlet.errors import UsageError
 from swiftlet.launch import Shape, is_watched, read_shape, worker_command
@@ -136,7 +136,7 @@ def test_torchrun_waits_for_a_step_or_a_save_that_takes_long(monkeypatch):
     words = ["--model_type", "x", "--dataset", "y"]
     for settings, seconds in (
         (parse(SftArgs, [*words, "--ddp_timeout", "77"]).args.parallel, "77"),
-        (None, "1800"),
+        (ParallelArgs(), "1800"),  # of a command without such flags
     ):
         launch._run_watched(["true"], shape({}), {}, settings)
         assert seen["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == seconds

@@ -224,7 +224,7 @@ def test_beats_and_last_words_are_read_back(tmp_path, monkeypatch):
     assert (beat.rank, beat.phase, beat.step) == (3, "save", 9)
     (end,) = heartbeat.read_ends(tmp_path)
     assert end[:3] == End(3, 5, "disk full", 0.0)[:3]
-    assert watchdog.exit_code([end], 1) == 5
+    assert watchdog.tell_end([end], 1) == 5
 
 
 def test_a_folder_that_takes_no_signs_of_life_costs_a_warning(tmp_path, monkeypatch, capfd):
@@ -283,7 +283,7 @@ def test_a_log_that_cannot_be_read_hides_no_cause(tmp_path, monkeypatch, capfd):
     (tmp_path / "plog/plog-7_1.log").symlink_to(tmp_path / "rotated")
     os.mkfifo(tmp_path / "plog/plog-7_2.log")
     gone = [Beat(0, 7, "step", 3, 1.0)]
-    assert watchdog.exit_code([End(0, 1, "KeyError: 'labels'", 1.0)], 1, gone=gone) == 1
+    assert watchdog.tell_end([End(0, 1, "KeyError: 'labels'", 1.0)], 1, gone=gone) == 1
     said = capfd.readouterr().err
     assert said.startswith("rank 0: KeyError: 'labels'\n")
     for name, reason in (("plog-7_1.log", "there is no such file"), ("plog-7_2.log", "is a named pipe")):
@@ -294,7 +294,7 @@ def test_a_message_of_ours_is_not_explained_by_what_failed_after_it(capfd):
     closed = "RuntimeError: [gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:31379"
     ends = [End(0, 2, "error: process 7 on vm is already running in /x\nhint: wait for it", 1.0)]
     ends.append(End(1, 1, f"Traceback (most recent call last):\n{closed}", 2.0))
-    assert watchdog.exit_code(ends, 1) == 2
+    assert watchdog.tell_end(ends, 1) == 2
     assert capfd.readouterr().err == f"rank 0: {ends[0].message}\nthen rank 1: {closed}\n"
 
 

@@ -11,7 +11,7 @@ import torch
 
 from swiftlet import heartbeat, log
 from swiftlet.commands.device_setup import open_own_device
-from swiftlet.commands.evaluation import generation_settings, sample_row, stop_ids
+from swiftlet.commands.evaluation import build_generator, sample_row, stop_ids
 from swiftlet.commands.infer import Ready
 from swiftlet.commands.model_source import context_length, longest_sample
 from swiftlet.data.held_out import read_split
@@ -37,7 +37,7 @@ def _open(ready: Ready) -> tuple[Device, World]:
     return device, init_world(device.backend, device.torch_device)
 
 
-def build_generator(ready: Ready, device: Device) -> Generator:
+def load_generator(ready: Ready, device: Device) -> Generator:
     """Return the model of a checkpoint, ready to answer."""
     source, args = ready.source, ready.args
     stops = stop_ids(ready.template, args.generation.stop_words)
@@ -54,15 +54,8 @@ def build_generator(ready: Ready, device: Device) -> Generator:
         if source.base is not None:
             model = load_adapter(model, source.folder, is_trainable=False)
             log.info(f"adapter from {source.folder}")
-    tokenizer = ready.template.tokenizer
-    return Generator(
-        model=model.eval(),
-        decode=lambda ids: tokenizer.decode(ids, skip_special=True),
-        pad_id=tokenizer.pad_id,
-        stop_token_ids=stops,
-        settings=generation_settings(args.generation),
-        context_length=context_length(source.model_folder),
-    )
+    length = context_length(source.model_folder)
+    return build_generator(model.eval(), ready.template, args.generation, stops=stops, context_length=length)
 
 
 def answer_dataset(ready: Ready, path: Path) -> list[dict[str, Any]]:
@@ -74,7 +67,7 @@ def answer_dataset(ready: Ready, path: Path) -> list[dict[str, Any]]:
     rows = _rows(ready)
     device, world = _open(ready)
     try:
-        generator = build_generator(ready, device)
+        generator = load_generator(ready, device)
         torch.manual_seed(ready.args.machine.seed)
         heartbeat.beat("eval")
         file = ResultFile(path if world.is_alone else path.with_suffix(f".rank{world.rank}.jsonl"))
@@ -173,8 +166,8 @@ def _finish(file: ResultFile, path: Path, world: World) -> list[dict[str, Any]]:
     if not world.is_main:
         return []
     whole = ResultFile(path) if not world.is_alone else file
-    for index, result in (pair for part in parts for pair in part):
-        whole.results[index] = result
+    for part in parts:
+        whole.results.update(part)
     results = whole.close()
     labelled = [result for result in results if result["label"] is not None]
     figures = score(
@@ -195,7 +188,7 @@ def chat(ready: Ready) -> None:
     """Talk at the terminal until the user leaves."""
     device, world = _open(ready)
     try:
-        generator = build_generator(ready, device)
+        generator = load_generator(ready, device)
         torch.manual_seed(ready.args.machine.seed)
         is_streaming = ready.args.answer.stream
 

@@ -91,10 +91,9 @@ def measure(device: Any, clock: Callable[[], float] = time.perf_counter) -> dict
     """Return launch time [us], bandwidth [GB/s] and rates of products [GFLOP/s] by rows, medians of a few rounds."""
     import torch
 
-    where, dtype = (
-        device.torch_device,
-        getattr(torch, {"bf16": "bfloat16"}.get(device.default_dtype, "float32")),
-    )
+    from swiftlet.device.spec import DTYPES
+
+    where, dtype = device.torch_device, DTYPES[device.default_dtype]
 
     def seconds(work: Callable[[], object]) -> float:
         work()

@@ -22,9 +22,8 @@ from swiftlet.models.safety import ADAPTER_CONFIG, read_json
 from swiftlet.train.manifest import NAME as MANIFEST
 from swiftlet.train.manifest import OPTIMIZER_FILES, STATE_FILE, find_damage, read_manifest
 
-CHECKED = (
-    "SWIFTLET_CHECKED_CHECKPOINT"  # what the launcher has checked byte by byte, for the processes of a run
-)
+# What the launcher has checked byte by byte, for the processes of a run.
+CHECKED = "SWIFTLET_CHECKED_CHECKPOINT"
 ONLY_RESUMED = (OPTIMIZER_FILES, STATE_FILE)  # read by nobody else, and large: they may be gone
 # What inference takes from a checkpoint, and what --load_dataset_config true adds.
 TAKEN = ("model_type", "template_type", "system", "dtype")

@@ -42,6 +42,25 @@ def generation_settings(generation: Any) -> Settings:
     return Settings(**vars(generation))
 
 
+def build_generator(
+    model: Any, template: Template, generation: Any, *, stops: list[int], context_length: int | None
+) -> Generator:
+    """Return what answers with a model, as the arguments say.
+
+    Args:
+        stops: the ids that end an answer, of `stop_ids`.
+    """
+    tokenizer = template.tokenizer
+    return Generator(
+        model=model,
+        decode=lambda ids: tokenizer.decode(ids, skip_special=True),
+        pad_id=tokenizer.pad_id,
+        stop_token_ids=stops,
+        settings=generation_settings(generation),
+        context_length=context_length,
+    )
+
+
 def stop_ids(template: Template, words: Sequence[str]) -> list[int]:
     """Return the ids that end an answer: the template's, and those of stop words that are control tokens.
 
@@ -69,13 +88,12 @@ def _generated_scores(setup: Setup, model: CausalLM) -> Callable[[Asked], Scores
     args, ready, _, world = setup
     _, samples = read_split(args.data)
     rows = [sample_row(sample, ready.template) for sample in samples if sample.messages]
-    tokenizer, length = ready.template.tokenizer, ready.max_length + args.generation.max_new_tokens
-    generator = Generator(
-        model=model.model,
-        decode=lambda ids: tokenizer.decode(ids, skip_special=True),
-        pad_id=tokenizer.pad_id,
-        stop_token_ids=stop_ids(ready.template, args.generation.stop_words),
-        settings=generation_settings(args.generation),
+    length = ready.max_length + args.generation.max_new_tokens
+    generator = build_generator(
+        model.model,
+        ready.template,
+        args.generation,
+        stops=stop_ids(ready.template, args.generation.stop_words),
         context_length=min(length, context_length(ready.source.folder) or length),
     )
 

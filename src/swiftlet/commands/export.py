@@ -173,9 +173,7 @@ def _check_replaceable(target: Path, source: CheckpointSource, *, is_asked: bool
 
 def _write(args: Any, source: CheckpointSource, draft: Path) -> dict[str, Any]:
     """Write the merged model and return its proof."""
-    from swiftlet.device.settings import environment
-
-    apply_environment(environment(args.checkpoint.device, os.environ))
+    apply_environment(args.checkpoint.device)
     from swiftlet.commands.merging import write_merged
 
     return {**write_merged(args, source, draft), "adapter_sha256": sha256(source.folder / ADAPTER_WEIGHTS)}

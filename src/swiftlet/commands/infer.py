@@ -140,20 +140,18 @@ def answer(parsed: Parsed) -> list[dict[str, Any]]:
     with heartbeat.answering():
         heartbeat.beat("start")
         ready = get_ready(parsed)
-        path = result_path(ready)
-        if _has_rows(ready.args):
+        path, has_rows = result_path(ready), _has_rows(ready.args)
+        if has_rows:
             check_results(path.parent)
         if log.world_size() == 1:
             warn_of_devices(ready.args.machine.device, os.environ)
-        from swiftlet.device.settings import environment
-
-        apply_environment(environment(ready.args.machine.device, os.environ))
+        apply_environment(ready.args.machine.device)
         with without_collector():
             from swiftlet.commands import answering
 
         results: list[dict[str, Any]] = []
         with staying(ready.source.folder):
-            if _has_rows(ready.args):
+            if has_rows:
                 results = answering.answer_dataset(ready, path)
             else:
                 answering.chat(ready)

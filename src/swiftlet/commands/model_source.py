@@ -17,6 +17,7 @@ from swiftlet.data.mapping import check_columns
 from swiftlet.data.named_templates import named_template
 from swiftlet.data.sources import on_hub
 from swiftlet.data.spec import parse_specs, place_mistake
+from swiftlet.device.settings import environment
 from swiftlet.errors import SwiftletError, UsageError, pick, raise_all
 from swiftlet.models.families import FAMILIES, fetch, find_model
 from swiftlet.models.geometry import is_size
@@ -201,7 +202,12 @@ def warn_of_devices(kind: str, environ: Mapping[str, str]) -> None:
         log.warning(str(finding))
 
 
-def apply_environment(settings: Mapping[str, str]) -> None:
-    """Set what the device's libraries read when they are imported; what the user has set stays."""
-    for name, value in settings.items():
+def apply_environment(kind: str, **settings: Any) -> None:
+    """Set what the device's libraries read when they are imported; what the user has set stays.
+
+    Args:
+        kind: as --device says it.
+        settings: of `device.settings.environment`.
+    """
+    for name, value in environment(kind, os.environ, **settings).items():
         os.environ.setdefault(name, value)

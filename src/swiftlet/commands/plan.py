@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from swiftlet.commands.calibration import measured_here
+from swiftlet.commands.calibration import calibrate, measured_here
 from swiftlet.commands.console import Output
 from swiftlet.commands.model_source import unknown_names
 from swiftlet.commands.plan_chart import draw
@@ -115,8 +115,6 @@ def check(parsed: Parsed, environ: Mapping[str, str]) -> list[SwiftletError]:
 def run(parsed: Parsed) -> int:
     """Print the plan; a run that cannot fit is an answer, not a failure."""
     if parsed.args.plan.calibrate:
-        from swiftlet.commands.calibration import calibrate
-
         calibrate(parsed.args.parallel.device)
         return 0
     answer = make_answer(parsed, os.environ)
@@ -233,7 +231,7 @@ def command_start(world_size: int, environ: Mapping[str, str]) -> list[str]:
 def command_words(parsed: Parsed) -> list[str]:
     """Return the flags that were given, but for those that a plan chooses."""
     chosen = {"deepspeed", "fsdp", "micro_batch_tokens", "gradient_checkpointing", "device"}
-    chosen |= {"json", "chart", "trace", "calibrate"}
+    chosen |= vars(parsed.args.plan).keys()
     words: list[str] = []
     for group in vars(parsed.args).values():
         for name, value in vars(group).items():

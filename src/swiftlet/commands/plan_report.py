@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -67,13 +68,14 @@ def gib(size: float) -> str:
 
 def show(answer: Answer, console: Console) -> None:
     """Print the plan."""
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     for line in head_lines(answer):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(line)
     console.print(_memory_table(answer))
     figures, card = answer.chosen.figures, answer.subject.card
     text = f"{figures.verdict}: {figures.share:.0%} of {card.memory_gib:.4g} GiB"
     console.print(f"[{STYLES[figures.verdict]}]{text}[/] (below 80 % fits, below 95 % is tight)")
-    console.print(time_line(answer), markup=False, highlight=False, soft_wrap=True)
+    say(time_line(answer))
     if answer.traced is not None:
         traced, analytical = answer.traced
         console.print(
@@ -82,7 +84,7 @@ def show(answer: Answer, console: Console) -> None:
         )
     console.print(_ways_table(answer))
     for line in advice_lines(answer):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(line)
 
 
 def head_lines(answer: Answer) -> list[str]:

@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from swiftlet.commands.model_setup import lora_settings
+from swiftlet.commands.planning import Subject
 from swiftlet.config.fields import with_values
 from swiftlet.data.batching import MicroBatch, Step
 from swiftlet.data.loader import LoadedStep
@@ -35,6 +37,8 @@ from swiftlet.plan.memory import estimate
 from swiftlet.plan.setting import FULL, PARTIAL, Setting
 from swiftlet.train.objective import compute_gradient
 from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
+
+FEW_LAYERS = (2, 3)  # traced where a model has more: memory grows evenly with each further layer
 
 
 class Traced(NamedTuple):
@@ -210,11 +214,10 @@ def _run(model: nn.Module, args: Any, lengths: list[int], num_labels: int, live:
     return Traced(resident, live.peak - resident, kernels, moved)
 
 
-def compare(subject: Any, setting: Setting, num_tokens: int, recompute: str) -> tuple[float, float]:
+def compare(subject: Subject, setting: Setting, num_tokens: int, recompute: str) -> tuple[float, float]:
     """Return (traced, analytical) bytes of a step of one process over a micro-batch of samples of equal length.
 
     Args:
-        subject: of `commands.planning`.
         setting: of the run.
     """
     args = with_values(subject.args, gradient_checkpointing=recompute)
@@ -242,15 +245,13 @@ def compare(subject: Any, setting: Setting, num_tokens: int, recompute: str) -> 
     return float(traced), estimate(subject.sized.geometry, setting).needed
 
 
-def folder_with_config(subject: Any) -> Path | None:
+def folder_with_config(subject: Subject) -> Path | None:
     """Return the folder of a subject's model where its config.json is in it."""
     folder: Path | None = subject.sized.folder
     return folder if folder is not None and (folder / CONFIG).is_file() else None
 
 
-def _traced_bytes(subject: Any, args: Any, lengths: list[int], num_layers: int) -> int:
-    from swiftlet.commands.model_setup import lora_settings
-
+def _traced_bytes(subject: Subject, args: Any, lengths: list[int], num_layers: int) -> int:
     folder = folder_with_config(subject)
     config = with_layers(config_in(folder) if folder else config_of(subject.sized.geometry), num_layers)
     settings = None if args.tuner.sft_type == "full" else lora_settings(args.tuner)

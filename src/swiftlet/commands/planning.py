@@ -129,9 +129,8 @@ def geometry_in(folder: Path) -> Geometry | None:
     geometry = geometry_of_config(config)
     if geometry is None or is_exact(config):
         return geometry
-    from swiftlet.models.counting import (
-        count_parameters,
-    )  # imports torch, which other plans need not wait for
+    # Imports torch, which other plans need not wait for.
+    from swiftlet.models.counting import count_parameters
 
     return geometry._replace(counted=count_parameters(folder) or 0)
 

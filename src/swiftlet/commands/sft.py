@@ -275,15 +275,8 @@ def fine_tune(parsed: Parsed) -> Outcome:
         args = fit_step(args, ready.checkpoint, world_size, is_given=is_given)
         if is_alone:
             show_sample(ready)
-        from swiftlet.device.settings import environment
-
         apply_environment(
-            environment(
-                args.parallel.device,
-                os.environ,
-                timeout_s=args.parallel.ddp_timeout,
-                deterministic=args.train.deterministic,
-            )
+            args.parallel.device, timeout_s=args.parallel.ddp_timeout, deterministic=args.train.deterministic
         )
         with without_collector():
             from swiftlet.commands.training import train_model

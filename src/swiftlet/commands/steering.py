@@ -67,17 +67,17 @@ def steer(setup: Setup) -> Steered:
         OutOfMemoryError: the run cannot fit on this device, and --force was not given.
     """
     args, ready, device, world = setup
+    asked = args.train.gradient_checkpointing
     sizes = geometry_in(ready.source.folder)
     if sizes is None:
         log.info(f"{ready.source.name} is of a build whose memory is not known here: nothing is planned")
-        args = with_values(args, gradient_checkpointing=_asked(args))
+        args = with_values(args, gradient_checkpointing=NONE if asked == "AUTO" else asked)
         longest, busy = int(ready.data.train.lengths.max()), busy_tokens(is_host=device.kind == "cpu")
         budget = budgets_for(longest, busy, args.train.micro_batch_tokens, is_packed=args.data.packing)[0]
         return Steered(args, budget, _memory(setup, budget, "", HINT), None)
     card = card_of(device, world.local_world_size)
     subject = _subject(setup, Sized(ready.source.name, sizes, CONFIG, ready.source.folder), card)
     job, budgets = job_of(subject), subject.budgets
-    asked = args.train.gradient_checkpointing
     advice = advise(job, budgets, levels_asked(job, asked))
     way = advice.way or advice.nearest
     hint = _hint(job, advice, budgets)
@@ -130,11 +130,6 @@ def has_room(way: Way, device: Device, world: World) -> bool:
         return False  # a trial also takes the memory at once that is needed later
     free, _ = device.memory()
     return not world.agree(way.figures.visible * world.local_world_size > ROOMY * free)
-
-
-def _asked(args: Any) -> str:
-    asked: str = args.train.gradient_checkpointing
-    return NONE if asked == "AUTO" else asked
 
 
 def card_of(device: Device, local_world_size: int) -> Card:
