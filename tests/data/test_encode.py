@@ -89,6 +89,36 @@ def test_f41_truncation_keeps_the_end_and_the_beginning_mark(template):
     assert chunk.notes["truncated"] == 1
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=5),
+    st.integers(-3, 3),
+    st.sampled_from(["delete", "truncation_left"]),
+)
+def test_at_the_border_of_max_length_no_token_is_lost_and_every_row_is_counted(
+    template, turns, over, truncation
+):
+    messages = [
+        one
+        for size, is_trained in [*turns, (2, True)]
+        for one in (
+            {"role": "user", "content": "hello " * size},
+            {"role": "assistant", "content": "yes " * size, "loss": is_trained},
+        )
+    ]
+    whole = template.encode(to_sample(records([{"messages": messages}])[0], {}))
+    limit = len(whole.input_ids) + over
+    chunk = encode(template, [{"messages": messages}], max_length=limit, truncation=truncation)
+    if over < 0 and truncation == "delete":
+        assert [(one.reason, one.length) for one in chunk.left_out] == [("over_length", limit - over)]
+        return
+    ids, labels = unpack(chunk.tokens)
+    expected = whole.input_ids if over >= 0 else whole.input_ids[:1] + whole.input_ids[1 - limit :]
+    assert (ids.tolist(), chunk.left_out) == (expected, [])
+    trained = whole.labels if over >= 0 else [IGNORE_INDEX, *whole.labels[1 - limit :]]
+    assert labels.tolist() == trained
+    assert chunk.rows["num_labels"].tolist() == [sum(label != IGNORE_INDEX for label in trained)]
+
+
 def test_f41_a_row_with_nothing_to_learn_once_it_is_cut_is_counted_and_not_trained_on(template):
     messages = [
         {"role": "user", "content": "hello"},

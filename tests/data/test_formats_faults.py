@@ -1,7 +1,7 @@
 """Rows that are no conversation: the reason and the place of each, and never their text."""
 
 import pytest
-from test_formats import fault_of, turns
+from test_formats import fault_of, sample_of, turns
 
 UNSEEN = "nothing but invisible characters"
 TOOL_TURN = {"role": "tool", "content": "1"}
@@ -217,7 +217,7 @@ def test_f39_f40_conversations_that_are_none(chat, reason, detail):
         (
             {"question": "q", "answer": "4", "solution": "2+2"},
             "columns",
-            "ambiguous answer columns: answer, solution",
+            "columns: answer, solution; choose with --columns answer=response or --columns solution=response",
         ),
         (
             {"question": "q", "prompt": "p", "answer": "4"},
@@ -322,6 +322,11 @@ def test_histories_that_are_none(history, reason, detail):
             "COLUMN=query COLUMN=response",
         ),
         ({"a question": "a", "it's reply": "b"}, "columns: a question, it's reply", None),
+        (
+            {"article": "a", "highlights": "b", "id": "c"},
+            "columns: article",
+            "article=query highlights=response",
+        ),
     ],
 )
 def test_a_missing_column_names_those_found_and_the_flag(row, found, flags):
@@ -354,6 +359,59 @@ def test_a_missing_column_names_those_found_and_the_flag(row, found, flags):
 )
 def test_a_row_that_no_flag_makes_a_chat_is_told_so(row, detail):
     assert fault_of(row).detail == detail
+
+
+@pytest.mark.parametrize(
+    ("row", "end"),
+    [
+        (  # as OpenMathReasoning's
+            {
+                "expected_answer": "4",
+                "problem_type": "t",
+                "problem": "2+2?",
+                "generated_solution": "2+2 is 4",
+            },
+            "name it with --columns generated_solution=response, or --columns expected_answer=response",
+        ),
+        (
+            {"question": "2+2?", "answer": "4", "solution": "2+2 is 4"},
+            "columns: solution, answer; choose with --columns solution=response or --columns answer=response",
+        ),
+        (  # as XSum's
+            {"document": "long", "summary": "short", "id": "7"},
+            "name it with --columns document=query --columns summary=response, or train on one column alone with "
+            "--columns document=text",
+        ),
+        ({"title": "t", "content": "c", "author": "a", "url": "u"}, "name it with --columns content=text"),
+        (  # as OpenAssistant's
+            {"text": "a", "role": "prompter", "parent_id": None},
+            'put the turns of a chat into one row, {"messages": [...]}, or train on each text alone with '
+            "--columns text=text",
+        ),
+    ],
+)
+def test_what_else_could_be_meant_is_said(row, end):
+    assert fault_of(row).detail.endswith(end)
+    assert sample_of({"text": "a", "role": "prompter"}, {"text": "text"}).text == "a"
+
+
+@pytest.mark.parametrize(
+    ("more", "lost"),
+    [
+        ({"A": "one", "B": "two", "answer": "B"}, "B"),
+        ({"options": ["one", "two"], "answer": "B"}, "options"),
+        ({"choices": {"label": ["A", "B"], "text": ["one", "two"]}, "answer": " B"}, "choices"),
+    ],
+)
+def test_choices_that_would_be_lost_are_refused(more, lost):
+    fault = fault_of({"question": "q", **more})
+    assert fault.reason == "columns"
+    assert fault.detail == (
+        f"column answer names a choice, and column {lost} would be lost: write the choices into the question, "
+        "or leave them out with --columns answer=response"
+    )
+    assert sample_of({"question": "q", **more}, {"answer": "response"}).columns == ("question", "response")
+    assert sample_of({"question": "q", "A": "one", "tags": ["a", "b"], "answer": "one"}).messages
 
 
 def test_many_columns_and_long_names_are_cut():

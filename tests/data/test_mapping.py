@@ -7,7 +7,7 @@ from test_formats import fault_of, sample_of, turns
 from tiny_template import make_template, write_rows
 
 from swiftlet.config.args import DataArgs
-from swiftlet.data.mapping import check_used, used_columns
+from swiftlet.data.mapping import check_used, unused_columns, used_columns
 from swiftlet.data.prepare import prepare
 from swiftlet.errors import UsageError
 
@@ -109,6 +109,48 @@ def test_which_flags_a_row_uses():
     assert used_columns({"messages": json.dumps(spoken("a"))}, columns) == {*KEYS}
     assert used_columns({"speaker": "a", "x": "[1", "y": [1, []], "z": {"speaker": 1}}, columns) == set()
     check_used(columns, {*columns})
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "unused"),
+    [
+        (
+            {"query": "q", "response": "r", "system": "s", "history": [["a", "b"]], "tools": [{"name": "f"}]},
+            {},
+            set(),
+        ),
+        (
+            {"query": "q", "response": "r", "id": 0, "score": None, "tags": [], "text": "t"},
+            {},
+            {"id", "text"},
+        ),
+        ({"text": "t", "title": "x"}, {}, {"title"}),
+        ({"messages": turns("a", "b"), "query": "q"}, {}, {"query"}),
+        ({"document": "d", "summary": "s"}, {"document": "text"}, {"summary"}),
+        ({"question": "q", "answer": "a", "solution": "s"}, {"solution": "response"}, {"answer"}),
+        ({"q": "a", "query": "b", "response": "r"}, {"q": "query"}, {"query"}),
+        ({"q": None, "query": "b", "response": "r"}, {"query": "query", "q": "query"}, set()),
+        ({"messages": spoken("a", "b"), "speaker": "x"}, KEYS, {"speaker"}),
+        (
+            {"contents": spoken("a", "b"), "instruction": {"x": "s"}},
+            KEYS | {"contents": "messages"},
+            {"instruction"},
+        ),
+    ],
+)
+def test_which_columns_go_into_no_sample(row, columns, unused):
+    assert unused_columns(row, columns, sample_of(row, columns).columns) == unused
+
+
+def test_the_log_says_which_columns_are_not_used(tmp_path):
+    rows = [{"query": f"hi {n}", "response": "yo", "topic": "t" if n == 5 else ""} for n in range(6)]
+    path = str(write_rows(tmp_path / "rows.jsonl", rows))
+    args = DataArgs(dataset=(path,), dataset_test_ratio=0.0)
+    for _ in range(2):  # made, and found again
+        made = prepare(
+            args, make_template(tmp_path), max_length=64, cache_dir=tmp_path / "cache", bad_rows=None
+        )
+        assert made.report.lines()[1] == "  columns not used: topic"
 
 
 @pytest.mark.parametrize(

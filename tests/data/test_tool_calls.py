@@ -234,6 +234,39 @@ def test_calls_that_are_not_printed_or_cannot_be_found_are_refused(make, chat, m
     assert "--bad_rows skip" in caught.value.hint
 
 
+# calls as an answer of their own before the text beside them, and one for no text too, as DeepSeek-R1-Distill-Qwen's
+CALLS_FIRST = NATIVE.replace(
+    TURN,
+    "{% if m.tool_calls %}<|start|>assistant\n" + CALLS + "<|end|>\n{% endif %}"
+    "{% if m.content is not none %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endif %}",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "behind"), [("", "<|end|>"), ("I add.", "<|end|>\n<|start|>assistant\nI add.<|end|>")]
+)
+def test_calls_before_the_text_beside_them_are_trained_on_without_an_empty_answer_behind(make, text, behind):
+    template = make(CALLS_FIRST)
+    for names in (("add",), ("add", "sub")):
+        messages = [QUESTION, call(*names, content=text), *[RESULT] * len(names), ANSWER]
+        encoded, notes = template.encode_noted(sample(messages, TOOLS))
+        assert (trained(template, encoded), notes) == ([printed(*names) + behind, "It is 5.<|end|>"], ())
+        assert trained(template, template.encode(sample(messages[:2], TOOLS))) == [printed(*names) + behind]
+
+
+def test_calls_without_a_header_before_them_are_refused_by_their_turn(make):
+    """As DeepSeek-R1's, which print the header of the first call of a conversation alone."""
+    turn = "{% if m.role == 'assistant' %}{{ '' if m.tool_calls and loop.index > 3 else '<|bot|>' }}{{ m.content }}"
+    turn += CALLS + "<|end|>{% else %}<|user|>{{ m.content }}{% endif %}"
+    template = make(EACH + turn + END + ASK + "<|bot|>{% endif %}")
+    messages = [QUESTION, call("add"), RESULT, ANSWER, QUESTION]
+    assert trained(template, template.encode(sample(messages[:4])))[0] == printed("add") + "<|end|>"
+    with pytest.raises(
+        TemplateError, match="begin: chat template .* prints no header of an answer before them"
+    ):
+        template.encode(sample([*messages, call("sub")]))
+
+
 def test_calls_get_numbers_where_the_template_must_have_some(make):
     chat = NATIVE.replace("{{ m.content }}", "{{ m.content }}{{ '#' + m.tool_call_id if m.role == 'tool' }}")
     template = make(chat.replace("<call>", "<call>{{ '#' + call.id }}"))

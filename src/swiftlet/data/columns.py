@@ -20,15 +20,9 @@ PARTS = {"instruction", "input"}
 # columns that belong together and are taken although others could be meant too
 PAIRS = ((("query",), "response"), (("instruction", "input"), "output"), (("prompt",), "completion"))
 PREFERENCES = (
-    "chosen",
-    "rejected",
-    "chosen_messages",
-    "rejected_messages",
-    "chosen_response",
-    "rejected_response",
-    "preferred_output",
-    "non_preferred_output",
-)
+    "chosen", "rejected", "chosen_messages", "rejected_messages", "chosen_response", "rejected_response",
+    "preferred_output", "non_preferred_output",
+)  # fmt: skip
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 # columns that are not used, with the code of the note that says so; `reasoning` mostly says whether there is some
 NOTED = (
@@ -43,12 +37,7 @@ OURS = {
     *SYSTEMS,
     *TOOLS,
     *ANSWERS,
-    "query",
-    "prompt",
-    "instruction",
-    "input",
-    "question",
-    "problem",
+    *(name for names in QUESTIONS for name in names),
     "history",
     "text",
     *TURN_KEYS,
@@ -148,6 +137,23 @@ def find_columns(row: Row) -> Columns:
     return Columns((), "response")
 
 
+def check_choices(row: Row, used: Sequence[str]) -> None:
+    """Make sure that the answer, the last of the `used` columns, names no choice that would be lost with its column.
+
+    Raises:
+        RowFault: it does.
+    """
+    name, answer = used[-1], row[used[-1]].strip() if isinstance(row[used[-1]], str) else ""
+    lost = [answer] if answer in row else []
+    if len(answer) == 1 and answer.isupper():
+        lost += [other for other, value in row.items() if isinstance(value, (list, dict)) and len(value) > 1]
+    lost = [other for other in lost if other not in (*used, *SYSTEMS, *TOOLS, "history")]
+    if lost:
+        what = f"column {name} names a choice, and column {shown(lost[0])} would be lost"
+        remedy = f"write the choices into the question, or leave them out with {flag(name, 'response')}"
+        raise RowFault("columns", f"{what}: {remedy}")
+
+
 def _is_mixed(row: Row, questions: tuple[str, ...]) -> bool:
     """Return whether the task may stand in one column and its input in another, of which neither is taken alone."""
     if "instruction" in questions:  # a prompt beside it mostly repeats both
@@ -183,9 +189,12 @@ def missing(row: Row, *, has_question: bool, has_answer: bool) -> str:
     else:
         what = "no chat and no answer column"
     found = f"{what}; columns: {names}{more}"
-    is_turn = any(row.keys() >= {*keys} for keys in (TURN_KEYS, ("from", "value")))
+    is_turn = any(row.keys() >= {*keys} for keys in (TURN_KEYS, ("from", "value"), ("role", "text")))
     if is_turn and not has_question and not has_answer:
-        return f'{found}; that is one turn: put the turns of a chat into one row, {{"messages": [...]}}'
+        alone = f", or train on each text alone with {flag('text', 'text')}" if "text" in row else ""
+        return (
+            f'{found}; that is one turn: put the turns of a chat into one row, {{"messages": [...]}}{alone}'
+        )
     return f"{found}; name it with {_flags(row, has_question, has_answer)}"
 
 
@@ -194,15 +203,23 @@ def _flags(row: Row, has_question: bool, has_answer: bool) -> str:
     if not has_question and not has_answer and chat is not None:
         return flag(chat, "messages")
     question = None if has_question else _guess(row, "query")
-    answer = None if has_answer else _guess(row, "response")
-    if not has_question and not has_answer and question is None and answer is None and text is not None:
-        return flag(text, "text")
+    answers = [] if has_answer else _longest_first(row, _guesses(row, "response"))
+    answer = answers[0] if answers else None
+    if not has_question and not has_answer and question is None and answer is None:
+        texts = [name for name, value in row.items() if isinstance(value, str) and not _is_about(name)]
+        if len(texts) == 2:  # which of them is the question, only their order says
+            question, answer = texts
+        elif text is not None:
+            return flag(text, "text")
     flags = []
     if not has_question:
         flags += _question_flags(row, question or "COLUMN")
     if not has_answer:
         flags.append(flag(answer or "COLUMN", "response"))
-    return " ".join(flags)
+    choices = [flag(name, "response") for name in answers[1:]]
+    if text is not None and text in (question, answer):
+        choices.append(f"train on one column alone with {flag(text, 'text')}")
+    return ", or ".join([" ".join(flags), *choices])
 
 
 def _question_flags(row: Row, question: str) -> list[str]:
@@ -239,14 +256,29 @@ def _has_role(turn: Row) -> bool:
     return "role" in turn or "from" in turn
 
 
+def _longest_first(row: Row, names: Sequence[str]) -> list[str]:
+    """Return columns with the longest text first where it is far longer: a worked answer, beside its result."""
+    lengths = {name: len(row[name]) if isinstance(row[name], str) else 0 for name in names}
+    longest = max(names, key=lambda name: lengths[name] > 4 * lengths[names[0]], default="")
+    return sorted(names, key=lambda name: name != longest)
+
+
+def _is_about(name: str) -> bool:
+    return _ABOUT.search(name.lower()) is not None
+
+
 def _meaning(name: str) -> str | None:
-    lowered = name.lower().replace("task", "")  # which holds "ask", and names a kind of question
-    if _ABOUT.search(lowered):
+    if _is_about(name):
         return None
+    lowered = name.lower().replace("task", "")  # which holds "ask", and names a kind of question
     return next((ours for ours, parts in GUESSES if any(part in lowered for part in parts)), None)
 
 
 def _ambiguous(row: Row, what: str, names: Sequence[str], ours: str) -> str:
+    if what == "answer":  # none is a part of another, as questions may be
+        names = _longest_first(row, names)
+        choices = " or ".join(flag(name, ours) for name in names)
+        return f"ambiguous answer columns: {', '.join(names)}; choose with {choices}"
     choose = f"choose with {flag(names[0], ours)}"
     if "query" in names and (other := PARTS - row.keys()) and other != PARTS:
         choose += f", or join them with {flag('query', *other)}"

@@ -20,7 +20,7 @@ import numpy as np
 
 from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.data.encode import EncodedChunk
-from swiftlet.data.report import DataReport
+from swiftlet.data.report import MOST_UNUSED, DataReport
 from swiftlet.data.store import FILES, ROWS, SEAL, TOKENS
 from swiftlet.errors import UsageError
 from swiftlet.files import sha256, sync, write_whole
@@ -74,6 +74,7 @@ class Draft:
         count = self.report.datasets[chunk.dataset]
         count.num_rows += chunk.num_records
         count.notes.update(chunk.notes)
+        count.unused = sorted({*count.unused, *chunk.unused})[:MOST_UNUSED]
         self.report.columns = sorted({*self.report.columns, *chunk.columns})
         for row in chunk.left_out:
             self.report.leave_out(chunk.dataset, row)

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from swiftlet.data.formats import row_sha1, to_sample
-from swiftlet.data.mapping import used_columns
+from swiftlet.data.mapping import unused_columns, used_columns
 from swiftlet.data.rendering import TemplateError
 from swiftlet.data.report import (
     NO_LABEL_TOKENS,
@@ -42,8 +42,8 @@ class Chunk(NamedTuple):
 
 @dataclass
 class EncodedChunk:
-    """What became of a chunk: offsets of `rows` count from its own first token, `file` is a number in `files`, and
-    `columns` are the names given to --columns that its rows have.
+    """What became of a chunk: offsets of `rows` count from its own first token, `file` is a number in `files`,
+    `columns` are the names given to --columns that its rows have, and `unused` the columns that went into no sample.
     """
 
     dataset: int
@@ -54,6 +54,7 @@ class EncodedChunk:
     left_out: list[LeftOut]
     notes: Counter[str]
     columns: list[str]
+    unused: set[str]
 
 
 class _Tokens(NamedTuple):
@@ -159,6 +160,7 @@ class Encoder:
         """Return what becomes of the rows of a chunk."""
         rows = _Rows()
         used: set[str] = set()
+        unused: set[str] = set()
         for record in chunk.records:
             if isinstance(record, BadRow):
                 rows.leave_out(record)
@@ -169,11 +171,20 @@ class Encoder:
             if isinstance(sample, BadRow):
                 rows.leave_out(sample)
             else:
+                unused |= unused_columns(record.row, self.columns, sample.columns)
                 rows.add(sample.origin, content_hash(sample), self._encode(sample, record))
         array, tokens = rows.arrays(chunk.dataset)
         files, columns = list(rows.files), sorted(used)
         return EncodedChunk(
-            chunk.dataset, len(chunk.records), array, tokens, files, rows.left_out, rows.notes, columns
+            chunk.dataset,
+            len(chunk.records),
+            array,
+            tokens,
+            files,
+            rows.left_out,
+            rows.notes,
+            columns,
+            unused,
         )
 
     def _encode(self, sample: Sample, record: Record) -> _Tokens | LeftOut:

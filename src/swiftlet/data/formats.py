@@ -20,6 +20,7 @@ from swiftlet.data.columns import (
     TOOLS,
     Columns,
     are_turns,
+    check_choices,
     check_media,
     find_columns,
     first_set,
@@ -75,11 +76,15 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
         messages = read_chat(row[chat], chat, notes, of_turns(columns))
         _check_one_chat(row, chat, messages, of_turns(columns))
         _check_no_history(row, chat)
-    elif _is_plain_text(row):
+        used: tuple[str, ...] = (chat,)
+    elif _is_plain_text(row) and ("role" not in row or "text" in columns.values()):
         messages = [{"role": ASSISTANT, "content": _text_of(row, "text", "empty_assistant")}]
         _check_no_history(row, "text")
+        used = ("text",)
     else:
-        messages = _pair(row, notes, of_turns(columns))
+        messages, used = _pair(row, notes, of_turns(columns))
+        if "response" not in columns.values():
+            check_choices(row, used)
     tools = None
     if not NO_PAIR.isdisjoint(row) or "tools" in messages[0]:
         tools = _tools(row, messages)
@@ -89,8 +94,9 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
             raise RowFault(
                 "schema", "column tools beside a text without a question, which has no place for it"
             )
-        return _plain(messages[0]["content"], record, notes)
-    return Sample(messages, record.origin, tools, notes=tuple(sorted(notes)))
+        noted = tuple(sorted(notes | {"no_prompt"}))
+        return Sample([], record.origin, text=messages[0]["content"], notes=noted, columns=used)
+    return Sample(messages, record.origin, tools, notes=tuple(sorted(notes)), columns=used)
 
 
 def _tools(row: Mapping[str, Any], messages: list[Message]) -> list[Any] | None:
@@ -136,17 +142,15 @@ def _check_one_chat(
             raise RowFault("columns", f"ambiguous chat columns: {chat}, {name}; choose with {choose}")
 
 
-def _plain(text: str, record: Record, notes: set[str]) -> Sample:
-    return Sample([], record.origin, text=text, notes=tuple(sorted(notes | {"no_prompt"})))
-
-
 def _is_plain_text(row: Mapping[str, Any]) -> bool:
     others = ("query", "prompt", "instruction", "question", "problem", "input", *ANSWERS)
     return row.get("text") is not None and all(row.get(name) is None for name in others)
 
 
-def _pair(row: Mapping[str, Any], notes: set[str], keys: Mapping[str, str]) -> list[Message]:
-    """Return the messages of a question and an answer, with the history before them."""
+def _pair(
+    row: Mapping[str, Any], notes: set[str], keys: Mapping[str, str]
+) -> tuple[list[Message], tuple[str, ...]]:
+    """Return the messages of a question and an answer, with the history before them, and their columns."""
     empty_chat = next((name for name in CHATS if name in row), None)
     if "input_ids" in row and all(row.get(name) is None for name in ANSWERS):
         raise RowFault("tokenized", "already tokenized (column input_ids): text is expected")
@@ -156,19 +160,17 @@ def _pair(row: Mapping[str, Any], notes: set[str], keys: Mapping[str, str]) -> l
         if fault.reason == "schema" and empty_chat is not None:
             raise RowFault("schema", f"column {empty_chat} is empty") from None
         raise
+    used = (*columns.questions, columns.answer)
     if any(are_turns(row[name]) for name in columns.questions):
-        return _turns_with_answer(row, columns, notes, keys)
+        return _turns_with_answer(row, columns, notes, keys), used
     answer = _text_of(row, columns.answer, "empty_assistant")
     if not columns.questions:
-        return [{"role": ASSISTANT, "content": answer}]
+        return [{"role": ASSISTANT, "content": answer}], used
     question = _question(row, columns)
     if "context" in row and isinstance(row["context"], str) and row["context"].strip():
         notes.add("context_unused")
-    return [
-        *_history(row.get("history")),
-        {"role": USER, "content": question},
-        {"role": ASSISTANT, "content": answer},
-    ]
+    turns = [{"role": USER, "content": question}, {"role": ASSISTANT, "content": answer}]
+    return [*_history(row.get("history")), *turns], used
 
 
 def _turns_with_answer(

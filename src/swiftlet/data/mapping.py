@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from swiftlet.data.columns import ANSWERS, CHATS, OURS, PARTS, QUESTIONS, SPEAKERS, TURN_KEYS, Row, shown
+from swiftlet.data.columns import (
+    ANSWERS,
+    CHATS,
+    OURS,
+    PARTS,
+    QUESTIONS,
+    SPEAKERS,
+    SYSTEMS,
+    TOOLS,
+    TURN_KEYS,
+    Row,
+    holds_something,
+    shown,
+)
 from swiftlet.data.reasons import RowFault
 from swiftlet.errors import UsageError, suggest
 
@@ -85,6 +98,13 @@ def _rivals(chosen: Set[str]) -> set[str]:
         if chosen & names - PARTS:
             rivals |= names - chosen
     return rivals
+
+
+def unused_columns(row: Row, columns: Mapping[str, str], used: Sequence[str]) -> set[str]:
+    """Return the columns of an accepted row that hold something and are not used; `used` are by our names."""
+    theirs = {ours: name for name, ours in of_rows(columns).items() if row.get(name) is not None}
+    kept = {theirs.get(name, name) for name in (*used, *SYSTEMS, *TOOLS, "history")}
+    return {name for name in row.keys() - kept if holds_something(row[name])}
 
 
 def used_columns(row: Row, columns: Mapping[str, str]) -> set[str]:

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from swiftlet.data.columns import NUM_NAMES, shown
 from swiftlet.data.reasons import NOTES
 from swiftlet.data.store import TokenStore, blocks
 
 NUM_SHOWN = 20
 NUM_OFFENDERS = 3
+MOST_UNUSED = 100  # rows may have any names of columns
 OVER_LENGTH, NO_LABEL_TOKENS, DUPLICATE_ROW = "over_length", "no_label_tokens", "duplicate_id"
 
 
@@ -57,7 +59,10 @@ class LeftOut(NamedTuple):
 
 @dataclass
 class DatasetCount:
-    """One dataset of the command line: every row read is taken, or counted under one reason."""
+    """One dataset of the command line: every row read is taken, or counted under one reason.
+
+    `unused` are the columns of rows that hold something and go into no sample.
+    """
 
     name: str
     is_validation: bool = False
@@ -66,6 +71,7 @@ class DatasetCount:
     left_out: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     offenders: dict[str, list[str]] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
 
     @property
     def num_taken(self) -> int:
@@ -95,6 +101,10 @@ class DatasetCount:
             f"  noted: {name} {count} ({NOTES[name]})"
             for name, count in sorted(self.notes.items(), key=_by_count)
         ]
+        if self.unused:
+            names = [shown(name) for name in self.unused[:NUM_NAMES]]
+            more = ", ..." if len(self.unused) > NUM_NAMES else ""
+            lines.append(f"  columns not used: {', '.join(names)}{more}")
         return lines
 
 

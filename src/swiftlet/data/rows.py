@@ -48,6 +48,7 @@ class Sample:
         tools: descriptions of the functions the assistant may call.
         text: a plain text of which every token is trained on; None for a conversation.
         notes: what was done to the row that the user should know, as codes that the report counts.
+        columns: the columns, by our names, that the turns or the text stand in.
     """
 
     messages: list[dict[str, Any]]
@@ -55,6 +56,7 @@ class Sample:
     tools: list[Any] | None = None
     text: str | None = None
     notes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
 
 
 class Encoded(NamedTuple):

@@ -8,10 +8,10 @@ the system message. What a template prints itself is left to it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 from swiftlet.data.endmarkers import ANSWER, QUESTION, TOOL
@@ -88,6 +88,12 @@ class ToolText:
             for text in self._texts_of_calls
         )
 
+    @property
+    def length_of_call(self) -> float:
+        """The length of a conversation that ends with a call without a text, infinite where it is not printed."""
+        text = self._texts_of_calls[0]
+        return len(text) if text is not None and _NAME in text else math.inf
+
     @cached_property
     def _texts_of_calls(self) -> list[str | None]:
         """Conversations with a call as they are printed, None for those that the template refuses."""
@@ -150,12 +156,16 @@ class ToolText:
 def with_form_of_calls(renderer: Renderer) -> Renderer:
     """Return the renderer with tool calls in the form that the template prints.
 
-    Most take arguments as objects and a content of ''; some take JSON text, or print calls beside null alone.
+    Most take arguments as objects and a content of ''; some take JSON text, or print calls beside null alone, or print
+    an empty answer of its own behind the calls where the content is not null: what is printed shorter has none.
     """
-    for text_arguments, null_content in product((False, True), repeat=2):
-        candidate = replace(renderer, text_arguments=text_arguments, null_content=null_content)
-        if ToolText(candidate).shows_json:
-            return candidate
+    for text_arguments in (False, True):
+        found = [
+            replace(renderer, text_arguments=text_arguments, null_content=null) for null in (False, True)
+        ]
+        fit = [one for one in found if ToolText(one).shows_json]
+        if fit:
+            return min(fit, key=lambda one: ToolText(one).length_of_call)
     return renderer
 
 

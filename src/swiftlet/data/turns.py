@@ -112,10 +112,11 @@ class TurnFinder:
         occupied: list[Region],
     ) -> tuple[int, int]:
         """Return where the model would begin to write, the end of the generation prompt if it is printed, and where
-        the answer begins: its content, or else what a content would have the place of.
+        the answer begins: its content, or where no text is before its calls, what a content would have the place of.
         """
         number = len(before)
-        if inside:
+        is_text_first = bool(inside) and inside[0] == located.printed(number)[0]
+        if is_text_first:
             limit = inside[0].start
             floor = max((region.end for region in occupied if region.end <= limit), default=0)
         else:
@@ -126,7 +127,7 @@ class TurnFinder:
         before_text = located.text[floor:limit]
         header = self._header(before, tools, located.text[:floor])
         begin = floor + len(header) if header is not None and before_text.startswith(header) else None
-        if inside:
+        if is_text_first:
             return limit if begin is None else begin, limit
         opening = self._opening(before, tools)
         if opening is not None and before_text.startswith(opening):
@@ -139,7 +140,8 @@ class TurnFinder:
         if begin is not None:
             return begin, begin
         raise TemplateError(
-            f"cannot tell where an answer without text begins in chat template {self.locator.renderer.name!r}",
+            f"cannot tell where the calls of turn {number} begin: chat template {self.locator.renderer.name!r} prints "
+            "no header of an answer before them",
             LEAVE_OUT_OR_CHANGE,
         )
 
