@@ -150,16 +150,16 @@ def test_a_node_tells_its_processes_who_they_are_and_how_many_cores_each_has(mon
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    launch._run_watched(["true"], Shape(3, 2, 1, "h", 7, False), {"A": "b"}, None)
+    launch._run_watched(["true"], Shape(3, 2, 1, "h", 7, False), {"A": "b"}, ParallelArgs())
     assert (told["ranks"], told["num_nodes"], told["hang_timeout_s"]) == (range(3, 6), 2, None)
     assert (told["environ"]["OMP_NUM_THREADS"], told["environ"]["A"]) == ("2", "b")
     assert "RANK" not in told["environ"], "torchrun gives each its own"
-    launch._run_watched(["true"], Shape(8, 1, 0, "h", 7, False), {}, None)
+    launch._run_watched(["true"], Shape(8, 1, 0, "h", 7, False), {}, ParallelArgs())
     assert (told["ranks"], told["environ"]["OMP_NUM_THREADS"]) == (range(8), "1")
-    launch._run_watched(["true"], Shape(1, 1, 0, "h", 7, False), {}, None)
+    launch._run_watched(["true"], Shape(1, 1, 0, "h", 7, False), {}, ParallelArgs())
     assert [told["environ"][name] for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")] == ["0", "0", "1"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    launch._run_watched(["true"], Shape(8, 1, 0, "h", 7, False), {}, None)
+    launch._run_watched(["true"], Shape(8, 1, 0, "h", 7, False), {}, ParallelArgs())
     assert told["environ"]["OMP_NUM_THREADS"] == "5"
 
 
