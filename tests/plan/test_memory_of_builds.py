@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from swiftlet.commands import plan_trace
+from swiftlet.commands import plan_layers, plan_trace
 from swiftlet.commands.model_setup import lora_settings
 from swiftlet.commands.plan_flags import setting_of
 from swiftlet.commands.plan_layers import look
@@ -174,8 +174,22 @@ def test_layers_that_the_formula_does_not_know_are_looked_at(tmp_path, recompute
     subject, setting = looked_at(tmp_path, "gpt2")
     traced, planned = plan_trace.compare(subject, setting, 768, recompute)
     assert planned == pytest.approx(traced, rel=0.1)
-    without = replace(setting, more_a_token=0, more_a_pair=0, more_backward=0, more_backward_a_pair=0)
+    without = replace(setting, **dict.fromkeys(plan_layers.Layers._fields, 0))
     assert plan_trace.compare(subject, without, 768, recompute)[1] < 0.8 * traced
+
+
+def test_layers_that_cannot_be_looked_at_are_planned_by_sizes_alone_and_said(tmp_path, monkeypatch, capfd):
+    subject, setting = looked_at(tmp_path, "gpt2")
+    plain = replace(setting, **dict.fromkeys(plan_layers.Layers._fields, 0))
+    assert plan_layers.with_layers_of(subject, plain) == setting
+
+    def refuse(model, *args, **kwargs):
+        raise RuntimeError("data-dependent output")
+
+    monkeypatch.setattr(plan_layers, "build_causal", refuse)
+    assert plan_layers.with_layers_of(subject, plain) == plain
+    said = "what the layers of gpt2 keep is not seen without weights (RuntimeError: data-dependent output)"
+    assert f"{said}: planned by sizes alone, it may need more" in capfd.readouterr().err
 
 
 def test_adapters_of_such_layers_are_counted(tmp_path):

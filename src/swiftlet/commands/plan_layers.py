@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from swiftlet import log
 from swiftlet.commands.model_setup import lora_settings
 from swiftlet.commands.plan_trace import (
     build_empty,
@@ -27,6 +28,7 @@ from swiftlet.commands.plan_trace import (
     with_layers,
 )
 from swiftlet.device.spec import DTYPES
+from swiftlet.errors import first_line
 from swiftlet.models.causal import build_causal
 from swiftlet.models.head import decoder_layers
 from swiftlet.plan.activations import layer_backward, saved_per_layer
@@ -34,6 +36,8 @@ from swiftlet.plan.live import LiveBytes
 from swiftlet.plan.setting import NONE, Setting
 
 LENGTHS = (256, 512)  # of one sample [tokens]: what grows with its square shows between them
+# What code of a model raises that does not run on fake tensors, or whose layers are no decoder's.
+NOT_SEEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 class Layers(NamedTuple):
@@ -84,6 +88,19 @@ class Watch:
         highest = max(self.peaks[1:], default=0)  # the first one is that of the head
         self.alive, self.peaks = [], []
         return kept, highest
+
+
+def with_layers_of(subject: Any, setting: Setting) -> Setting:
+    """Return the setting of a run with what the layers of its model keep; as it was where they cannot be looked at."""
+    try:
+        return replace(setting, **look(subject, setting)._asdict())
+    except NOT_SEEN as error:
+        if log.rank() == 0:
+            log.warning(
+                f"what the layers of {subject.sized.name} keep is not seen without weights "
+                f"({type(error).__name__}: {first_line(error)}): planned by sizes alone, it may need more"
+            )
+        return setting
 
 
 def look(subject: Any, setting: Setting) -> Layers:

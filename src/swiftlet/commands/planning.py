@@ -219,9 +219,9 @@ def job_of(subject: Subject) -> Job:
         setting = replace(setting, is_host=True, keeps_attention=subject.dtype == "fp32")
 
     if subject.sized.geometry.counted:
-        from swiftlet.commands.plan_layers import look  # imports torch, as the count did
+        from swiftlet.commands.plan_layers import with_layers_of  # imports torch, as the count did
 
-        setting = replace(setting, **look(subject, setting)._asdict())
+        setting = with_layers_of(subject, setting)
 
     @lru_cache(maxsize=32)
     def feed(budget: int) -> Fed:
