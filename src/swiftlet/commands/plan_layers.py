@@ -3,7 +3,8 @@
 For architectures whose build the formula does not know ("near"): dropout that attention draws by its definition,
 states of recurrent layers, experts that every token takes. The model that config.json describes is built without
 weights, with as few layers as show each kind, and what each of them leaves alive and makes is compared with the
-formula's. Operators are those of the processor; of other devices nothing can be seen here.
+formula's. Plain attention keeps what the formula has for it, as on every device; what else layers compute is seen
+with the operators of a processor.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from swiftlet.commands.plan_trace import (
     quiet,
     with_layers,
 )
+from swiftlet.device.kernels import AttentionRules, plain_attention
 from swiftlet.device.spec import DTYPES
 from swiftlet.errors import first_line
+from swiftlet.models.attention_cpu import flash_attention
 from swiftlet.models.causal import build_causal
 from swiftlet.models.head import decoder_layers
 from swiftlet.plan.activations import layer_backward, saved_per_layer
@@ -116,10 +119,7 @@ def look(subject: Any, setting: Setting) -> Layers:
     lora = None if setting.is_full else lora_settings(args.tuner)
     model = build_empty(config, args.tuner, dtype, lora)
     adapted = _num_adapted(model, kinds)
-    is_fp32 = dtype == torch.float32
-    host = replace(
-        setting, is_host=True, keeps_inputs=False, keeps_attention=is_fp32, longest=0, engine="none"
-    )
+    host = replace(setting, is_host=True, keeps_inputs=False, keeps_attention=True, longest=0, engine="none")
     kept, made = [], []
     for tokens, (layers, peak) in zip(LENGTHS, _watched(model, args), strict=True):
         by_kind = dict(zip(kinds, layers, strict=False))
@@ -127,6 +127,13 @@ def look(subject: Any, setting: Setting) -> Layers:
         kept.append(sum(by_kind[kind] for kind in kinds) / len(kinds) - saved_per_layer(geometry, plain))
         made.append(peak - layer_backward(geometry, plain))
     return Layers(*_by_tokens(*kept), *_by_tokens(*made), adapted)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: list[int], rules: AttentionRules) -> Tensor:
+    """Return what the operators of devices do, or where they cannot, attention by its definition."""
+    if rules.is_plain and rules.dropout_p == 0 and v.shape[-1] == q.shape[-1]:
+        return flash_attention(q, k, v, cu_seqlens, rules.scale)
+    return plain_attention(q, k, v, cu_seqlens, rules)
 
 
 def _by_tokens(short: float, long: float) -> tuple[float, float]:
@@ -155,7 +162,8 @@ def _watched(model: nn.Module, args: Any) -> list[tuple[list[int], int]]:
     with quiet():
         give_fake_tensors(model, mode)
         with mode, live:
-            causal = build_causal(model, use_fused=args.model.fused_operators != "false").train()
+            is_fused = args.model.fused_operators != "false"
+            causal = build_causal(model, use_fused=is_fused, kernels={"attention": _attention}).train()
             watch = Watch(decoder_layers(model), live)
             for tokens in LENGTHS:
                 ids_T = torch.zeros(tokens, dtype=torch.long)

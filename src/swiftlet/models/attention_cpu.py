@@ -183,6 +183,14 @@ def _sample(q: Tensor, k: Tensor, v: Tensor, begin: int, end: int) -> tuple[Tens
     return q_KGLD, k_KGLD, v_KGLD
 
 
+def flash_attention(
+    q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], scale: float
+) -> Tensor:
+    """Return the same by torch's operator, in whatever type: it keeps its output and a number a row, no scores."""
+    out_TQD: Tensor = _FlashAttention.apply(q_QTD, k_KTD, v_KTD, cu_seqlens, scale)
+    return out_TQD
+
+
 def cpu_attention(
     q_QTD: Tensor, k_KTD: Tensor, v_KTD: Tensor, cu_seqlens: list[int], rules: AttentionRules
 ) -> Tensor:
@@ -191,5 +199,5 @@ def cpu_attention(
     if rules.window is not None and rules.window >= longest:
         rules = rules._replace(window=None)
     if q_QTD.dtype == torch.float32 and rules.window is None and rules.softcap is None:
-        return _FlashAttention.apply(q_QTD, k_KTD, v_KTD, cu_seqlens, rules.scale)
+        return flash_attention(q_QTD, k_KTD, v_KTD, cu_seqlens, rules.scale)
     return _BlockAttention.apply(q_QTD, k_KTD, v_KTD, cu_seqlens, rules)
