@@ -178,6 +178,15 @@ def test_layers_that_the_formula_does_not_know_are_looked_at(tmp_path, recompute
     assert plan_trace.compare(subject, without, 768, recompute)[1] < 0.8 * traced
 
 
+def test_the_dropout_of_attention_costs_scores_where_the_operator_of_the_device_has_none(tmp_path):
+    subject, setting = looked_at(tmp_path, "gpt2")
+    npu = replace(subject, card=replace(subject.card, keeps_inputs=True))
+    heads, scores_and_masks = 2, 4 + 4 + 1
+    assert setting.more_a_pair >= heads * scores_and_masks
+    unseen = replace(setting, **dict.fromkeys(plan_layers.Layers._fields, 0))
+    assert look(npu, unseen).more_a_pair < 1
+
+
 def test_layers_that_cannot_be_looked_at_are_planned_by_sizes_alone_and_said(tmp_path, monkeypatch, capfd):
     subject, setting = looked_at(tmp_path, "gpt2")
     plain = replace(setting, **dict.fromkeys(plan_layers.Layers._fields, 0))

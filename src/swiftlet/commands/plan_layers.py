@@ -28,13 +28,14 @@ from swiftlet.commands.plan_trace import (
     quiet,
     with_layers,
 )
-from swiftlet.device.kernels import AttentionRules, plain_attention
+from swiftlet.device.kernels import AttentionRules, PackedAttention, plain_attention
 from swiftlet.device.spec import DTYPES
 from swiftlet.errors import first_line
 from swiftlet.models.attention_cpu import flash_attention
 from swiftlet.models.causal import build_causal
 from swiftlet.models.head import decoder_layers
 from swiftlet.plan.activations import layer_backward, saved_per_layer
+from swiftlet.plan.cards import Card
 from swiftlet.plan.live import LiveBytes
 from swiftlet.plan.setting import NONE, Setting
 
@@ -121,7 +122,9 @@ def look(subject: Any, setting: Setting) -> Layers:
     adapted = _num_adapted(model, kinds)
     host = replace(setting, is_host=True, keeps_inputs=False, keeps_attention=True, longest=0, engine="none")
     kept, made = [], []
-    for tokens, (layers, peak) in zip(LENGTHS, _watched(model, args), strict=True):
+    for tokens, (layers, peak) in zip(
+        LENGTHS, _watched(model, args, _attention_of(subject.card)), strict=True
+    ):
         by_kind = dict(zip(kinds, layers, strict=False))
         plain = replace(host, tokens=tokens, recompute=NONE)
         kept.append(sum(by_kind[kind] for kind in kinds) / len(kinds) - saved_per_layer(geometry, plain))
@@ -129,11 +132,16 @@ def look(subject: Any, setting: Setting) -> Layers:
     return Layers(*_by_tokens(*kept), *_by_tokens(*made), adapted)
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: list[int], rules: AttentionRules) -> Tensor:
-    """Return what the operators of devices do, or where they cannot, attention by its definition."""
-    if rules.is_plain and rules.dropout_p == 0 and v.shape[-1] == q.shape[-1]:
-        return flash_attention(q, k, v, cu_seqlens, rules.scale)
-    return plain_attention(q, k, v, cu_seqlens, rules)
+def _attention_of(card: Card) -> PackedAttention:
+    """Return what the operator of a device does, or where it cannot, attention by its definition."""
+    draws = card.keeps_inputs  # an NPU's draws the mask of dropout itself, and again in the backward pass
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: list[int], rules: AttentionRules) -> Tensor:
+        if rules.is_plain and (draws or rules.dropout_p == 0) and v.shape[-1] == q.shape[-1]:
+            return flash_attention(q, k, v, cu_seqlens, rules.scale)
+        return plain_attention(q, k, v, cu_seqlens, rules)
+
+    return attention
 
 
 def _by_tokens(short: float, long: float) -> tuple[float, float]:
@@ -154,7 +162,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for name, parameter in module.named_parameters() if "lora_" in name)
 
 
-def _watched(model: nn.Module, args: Any) -> list[tuple[list[int], int]]:
+def _watched(model: nn.Module, args: Any, attention: PackedAttention) -> list[tuple[list[int], int]]:
     """Return what a `Watch` reads of a forward and backward pass over one sample of each of LENGTHS."""
     live = LiveBytes(num_labels=1)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -163,7 +171,7 @@ def _watched(model: nn.Module, args: Any) -> list[tuple[list[int], int]]:
         give_fake_tensors(model, mode)
         with mode, live:
             is_fused = args.model.fused_operators != "false"
-            causal = build_causal(model, use_fused=is_fused, kernels={"attention": _attention}).train()
+            causal = build_causal(model, use_fused=is_fused, kernels={"attention": attention}).train()
             watch = Watch(decoder_layers(model), live)
             for tokens in LENGTHS:
                 ids_T = torch.zeros(tokens, dtype=torch.long)
