@@ -13,7 +13,7 @@ pytestmark = pytest.mark.npu_sim
 TOKENS, STREAMS, WIDTH = 6, 4, 16
 
 
-def compare(plain: Callable, fused: Callable, inputs: list[torch.Tensor]) -> None:
+def assert_same(plain: Callable, fused: Callable, inputs: list[torch.Tensor]) -> None:
     """Check results and gradients of both."""
     host = [x.clone().requires_grad_() for x in inputs]
     card = [x.npu().requires_grad_() for x in inputs]
@@ -46,7 +46,7 @@ def test_before_a_layer(npu, mixes):
 
     alpha = torch.tensor([0.5, 0.4, 0.3][: 3 if mixes else 2])
     x, phi = torch.randn(TOKENS, n, WIDTH), torch.randn(rows, n * WIDTH) * 0.1
-    compare(plain, fused, [x, phi, alpha, torch.randn(rows), torch.rand(n, WIDTH) + 0.5])
+    assert_same(plain, fused, [x, phi, alpha, torch.randn(rows), torch.rand(n, WIDTH) + 0.5])
 
 
 def test_after_a_layer(npu):
@@ -56,7 +56,7 @@ def test_after_a_layer(npu):
 
     x, h_res = torch.randn(TOKENS, STREAMS, WIDTH), torch.randn(TOKENS, STREAMS, STREAMS)
     h_out, h_post = torch.randn(TOKENS, WIDTH), torch.randn(TOKENS, STREAMS)
-    compare(plain, lambda *inputs: [npu.npu_mhc_post(*inputs)], [x, h_res, h_out, h_post])
+    assert_same(plain, lambda *inputs: [npu.npu_mhc_post(*inputs)], [x, h_res, h_out, h_post])
     kept = npu.npu_mhc_post(x.npu(), None, h_out.npu(), h_post.npu())
     assert_near(kept, x + h_post[..., None] * h_out[:, None], 1e-5)
 
@@ -70,5 +70,5 @@ def test_rows_and_columns_sum_to_one(npu):
             y = y / (y.sum(-2, keepdim=True) + 1e-6)
         return [y]
 
-    compare(plain, lambda x: [npu.npu_mhc_sinkhorn(x, out_flag=1)[0]], [torch.randn(5, STREAMS, STREAMS)])
+    assert_same(plain, lambda x: [npu.npu_mhc_sinkhorn(x, out_flag=1)[0]], [torch.randn(5, STREAMS, STREAMS)])
     assert npu.npu_mhc_sinkhorn(torch.randn(5, 4, 4).npu())[1:] == (None, None)

@@ -38,8 +38,6 @@ from swiftlet.plan.setting import FULL, PARTIAL, Setting
 from swiftlet.train.objective import compute_gradient
 from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
 
-FEW_LAYERS = (2, 3)  # traced where a model has more: memory grows evenly with each further layer
-
 
 class Traced(NamedTuple):
     """Bytes of a step: what stays, and the peak above it; kernels and moved bytes of one micro-batch."""
@@ -120,8 +118,8 @@ def build_empty(config: Any, args: Any, dtype: torch.dtype, settings: Any) -> nn
     Args:
         settings: of LoRA; None trains all parameters as `args` says.
     """
+    model = _empty(config).to(dtype)
     with torch.device("meta"):
-        model = _empty(config).to(dtype)
         if settings is not None:
             return tuner.apply_lora(model, settings)
         tuner.apply_full(

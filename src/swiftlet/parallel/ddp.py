@@ -78,7 +78,9 @@ class DDPEngine(SingleEngine):
 @torch.no_grad()
 def share_start(parameters: Iterable[nn.Parameter], world: World) -> None:
     """Copy rank 0's values of these parameters to all ranks."""
-    for parameter in parameters if not world.is_alone else ():
+    if world.is_alone:
+        return
+    for parameter in parameters:
         dist.broadcast(parameter.data, src=0)
 
 
