@@ -14,6 +14,7 @@ Row = Mapping[str, Any]
 CHATS = ("messages", "conversations", "conversation")
 SYSTEMS = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
+BESIDE = (*SYSTEMS, *TOOLS, "history")  # what a sample takes beside its question and its answer
 QUESTIONS = (("query",), ("prompt",), ("instruction", "input"), ("question",), ("problem",))
 ANSWERS = ("response", "output", "completion", "answer", "solution", "target", "targets")
 PARTS = {"instruction", "input"}
@@ -147,7 +148,7 @@ def check_choices(row: Row, used: Sequence[str]) -> None:
     lost = [answer] if answer in row else []
     if len(answer) == 1 and answer.isupper():
         lost += [other for other, value in row.items() if isinstance(value, (list, dict)) and len(value) > 1]
-    lost = [other for other in lost if other not in (*used, *SYSTEMS, *TOOLS, "history")]
+    lost = [other for other in lost if other not in (*used, *BESIDE)]
     if lost:
         what = f"column {name} names a choice, and column {shown(lost[0])} would be lost"
         remedy = f"write the choices into the question, or leave them out with {flag(name, 'response')}"

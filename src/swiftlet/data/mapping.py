@@ -8,13 +8,12 @@ from typing import Any
 
 from swiftlet.data.columns import (
     ANSWERS,
+    BESIDE,
     CHATS,
     OURS,
     PARTS,
     QUESTIONS,
     SPEAKERS,
-    SYSTEMS,
-    TOOLS,
     TURN_KEYS,
     Row,
     holds_something,
@@ -103,7 +102,7 @@ def _rivals(chosen: Set[str]) -> set[str]:
 def unused_columns(row: Row, columns: Mapping[str, str], used: Sequence[str]) -> set[str]:
     """Return the columns of an accepted row that hold something and are not used; `used` are by our names."""
     theirs = {ours: name for name, ours in of_rows(columns).items() if row.get(name) is not None}
-    kept = {theirs.get(name, name) for name in (*used, *SYSTEMS, *TOOLS, "history")}
+    kept = {theirs.get(name, name) for name in (*used, *BESIDE)}
     return {name for name in row.keys() - kept if holds_something(row[name])}
 
 
