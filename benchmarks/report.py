@@ -34,7 +34,7 @@ def facts(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "options": {name: str(value) for name, value in vars(options).items()},
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "commit": _commit(),
         "processor": _processor(),
         "cores": os.cpu_count(),
