@@ -242,16 +242,51 @@ CALLS_FIRST = NATIVE.replace(
 )
 
 
-@pytest.mark.parametrize(
-    ("text", "behind"), [("", "<|end|>"), ("I add.", "<|end|>\n<|start|>assistant\nI add.<|end|>")]
-)
-def test_calls_before_the_text_beside_them_are_trained_on_without_an_empty_answer_behind(make, text, behind):
+@pytest.mark.parametrize("text", ["", "I add."])
+def test_calls_before_the_text_beside_them_are_trained_on_and_no_header_or_empty_answer_behind(make, text):
     template = make(CALLS_FIRST)
+    behind = [f"{text}<|end|>"] if text else []
     for names in (("add",), ("add", "sub")):
         messages = [QUESTION, call(*names, content=text), *[RESULT] * len(names), ANSWER]
         encoded, notes = template.encode_noted(sample(messages, TOOLS))
-        assert (trained(template, encoded), notes) == ([printed(*names) + behind, "It is 5.<|end|>"], ())
-        assert trained(template, template.encode(sample(messages[:2], TOOLS))) == [printed(*names) + behind]
+        expected = [printed(*names) + "<|end|>", *behind]
+        assert (trained(template, encoded), notes) == ([*expected, "It is 5.<|end|>"], ())
+        assert trained(template, template.encode(sample(messages[:2], TOOLS))) == expected
+
+
+def test_a_last_call_that_is_an_answer_of_its_own_behind_the_text_has_no_label_on_its_header(make):
+    """As Nemotron Nano's, which print a call and the text beside it as one answer where the conversation goes on."""
+    alone = "{% if m.content and m.tool_calls and loop.last %}<|end|>\n<|start|>assistant\n{% endif %}"
+    template = make(NATIVE.replace(CALLS, alone + CALLS))
+    messages = [QUESTION, call("add", content="I add."), RESULT, ANSWER]
+    whole = trained(template, template.encode(sample(messages, TOOLS)))
+    assert whole == ["I add." + printed("add") + "<|end|>", "It is 5.<|end|>"]
+    last = trained(template, template.encode(sample(messages[:2], TOOLS)))
+    assert last == ["I add.<|end|>", printed("add") + "<|end|>"]
+
+
+def test_a_call_that_begins_before_the_text_beside_it_is_trained_on_from_its_begin(make):
+    """As Llama 4's; what stands before a text in a plain answer too is not part of what the model writes."""
+    for scaffold in ("", "<think>\n\n</think>\n\n"):
+        text = (
+            "{% if m.tool_calls %}<py>{{ m.content }}</py>" + CALLS + "{% else %}{{ m.content }}{% endif %}"
+        )
+        is_answer = "{{ '" + scaffold.replace("\n", "\\n") + "' if m.role == 'assistant' }}"
+        template = make(NATIVE.replace("{{ m.content }}" + CALLS, is_answer + text))
+        messages = [QUESTION, call("add", content="I add."), RESULT, ANSWER]
+        expected = ["<py>I add.</py>" + printed("add") + "<|end|>", "It is 5.<|end|>"]
+        assert trained(template, template.encode(sample(messages, TOOLS))) == expected
+        assert trained(template, template.encode(sample(messages[:2], TOOLS))) == expected[:1]
+
+
+def test_an_earlier_message_that_is_printed_behind_a_call_leaves_its_begin_known(make):
+    """As Mistral's system message, which stands before the last question."""
+    turn = "{% if m.role != 'system' %}{{ messages[0].content if m == messages[-1] and m.role == 'user' }}"
+    template = make(EACH + turn + TURN + "{% endif %}" + END + PROMPT)
+    system = {"role": "system", "content": "Be brief."}
+    messages = [system, QUESTION, call("add"), RESULT, ANSWER, {"role": "user", "content": "And 4?"}]
+    text = template.tokenizer.decode(template.encode_prompt(messages))
+    assert text.endswith("It is 5.<|end|>\nBe brief.<|start|>user\nAnd 4?<|end|>\n<|start|>assistant\n")
 
 
 def test_calls_without_a_header_before_them_are_refused_by_their_turn(make):

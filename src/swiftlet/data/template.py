@@ -34,7 +34,7 @@ from swiftlet.data.turns import TurnFinder
 
 __all__ = ["Template", "TemplateError", "build_template"]
 PLAIN = "default-generation"
-_CODE_VERSION = 6
+_CODE_VERSION = 7
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ content may stand a scaffold, such as an empty <think> block, which is printed b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from swiftlet.data.endmarkers import ANSWER, Around, Closing, EndMarkers, tail
@@ -75,9 +76,30 @@ class TurnFinder:
             after = located.text[content_end:following]
             upto = located.text[:content_end]
             marker, append = self._marker(messages, number, tools, Around(upto, after, is_last))
-            turns.append(Turn(number, begin, start, content_end, content_end + len(marker)))
+            turn = Turn(number, begin, start, content_end, content_end + len(marker))
+            turns += self._parts(turn, located, self._opening(before, tools)) if calls else [turn]
         _check_order(turns)
         return Conversation(located.text, located, turns, append)
+
+    def _parts(self, turn: Turn, located: Located, opening: str | None) -> Iterator[Turn]:
+        """Yield a turn in parts where the template ends the answer before a call, or behind one, and opens another.
+
+        The header between them is no part of what the model writes.
+        """
+        marker = self.end_markers.plain.middle.strip()
+        own = located.printed(turn.message)
+        for region, following in pairwise(own if opening and marker else []):
+            before, found, behind = located.text[region.end : following.start].partition(marker)
+            rest = behind.lstrip()
+            token = self.end_markers.tokenizer.added_pattern.match(rest)
+            _, opens, name = (opening or "").partition(token.group() if token else "\0")
+            header = self.end_markers.common(opens + name, rest)
+            if found and header:
+                end = region.end + len(before + found)
+                yield Turn(turn.message, turn.begin, turn.start, region.end, end)
+                begin = following.start - len(rest) + len(header)
+                turn = turn._replace(begin=begin, start=begin)
+        yield turn
 
     def _check_calls(self, located: Located, number: int, num_calls: int) -> None:
         """Refuse a turn whose tool calls are not all printed, or cannot be found.
@@ -112,7 +134,8 @@ class TurnFinder:
         occupied: list[Region],
     ) -> tuple[int, int]:
         """Return where the model would begin to write, the end of the generation prompt if it is printed, and where
-        the answer begins: its content, or where no text is before its calls, what a content would have the place of.
+        the answer begins: its content, or beside calls what a content alone would have the place of, as a call may
+        begin before the text beside it.
         """
         number = len(before)
         is_text_first = bool(inside) and inside[0] == located.printed(number)[0]
@@ -120,19 +143,24 @@ class TurnFinder:
             limit = inside[0].start
             floor = max((region.end for region in occupied if region.end <= limit), default=0)
         else:
-            floor = max((r.end for earlier in range(number) for r in located.printed(earlier)), default=0)
+            # a template may print an earlier message behind this turn, as Mistral's do with the system message
+            called = located.printed(number)[0].start
+            earlier = (region for other in range(number) for region in located.printed(other))
+            floor = max((region.end for region in earlier if region.end <= called), default=0)
             limit = min(
                 (region.start for region in occupied if region.start >= floor), default=len(located.text)
             )
         before_text = located.text[floor:limit]
         header = self._header(before, tools, located.text[:floor])
         begin = floor + len(header) if header is not None and before_text.startswith(header) else None
-        if is_text_first:
+        if is_text_first and len(inside) == len(located.printed(number)):
             return limit if begin is None else begin, limit
         opening = self._opening(before, tools)
         if opening is not None and before_text.startswith(opening):
             start = floor + len(opening)
             return start if begin is None else min(begin, start), start
+        if is_text_first:
+            return limit if begin is None else begin, limit
         if begin is None:
             # the prompt goes on with what is not printed here, such as a tag that opens thoughts
             shared = len(self.end_markers.common(header or "", before_text))
