@@ -327,6 +327,17 @@ def test_the_date_is_one_for_the_whole_run_and_decides_over_the_fingerprint(make
     assert make(CHATML).fingerprint == make(CHATML, now=datetime(2026, 1, 1)).fingerprint
 
 
+def test_the_time_of_day_is_no_part_of_the_rows(make, monkeypatch):
+    """A run that went on later in the day had other rows than its own, under the same fingerprint in the cache."""
+    chat, texts = "{{ strftime_now('%Y-%m-%d %H:%M:%S') }}" + CHATML, set()
+    for hour in (9, 17):
+        moment = datetime(2026, 1, 11, hour, 30, 5)
+        clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, moment=moment: moment)})
+        monkeypatch.setattr("swiftlet.data.template.datetime", clock)
+        texts.add(make(chat).find(talk("q", "a")).text[:19])
+    assert texts == {"2026-01-11 00:00:00"}
+
+
 def test_it_travels_to_other_processes(make):
     template = make(CHATML)
     with multiprocessing.get_context("spawn").Pool(1) as pool:

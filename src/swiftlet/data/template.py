@@ -240,14 +240,15 @@ def build_template(
     Args:
         name: a template of the table in place of the tokenizer's own.
         system: put before conversations without a system message; None for the template's own default, '' for none.
-        now: the moment that templates which print a date see; the clock stands still there.
+        now: the moment that templates which print a date see; the clock stands still there. By default this day's
+            beginning: by the time of day, as Hunyuan's prints it, the same rows would be others at each start.
 
     Raises:
         UsageError: no template has this name, the vocabulary lacks its tokens, or the template comes to no end.
         TemplateError: the template refuses the system message, or is itself in error.
     """
     chosen, chat_source, tool_source = _sources(tokenizer, name)
-    moment = datetime.now() if now is None else now
+    moment = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0) if now is None else now
     chat = Renderer(chosen, chat_source, dict(tokenizer.special_tokens), moment)
     chat = _with_parts_if_needed(chat)
     chat, tool_use = (
