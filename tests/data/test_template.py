@@ -473,6 +473,24 @@ def test_a_template_for_tools_may_lie_in_a_folder_of_its_own(place, tmp_path):
     assert template.chat.source == CHAT
 
 
+def test_a_template_in_a_file_of_its_own_is_that_of_conversations_with_tools_too(tmp_path):
+    """As for other engines: those of the configuration count no more."""
+    listed = [{"name": name, "template": f"{name} of old"} for name in ("default", "tool_use")]
+    tokenizer_of(tmp_path, "byte_level", listed)
+    (tmp_path / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    template = build_template(load_tokenizer(tmp_path))
+    assert (template.chat.source, template.tool_use.source) == (CHATML, CHATML)
+
+
+def test_named_templates_without_a_default_are_refused(tmp_path):
+    listed = [{"name": name, "template": CHATML} for name in ("rag", "tool_use")]
+    tokenizer = tokenizer_of(tmp_path, "byte_level", listed)
+    with pytest.raises(UsageError, match="are named .rag, tool_use., and none of them default") as raised:
+        build_template(tokenizer)
+    assert "save the one that is meant as chat_template.jinja" in raised.value.hint
+    assert build_template(tokenizer, name="default-generation").name == "default-generation"
+
+
 def test_a_model_without_a_chat_template_continues_plainly(tmp_path, capsys):
     template = build_template(tokenizer_of(tmp_path, "byte_level", None))
     assert template.name == "default-generation"

@@ -31,6 +31,7 @@ from swiftlet.data.system_message import check_system, without_system
 from swiftlet.data.tokenizer import Tokenizer
 from swiftlet.data.tooltext import ToolText, with_form_of_calls
 from swiftlet.data.turns import TurnFinder
+from swiftlet.errors import UsageError, describe
 
 __all__ = ["Template", "TemplateError", "build_template"]
 PLAIN = "default-generation"
@@ -269,6 +270,13 @@ def _sources(tokenizer: Tokenizer, name: str | None) -> tuple[str, str, str]:
     own = source_of(tokenizer.chat_template)
     if name is None and own is not None:
         return tokenizer.folder.name or "own", own, source_of(tokenizer.chat_template, tools=True) or own
+    if name is None and tokenizer.chat_template:
+        raise UsageError(
+            f"the tokenizer's chat templates are named {describe(', '.join(tokenizer.chat_template))}, "
+            "and none of them default",
+            "choose another with --template_type, or save the one that is meant as chat_template.jinja in "
+            f"{tokenizer.folder}",
+        )
     if name is None:
         log.info(
             f"the tokenizer has no chat template: {PLAIN} is used (question, answer, end token, with nothing between); "
