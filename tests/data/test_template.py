@@ -15,6 +15,7 @@ from swiftlet.data.named_templates import NAMED
 from swiftlet.data.rows import IGNORE_INDEX, Origin, Sample
 from swiftlet.data.template import TemplateError, build_template
 from swiftlet.data.tokenizer import load_tokenizer
+from swiftlet.data.turns import unprinted_prompt
 from swiftlet.errors import UsageError
 
 EACH = "{% for m in messages %}"
@@ -131,10 +132,12 @@ def squeezed(texts):
 def make(tmp_path_factory):
     made = {}
 
-    def build(chat, kind="byte_level", **options):
-        if (chat, kind) not in made:
-            made[chat, kind] = tokenizer_of(tmp_path_factory.mktemp("model"), kind, chat)
-        return build_template(made[chat, kind], **options)
+    def build(chat, kind="byte_level", added=(), **options):
+        key = (chat, kind, added)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("model")
+            made[key] = tokenizer_of(folder, kind, chat, additional_special_tokens=added)
+        return build_template(made[key], **options)
 
     return build
 
@@ -394,6 +397,24 @@ def test_an_end_token_that_is_always_printed_belongs_to_the_last_answer(make):
     found = make(TEMPLATES["the end token at the end, whoever spoke last"][0]).find(talk("Is it?", "yes"))
     turn = found.turns[-1]
     assert (found.text[turn.start : turn.end], found.append) == ("yes</s>", "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "missing"),
+    [
+        ("<|start|>assistant\n", "", ""),
+        ("<|start|>assistant\n<think>\n", "", "<think>"),
+        ("<|start|>assistant\n<think>", "</think>", "<think>"),  # GLM-4.7's way
+        ("<|start|>assistant\n<think>", "<think></think>", ""),
+        ("<|start|>assistant\n\n", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_what_a_prompt_ends_with_and_no_answer_has_before_it_is_known(make, asked, answered, missing):
+    begun = "{% if m.role == 'assistant' %}" + answered + "{% endif %}{{ m.content }}"
+    chat = CHATML.replace("{{ m.content }}", begun).replace("<|start|>assistant\n", asked)
+    template = make(chat, added=("<think>", "</think>"))
+    assert unprinted_prompt(template.chat, template.tokenizer) == missing
 
 
 def test_the_shown_sample_has_the_masked_part_in_brackets(make):
