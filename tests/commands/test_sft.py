@@ -156,6 +156,27 @@ def test_a_template_that_prints_the_date_keeps_to_that_of_the_run_past_midnight(
     assert hashes(told.last_checkpoint) == hashes(golden.last_checkpoint)
 
 
+@pytest.mark.parametrize(("answer", "is_said"), [("", True), ("w9 w8 ", False)])
+def test_a_prompt_that_ends_with_what_is_not_in_the_rows_is_said(
+    fine_tune, model_folder, rows_file, tmp_path, capfd, answer, is_said
+):
+    """Such as a tag that opens thoughts: the tuned model was asked behind it, and had never seen it."""
+    asking = tmp_path / "asking"
+    shutil.copytree(model_folder, asking)
+    path = asking / "tokenizer_config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    settings["chat_template"] += "{% if add_generation_prompt %}w9 w8 {% endif %}"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    rows = [json.loads(line) for line in rows_file.read_text("utf-8").splitlines()]
+    data = tmp_path / "begun.jsonl"
+    data.write_text(
+        "".join(json.dumps({**row, "response": answer + row["response"]}) + "\n" for row in rows), "utf-8"
+    )
+    fine_tune(model_id_or_path=str(asking), dataset=str(data), max_steps=1)
+    said = "ends the prompt for an answer with 'w9 w8', which this sample does not have"
+    assert (said in capfd.readouterr().err) == is_said
+
+
 def test_a_resumed_run_with_other_settings_or_data_is_refused(fine_tune, rows_file, tmp_path):
     fine_tune(max_steps=3, num_train_epochs=3)
     with pytest.raises(CheckpointError, match="learning_rate: 0.01 in the checkpoint, 0.001 now"):

@@ -45,7 +45,7 @@ def prefixing() -> Tokenizer:
 KINDS = {"byte_level": byte_level, "prefixing": prefixing}
 
 
-def tokenizer_of(folder: Path, kind: str, chat: str | None, **config: Any) -> OurTokenizer:
+def tokenizer_of(folder: Path, kind: str, chat: str | list[Any] | None, **config: Any) -> OurTokenizer:
     """Return our tokenizer of a new model folder."""
     folder.mkdir(parents=True, exist_ok=True)
     KINDS[kind]().save(str(folder / "tokenizer.json"))

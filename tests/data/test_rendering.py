@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import jinja2
 import jinja2.sandbox
 import pytest
@@ -61,6 +63,19 @@ def test_the_sandbox_answers_as_jinjas_own(asked, undefined):
     )
     found, expected = (str(said(one, asked)).split(" at 0x")[0] for one in (own, right))
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}", "21"),
+        ("{% for m in [1, 2] %}{% generation %}{{ loop.index }}{% endgeneration %}{% endfor %}", "12"),
+        ("{{ {'b': 'é', 'a': [1]} | tojson(true, none, (',', ':'), true) }}", '{"a":[1],"b":"\\u00e9"}'),
+        ("{{ {'b': 'é<'} | tojson(indent=1) }}", '{\n "b": "é<"\n}'),
+    ],
+)
+def test_what_is_added_to_jinja_is_as_templates_are_written_for(source, text):
+    assert Renderer("t", source, {}, datetime(2026, 1, 1)).render([]) == text
 
 
 def test_the_renderings_of_a_conversation_grow_with_its_answers(tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from swiftlet.data.named_templates import NAMED
 from swiftlet.data.rows import IGNORE_INDEX, Origin, Sample
 from swiftlet.data.template import TemplateError, build_template
 from swiftlet.data.tokenizer import load_tokenizer
+from swiftlet.data.turns import unprinted_prompt
 from swiftlet.errors import UsageError
 
 EACH = "{% for m in messages %}"
@@ -131,10 +132,12 @@ def squeezed(texts):
 def make(tmp_path_factory):
     made = {}
 
-    def build(chat, kind="byte_level", **options):
-        if (chat, kind) not in made:
-            made[chat, kind] = tokenizer_of(tmp_path_factory.mktemp("model"), kind, chat)
-        return build_template(made[chat, kind], **options)
+    def build(chat, kind="byte_level", added=(), **options):
+        key = (chat, kind, added)
+        if key not in made:
+            folder = tmp_path_factory.mktemp("model")
+            made[key] = tokenizer_of(folder, kind, chat, additional_special_tokens=added)
+        return build_template(made[key], **options)
 
     return build
 
@@ -347,6 +350,17 @@ def test_the_date_is_one_for_the_whole_run_and_decides_over_the_fingerprint(make
     assert make(CHATML).fingerprint == make(CHATML, now=datetime(2026, 1, 1)).fingerprint
 
 
+def test_the_time_of_day_is_no_part_of_the_rows(make, monkeypatch):
+    """A run that went on later in the day had other rows than its own, under the same fingerprint in the cache."""
+    chat, texts = "{{ strftime_now('%Y-%m-%d %H:%M:%S') }}" + CHATML, set()
+    for hour in (9, 17):
+        moment = datetime(2026, 1, 11, hour, 30, 5)
+        clock = type("Clock", (datetime,), {"now": classmethod(lambda cls, moment=moment: moment)})
+        monkeypatch.setattr("swiftlet.data.template.datetime", clock)
+        texts.add(make(chat).find(talk("q", "a")).text[:19])
+    assert texts == {"2026-01-11 00:00:00"}
+
+
 def test_it_travels_to_other_processes(make):
     template = make(CHATML)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -403,6 +417,24 @@ def test_an_end_token_that_is_always_printed_belongs_to_the_last_answer(make):
     found = make(TEMPLATES["the end token at the end, whoever spoke last"][0]).find(talk("Is it?", "yes"))
     turn = found.turns[-1]
     assert (found.text[turn.start : turn.end], found.append) == ("yes</s>", "")
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "missing"),
+    [
+        ("<|start|>assistant\n", "", ""),
+        ("<|start|>assistant\n<think>\n", "", "<think>"),
+        ("<|start|>assistant\n<think>", "</think>", "<think>"),  # GLM-4.7's way
+        ("<|start|>assistant\n<think>", "<think></think>", ""),
+        ("<|start|>assistant\n\n", "", ""),
+        ("", "", ""),
+    ],
+)
+def test_what_a_prompt_ends_with_and_no_answer_has_before_it_is_known(make, asked, answered, missing):
+    begun = "{% if m.role == 'assistant' %}" + answered + "{% endif %}{{ m.content }}"
+    chat = CHATML.replace("{{ m.content }}", begun).replace("<|start|>assistant\n", asked)
+    template = make(chat, added=("<think>", "</think>"))
+    assert unprinted_prompt(template.chat, template.tokenizer) == missing
 
 
 def test_the_shown_sample_has_the_masked_part_in_brackets(make):
@@ -480,6 +512,24 @@ def test_a_template_for_tools_may_lie_in_a_folder_of_its_own(place, tmp_path):
     template = build_template(load_tokenizer(tmp_path), name=None, system=None)
     assert template.tool_use.source == "{{ tools | length }} tools"
     assert template.chat.source == CHAT
+
+
+def test_a_template_in_a_file_of_its_own_is_that_of_conversations_with_tools_too(tmp_path):
+    """As for other engines: those of the configuration count no more."""
+    listed = [{"name": name, "template": f"{name} of old"} for name in ("default", "tool_use")]
+    tokenizer_of(tmp_path, "byte_level", listed)
+    (tmp_path / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    template = build_template(load_tokenizer(tmp_path))
+    assert (template.chat.source, template.tool_use.source) == (CHATML, CHATML)
+
+
+def test_named_templates_without_a_default_are_refused(tmp_path):
+    listed = [{"name": name, "template": CHATML} for name in ("rag", "tool_use")]
+    tokenizer = tokenizer_of(tmp_path, "byte_level", listed)
+    with pytest.raises(UsageError, match="are named .rag, tool_use., and none of them default") as raised:
+        build_template(tokenizer)
+    assert "save the one that is meant as chat_template.jinja" in raised.value.hint
+    assert build_template(tokenizer, name="default-generation").name == "default-generation"
 
 
 def test_a_model_without_a_chat_template_continues_plainly(tmp_path, capsys):

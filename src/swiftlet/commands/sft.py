@@ -233,9 +233,19 @@ def _foreign(args: Any, source: Source) -> Callable[[Identity], list[str]]:
 
 
 def show_sample(ready: Ready) -> None:
-    """Log one sample with its masked part visible."""
-    ids, labels = ready.data.train[0]
-    log.info("one sample, [masked] and trained:\n" + ready.template.show_ids(ids.tolist(), labels.tolist()))
+    """Log one sample with its masked part visible, and what it lacks of the prompt that the model is asked with."""
+    from swiftlet.data.turns import unprinted_prompt
+
+    ids, labels = (array.tolist() for array in ready.data.train[0])
+    template = ready.template
+    log.info("one sample, [masked] and trained:\n" + template.show_ids(ids, labels))
+    missing = unprinted_prompt(template.chat, template.tokenizer)
+    if missing and missing not in template.tokenizer.decode(ids):
+        log.warning(
+            f"chat template {template.name!r} ends the prompt for an answer with {missing!r}, which this sample does "
+            "not have: at inference the model goes on from there, and is not trained to. Give answers that have it "
+            "(with their thoughts, say), or choose another template with --template_type"
+        )
 
 
 def run(parsed: Parsed) -> int:

@@ -31,6 +31,7 @@ from swiftlet.data.system_message import check_system, without_system
 from swiftlet.data.tokenizer import Tokenizer
 from swiftlet.data.tooltext import ToolText, with_form_of_calls
 from swiftlet.data.turns import TurnFinder
+from swiftlet.errors import UsageError, describe
 
 __all__ = ["Template", "TemplateError", "build_template"]
 PLAIN = "default-generation"
@@ -240,14 +241,15 @@ def build_template(
     Args:
         name: a template of the table in place of the tokenizer's own.
         system: put before conversations without a system message; None for the template's own default, '' for none.
-        now: the moment that templates which print a date see; the clock stands still there.
+        now: the moment that templates which print a date see; the clock stands still there. By default this day's
+            beginning: by the time of day, as Hunyuan's prints it, the same rows would be others at each start.
 
     Raises:
         UsageError: no template has this name, the vocabulary lacks its tokens, or the template comes to no end.
         TemplateError: the template refuses the system message, or is itself in error.
     """
     chosen, chat_source, tool_source = _sources(tokenizer, name)
-    moment = datetime.now() if now is None else now
+    moment = datetime.now().replace(hour=0, minute=0, second=0, microsecond=0) if now is None else now
     chat = Renderer(chosen, chat_source, dict(tokenizer.special_tokens), moment)
     chat = _with_parts_if_needed(chat)
     chat, tool_use = (
@@ -268,6 +270,13 @@ def _sources(tokenizer: Tokenizer, name: str | None) -> tuple[str, str, str]:
     own = source_of(tokenizer.chat_template)
     if name is None and own is not None:
         return tokenizer.folder.name or "own", own, source_of(tokenizer.chat_template, tools=True) or own
+    if name is None and tokenizer.chat_template:
+        raise UsageError(
+            f"the tokenizer's chat templates are named {describe(', '.join(tokenizer.chat_template))}, "
+            "and none of them default",
+            "choose another with --template_type, or save the one that is meant as chat_template.jinja in "
+            f"{tokenizer.folder}",
+        )
     if name is None:
         log.info(
             f"the tokenizer has no chat template: {PLAIN} is used (question, answer, end token, with nothing between); "

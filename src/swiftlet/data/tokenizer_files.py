@@ -241,8 +241,8 @@ def _chat_template(folder: Path, config: dict[str, Any]) -> str | dict[str, str]
         named = dict(declared)
     elif isinstance(declared, str):
         named = {"default": declared}
-    if (folder / "chat_template.jinja").is_file():
-        named["default"] = _read_text(folder / "chat_template.jinja")
+    if (folder / "chat_template.jinja").is_file():  # for conversations with tools too
+        named = {"default": _read_text(folder / "chat_template.jinja")}
     for name in TEMPLATE_FOLDERS:
         for path in sorted((folder / name).glob("*.jinja")):
             named[path.stem] = _read_text(path)
