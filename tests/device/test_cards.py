@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from npu_smi_texts import HEAD, card_lines, info_text, mapping_text, topology_text
 
@@ -142,6 +144,9 @@ def test_an_error_of_npu_smi_becomes_a_finding(npu_smi):
     )
     (found,) = check_cards(None, npu_smi("", code=3))
     assert found.message == "npu-smi info ended with exit code 3"
+    environ = npu_smi("")
+    Path(environ["PATH"].split(":")[0], "npu-smi").write_text("#!/bin/sh\nkill -SEGV $$\n")
+    assert check_cards(None, environ)[0].message == "npu-smi info was ended by signal 11"
 
 
 def test_npu_smi_lists_eight_processes_and_there_may_be_more(npu_smi):

@@ -35,6 +35,14 @@ def test_the_cpu(cpu):
     cpu.empty_cache()
 
 
+def test_the_cpu_waits_for_no_program_of_a_driver(tmp_path):
+    program = tmp_path / "npu-smi"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\n")
+    program.chmod(0o755)
+    assert open_device("cpu", environ={"PATH": f"{tmp_path}:/usr/bin:/bin"}).kind == "cpu"
+    assert not (tmp_path / "asked").exists()
+
+
 def test_memory_of_the_cpu_is_the_growth_of_this_process(cpu):
     free, total = cpu.memory()
     assert 0 < free <= total

@@ -136,12 +136,13 @@ def test_what_is_quoted_below_a_line_is_of_the_same_file():
     assert [line.source for line in explained(text).excerpt] == ["rank-5.log"]
 
 
-def plogs(folder, *, errors_in, entries):
+def plogs(folder, *, errors_in, entries, entry="Entry-HcclCommInitRootInfoInner:ranks"):
     info = "".join(
         f"[INFO] HCCL(77,python):2026-01-01-10:00:00 [a.cc:1] [77]Entry-HcclCommInitRootInfoInner:ranks[{size}], "
         f"rank[{rank}], rootinfo: x\n"
         for size, rank in entries
     )
+    info = info.replace("Entry-HcclCommInitRootInfoInner:ranks", entry)
     error = "[ERROR] RUNTIME(77,python):2026-01-01-10:00:09 [a.cc:1]77 f:EL0004: no memory\n"
     for place, text in (("a/run/plog", info), (f"{errors_in}/debug/plog", error)):
         (folder / place).mkdir(parents=True)
@@ -162,6 +163,11 @@ def test_a_rank_that_only_an_informing_plog_says(tmp_path, errors_in, entries, r
     assert plogs(tmp_path, errors_in=errors_in, entries=entries) == rank
 
 
+@pytest.mark.parametrize("entry", ["SetupAgent rankNum", "hcom init by file success, rankNum"])
+def test_a_rank_that_older_plogs_say(tmp_path, entry):
+    assert plogs(tmp_path, errors_in="a", entries=[(4, 3)], entry=entry) == "rank 3, which shows the cause"
+
+
 def came(*ranks):
     return "[ERROR] connected rankinfo[LINE 0]: " + ",".join(f"[{rank:016}]" for rank in ranks) + ";\n"
 
@@ -173,6 +179,13 @@ def test_ranks_that_never_came_follow_from_those_that_did():
     assert look_at(found, "en") == "ranks 1,3, which the log itself names"
     assert "missing" not in in_words(explained(head), "en")
     assert "missing" not in in_words(explained(head.replace("[4]", "[400]") + came(0, 2)), "en")
+    failed = "[ERROR] HcclCommInitRootInfo failed, return[0x5], rankNum[3], rank[0]\n"
+    assert "(missing: 2)" in in_words(explained(head.splitlines()[0] + "\n" + came(0, 1) + failed), "en")
+
+
+def test_where_nothing_says_how_many_are_needed_those_between_others_are_missing():
+    found = explained("topo exchange server get socket timeout!\n" + came(0, 1) + came(3, 4))
+    assert "(missing: 2)" in in_words(found, "en")
 
 
 @pytest.mark.parametrize(
@@ -185,6 +198,15 @@ def test_ranks_that_never_came_follow_from_those_that_did():
 def test_the_other_end_of_a_failed_transfer_is_named(text):
     assert look_at(explained(text), "en") == "device 1 of server 10.0.0.2, the other end"
     assert "10.0.0.2" in look_at(explained(text), "zh")
+
+
+@pytest.mark.parametrize(
+    "text", ["err status[12], ip:[10.1.0.2]", "error status[12] remoteIP{deviceIp[10.1.0.2]}"]
+)
+def test_the_other_end_of_which_only_the_address_is_known_is_named(text):
+    found = explained(f"[heartbeat.cc:5] cqe {text}")
+    assert look_at(found, "en") == "the device with address 10.1.0.2, the other end"
+    assert "10.1.0.2" in look_at(found, "zh")
 
 
 def test_one_logical_super_pod_of_two_physical_ones():
@@ -323,6 +345,19 @@ def test_without_ranks_the_device_that_reports_is_named(text, device):
     assert look_at(explained(text), "en") == f"device {device}, which reports it"
     missing = "ImportError: libhccl.so: cannot open shared object file\n"
     assert look_at(explained(missing + text), "en") == ""
+
+
+def test_the_device_that_a_line_above_the_cause_tells_is_named():
+    head = "[ERROR] RUNTIME(7,python):2026-01-01-10:00:00.1 [a.cc:1]7 f:"
+    cause = "Kernel task happen error, retCode=0x25, [aicore timeout]."
+    text = f"{head}The error from device(chipId:4, dieId:0)\n{head}{cause}"
+    assert look_at(explained(text), "en") == "device 4, which reports it"
+    other = text.replace("RUNTIME(7", "RUNTIME(8", 1)
+    assert look_at(explained(other), "en") == ""
+
+
+def test_a_device_that_lost_its_heartbeat_is_named():
+    assert look_at(explained("Device[3] lost heartbeat.[FUNC:SyncTask]"), "en").startswith("device 3,")
 
 
 def test_the_device_whose_memory_is_broken_is_named():

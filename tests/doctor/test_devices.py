@@ -33,6 +33,15 @@ def test_an_npu_smi_that_fails_is_said_where_no_device_is_seen(bare):
     assert "in use elsewhere" in finding.cause("en")
 
 
+def test_an_npu_smi_that_hangs_is_asked_once(tmp_path):
+    program = tmp_path / "npu-smi"
+    program.write_text(f"#!/bin/sh\necho asked >> {tmp_path}/asked\nexec sleep 60\n")
+    program.chmod(0o755)
+    scene = Scene({"PATH": f"{tmp_path}:/usr/bin:/bin"}, tmp_path / "root", smi_timeout_s=1.0)
+    assert "device.smi_failed" in ids(examine(scene)) and not scene.machine.has_npus
+    assert (tmp_path / "asked").read_text().split() == ["asked"]
+
+
 def test_full_and_critical_cards_are_named_where_no_node_is_seen(bare):
     cards = [card_lines(0, used=64000), card_lines(1, health="Critical")]
     found = [one for one in examine(bare(info_text(cards))) if one.id.startswith("device")]

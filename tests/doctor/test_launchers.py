@@ -97,5 +97,24 @@ def test_ranks_that_launchers_put_before_a_line(head, rank):
     assert [line.rank for line in lines_of(f"{head}KeyError: 'a'")] == [rank]
 
 
+def test_the_rest_of_a_record_is_of_the_rank_in_its_first_line():
+    record = (
+        "[rank{0}]:[W1031 21:35:04.838006795 compiler_depend.ts:57] Warning: EZ9999: Inner Error!\n"
+        "EZ9999: [PID: 9{0}] 2026-01-01-10:00:00 The error from device(chipId:7, dieId:0)\n"
+        "       errorStr: The MPU address access is invalid.\n"
+    )
+    later = "[ERROR] HCCL(92,python):2026-01-01-10:00:01.1 [a.cc:1] b\n"
+    lines = lines_of(record.format(2) + "a line of the launcher\n" + record.format(5) + later)
+    assert [line.rank for line in lines[:8]] == ["2", "2", "2", None, "5", "5", "5", "2"]
+    assert look_at(explained(record.format(3)), "en") == "rank 3, which shows the cause"
+
+
+def test_a_rank_behind_its_role_is_that_of_the_line():
+    lines = lines_of(
+        "wait socket establish timeout, role[1] rank[10] timeout[130]\nclient : device[2] rank[2] a"
+    )
+    assert [line.rank for line in lines] == ["10", "2"]
+
+
 def test_a_warning_behind_the_rank_is_a_warning():
     assert [line.level for line in lines_of("[default3]:[W1117 11:40:21.5 a.ts:5] Warning: a")] == [WARNING]

@@ -53,6 +53,12 @@ def cause_of(text):
         ('{"ts": 1.5, "level":"warn","msg":"RuntimeError: a"}', WARNING),
         ('{"level":"info","msg":"RuntimeError: a"}', QUIET),
         ("[ERROR] HCCL(1,python): a [INFO]", ERROR),
+        (
+            "node7:8:8 [3] NCCL INFO NET/Plugin: libnccl-net.so: cannot open shared object file: No such",
+            QUIET,
+        ),
+        ("(Worker pid=9) node7:8:8 [3] NCCL INFO Failed to open libnccl-net.so", QUIET),
+        ("node7:8:8 [3] NCCL WARN NET: error", PLAIN),
         ("Jan 11 15:09:34 node1 python[1]: ERROR a", ERROR),
         ("RuntimeError: set TORCH_DEBUG to INFO or DETAIL", ERROR),
         ("EI0002: [PID: 1] a", ERROR),
@@ -298,6 +304,16 @@ def test_another_exception_is_known_but_no_cause(language):
 def test_a_log_without_anything_names_no_device(language):
     said = in_words(explained("fine\n"), language)
     assert "--log" in said and "plog" not in said
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_where_no_error_is_known_the_first_one_is_quoted(language):
+    text = "starts\n[ERROR] DEVICE(7,python): the stream is odd\n[ERROR] DEVICE(7,python): it ends\n"
+    found = explained(text)
+    assert found.first is None and "the stream is odd" in in_words(found, language)
+    assert as_json(found, language)["evidence"][0]["line"] == 2
+    survived = explained(text + "{'loss': 1.5}\n")
+    assert "the stream is odd" in in_words(survived, language)
 
 
 def test_an_exception_after_an_error_of_its_process_follows_from_it():

@@ -44,18 +44,23 @@ def _count(folder: Path, pattern: re.Pattern[str]) -> int | None:
     return sum(bool(pattern.fullmatch(entry.name)) for entry in folder.iterdir()) or None
 
 
+def look_at_nodes(folder: Path = Path("/dev")) -> Machine:
+    """Return how many devices have a node here."""
+    return Machine(_count(folder, DAVINCI), _count(folder, NVIDIA))
+
+
 def look_at_machine(environ: Mapping[str, str], folder: Path = Path("/dev")) -> Machine:
     """Return how many devices this machine, or this container, shows.
 
     The nodes of /dev are counted, since a container keeps the host's numbers but counts its own devices from 0;
     npu-smi is asked only where there are none.
     """
-    npus = _count(folder, DAVINCI)
-    if npus is None and find_npu_smi(environ):
+    seen = look_at_nodes(folder)
+    if seen.npus is None and find_npu_smi(environ):
         from swiftlet.device.cards import query_mapping
 
-        npus = len(query_mapping(environ)) or None
-    return Machine(npus, _count(folder, NVIDIA))
+        return seen._replace(npus=len(query_mapping(environ)) or None)
+    return seen
 
 
 def find_npu_smi(environ: Mapping[str, str]) -> str | None:
@@ -91,5 +96,7 @@ def ask(program: str, *arguments: str, environ: Mapping[str, str], timeout_s: fl
         return Output("", f"{shown} cannot be run: {error.strerror}")
     text = done.stdout if done.stdout.strip() else done.stderr
     if done.returncode:
-        return Output(text, f"{shown} ended with exit code {done.returncode}")
+        code = done.returncode
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return Output(text, f"{shown} {how}")
     return Output(text)

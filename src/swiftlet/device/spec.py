@@ -138,7 +138,7 @@ def open_device(kind: str, *, local_rank: int = 0, environ: Mapping[str, str]) -
     Raises:
         DeviceError: there is no such device here, with the reason.
     """
-    machine = look_at_machine(environ)
+    machine = Machine() if kind == "cpu" else look_at_machine(environ)  # may wait for the driver's program
     kind = choose(environ, machine) if kind == AUTO else kind
     sight = see(kind, environ, machine)
     if not sight.number:

@@ -14,7 +14,7 @@ RANK = re.compile(r"\brankId\[(\d+)")
 DATA = re.compile(r"\bindex\[(\d+)\], ?count\[(\d+)\].*\bdataType\[(\w+)\]")
 
 # What the first rank says of those that came: how many it needs, and their numbers, in lines of several.
-NEEDED = re.compile(r"need connect rankNum is \[(\d+)\]")
+NEEDED = re.compile(r"need connect rankNum is \[(\d+)\]|HcclCommInitRootInfo\w* failed\b.*\brankNum\[(\d+)\]")
 CAME = re.compile(r"connected rankinfo\[LINE \d+\]: ?((?:\[\d+\][,;]? ?)+)")
 MOST_MISSING = 16  # more are no names to look at
 SUPER_POD = re.compile(r"logicSuperPodId\[(\w+)\], ?phySuperPodId\[(\w+)\]")
@@ -73,15 +73,20 @@ def describe_unequal(one: Call, other: Call) -> str:
 
 
 def find_missing(lines: Sequence[Line]) -> str:
-    """Return the ranks that never came to the first one, as it tells who came; empty where it does not."""
+    """Return the ranks that never came to the first one, as it tells who came; empty where it does not.
+
+    Where it does not tell how many it needs, those are known that lie between others.
+    """
     needed, came = 0, set()
     for line in lines:
         if "rank" not in line.text:
             continue
         count, ranks = NEEDED.search(line.text), CAME.search(line.text)
-        needed = int(count[1]) if count else needed
+        needed = int(count[1] or count[2]) if count else needed
         came |= {int(rank) for rank in re.findall(r"\d+", ranks[1])} if ranks else set()
-    missing = [str(rank) for rank in range(needed) if rank not in came] if came else []
+    missing = (
+        [str(rank) for rank in range(needed or max(came, default=0)) if rank not in came] if came else []
+    )
     return ",".join(missing) if len(missing) <= MOST_MISSING else ""
 
 

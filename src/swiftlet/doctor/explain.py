@@ -77,6 +77,7 @@ class Explanation:
     blame: Blame = Blame()
     excerpt: list[Line] = field(default_factory=list)
     raised: Raised | None = None  # the first exception, where the cause is not shown
+    above: list[Line] = field(default_factory=list)  # of the same process, just above the excerpt
 
 
 def explain(lines: Sequence[Line], tables: Tables) -> Explanation:
@@ -91,18 +92,17 @@ def explain(lines: Sequence[Line], tables: Tables) -> Explanation:
     found += _across_ranks(text.lines, tables, who, waits)
     raised = find_raised(text.lines, tables.runtime_errors)
     found += _own_exceptions(raised, found, symptoms, tables)
-    missing = find_missing(text.lines)
-    if missing:
+    if missing := find_missing(text.lines):
         found = [_with_missing(match, missing) for match in found]
     found.sort(key=lambda match: match.order)
     ranked = _distinct(found)
     first = _first(ranked, raised, symptoms)
-    others = [match for match in ranked if match is not ranked[0] or first is None]
+    others = ranked[1:] if first else ranked
     quoted = next(iter(raised), None) if first is None else None
-    at = first.at if first else symptoms[0].at if symptoms else quoted.at if quoted else None
-    excerpt = text.lines[at : at + 3] if at is not None else []
-    excerpt = [line for line in excerpt if line.source == excerpt[0].source]
-    return Explanation(first, others, symptoms, who, excerpt, quoted)
+    at = first.at if first else symptoms[0].at if symptoms else quoted.at if quoted else text.first_error()
+    shown = text.lines[at : at + 3] if at is not None else []
+    excerpt = [line for line in shown if line.source == shown[0].source]
+    return Explanation(first, others, symptoms, who, excerpt, quoted, text.above(at) if at else [])
 
 
 def _distinct(found: Sequence[Match]) -> list[Match]:

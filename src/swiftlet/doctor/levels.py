@@ -12,7 +12,7 @@ ERROR, PLAIN, WARNING, QUIET = range(4)
 # Time stamps, processes and names of loggers before the level; a token has one way to match, so this stays linear.
 HEAD = (
     r"^\s*(?:[A-Z][a-z]{2} )?(?:\[[\d,]+\]<std(?:err|out)>:)?(?:\[(?:rank ?|default)\d+\]:? ?)?"
-    r"(?:[^\s\d\[\]()|]*[\d\[\]()|]\S*\s+|-\s+|[A-Za-z_.-]+\s+(?=[|-]\s)|[A-Za-z_.]+:\s+(?=\[)){0,8}?"
+    r"(?:[^\s\d\[\]()|]*[\d\[\]()|]\S*\s+|-\s+|[A-Za-z_.-]+\s+(?=[|-]\s)|[A-Za-z_.]+:\s+(?=\[)|[A-Z]CCL\s+(?=INFO|TRACE)){0,8}?"
     r"(?:[\d:.,]+\](?=\[))?\W{0,3}"
 )
 NAMED = r"^\W?\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d\S*\s+[A-Za-z_][\w.]*\s+(?=[A-Z]+\s)"  # time, logger, level

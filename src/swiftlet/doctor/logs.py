@@ -42,12 +42,18 @@ CARRIED_RANK = re.compile(
     r"\[(?:default(\d+)\]:|\d+,(\d+)\]<std(?:err|out)>:|[\d-]{10} [\d:.]{8,15}(?: DP\d+)? TP(\d+)\b)"
 )
 RANK = re.compile(
-    r"[Rr]ank(?:(?<=\[[Rr]ank) ?(\d+)\]|(?<=\bRank)ID:(\d+)|(?<=\brank)Id\[(\d+)|(?<=\bRank)\[(\d+)\])"
+    r"[Rr]ank(?:(?<=\[[Rr]ank) ?(\d+)\]|(?<=\bRank)ID:(\d+)|(?<=\brank)Id\[(\d+)|(?<=\bRank)\[(\d+)\]"
+    r"|(?<=\d\] rank)\[(\d+)\])"  # behind its role or device in HCCL's time-outs
 )
 # A server's workers: one of several groups (DP, PP) is told from the same one of another group by all its names.
 WORKER = re.compile(r"(?:\b|Worker_)(?:TP(\d+)|((?:(?:DP|PP|PCP)\d+_)+TP\d+))(?:_[A-Z]+\d+)* pid")
 # The head that torch_npu gives a message alone says the rank; the traceback stands above it, the rest below.
 HEAD_OF_MESSAGE = re.compile(r"\(PID:\d+, Device:-?\d+, RankID:\d+\) ERR\d{5}\b")
+# A record of C++ says the rank in its first line only; what CANN says stands below it.
+RECORD = re.compile(r"\[rank(\d+)\]:\[[EFW]\d{3,4} ")
+REST_OF_RECORD = re.compile(
+    r"\s|\[ERROR\] \d{4}-|\[Error\]|(?:\[PID: ?\d|E[A-Z1-9]\d{4})|Exception raised from |frame #\d"
+)
 TRACEBACK = "Traceback (most recent call last)"
 LAUNCHER = re.compile(r"\btorch[./]distributed[./](?:elastic|run|launcher)\b|\bexitcode\s*:")
 LONGEST_BELOW, LONGEST_ABOVE = 12, 400
@@ -56,7 +62,7 @@ ROOT_CAUSE = "Root Cause (first observed failure)"  # below it stands the one pr
 SUMMARY_GOES_ON = re.compile(r"\b(?:exitcode|error_file|traceback)\s*: ")
 
 # Where a process enters a group it says its rank there, in lines that only inform.
-ENTRY = re.compile(r"\bHcclCommInit\w*: ?ranks\[(\d+)\], ?rank\[(\d+)\]")
+ENTRY = re.compile(r"\brank(?:s|Num)\[(\d+)\], ?rank\[(\d+)\]")
 HEARD = ("HeartbeatAbnormal", "] by rank [")  # CANN's run log only informs of the rank that failed first
 PROCESS = re.compile(r"\bPID: ?(\d+)|\b[A-Z]{2,12}\((\d+),|\bpid[= ](\d+)")
 PROCESS_WORDS = ("PID:", "(", "pid")
@@ -134,7 +140,7 @@ def lines_from(
                 continue
             if "loss" in part and STEP.search(part):
                 state.steps[state.source, _rank(part) or state.rank] = number
-            if entries is not None and "HcclCommInit" in part:
+            if entries is not None and "rank[" in part:
                 _enter(part, entries)
             if not _repeats(part, seen):
                 level = level_of(part)
@@ -146,6 +152,7 @@ def lines_from(
                 later = {id(line) for line in listed}
                 found, listed = [line for line in found if id(line) not in later], []
     _lend_ranks(found)
+    _lend_rank_of_record(found, state.ranks)
     earliest: dict[str, float | None] = {}
     for line in reversed(found):
         line.rank = line.rank if line.rank is not None else state.ranks.get(line.process or "")
@@ -167,6 +174,19 @@ def _lend_ranks(lines: list[Line]) -> None:
         below = takewhile(_says_no_rank, lines[at + 1 : at + 1 + LONGEST_BELOW])
         for line in [*own[: begin + 1], *takewhile(lambda line: TRACEBACK not in line.text, below)]:
             line.rank = head.rank
+
+
+def _lend_rank_of_record(lines: list[Line], ranks: dict[str, str]) -> None:
+    """Give the rank in the first line of a record of C++ to its other lines, and to the process that they name."""
+    for at, head in enumerate(lines):
+        if not head.text.startswith("[rank") or not RECORD.match(head.text):
+            continue
+        for line in lines[at + 1 : at + 1 + LONGEST_BELOW]:
+            if line.rank is not None or not REST_OF_RECORD.match(line.text):
+                break
+            line.rank = head.rank
+            if line.process is not None and head.rank is not None:
+                ranks.setdefault(line.process, head.rank)
 
 
 def _says_no_rank(line: Line) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 
 from swiftlet.device.cards import Cards, Chip, chips_of, look_at_cards
 from swiftlet.device.installation import Installation, look_at_installation
-from swiftlet.device.machine import Machine, look_at_machine
+from swiftlet.device.machine import Machine, look_at_nodes
 from swiftlet.doctor.tables import OURS
 
 NO_LIMIT = -1
@@ -51,8 +51,11 @@ class Scene:
 
     @functools.cached_property
     def machine(self) -> Machine:
-        """How many devices there are."""
-        return look_at_machine(self.environ, self.root / "dev")
+        """How many devices there are: by their nodes, else by what the driver's program says, which is asked once."""
+        seen = look_at_nodes(self.root / "dev")
+        if seen.npus is None and self.smi:
+            return seen._replace(npus=len(self.smi.mapping) or None)
+        return seen
 
     @functools.cached_property
     def smi(self) -> Cards | None:

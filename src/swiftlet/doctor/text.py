@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 
+from swiftlet.doctor.levels import ERROR
 from swiftlet.doctor.logs import Line
 
 # What a message advises in every case: lists of what may be, which must not be taken for what is. Their numbered
@@ -32,6 +33,7 @@ OPTIONAL = re.compile(r".?[?*]\??|.?\{[^}]*\}\??|[+.^$]")
 VERBOSE = re.compile(r"\(\?[a-z]*x")  # there spaces and comments are no text
 WITHIN_LINE = re.compile(r"\[\^[^\]]*\\n[^\]]*\]|\\\\")  # all but a line break, and no escape
 ACROSS = re.compile(r"\\[nsWD]|\[\^|\(\?[a-z]*s")  # what a line break can be a part of
+NEAR = 12  # lines in which one failure tells its device before its cause
 FEW = 8  # of so many lines one may have a pattern's words: more are faster looked at as a whole
 
 
@@ -54,6 +56,15 @@ class Text:
     def has(self, pattern: re.Pattern[str]) -> bool:
         """Return whether some line matches."""
         return any(pattern.search(self.joined, start, end) for start, end in self._where(pattern))
+
+    def first_error(self) -> int | None:
+        """Return the place of the first line that says of itself that it is an error."""
+        return next((at for at, line in enumerate(self.lines) if line.level == ERROR), None)
+
+    def above(self, at: int) -> list[Line]:
+        """Return the lines of the same process that stand near above one, the nearest first."""
+        one, near = self.lines[at], self.lines[max(0, at - NEAR) : at]
+        return [line for line in near[::-1] if (line.who, line.process) == (one.who, one.process)]
 
     def _where(self, pattern: re.Pattern[str]) -> Sequence[tuple[int, int]]:
         """Return the parts of the text in which a pattern can match: lines that have its words, where they are few."""

@@ -31,10 +31,12 @@ LABELS = {
         "ranks": "ranks {ranks}, which the log itself names",
         "culprit": "rank {culprit}, which the log itself names",
         "peer": "device {peer} of server {server}, the other end",
+        "address": "the device with address {address}, the other end",
         "first": "rank {rank}, which shows the cause",
         "device": "device {device}, which reports it",
         "reports": "rank {rank} reports; the log does not show whose fault it is",
         "nothing": "no known error is in it",
+        "unclear": "no known error is in it; its first error stands below",
         "follow": "swift doctor --log FILES with the logs of all ranks, and with ~/ascend/log where there is one",
         "traceback": "read the traceback above that line ({where}), and the value that it names",
     },
@@ -57,16 +59,20 @@ LABELS = {
         "ranks": "rank {ranks}，日志自己点名的",
         "culprit": "rank {culprit}，日志自己点名的",
         "peer": "服务器 {server} 的设备 {peer}（对端）",
+        "address": "地址为 {address} 的设备（对端）",
         "first": "rank {rank}，原因出现在它的日志里",
         "device": "设备 {device}，是它报的错",
         "reports": "rank {rank} 报错，但日志没有显示是谁的问题",
         "nothing": "里面没有已知的错误",
+        "unclear": "里面没有已知的错误；第一条报错见下",
         "follow": "用 swift doctor --log 查看所有 rank 的日志；有 ~/ascend/log 时也加上",
         "traceback": "看这一行上面的堆栈（{where}）和报错里的取值",
     },
 }
 # A run on one device has no ranks, but says which device it is.
-DEVICE = re.compile(r"\berror from device\((?:chipId:)?(\d+)|, Device:(\d+), RankID:-1\b|\bdevice_id=(\d+)")
+DEVICE = re.compile(
+    r"\b(?:error from|occurs on the) device\((?:chipId:)?(\d+)|, Device:(\d+), RankID:-1\b|\bdevice_id=(\d+)"
+)
 EVERYWHERE = ("env.", "program.", "system.")
 LINK_DEPTH = 40  # from here on a cause lies between two ranks
 LONGEST = 300  # characters of a line that is quoted
@@ -77,7 +83,7 @@ def look_at(found: Explanation, language: str) -> str:
     """Return which rank or device to look at first, empty where the log does not tell or has one process only."""
     words, first, who = LABELS[language], found.first, found.blame
     depth = first.cause.depth if first else WAITING_DEPTH
-    for name in ("place", "ranks", "culprit", "peer"):
+    for name in ("place", "ranks", "culprit", "peer", "address"):
         if first and first.fields.get(name):
             return fill(words[name], first.fields)
     if depth >= WAITING_DEPTH and who.circle:
@@ -100,7 +106,7 @@ def _device(found: Explanation) -> str | None:
     near = []
     if found.first and found.first.cause.id.startswith("operator."):
         # the lines beside the one that shows it tell
-        near = [one.line for one in found.symptoms if one.line.who == found.first.line.who]
+        near = [one.line for one in found.symptoms if one.line.who == found.first.line.who] + found.above
     hit = next((hit for one in [*found.excerpt, *near] if (hit := DEVICE.search(one.text))), None)
     return next(filter(None, hit.groups())) if hit else None
 
@@ -115,7 +121,8 @@ def _reporting(found: Explanation) -> Line | None:
 
 def _known(found: Explanation, language: str) -> str:
     codes = [f"{one.shown}: {one.known.words[language]}" for one in found.symptoms[:MOST_CODES]]
-    return "; ".join(codes) or (found.raised.text if found.raised else LABELS[language]["nothing"])
+    unknown = LABELS[language]["unclear" if found.excerpt else "nothing"]
+    return "; ".join(codes) or (found.raised.text if found.raised else unknown)
 
 
 def _next(found: Explanation, language: str) -> str:
