@@ -47,6 +47,7 @@ def register() -> None:
             rotated_boxes,
             routed_products,
             routing_maps,
+            sampling,
             silent_checks,
             softmaxes,
             sparse,
