@@ -15,6 +15,8 @@ def register() -> None:
         from simnpu.fused import (  # noqa: F401  (each module registers its operators)
             activations,
             attention,
+            block_quantisation,
+            block_sparse,
             boxes,
             caches,
             chosen_keys,
@@ -43,7 +45,9 @@ def register() -> None:
             regions,
             rotary,
             rotated_boxes,
+            routed_products,
             routing_maps,
+            sampling,
             silent_checks,
             softmaxes,
             sparse,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from simnpu.fused.quantisation import dynamic
 
 NOT_QUANTISED, DYNAMIC = 0, 2  # values of quant_mode
 CUMULATIVE, COUNT = 0, 1  # values of expert_token_nums_type
+BATCH_AT, ROWS_AT, MICRO_BATCH_AT = 8, 272, 288  # bytes of a worker's context
 INFO_SIZE = 128  # numbers a row has in what dispatch_v2 tells combine_v2; the first three count
 
 
@@ -149,3 +152,26 @@ def distribute_combine_v2(
         ep_rank_id, moe_expert_num, tp_send_counts, x_active_mask, shared_expert_x, tp_world_size, shared_expert_num,
         shared_expert_rank_num, global_bs,
     )  # fmt: skip
+
+
+@kernel("npu_attention_worker_combine")
+def attention_worker_combine(
+    schedule_context: Tensor, expert_scales: Tensor, layer_id: Tensor, hidden_size: int, token_dtype: int,
+    need_schedule: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What other workers' experts made of each token, weighed and summed, and a shared expert's; the next layer.
+
+    The context tells where on the card their rows lie: [micro-batches, batch, experts of a token + 1, hidden size].
+    """
+    if need_schedule:
+        raise NotSimulated("npu_attention_worker_combine: the simulator waits for no other worker")
+    numbers = schedule_context.view(torch.uint8).numpy()
+    batch = int(numbers[BATCH_AT : BATCH_AT + 4].view("uint32")[0])
+    address = int(numbers[ROWS_AT : ROWS_AT + 8].view("uint64")[0])
+    micro_batch = int(numbers[MICRO_BATCH_AT : MICRO_BATCH_AT + 4].view("uint32")[0])
+    kind, k = torch.bfloat16 if token_dtype == 1 else torch.float16, expert_scales.shape[1]
+    size = batch * (k + 1) * hidden_size * kind.itemsize
+    memory = (ctypes.c_char * size).from_address(address + micro_batch * size)
+    rows = torch.frombuffer(memory, dtype=kind).view(batch, k + 1, hidden_size)[: len(expert_scales)].float()
+    total = (rows[:, :k] * expert_scales.float()[..., None]).sum(1) + rows[:, k]
+    return total.to(kind), layer_id + 1

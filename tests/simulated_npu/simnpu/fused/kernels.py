@@ -18,7 +18,7 @@ libraries = {space: torch.library.Library(space, "IMPL") for space in ("npu", "a
 
 # Hints to the device about speed or precision: they change nothing here.
 WITHOUT_EFFECT = {
-    "inner_precise", "gen_mask_parallel", "sync", "parallel", "use_locking", "can_refresh", "workspace",
+    "inner_precise", "gen_mask_parallel", "sync", "parallel", "use_locking", "can_refresh", "workspace", "top_k_guess",
 }  # fmt: skip
 
 
