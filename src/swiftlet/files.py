@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 CHUNK_BYTES = 2**22
@@ -39,6 +40,21 @@ def leads_out(path: Path, folder: Path) -> bool:
     repository = real.parent.parent
     is_snapshot = real.parent.name == "snapshots" and (repository / "blobs").is_dir()
     return not path.resolve().is_relative_to(repository if is_snapshot else real)
+
+
+def move(path: Path, target: Path) -> None:
+    """Rename a file or folder; a folder that came with the image of a container is copied, as overlayfs renames none.
+
+    Raises:
+        OSError: it cannot be moved; what was there still is.
+    """
+    try:
+        path.rename(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copytree(path, target)
+        shutil.rmtree(path)
 
 
 def append_whole(path: Path, content: bytes) -> None:

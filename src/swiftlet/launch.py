@@ -27,6 +27,7 @@ from swiftlet.device.visible import PROCESSES, check_visible, processes_per_node
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.faults import RESTARTS
 from swiftlet.log import redact, warning
+from swiftlet.ranks import check_ranks
 from swiftlet.startup import module_command
 from swiftlet.train.resume import list_checkpoints
 from swiftlet.watchdog import watch
@@ -74,35 +75,13 @@ def read_shape(environ: Mapping[str, str]) -> tuple[Shape, list[SwiftletError]]:
     if num_nodes > 1 and not environ.get("MASTER_ADDR") and not is_worker:
         hint = "type MASTER_ADDR=address of node 0 before the command"
         mistakes.append(UsageError(f"NNODES={num_nodes}, but MASTER_ADDR is not set", hint))
-    _check_ranks(environ, is_worker, mistakes)
+    mistakes += check_ranks(environ)
     if not is_worker:
         found = check_visible(environ)
         mistakes += found
         processes = processes or (1 if found else processes_per_node(environ))
     address = environ.get("MASTER_ADDR", "127.0.0.1")
     return Shape(processes or 1, num_nodes, node_rank, address, port, is_worker), mistakes
-
-
-def _check_ranks(environ: Mapping[str, str], is_worker: bool, mistakes: list[SwiftletError]) -> None:
-    """Add what is wrong with the variables by which a launcher tells a process of a run who it is.
-
-    A job of a cluster often has RANK and WORLD_SIZE of its nodes: without a launcher of processes they would make this
-    process one of a run that nobody else joins.
-    """
-    read_whole(environ, "LOCAL_RANK", 0, 0, mistakes)
-    rank = read_whole(environ, "RANK", 0, 0, mistakes)
-    world_size = read_whole(environ, "WORLD_SIZE", 1, 1, mistakes)
-    if is_worker or environ.get("NNODES") or (rank == 0 and world_size == 1):
-        return
-    several = (
-        f"; for {world_size} nodes type NNODES={world_size} NODE_RANK={rank} MASTER_ADDR=address of node 0"
-    )
-    mistakes.append(
-        UsageError(
-            f"RANK={rank} and WORLD_SIZE={world_size} are set, but not LOCAL_RANK: torchrun sets all three",
-            f"type unset RANK WORLD_SIZE{several if world_size > 1 else ''}",
-        )
-    )
 
 
 def check_alone(environ: Mapping[str, str], command: str) -> list[SwiftletError]:

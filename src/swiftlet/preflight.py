@@ -7,7 +7,6 @@ has given up; a node whose data is bad says so here too. Messages are lines of J
 
 from __future__ import annotations
 
-import errno
 import json
 import socket
 import time
@@ -18,14 +17,10 @@ from typing import Any
 
 from swiftlet.errors import SwiftletError, UsageError
 from swiftlet.log import info
+from swiftlet.reach import PROBE_S, RETRY_S, TELL_S, connect
 
-RETRY_S = 0.5
-TELL_S = 30.0
-UNREACHABLE_S = 45.0
-PROBE_S = 5.0
 ANSWER_S = 60.0
 MOST_BYTES = 2**20
-HINT = "check MASTER_ADDR, and that node 0 is running and no firewall is between"
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ def meet(
         if server is not None:
             stack.enter_context(server)
             return _host(facts, own_port, server, num_nodes, timeout_s)
-        line = stack.enter_context(_connect(address, port, timeout_s))
+        line = stack.enter_context(connect("node 0", address, port, timeout_s))
         own = line.getsockname()[0]
         mine = Facts(**{**vars(facts), "address": own, "port": own_port})
         _send(line, vars(mine))
@@ -163,29 +158,6 @@ def _accept(server: socket.socket, stack: ExitStack) -> tuple[Facts, socket.sock
         line.close()
         return None
     return found, stack.enter_context(line)
-
-
-def _connect(address: str, port: int, timeout_s: float) -> socket.socket:
-    started = told = time.monotonic()
-    while True:
-        try:
-            line = socket.create_connection((address, port), timeout=PROBE_S)
-            if line.getsockname() != line.getpeername():  # a socket that met itself on a free port
-                return line
-            line.close()
-            reason, limit_s = "nobody listens there", timeout_s
-        except OSError as error:
-            is_there = error.errno == errno.ECONNREFUSED
-            reason, limit_s = error.strerror or str(error), timeout_s if is_there else UNREACHABLE_S
-        now = time.monotonic()
-        if now - started > min(limit_s, timeout_s):
-            raise SwiftletError(
-                f"node 0 at MASTER_ADDR={address}, MASTER_PORT={port} cannot be reached: {reason}", HINT
-            )
-        if now - told > TELL_S:
-            info(f"waiting for node 0 at {address}:{port}: {reason}")
-            told = now
-        time.sleep(RETRY_S)
 
 
 def unreached(node: int, peers: Sequence[Mapping[str, Any]]) -> list[str]:

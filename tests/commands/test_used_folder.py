@@ -11,6 +11,7 @@ import pytest
 from swiftlet.commands.run_folder import VARIABLE, set_aside_former
 from swiftlet.errors import CheckpointError, DataError, UsageError
 from swiftlet.train.lock import locked
+from swiftlet.train.manifest import revoke
 from swiftlet.train.resume import choose_checkpoint, list_checkpoints
 from swiftlet.train.state import parse_state
 
@@ -109,6 +110,45 @@ def test_a_folder_that_cannot_be_moved_is_named(fine_tune, monkeypatch):
     )
     with pytest.raises(UsageError, match=f"{folder} cannot be written: Read-only file system"):
         set_aside_former(folder)
+
+
+@pytest.fixture
+def folders_of_an_image(monkeypatch):
+    """What came with the image of a container: its files can be renamed, its folders cannot (overlayfs)."""
+    rename = Path.rename
+
+    def refuse(path, target):
+        if path.is_dir() and path.name.startswith(("checkpoint-", "runs", "images")):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+
+
+def test_a_run_that_came_with_the_image_of_a_container_is_set_aside(fine_tune, folders_of_an_image, capfd):
+    folder = Path(fine_tune(max_steps=1).output_dir)
+    again = fine_tune(max_steps=1, seed=7)
+    (aside,) = folder.glob("former-run-*")
+    assert choose_checkpoint(str(aside), folder).path == aside / "checkpoint-1"
+    assert Path(again.last_checkpoint) == folder / "checkpoint-1"
+
+
+def test_checkpoints_that_came_with_the_image_of_a_container_are_removed(
+    fine_tune, folders_of_an_image, capfd
+):
+    options = {"max_steps": 4, "save_steps": 2, "save_total_limit": 1}
+    folder = Path(fine_tune(**options).output_dir)
+    assert names(folder.glob("checkpoint-*")) == ["checkpoint-4"]
+    assert "could not be removed" not in capfd.readouterr().err
+
+
+def test_a_kill_while_such_a_checkpoint_is_removed_leaves_none(tmp_path, folders_of_an_image):
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    for name in ("MANIFEST.json", "adapter_model.safetensors"):
+        (folder / name).write_text("{}")
+    assert revoke(folder, tmp_path / ".tmp-prune-2") == folder
+    assert names(folder.iterdir()) == ["adapter_model.safetensors"]
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):

@@ -191,7 +191,7 @@ def test_the_ranks_of_the_nodes_of_a_cluster_are_answered_with_the_variables_of_
     )
     for environ in (
         {"RANK": "0", "WORLD_SIZE": "1"},
-        {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2"},
+        {"LOCAL_RANK": "1", "RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "7"},
         {"RANK": "1", "WORLD_SIZE": "2", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "h"},
     ):
         assert read_shape(environ)[1] == []

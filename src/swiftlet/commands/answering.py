@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from swiftlet import heartbeat, log
-from swiftlet.commands.device_setup import open_own_device
+from swiftlet.commands.device_setup import bind_to_device, open_own_device
 from swiftlet.commands.evaluation import build_generator, sample_row, stop_ids
 from swiftlet.commands.infer import Ready
 from swiftlet.commands.model_source import context_length, longest_sample
@@ -33,8 +33,11 @@ LINE = "-" * 50
 
 def _open(ready: Ready) -> tuple[Device, World]:
     machine = ready.args.machine
-    device = open_own_device(machine.device, is_bound=machine.bind_cpu)
-    return device, init_world(device.backend, device.torch_device)
+    device = open_own_device(machine.device)
+    world = init_world(device.backend, device.torch_device)
+    if machine.bind_cpu:
+        bind_to_device(device, world)
+    return device, world
 
 
 def load_generator(ready: Ready, device: Device) -> Generator:

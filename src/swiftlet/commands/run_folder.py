@@ -23,7 +23,7 @@ from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.config.places import expanded
 from swiftlet.data.spec import absolute_text
 from swiftlet.errors import CheckpointError
-from swiftlet.files import write_whole
+from swiftlet.files import move, write_whole
 from swiftlet.log import MASK, is_secret_name, redacted
 from swiftlet.train.lock import locked, unwritable
 from swiftlet.train.manifest import PREFIX
@@ -135,7 +135,7 @@ def set_aside_former(folder: Path) -> None:
             aside.mkdir()
             for pattern in (*OF_A_RUN, *BESIDE_IT):
                 for path in folder.glob(pattern):
-                    path.rename(aside / path.name)
+                    move(path, aside / path.name)
         except OSError as error:
             raise unwritable(folder, error) from error
     log.warning(

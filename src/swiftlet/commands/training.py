@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from swiftlet import heartbeat, log
-from swiftlet.commands.device_setup import open_own_device
+from swiftlet.commands.device_setup import bind_to_device, open_own_device
 from swiftlet.commands.engine_setup import Trainer, build_engine
 from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.model_setup import build_model, needs_even_passes
@@ -56,9 +56,7 @@ NEXT, HELD_OUT = "swift infer --ckpt_dir {checkpoint}", "--load_dataset_config t
 
 def train_model(args: Any, ready: Ready) -> Outcome:
     """Train the model that is ready and return where everything is."""
-    device = open_own_device(
-        args.parallel.device, is_bound=args.parallel.bind_cpu, deterministic=args.train.deterministic
-    )
+    device = open_own_device(args.parallel.device, deterministic=args.train.deterministic)
     dtype = dtype_name(resolve_dtype(args.model.dtype, device))
     args = with_values(args, dtype=dtype)
     heartbeat.beat("init")
@@ -66,6 +64,8 @@ def train_model(args: Any, ready: Ready) -> Outcome:
     needs_group = bool(args.parallel.fsdp or args.parallel.deepspeed)
     world = init_world(backend, device.torch_device, timeout_s=args.parallel.ddp_timeout, always=needs_group)
     try:
+        if args.parallel.bind_cpu:
+            bind_to_device(device, world)
         with listening() as stop, locked(ready.folder) if world.is_main else nullcontext():
             return _train(Setup(args, ready, device, world), stop)
     except torch.OutOfMemoryError as error:  # while loading: of a step or an evaluation the loop says more

@@ -23,9 +23,9 @@ class Seat(NamedTuple):
     binding: Binding
 
 
-def local_place(environ: Mapping[str, str]) -> tuple[int, int]:
-    """Return the number of this process on its machine, and how many of the run are there; torchrun says both."""
-    return int(environ.get("LOCAL_RANK", "0")), int(environ.get("LOCAL_WORLD_SIZE", "1"))
+def local_rank_of(environ: Mapping[str, str]) -> int:
+    """Return the number of this process on its machine."""
+    return int(environ.get("LOCAL_RANK", "0"))
 
 
 def chosen(variable: str, environ: Mapping[str, str], total: int) -> list[int]:

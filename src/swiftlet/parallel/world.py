@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from swiftlet import log
-from swiftlet.device.placement import local_place
+from swiftlet.errors import UsageError
+from swiftlet.reach import connect
+
+AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # set by torchrun, which serves the store itself
+ANSWER_S = 30.0  # for the store of rank 0, which a thread of its own serves
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,9 @@ def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, a
     Args:
         backend: the library of collectives, as torch.distributed names it.
         always: make a process group for one process too; sharding engines need one.
+
+    Raises:
+        SwiftletError: rank 0 cannot be reached, or something else answers in its place.
     """
     world_size = log.world_size()
     if world_size > 1 or always:
@@ -100,8 +109,43 @@ def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, a
                 backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=timeout_s)
             )
         else:
+            if log.rank() and os.environ.get(AGENT) != "True":
+                check_main(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout_s=timeout_s)
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    return World(log.rank(), world_size, device, local_place(os.environ)[1])
+    world = World(log.rank(), world_size, device)
+    # torchrun says how many are here; a cluster that numbers the ranks itself may not.
+    hosts = world.gather(socket.gethostname())
+    told = os.environ.get("LOCAL_WORLD_SIZE")
+    return replace(world, local_world_size=int(told) if told else hosts.count(hosts[world.rank]))
+
+
+def check_main(address: str, port: int, *, timeout_s: float, answer_s: float = ANSWER_S) -> None:
+    """Wait for rank 0 to listen and check that it is rank 0: for an answer of another torch would wait without end.
+
+    Args:
+        answer_s: how long rank 0 may take to answer.
+
+    Raises:
+        SwiftletError: it cannot be reached, or something else holds its port.
+    """
+    connect("rank 0", address, port, timeout_s).close()
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=answer_s))
+        except RuntimeError:  # it has closed the line
+            return
+        answers.append(True)
+
+    asking = Thread(target=ask, daemon=True)  # nothing ends a call that waits for an answer
+    asking.start()
+    asking.join(answer_s)
+    if not answers:
+        raise UsageError(
+            f"what listens at MASTER_ADDR={address}, MASTER_PORT={port} is not rank 0 of this run",
+            f"type another one for every process, such as MASTER_PORT={port + 1}; ss -lntp shows there what holds it",
+        )
 
 
 def close_world(world: World, *, is_failed: bool = False) -> None:

@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from swiftlet import heartbeat, log
 from swiftlet.errors import SaveError
 from swiftlet.faults import fault
-from swiftlet.files import sync
+from swiftlet.files import move, sync
 from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
 from swiftlet.train.lock import keep_owned
-from swiftlet.train.manifest import DRAFT, PREFIX, STATE_FILE, Identity, seal
+from swiftlet.train.manifest import DRAFT, PREFIX, STATE_FILE, Identity, revoke, seal
 from swiftlet.train.state import TrainState
 from swiftlet.train.statefile import copied, write_optimizer
 
@@ -251,7 +251,7 @@ class Saver:
     def _prune(self, step: int, newest_step: int) -> None:
         doomed = self.path(step).with_name(f"{DRAFT}prune-{step}")
         try:
-            self.path(step).rename(doomed)
+            doomed = revoke(self.path(step), doomed)
             fault("ckpt.prune", step=newest_step, path=doomed)
             shutil.rmtree(doomed)
         except OSError as error:
@@ -263,7 +263,7 @@ def set_aside(folder: Path) -> None:
     if folder.exists():
         aside = folder.with_name(f"old-{folder.name}-{uuid.uuid4().hex[:8]}")
         log.warning(f"{folder} exists already; it is now {aside.name}")
-        folder.rename(aside)
+        move(folder, aside)
 
 
 def superfluous(steps: list[int], best_step: int, limit: int) -> list[int]:

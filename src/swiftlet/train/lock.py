@@ -149,7 +149,7 @@ def _open(folder: Path, path: Path) -> int:
 
 def unwritable(folder: Path, error: OSError) -> UsageError:
     """Return the mistake of a run whose folder cannot be written."""
-    return UsageError(f"{folder} cannot be written: {error.strerror}", "choose another --output_dir")
+    return UsageError(f"{folder} cannot be written: {error.strerror or error}", "choose another --output_dir")
 
 
 def _owner() -> dict[str, str | int]:

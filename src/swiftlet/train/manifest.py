@@ -8,6 +8,7 @@ other, such as results of inference, is nobody's business here.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Collection, Iterator
@@ -134,6 +135,21 @@ def seal(folder: Path, *, step: int, world_size: int, identity: Identity, versio
     for inner in sorted({p.parent for p in folder.rglob("*")} | {folder}):
         sync(inner)
     return manifest
+
+
+def revoke(folder: Path, draft: Path) -> Path:
+    """Make a checkpoint none in one step and return where the rest of it is: `draft`, where it can be renamed.
+
+    Raises:
+        OSError: it cannot be changed.
+    """
+    try:
+        return folder.rename(draft)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    (folder / NAME).unlink()  # what came with the image of a container can be removed, and not renamed
+    return folder
 
 
 def read_manifest(folder: Path) -> Manifest | str:
