@@ -133,7 +133,7 @@ def is_running(pid: int) -> bool:
     if pid == NOBODY:
         return False
     try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):
         return False
 

@@ -77,6 +77,7 @@ def test_switches_of_three_states():
         ("--warmup_ratio 2", "--warmup_ratio must be at most 1, found 2\nhint: type --warmup_ratio 0.05"),
         ("--learning_rate nan", "--learning_rate is a number, found 'nan'\nhint: type --learning_rate 1e-4"),
         ("--sft_type lor", "--sft_type 'lor' is not known\nhint: did you mean lora?"),
+        ("--optim AdamW", "--optim 'AdamW' is not known\nhint: type --optim adamw_torch"),
         ("--report_to wandb", "--report_to 'wandb' is not known\nhint: choose one of none, tensorboard"),
         (
             "--report_to tensorboard,tensorbord",
@@ -194,7 +195,9 @@ def test_columns_of_a_file_that_are_neither_names_nor_a_mapping(value):
 
 def test_a_list_without_a_value():
     assert parse_mapping(SftArgs, {"dataset": None}).args.data.dataset == ()
-    assert errors("--dataset", "") == []
+    assert parse_mapping(SftArgs, {"val_dataset": []}).mistakes == ()
+    for words in (["--val_dataset"], ["--val_dataset", ""], ["--val_dataset="]):
+        assert errors(*words) == ["--val_dataset has no value\nhint: type --val_dataset VAL_DATASET"]
     assert errors("--dataset=,") == ["--dataset has no value\nhint: type --dataset DATASET"]
     for words in (["--lora_target_modules"], ["--lora_target_modules", ""]):
         assert errors(*words) == ["--lora_target_modules has no value\nhint: type --lora_target_modules ALL"]

@@ -73,9 +73,27 @@ def test_a_text_that_begins_with_a_dash_is_a_text(text):
     ],
 )
 def test_ends_of_lines_that_were_pasted(words, expected):
-    found = mistakes(*words)
-    assert found[: len(expected)] == expected
-    assert [one for one in found[1:] if "is named" not in one] == []
+    assert mistakes(*words) == expected
+
+
+def test_a_value_that_came_along_is_not_missing_as_well():
+    parsed = parse(InferArgs, ["--ckpt_dir", "a\r", "--load_dataset_config", "true"])
+    assert [str(one) for one in check_infer(parsed)] == [
+        "--ckpt_dir 'a\\r' holds the end of a line\nhint: " + WINDOWS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("-bs", "flags start with two dashes"),
+        ("——batch_sise", "—— is not two times the dash of the keyboard"),
+    ],
+)
+def test_a_word_with_other_dashes_is_no_value_of_a_list(word, reason):
+    assert mistakes(*PLAIN, word, "2") == [
+        f"'{word}' behind --dataset is no flag: {reason}\nhint: flags start with two dashes: --name value"
+    ]
 
 
 @pytest.mark.parametrize(

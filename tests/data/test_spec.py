@@ -84,6 +84,11 @@ def test_commas_separate_and_a_file_with_a_comma_does_not(tmp_path):
     [
         ("blossom-math-zz", "unknown dataset 'blossom-math-zz'", "did you mean blossom-math-zh?"),
         ("HG::a/b", "unknown hub 'HG'", "HF:: or MS::"),
+        (
+            "HF:a/b",
+            "unknown dataset 'HF'",
+            "two colons stand behind the name of a hub: HF::ORGANISATION/DATASET",
+        ),
         ("HF::gsm8k", "not a hub id: 'gsm8k'", "HF::ORGANISATION/DATASET"),
         ("alpaca-zh#0", "#0 is no number of rows", "NAME#2000"),
         ("alpaca-zh#many", "unknown dataset", "a sample size is a number"),

@@ -6,7 +6,7 @@ import pytest
 from npu_smi_texts import mapping_text
 
 from swiftlet.device.machine import Machine, look_at_machine
-from swiftlet.device.visible import CardNumbers, check_visible, processes_per_node
+from swiftlet.device.visible import CardNumbers, check_visible, processes_per_node, read_whole
 
 EIGHT = Machine(npus=8)
 NOTHING = Machine()
@@ -105,6 +105,20 @@ def test_names_that_nothing_reads_are_recognised(name, machine):
     mistake = only({name: "0,1"}, machine)
     assert f"{name}=0,1 does not choose NPUs" in mistake.message
     assert mistake.hint == "type ASCEND_RT_VISIBLE_DEVICES=0,1"
+
+
+@pytest.mark.parametrize("name", ["NPROC_PRE_NODE", "NPROCS_PER_NODE", "NPROC_PER_NODES", "N_PROC_PER_NODE"])
+def test_names_like_the_number_of_processes_are_recognised(name):
+    mistake = only({name: "2"}, EIGHT)
+    assert str(mistake) == f"{name}=2: nothing reads this name\nhint: type NPROC_PER_NODE=2"
+    assert check_visible({name: "2", "NPROC_PER_NODE": "2"}, EIGHT) == []
+
+
+def test_a_digit_that_is_no_number_is_a_mistake():
+    mistakes = []
+    assert read_whole({"NPROC_PER_NODE": "²"}, "NPROC_PER_NODE", 0, 1, mistakes) == 0
+    assert len(mistakes) == 1
+    assert check_visible({"ASCEND_RT_VISIBLE_DEVICES": "0", "NPROC_PER_NODE": "²"}, EIGHT) == []
 
 
 def test_a_wrong_name_beside_the_right_one_does_no_harm():

@@ -278,17 +278,34 @@ def test_data_that_is_not_there_is_named_with_its_flag(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows" / "en").mkdir(parents=True)
     (tmp_path / "C#1").mkdir()
-    (tmp_path / "C#1" / "a.jsonl").touch()
+    (tmp_path / "C#1" / "a.jsonl").write_text("{}")
     model = ModelArgs(model_type="tiny-math-chat")
     here = DataArgs(("./rows:en", f"{tmp_path}/rows:en#5", "./C#1/a.jsonl#5"))
     assert [*unknown_names(model, here)] == []
     os.mkfifo(tmp_path / "pipe.jsonl")
-    gone = DataArgs(("a.jsonl b.jsonl", "./no:en#5", "pipe.jsonl#5"), ("missing.ndjson.gz#5",))
+    gone = DataArgs(
+        ("a.jsonl b.jsonl", "a.jsonl，b.jsonl", "./no:en#5", "pipe.jsonl#5"), ("missing.ndjson.gz#5",)
+    )
     assert [str(mistake) for mistake in unknown_names(model, gone)] == [
         "no such data file or folder: a.jsonl b.jsonl\n"
         "hint: check the path given to --dataset; several are words of their own, or separated by commas",
+        "no such data file or folder: a.jsonl，b.jsonl\n"
+        "hint: check the path given to --dataset; several are separated by the comma of the keyboard: ,",
         "no such data file or folder: ./no\nhint: check the path given to --dataset",
         "pipe.jsonl is no file: rows are read several times, and a pipe or device has them once\n"
         "hint: write the rows to a file, and give that",
         "no such data file or folder: missing.ndjson.gz\nhint: check the path given to --val_dataset",
+    ]
+
+
+def test_a_file_that_is_no_data_is_named_before_a_model_is_fetched_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("import torch")
+    (tmp_path / "rows.jsonl").touch()
+    data = DataArgs(("train.py",), ("rows.jsonl#5",))
+    assert [
+        mistake.message for mistake in unknown_names(ModelArgs(model_type="qwen1half-7b-chat"), data)
+    ] == [
+        "train.py: unknown suffix '.py'",
+        "rows.jsonl: the file is empty (0 bytes)",
     ]

@@ -15,10 +15,10 @@ from swiftlet import hub, log
 from swiftlet.config.check import model_folder_mistake
 from swiftlet.data.mapping import check_columns
 from swiftlet.data.named_templates import named_template
-from swiftlet.data.sources import on_hub
+from swiftlet.data.sources import known_file, on_hub
 from swiftlet.data.spec import parse_specs, place_mistake
 from swiftlet.device.settings import environment
-from swiftlet.errors import SwiftletError, UsageError, pick, raise_all
+from swiftlet.errors import DataError, SwiftletError, UsageError, pick, raise_all
 from swiftlet.models.families import FAMILIES, fetch, find_model
 from swiftlet.models.geometry import is_size
 from swiftlet.models.safety import CONFIG, read_config, read_json
@@ -57,16 +57,22 @@ def unknown_names(model: Any, data: Any, *, is_trained: bool = False) -> Iterato
         yield mistake
 
 
-def _dataset_mistakes(flag: str, text: str) -> Iterator[UsageError]:
+def _dataset_mistakes(flag: str, text: str) -> Iterator[SwiftletError]:
     try:
         specs = parse_specs([text])
     except UsageError as mistake:
         yield mistake
         return
     for spec in specs:
-        wrong = place_mistake(spec.location, f"--{flag}") if spec.kind == "path" else None
-        if wrong is not None:
+        if spec.kind != "path":
+            continue
+        if wrong := place_mistake(spec.location, f"--{flag}"):
             yield UsageError(*wrong)
+        elif Path(spec.location).is_file():
+            try:
+                known_file(Path(spec.location))  # before a model is fetched for it
+            except DataError as mistake:
+                yield mistake
 
 
 def _model_mistakes(model: Any, is_trained: bool) -> Iterator[UsageError]:

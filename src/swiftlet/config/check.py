@@ -46,11 +46,11 @@ def check_export(parsed: Parsed) -> list[SwiftletError]:
 
 
 def _found(rules: tuple[Rule, ...], parsed: Parsed) -> Iterator[UsageError]:
-    told = {flag for mistake in parsed.mistakes for flag in FLAG.findall(mistake.hint)}
+    told = {flag for mistake in parsed.mistakes for flag in FLAG.findall(str(mistake))}
     for rule in rules:
         mistake = rule(parsed.args, parsed.given)
         is_missing = mistake is not None and mistake.hint.startswith("add ")
-        # typed under another name, as a hint has said, or in a file that could not be read
+        # typed with a wrong value or under another name, as was said, or in a file that could not be read
         if mistake and not (is_missing and (not parsed.is_whole or told & {*FLAG.findall(mistake.hint)})):
             yield mistake
 

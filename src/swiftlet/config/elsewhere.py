@@ -51,6 +51,9 @@ SAME_THING: dict[str, str] = {
     "swanlab_project",
     "not available; --sft_type lora, or --optim adafactor, saves memory": "use_galore use_badam use_apollo use_muon "
     "lisa_activated_layers",
+    "not available; --deepspeed default-zero3 or --fsdp full_shard spreads a model, and --gradient_checkpointing true "
+    "makes room for long samples": "sequence_parallel_size context_parallel_size tensor_model_parallel_size "
+    "pipeline_model_parallel_size expert_model_parallel_size",
     "models of text are trained here; leave it out": "freeze_vit freeze_aligner freeze_llm vit_lr aligner_lr "
     "max_pixels",
     "supervised fine-tuning alone is built in": "rlhf_type ref_model beta loss_type num_labels",
@@ -157,7 +160,7 @@ ELSEWHERE: dict[str, str] = {
         "use --deepspeed default-zero3 or --fsdp full_shard where one device is too small",
     ),
     **dict.fromkeys(
-        ("sequence_parallel_size", "tensor_parallel_size", "gpu_memory_utilization", "max_model_len"),
+        ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len"),
         f"not available; {OTHER_ENGINES}",
     ),
     **dict.fromkeys(

@@ -103,7 +103,9 @@ def _pairs(
                 break
             values.append(words[at])
             at += 1
-        pairs.append((name, values))
+        # A list of nothing is what a file says; here a variable of the shell was empty.
+        is_empty_list = not values and _is_list(flags.get(canonical(name)))
+        pairs.append((name, [""] if is_empty_list else values))
     return pairs
 
 
@@ -121,6 +123,10 @@ def without_flag(argv: Sequence[str], name: str) -> list[str]:
         if not is_dropped:
             kept.append(word)
     return kept
+
+
+def _is_list(flag: Flag | None) -> bool:
+    return flag is not None and flag.is_list
 
 
 def _takes_many(flag: Flag | None) -> bool:

@@ -77,6 +77,9 @@ def value_mistake(flag: Flag, word: str) -> UsageError | None:
     if flag.is_text or flag.kind is dict or word.lstrip().startswith("{") or os.path.exists(word):
         return None
     name = f"--{flag.name}"
+    typed = word.lstrip(DASHES)
+    if flag.is_list and typed != word and typed[:1].isalpha():
+        return UsageError(f"{describe(word)} behind {name} is no flag: {_signs(word, typed)}", TWO_DASHES)
     if hint := line_end(word):
         return UsageError(f"{name} {describe(word)} holds the end of a line", hint)
     if word == "=":

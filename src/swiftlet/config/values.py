@@ -155,8 +155,7 @@ def _several(flag: Flag, raw: Any) -> tuple[str, ...]:
         is_path = os.path.exists(str(word)) or os.path.exists(str(word).rpartition("#")[0])  # NAME#2000
         parts = [str(word)] if is_path else str(word).split(",")
         values += [part.strip() for part in parts if part.strip()]
-    is_empty = bool(words) or isinstance(raw, (list, tuple))
-    if not values and (flag.choices or flag.default or not is_empty or any(words)):
+    if not values and (flag.choices or flag.default or words or raw is None):
         raise UsageError(f"--{flag.name} has no value", f"type --{flag.name} {_example(flag)}")
     same = VALUE_ALIASES.get(flag.name, {})
     return tuple(_chosen(flag, same.get(value, value)) for value in values)
@@ -164,7 +163,7 @@ def _several(flag: Flag, raw: Any) -> tuple[str, ...]:
 
 def _chosen(flag: Flag, word: str) -> str:
     if flag.choices and word not in flag.choices:
-        hint = VALUES_ELSEWHERE.get(flag.name, {}).get(word) or suggest(word, flag.choices)
+        hint = VALUES_ELSEWHERE.get(flag.name, {}).get(word.lower()) or suggest(word, flag.choices)
         raise UsageError(f"--{flag.name} {describe(word)} is not known", hint)
     return word
 

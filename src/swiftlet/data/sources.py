@@ -66,7 +66,7 @@ def files_of(spec: DatasetSpec) -> list[Path]:
         if mistake is not None:
             raise DataError(*mistake)
         if not path.is_dir():
-            return [_known(path)]
+            return [known_file(path)]
         return choose_files(path, spec.subsets, spec.split)
     subsets = spec.subsets or (named.subsets if named else ())
     return choose_files(hub.dataset_folder(*_hub_ids(spec)), subsets, spec.split)
@@ -180,9 +180,14 @@ def _no_rows(path: Path) -> DataError:
     return DataError(f"{path}: no rows{where}", "give a file that holds rows")
 
 
-def _known(path: Path) -> Path:
+def known_file(path: Path) -> Path:
+    """Return a file whose suffix and first bytes say that rows can be read from it.
+
+    Raises:
+        DataError: they do not.
+    """
+    read_head(path)  # first: no suffix would make an archive readable
     if suffix_of(path) not in READERS:
-        read_head(path)  # what no suffix would make readable, such as an archive, is named
         raise DataError(
             f"{path}: unknown suffix {path.suffix!r}",
             f"rename it after what it holds: {', '.join(SUFFIXES)}; text also with {' or '.join(COMPRESSED)} behind it",

@@ -117,6 +117,8 @@ def _how_to_find(location: str, flags: str) -> str:
     hint = f"check the path given to {flags}"
     if any(sign in location for sign in "*?["):
         return f"{hint}; write a pattern without quotes: the shell puts the names of its files there"
+    if any(sign in location for sign in "，、；"):
+        return f"{hint}; several are separated by the comma of the keyboard: ,"
     return f"{hint}; several are words of their own, or separated by commas" if " " in location else hint
 
 
@@ -173,6 +175,8 @@ def _named_or_placed(
         return DatasetSpec(text, "hub", head, subsets, None, num_samples)
     if "#" in head:
         hint = "a sample size is a number: NAME#2000"
+    elif head.lower() in HUBS:
+        hint = f"two colons stand behind the name of a hub: {head}::ORGANISATION/DATASET"
     elif not head:
         hint = "write it behind the name, without a space: NAME#2000"
     elif head.endswith((".yaml", ".yml")):

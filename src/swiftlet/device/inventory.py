@@ -87,7 +87,7 @@ def find_device(kind: str, environ: Mapping[str, str]) -> Found:
 
 def _first(name: str, environ: Mapping[str, str], devices: Mapping[int, T]) -> T:
     """Return the first device that a variable names, the first of all where it names none of them."""
-    named = [int(text) for text in visible_ids(name, environ) or () if text.isdigit()]
+    named = [int(text) for text in visible_ids(name, environ) or () if text.isdecimal()]
     return devices[next((number for number in named if number in devices), min(devices))]
 
 

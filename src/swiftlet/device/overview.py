@@ -91,7 +91,7 @@ def _run_here(variable: str, environ: Mapping[str, str], total: int) -> tuple[li
     """Return the devices of a run that is started with this environment, or of one on all of them."""
     devices = chosen(variable, environ, total)
     processes = environ.get(PROCESSES, "").strip()
-    if processes.isdigit() and int(processes):
+    if processes.isdecimal() and int(processes):
         devices = devices[: int(processes)]
     elif variable not in environ:
         return devices, f"a run on all devices: {PROCESSES}={total}"

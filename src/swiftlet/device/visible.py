@@ -22,6 +22,7 @@ CONTAINER = "ASCEND_VISIBLE_DEVICES"  # read by Ascend's container runtime, outs
 MISTAKEN = re.compile(
     r"(?:NPU|ASCEND|ASCEND_RT|ASCEND_NPU|CANN|DAVINCI)_?(?:RT_)?VISIBLE_?(?:DEVICES?|IDS?|CARDS?)"
 )
+MISTAKEN_PROCESSES = re.compile(r"(?!NPROC_PER_NODE$)N_?PROC(?:S|ESS|ESSES)?_?P(?:ER|RE)_?NODES?")
 NUMBER = re.compile(r"[0-9]{1,9}")
 MOST_DEVICES = 1024  # of one machine, by far
 NEGATIVE = re.compile(r"(?:^|[^\w\s])\s*-\s*[0-9.]+")
@@ -112,7 +113,7 @@ def _numbers_here(numbers: Sequence[int], wrong: Sequence[int], cards: CardNumbe
 
 
 def _range_mistake(name: str, text: str, known: int | None, cards: CardNumbers) -> UsageError | None:
-    numbers = [int(item) for item in _items(text) if item.isdigit()]
+    numbers = [int(item) for item in _items(text) if item.isdecimal()]
     wrong = [number for number in numbers if known and number >= known]
     if not wrong or not known:
         return None
@@ -132,7 +133,7 @@ def _range_mistake(name: str, text: str, known: int | None, cards: CardNumbers) 
 
 def _count_mistake(name: str, ids: list[str], environ: Mapping[str, str]) -> UsageError | None:
     processes = environ.get(PROCESSES, "").strip()
-    if not processes.isdigit() or int(processes) < 1 or int(processes) == len(ids):
+    if not processes.isdecimal() or int(processes) < 1 or int(processes) == len(ids):
         return None
     least = int(processes)
     change = f", or {name}={','.join(ids[:least])}" if least < len(ids) else f", or name {least} devices"
@@ -162,12 +163,23 @@ def _wrong_names(environ: Mapping[str, str], machine: Machine) -> list[SwiftletE
     return found
 
 
+def _wrong_processes(environ: Mapping[str, str]) -> list[SwiftletError]:
+    """Return names like NPROC_PER_NODE that nothing reads: the run would have another number of processes."""
+    if environ.get(PROCESSES):
+        return []
+    names = [name for name in sorted(environ) if environ[name] and MISTAKEN_PROCESSES.fullmatch(name.upper())]
+    return [
+        UsageError(f"{name}={environ[name]}: nothing reads this name", f"type {PROCESSES}={environ[name]}")
+        for name in names
+    ]
+
+
 def check_visible(
     environ: Mapping[str, str], machine: Machine | None = None, cards: CardNumbers = UNKNOWN
 ) -> list[SwiftletError]:
     """Return every mistake in the variables that choose devices, and in their number of processes."""
     machine = machine or look_at_machine(environ)
-    mistakes = _wrong_names(environ, machine)
+    mistakes = [*_wrong_names(environ, machine), *_wrong_processes(environ)]
     for name, known in ((ASCEND, machine.npus), (CUDA, machine.gpus)):
         text = environ.get(name, "")
         if is_hidden(name, text) or (name == CUDA and not _cuda_counts(environ, machine)):
@@ -210,7 +222,7 @@ def read_whole(
     text = environ.get(name, "").strip()
     if not text:
         return default
-    if text.isdigit() and int(text) >= least and (most is None or int(text) <= most):
+    if text.isdecimal() and int(text) >= least and (most is None or int(text) <= most):
         return int(text)
     limit = "" if most is None else f" and at most {most}"
     message = f"{name} is a whole number of at least {least}{limit}, found {text!r}"

@@ -72,11 +72,11 @@ def check_network(scene: Scene) -> Iterator[Finding]:
     """Look at the ports that a run binds, and at the network cards that variables name."""
     used = _listening(scene)
     port = scene.environ.get(PORT, "")
-    if port.isdigit() and int(port) in used:
+    if port.isdecimal() and int(port) in used:
         yield found("system.master_port", port=port, other=_other(int(port), 1, used))
     row = table("settings")["port_range"]
     first = scene.environ.get(row["name"], "")
-    begin = int(first) if first.isdigit() else row["first"]
+    begin = int(first) if first.isdecimal() else row["first"]
     taken = [one for one in range(begin, begin + row["number"]) if one in used]
     if taken and needs_plugin(scene):
         yield found("system.port", port=taken[0], name=row["name"], other=_other(begin, row["number"], used))
@@ -101,7 +101,7 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
     """Look at variables out of their range, that slow a run down, or that nothing reads here."""
     tables = table("settings")
     processes = scene.environ.get(PROCESSES, "").strip()
-    if processes.isdigit() and int(processes) > scene.cpus:
+    if processes.isdecimal() and int(processes) > scene.cpus:
         yield found("system.cpus", processes=processes, cpus=scene.cpus)
     for row in tables["ranges"]:
         value = scene.environ.get(row["name"])
@@ -118,6 +118,6 @@ def check_settings(scene: Scene) -> Iterator[Finding]:
 
 
 def _in_range(text: str, least: int, most: int | None) -> bool:
-    if not text.strip().isdigit():
+    if not text.strip().isdecimal():
         return False
     return least <= int(text) and (most is None or int(text) <= most)
