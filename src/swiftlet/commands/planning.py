@@ -253,7 +253,7 @@ def _evaluation(subject: Subject) -> tuple[list[Load], int]:
         return [], 0
     per_epoch = args.output.evaluation_strategy == "epoch"
     every = subject.schedule.steps_per_epoch if per_epoch else args.output.eval_steps
-    budget = max(int(lengths.max()), subject.busy_tokens)
+    budget = max(int(lengths.max()), subject.budgets[0])  # as of training, see commands/evaluation.py
     tokens = float(lengths.sum()) / subject.world_size
     number = max(1, math.ceil(tokens / budget))
     load = Load(tokens / number, tokens / number * subject.rows.label_share, 0.0)

@@ -94,7 +94,7 @@ def steer(setup: Setup) -> Steered:
         (figures.reserved + held) / GIB,
         (figures.visible + held) / GIB,
         way.seconds_a_step,
-        way.evaluation_seconds / job.num_steps,
+        way.evaluation_seconds / max(1, job.evaluation[1]),
     )
     if has_room(way, device, world):
         log.info("less than half of the free memory is needed: the largest micro-batch is not tried first")
