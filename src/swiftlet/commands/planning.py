@@ -89,6 +89,15 @@ class Subject:
         asked, is_packed = self.args.train.micro_batch_tokens, self.args.data.packing
         return budgets_for(self.longest, self.busy_tokens, asked, is_packed=is_packed)
 
+    @property
+    def budgets_to_propose(self) -> list[int]:
+        """Return the budgets that a change may have: these, and smaller ones than one that was asked for."""
+        asked = self.args.train.micro_batch_tokens
+        if asked is None:
+            return self.budgets
+        smaller = budgets_for(self.longest, self.busy_tokens, None, is_packed=self.args.data.packing)
+        return [*self.budgets, *(budget for budget in smaller if budget < asked)]
+
 
 def local_copy(choice: Choice, revision: str | None) -> Path | None:
     """Return the folder that a run here would use, without fetching anything; None where it would have to."""
