@@ -112,7 +112,7 @@ def test_f47_too_little_memory_names_remedies_and_leaves_a_checkpoint(runs, gold
     done = runs.run(fault=f"fwd:step={step}=oom")
     assert done.code == 7
     assert f"out of memory at step {step}" in done.text
-    assert "hint: add --micro_batch_tokens" in done.text
+    assert "hint: type --micro_batch_tokens" in done.text
     assert runs.valid_steps() in (
         [[], [4]] if step == 6 else [[]]
     )  # a save that was still being written is lost
@@ -122,7 +122,7 @@ def test_f47_too_little_memory_names_remedies_and_leaves_a_checkpoint(runs, gold
 def test_f47_a_remedy_that_is_another_engine_says_what_to_leave_out(runs):
     done = runs.run(fault="fwd:step=2=oom", deepspeed="default-zero2")
     assert done.code == 7
-    assert "hint: leave out --deepspeed and add --micro_batch_tokens" in done.text
+    assert "hint: leave out --deepspeed and type --micro_batch_tokens" in done.text
 
 
 @pytest.mark.parametrize("number", repeat(1, 3))

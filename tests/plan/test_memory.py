@@ -18,10 +18,22 @@ from swiftlet.models.families import FAMILIES
 from swiftlet.models.frozen_head import ROWS, WORDS
 from swiftlet.models.geometry import Geometry, geometry_of_config
 from swiftlet.plan import timing
-from swiftlet.plan.activations import head_chunk, saved_per_layer
+from swiftlet.plan.activations import head_chunk, peak_of_step, saved_per_layer
 from swiftlet.plan.cards import read_cards
 from swiftlet.plan.memory import estimate
-from swiftlet.plan.setting import ATTENTION, ENDS, LEVELS, MLP, NONE, Setting, num_adapter_parameters
+from swiftlet.plan.setting import (
+    ATTENTION,
+    ENDS,
+    FULL,
+    LEVELS,
+    MLP,
+    NONE,
+    Setting,
+    num_adapter_parameters,
+    num_trained,
+    trains_head,
+)
+from swiftlet.plan.strategies import ENGINES
 
 SMALL = {
     "qwen2": Geometry(128, 3, 4, 4, 352, 2000, qkv_bias=True),
@@ -223,3 +235,44 @@ def test_a_sharded_full_run_updates_as_many_bytes_as_it_keeps():
     assert (
         timing.update(SMALL["llama"], bf16, card).moving == timing.update(SMALL["llama"], fp32, card).moving
     )
+
+
+def test_an_update_moves_gradient_weight_and_moments_of_each_trained_number():
+    card, setting = read_cards()["910B3"], Setting(itemsize=4, tokens=256, is_full=True)
+    number = SMALL["llama"].num_parameters
+    for states, values in ((2, 11), (1, 9), (0, 7)):
+        moved = timing.update(SMALL["llama"], replace(setting, states=states), card).moving
+        assert moved == pytest.approx(values * 4 * number / card.bandwidth_gb_s / 1e9)
+    four = timing.update(SMALL["llama"], replace(setting, world_size=4), card).moving
+    sharded = timing.update(SMALL["llama"], replace(setting, world_size=4, engine="zero2"), card).moving
+    assert four == pytest.approx(11 * 4 * number / card.bandwidth_gb_s / 1e9) == 4 * sharded
+
+
+def test_what_a_full_run_does_not_train_costs_it_no_gradient_and_no_product():
+    geometry, load = SMALL["llama"], timing.Load(256, 200, 256**2)
+    whole, half, nothing = (
+        Setting(itemsize=4, tokens=256, is_full=True, trained_share=share) for share in (1.0, 0.5, 0.0)
+    )
+    assert num_trained(geometry, half) == round(geometry.num_parameters / 2)
+    assert trains_head(half) and not trains_head(nothing)
+    work = [timing.flops_of(geometry, one, load) for one in (whole, half, nothing)]
+    ends = geometry.vocab * geometry.hidden * (1 if geometry.tied else 2)
+    product = 2 * (geometry.num_parameters - ends) * load.tokens
+    assert work[0] - work[1] == pytest.approx(product / 2) == work[1] - work[2]
+
+
+def test_a_trained_head_needs_most_where_its_weight_gets_the_gradient_of_a_chunk():
+    geometry, tokens = SMALL["llama"]._replace(vocab=8192), 64
+    setting = Setting(itemsize=4, tokens=tokens, is_full=True, is_host=True, recompute=FULL)
+    stream, weight = 4 * tokens * geometry.hidden, 4 * geometry.vocab * geometry.hidden
+    logits = 4 * tokens * geometry.vocab
+    inputs = (geometry.layers + 1) * stream + 4 * tokens * (2 * geometry.dim + 1) + stream
+    # Of the head: hidden states, the labelled ones and their gradient; logits; the gradient, and that of this chunk.
+    assert sum(peak_of_step(geometry, setting)) == inputs + 3 * stream + logits + 2 * weight
+
+
+def test_only_fsdp2_with_adapters_keeps_them_whole():
+    lora = Setting(itemsize=2, tokens=256, world_size=4)
+    whole = {engine: replace(lora, engine=engine).keeps_adapters_whole for engine in ENGINES}
+    assert [engine for engine, keeps in whole.items() if keeps] == ["fsdp2", "fsdp2-offload"]
+    assert not replace(lora, engine="fsdp2", is_full=True).keeps_adapters_whole

@@ -188,9 +188,9 @@ def test_the_dropout_of_attention_costs_scores_where_the_operator_of_the_device_
 
 
 def test_layers_that_cannot_be_looked_at_are_planned_by_sizes_alone_and_said(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path / "cache"))
     subject, setting = looked_at(tmp_path, "gpt2")
     plain = replace(setting, **dict.fromkeys(plan_layers.Layers._fields, 0))
-    assert plan_layers.with_layers_of(subject, plain) == setting
 
     def refuse(model, *args, **kwargs):
         raise RuntimeError("data-dependent output")
@@ -199,6 +199,34 @@ def test_layers_that_cannot_be_looked_at_are_planned_by_sizes_alone_and_said(tmp
     assert plan_layers.with_layers_of(subject, plain) == plain
     said = "what the layers of gpt2 keep is not seen without weights (RuntimeError: data-dependent output)"
     assert f"{said}: planned by sizes alone, it may need more" in capfd.readouterr().err
+
+
+def test_layers_are_looked_at_once_for_the_same_model_flags_and_code(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path / "cache"))
+    subject, setting = looked_at(tmp_path, "gpt2")
+    plain = replace(setting, **dict.fromkeys(plan_layers.Layers._fields, 0))
+    assert plan_layers.with_layers_of(subject, plain) == setting
+    looks = []
+    seen = plan_layers.Layers(1.0, 2.0, 3.0, 4.0, 5)
+    monkeypatch.setattr(plan_layers, "look", lambda *given: looks.append(given) or seen)
+    assert plan_layers.with_layers_of(subject, plain) == setting and not looks
+    (kept,) = (tmp_path / "cache" / "layers").iterdir()
+    others = {
+        "rank": replace(subject, args=with_values(subject.args, lora_rank=16)),
+        "type": replace(subject, dtype="bf16"),
+        "device": replace(subject, card=replace(subject.card, keeps_inputs=True)),
+        "operators": replace(subject, args=with_values(subject.args, fused_operators="false")),
+    }
+    for number, other in enumerate(others.values(), 1):
+        assert plan_layers.with_layers_of(other, plain) == replace(plain, **seen._asdict())
+        assert len(looks) == number
+    for spoilt in ("", "[1]", "{}", kept.read_text("utf-8").replace("0", '"x"', 1)):
+        kept.write_text(spoilt, encoding="utf-8")
+        assert plan_layers.with_layers_of(subject, plain) == replace(plain, **seen._asdict())
+    assert "cannot be" not in capfd.readouterr().err
+    monkeypatch.setenv("SWIFTLET_CACHE", str(kept))
+    assert plan_layers.with_layers_of(subject, plain) == replace(plain, **seen._asdict())
+    assert "cannot be written: Not a directory; layers are looked at anew each time" in capfd.readouterr().err
 
 
 def test_adapters_of_such_layers_are_counted(tmp_path):

@@ -201,11 +201,42 @@ def test_each_part_says_where_it_is_from(plan, capsys):
 def test_a_file_of_settings_is_planned_as_the_engine_it_asks_for(plan, tmp_path, name, offloaded):
     zero = {f"offload_{part}": {"device": "cpu"} for part in offloaded or ()}
     zero |= {"stage": 2 if name == "default-zero2" else 3, "offload_param": zero.get("offload_param", {})}
+    zero |= dict.fromkeys(("reduce_bucket_size", "overlap_comm", "stage3_max_live_parameters"), "auto")
     (tmp_path / "own.json").write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
     words = (*REFERENCE, "--device", "4x910B3", "--deepspeed")
     own, named = (plan(*words, asked)["chosen"] for asked in (str(tmp_path / "own.json"), name))
     assert own["engine"] == named["engine"]
     assert (own["sources"], own["components"]) == (named["sources"], named["components"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "numbers", "live"),
+    [
+        ({"stage": 2, "reduce_bucket_size": 5e7, "overlap_comm": True}, 2 * 5e7, 0),
+        ({"stage": 2}, 5e8, 0),  # what DeepSpeed does where nothing is said
+        ({"stage": 2, "contiguous_gradients": False, "overlap_comm": True}, 0, 0),
+        ({"stage": 3, "reduce_bucket_size": "auto", "stage3_max_live_parameters": 1e8}, 4096**2, 1e8),
+        ({"stage": 3}, 5e8, 1e9),
+    ],
+    ids=str,
+)
+def test_buffers_are_those_that_a_file_of_settings_asks_for(plan, settings, numbers, live):
+    def memory(asked):
+        return plan(*REFERENCE, "--device", "4x910B3", "--deepspeed", asked)["chosen"]["components"]
+
+    own = memory(json.dumps({"zero_optimization": settings}))
+    assert own["buckets"] == 2 * numbers
+    if live:
+        assert memory("default-zero3")["gathered"] - own["gathered"] == 2 * (1e9 - live)
+
+
+def test_a_budget_that_was_asked_for_is_made_smaller_before_weights_are_sharded(plan):
+    words = (*REFERENCE, "--device", "2x910B4", "--batch_size", "64", "--micro_batch_tokens", "65536")
+    found = plan(*words, "--gradient_checkpointing", "false")
+    assert not found["is_possible"]
+    assert found["best"]["engine"] == "none"
+    assert f"--micro_batch_tokens {found['best']['micro_batch_tokens']} " in found["best"]["command"]
+    assert found["best"]["micro_batch_tokens"] < 65536
 
 
 def test_the_command_to_paste_keeps_the_variables_of_devices_and_machines(plan, monkeypatch):

@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from swiftlet.train.loop import train
 from swiftlet.train.manifest import saving
 from swiftlet.train.progress import short_time
 from swiftlet.train.report import Forecast, build_report, forget_after, has_summary
+from swiftlet.train.run import Every
 from swiftlet.train.state import TrainState
 from swiftlet.train.statefile import open_optimizer, write_optimizer
 from swiftlet.train.summary import summarise
@@ -390,19 +392,43 @@ def test_each_line_of_the_log_says_the_memory_where_it_is_known(held, shown, tmp
     assert shown in lines[0]
 
 
-def test_evaluations_to_come_are_in_the_time_left_before_the_first_one(tmp_path, monkeypatch, capfd):
+def test_the_time_left_is_that_of_the_steps_evaluations_and_saves_to_come(tmp_path, monkeypatch, capfd):
     now = [100.0]
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    forecast = Forecast(1.0, 1.0, 1.0, step_seconds=2.0, evaluation_seconds=1.0)
-    report = build_report(tmp_path, TrainState(100, 1, 100), peak_memory_bytes=lambda: 0, forecast=forecast)
-    report.started = now[0]
-    state = TrainState(100, 1, 100, global_step=20)
+    state = TrainState(100, 1, 100)
+    to_come = {"evaluation": Every(15).times_left, "save": Every(30).times_left}
+    forecast = Forecast(1.0, 1.0, 1.0, step_seconds=2.0, evaluation_seconds=8.0)
+    report = build_report(tmp_path, state, peak_memory_bytes=lambda: 0, forecast=forecast, to_come=to_come)
+    now[0] += 500  # the largest micro-batch is tried
+    report.resume_clock()
 
-    def told() -> str:
+    def left_after(step: int, seconds: float) -> str:
+        while state.global_step < step:
+            state.global_step += 1
+            now[0] += seconds
+            report.step(state, 1)
         report.log(state, {"loss": 1.0})
-        return capfd.readouterr().err
+        return re.search(r"(\S+) left$", capfd.readouterr().err.strip())[1]
 
-    now[0] += 20 * 10
-    assert "0:20:00 left" in told()  # 80 steps of 10 s, and half as long for evaluations
-    report.evaluation(state, {"eval_loss": 1.0})
-    assert "0:13:20 left" in told()
+    left_after(1, 70)  # it makes what later ones find
+    assert left_after(14, 10) == short_time(
+        86 * 10 + 7 * 40
+    )  # by the plan, as wrong as in the time of a step
+    now[0] += 60
+    report.resume_clock("evaluation")
+    assert left_after(29, 10) == short_time(71 * 10 + 6 * 60)
+    now[0] += 25
+    report.resume_clock("save")
+    assert left_after(31, 10) == short_time(69 * 10 + 5 * 60 + 3 * 25)
+    assert left_after(100, 10) == "0:00:00"
+
+
+@pytest.mark.parametrize("due", [Every(3), Every(25), Every(40), Every(at_epoch_end=True), Every()])
+def test_how_often_something_is_still_due_is_how_often_it_then_comes(due):
+    state, found, times = TrainState(25, 1, 10), [], []
+    while not state.is_done:
+        found.append(due.times_left(state))
+        state.advance(1, 1)
+        times.append(due(state))
+    assert found == [sum(times[at:]) for at in range(25)]
+    assert due.times_left(state) == 0

@@ -144,6 +144,8 @@ def make_answer(parsed: Parsed, environ: Mapping[str, str]) -> Answer:
     asked = args.train.gradient_checkpointing
     advice = advise(job, budgets, levels_asked(job, asked))
     chosen = advice.way or advice.nearest
+    if advice.way is None:
+        budgets = different(job, subject.budgets_to_propose)
     table = ways(job, budgets)
     traced = _trace(subject, job, chosen) if args.plan.trace else None
     is_enough = any(way.figures.verdict != NO and not way.engine.endswith("offload") for way in table)

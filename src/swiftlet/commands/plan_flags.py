@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from swiftlet.config.check_engines import ENGINE_RULES
-from swiftlet.config.deepspeed import offloaded, zero_stage
+from swiftlet.config.deepspeed import offloaded, own_buffers, zero_stage
 from swiftlet.config.fields import with_values
 from swiftlet.models.geometry import Geometry
 from swiftlet.plan.setting import ATTENTION, ENDS, MLP, NONE, Setting, projections
@@ -40,6 +40,7 @@ def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Se
         states=STATES.get(train.optim, 2),
         engine=_engine(args.parallel),
         host_optimizer=_host_optimizer(args.parallel),
+        own_buffers=_own_buffers(args.parallel, sizes),
         has_fused=args.model.fused_operators != "false",
         world_size=world_size,
         keeps_attention=True,
@@ -72,6 +73,11 @@ def _host_optimizer(parallel: Any) -> str:
     """Return the engine where settings of DeepSpeed leave the optimizer, and no weights, in the host's memory."""
     offloads = offloaded(parallel.deepspeed) if parallel.deepspeed else set()
     return _engine(parallel) if offloads == {"optimizer"} else ""
+
+
+def _own_buffers(parallel: Any, sizes: Geometry) -> tuple[str, float, float] | None:
+    found = own_buffers(parallel.deepspeed, sizes.hidden) if parallel.deepspeed else None
+    return (_engine(parallel), *found) if found is not None else None
 
 
 def _targets(names: Sequence[str]) -> frozenset[str]:

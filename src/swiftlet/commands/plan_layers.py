@@ -9,8 +9,13 @@ with the operators of a processor.
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from dataclasses import replace
+from importlib import metadata
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,17 +33,22 @@ from swiftlet.commands.plan_trace import (
     quiet,
     with_layers,
 )
+from swiftlet.config.places import cache_folder
 from swiftlet.device.kernels import AttentionRules, PackedAttention, plain_attention
 from swiftlet.device.spec import DTYPES
 from swiftlet.errors import first_line
+from swiftlet.files import write_whole
 from swiftlet.models.attention_cpu import flash_attention
 from swiftlet.models.causal import build_causal
 from swiftlet.models.head import decoder_layers
+from swiftlet.models.safety import CONFIG
 from swiftlet.plan.activations import layer_backward, saved_per_layer
 from swiftlet.plan.cards import Card
 from swiftlet.plan.live import LiveBytes
 from swiftlet.plan.setting import NONE, Setting
 
+KEPT = "layers"  # a folder of the cache: what was seen, a file each
+PACKAGE = Path(__file__).parents[1]
 LENGTHS = (256, 512)  # of one sample [tokens]: what grows with its square shows between them
 # What code of a model raises that does not run on fake tensors, or whose layers are no decoder's.
 NOT_SEEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
@@ -95,16 +105,51 @@ class Watch:
 
 
 def with_layers_of(subject: Any, setting: Setting) -> Setting:
-    """Return the setting of a run with what the layers of its model keep; as it was where they cannot be looked at."""
+    """Return the setting of a run with what the layers of its model keep; as it was where they cannot be looked at.
+
+    What was seen is kept for later starts: a look takes seconds.
+    """
+    path = cache_folder(os.environ) / KEPT / f"{_key(subject)}.json"
+    found = _read(path)
+    if found is None:
+        try:
+            found = look(subject, setting)
+        except NOT_SEEN as error:
+            if log.rank() == 0:
+                log.warning(
+                    f"what the layers of {subject.sized.name} keep is not seen without weights "
+                    f"({type(error).__name__}: {first_line(error)}): planned by sizes alone, it may need more"
+                )
+            return setting
+        _write(path, found)
+    return replace(setting, **found._asdict())
+
+
+def _key(subject: Any) -> str:
+    """Return a hash of all that a look follows from: the model, the flags, our own code and the libraries."""
+    args = subject.args
+    parts = [(subject.sized.folder / CONFIG).read_text(encoding="utf-8"), subject.dtype, repr(args.tuner)]
+    parts += [args.model.fused_operators, repr(subject.card.keeps_inputs)]
+    parts += [metadata.version(library) for library in ("torch", "transformers", "peft")]
+    parts += [path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> Layers | None:
+    """Return what was seen earlier; a file that cannot be read costs a look, not the run."""
     try:
-        return replace(setting, **look(subject, setting)._asdict())
-    except NOT_SEEN as error:
-        if log.rank() == 0:
-            log.warning(
-                f"what the layers of {subject.sized.name} keep is not seen without weights "
-                f"({type(error).__name__}: {first_line(error)}): planned by sizes alone, it may need more"
-            )
-        return setting
+        found = Layers(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if all(isinstance(value, int | float) for value in found) else None
+
+
+def _write(path: Path, found: Layers) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(found._asdict()))
+    except OSError as error:
+        log.warning(f"{path} cannot be written: {error.strerror}; layers are looked at anew each time")
 
 
 def look(subject: Any, setting: Setting) -> Layers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from swiftlet.plan.activations import head_chunk
 from swiftlet.plan.cards import Card
 from swiftlet.plan.chosen import setting_of_way
-from swiftlet.plan.memory import CUT, GIB, SHARDED, ZERO2_BUCKET, ZERO3_LIVE
+from swiftlet.plan.memory import CUT, GIB, SHARDED, zero_buffers
 from swiftlet.plan.setting import FULL, NONE, PARTIAL, Setting, num_adapter_parameters, num_trained
 from swiftlet.plan.sizes import Sizes
 from swiftlet.plan.strategies import LEAST_SLACK, MOST_SLACK, SLACK_SHARE, Job, Way
@@ -26,6 +26,7 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
     whole = in_host if is_off else f"/ {s.world_size} devices" if is_cut else "on each device"
     share = f"/ {s.world_size} devices" if s.engine in SHARDED else "on each device"
     share = "on each device, as each has all adapters" if s.keeps_adapters_whole else share
+    buckets, live = zero_buffers(g, s)
     trained = f"{num_trained(g, s):,} trained numbers"
     copy = " and a copy" if s.engine.startswith("zero") else ""
     ranks = f"rank {s.rank} on {', '.join(sorted(name.removesuffix('_proj') for name in s.targets))}"
@@ -34,10 +35,10 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
         "adapters": f"{num_adapter_parameters(g, s):,} parameters x 4 bytes: {ranks}",
         "gradients": f"{trained} {share}",
         "optimizer": f"{trained} x {s.states} moments{copy} {in_host if s.engine == s.host_optimizer else share}",
-        "buckets": f"2 buckets of {ZERO2_BUCKET:.0e} numbers",
+        "buckets": f"gradients on their way: {buckets:.3g} numbers x {s.itemsize} bytes",
         "gathered": MATRICES_OF_FSDP
         if s.engine.startswith("fsdp2")
-        else f"{ZERO3_LIVE:.0e} live parameters, two layers arriving",
+        else f"up to {live:.3g} live parameters, two layers arriving",
         "activations": _of_activations(g, s),
         "logits": "a chunk of {:,} labels x {:,} words, above the peak of the layers".format(
             *head_chunk(g, s)

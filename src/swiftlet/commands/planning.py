@@ -89,6 +89,15 @@ class Subject:
         asked, is_packed = self.args.train.micro_batch_tokens, self.args.data.packing
         return budgets_for(self.longest, self.busy_tokens, asked, is_packed=is_packed)
 
+    @property
+    def budgets_to_propose(self) -> list[int]:
+        """Return the budgets that a change may have: these, and smaller ones than one that was asked for."""
+        asked = self.args.train.micro_batch_tokens
+        if asked is None:
+            return self.budgets
+        smaller = budgets_for(self.longest, self.busy_tokens, None, is_packed=self.args.data.packing)
+        return [*self.budgets, *(budget for budget in smaller if budget < asked)]
+
 
 def local_copy(choice: Choice, revision: str | None) -> Path | None:
     """Return the folder that a run here would use, without fetching anything; None where it would have to."""
@@ -253,7 +262,7 @@ def _evaluation(subject: Subject) -> tuple[list[Load], int]:
         return [], 0
     per_epoch = args.output.evaluation_strategy == "epoch"
     every = subject.schedule.steps_per_epoch if per_epoch else args.output.eval_steps
-    budget = max(int(lengths.max()), subject.busy_tokens)
+    budget = max(int(lengths.max()), subject.budgets[0])  # as of training, see commands/evaluation.py
     tokens = float(lengths.sum()) / subject.world_size
     number = max(1, math.ceil(tokens / budget))
     load = Load(tokens / number, tokens / number * subject.rows.label_share, 0.0)

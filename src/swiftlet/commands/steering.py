@@ -22,7 +22,7 @@ from swiftlet.models.safety import CONFIG
 from swiftlet.parallel.world import World
 from swiftlet.plan.cards import Card, find_card, host_card, like_card, with_measured
 from swiftlet.plan.chosen import pays_to_share
-from swiftlet.plan.memory import CUT, GIB
+from swiftlet.plan.memory import CUT, GIB, host_bytes
 from swiftlet.plan.setting import FULL, NONE, PARTIAL
 from swiftlet.plan.strategies import (
     FITS,
@@ -80,7 +80,7 @@ def steer(setup: Setup) -> Steered:
     job, budgets = job_of(subject), subject.budgets
     advice = advise(job, budgets, levels_asked(job, asked))
     way = advice.way or advice.nearest
-    hint = _hint(job, advice, budgets)
+    hint = propose(job, advice, subject.budgets_to_propose)
     check_fits(args, advice, device, world, hint)
     if world.is_main:
         _tell(job, way, asked)
@@ -94,7 +94,7 @@ def steer(setup: Setup) -> Steered:
         (figures.reserved + held) / GIB,
         (figures.visible + held) / GIB,
         way.seconds_a_step,
-        way.evaluation_seconds / job.num_steps,
+        way.evaluation_seconds / max(1, job.evaluation[1]),
     )
     if has_room(way, device, world):
         log.info("less than half of the free memory is needed: the largest micro-batch is not tried first")
@@ -159,19 +159,22 @@ def breakdown(way: Way) -> str:
     return f"{way.figures.memory.needed / GIB:.2f} GiB needed ({shown})"
 
 
-def _hint(job: Job, advice: Advice, budgets: list[int]) -> str:
+def propose(job: Job, advice: Advice, budgets: list[int]) -> str:
     """Return what to type when memory is too small: the cheapest change that needs less than the chosen way."""
     now = (advice.way or advice.nearest).figures.visible
     less = next(
         (way for way in ways(job, budgets) if way.figures.visible < now and way.figures.verdict != NO), None
     )
     if less is None:
-        return f"use more or larger devices, a lower --max_length, or fewer adapters; {FORCE}"
+        fewer = "--sft_type lora" if job.setting.is_full else "fewer adapters"
+        return f"use more or larger devices, a lower --max_length, or {fewer}; {FORCE}"
     given, wanted = FLAGS[job.setting.engine], less.flags
     is_same = less.engine == job.setting.engine
-    instead = f"leave out {given[0]} and " if given and not is_same else ""
+    instead = f"leave out {given[0]} and " if given and given[0] not in wanted else ""
     words = " ".join(wanted[len(given) :] if is_same else wanted)
-    return f"{instead}add {words} ({less.figures.visible / GIB:.1f} GiB a device by the plan)"
+    kept = host_bytes(job.sizes, replace(job.setting, engine=less.engine))
+    on_host = f" and {kept / GIB:.0f} of the host's memory" if kept else ""
+    return f"{instead}type {words} ({less.figures.visible / GIB:.1f} GiB a device{on_host} by the plan)"
 
 
 def check_fits(args: Any, advice: Advice, device: Device, world: World, hint: str) -> None:

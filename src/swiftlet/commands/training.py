@@ -6,6 +6,7 @@ Every process of the run goes through the same lines; only the first one writes 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -41,7 +42,7 @@ from swiftlet.train.evaluate import Goal
 from swiftlet.train.lock import locked
 from swiftlet.train.loop import train
 from swiftlet.train.manifest import Identity
-from swiftlet.train.report import Forecast, Report, build_report, has_summary
+from swiftlet.train.report import EVALUATION, SAVE, Forecast, Report, build_report, has_summary
 from swiftlet.train.resume import check_agreement, check_identity, said_of, saved_steps
 from swiftlet.train.run import Every, Run, Silence
 from swiftlet.train.schedule import build_schedule, num_warmup_steps
@@ -170,6 +171,9 @@ def _run(
     evaluate = build_evaluator(setup, model, budget)
     warmup = num_warmup_steps(state.num_steps, train_args.warmup_ratio, train_args.warmup_steps)
     by_text = train_args.predict_with_generate
+    evaluate_when = _when(output.evaluation_strategy, output.eval_steps) if evaluate else Every()
+    save_when = _when(output.save_strategy, output.save_steps)
+    to_come = {EVALUATION: evaluate_when.times_left, SAVE: save_when.times_left}
     return Run(
         model=trainer.module,
         engine=trainer.engine,
@@ -181,14 +185,14 @@ def _run(
         learning_rate=build_schedule(
             train_args.lr_scheduler_type, warmup=warmup, total=state.num_steps, peak=train_args.learning_rate
         ),
-        report=_report(setup, state, steered.forecast),
+        report=_report(setup, state, steered.forecast, to_come),
         stop=stop,
         evaluate=evaluate,
         saver=saver,
         goal=Goal("eval_rouge_l" if by_text else "eval_loss", by_text, train_args.early_stopping_patience),
         log_when=Every(output.logging_steps, at_first=True),
-        evaluate_when=_when(output.evaluation_strategy, output.eval_steps) if evaluate else Every(),
-        save_when=_when(output.save_strategy, output.save_steps),
+        evaluate_when=evaluate_when,
+        save_when=save_when,
         max_grad_norm=train_args.max_grad_norm,
         spikes=find_policy(train_args.spike_policy),
         name_rows=lambda ids: [store.origin(i) for i in ids],
@@ -196,7 +200,12 @@ def _run(
     )
 
 
-def _report(setup: Setup, state: TrainState, forecast: Forecast | None) -> Report | Silence:
+def _report(
+    setup: Setup,
+    state: TrainState,
+    forecast: Forecast | None,
+    to_come: Mapping[str, Callable[[TrainState], int]],
+) -> Report | Silence:
     device = setup.device
     if not setup.world.is_main:
         return Silence()
@@ -207,6 +216,7 @@ def _report(setup: Setup, state: TrainState, forecast: Forecast | None) -> Repor
         has_tensorboard="tensorboard" in setup.args.output.report_to,
         forecast=forecast,
         memory_in_use=lambda: (device.peak_reserved_bytes(), _in_use(device)),
+        to_come=to_come,
     )
 
 

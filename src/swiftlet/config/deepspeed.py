@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from swiftlet.errors import UsageError, describe, nearest
 
 BUCKET = 200_000_000
+OTHER_BUCKET = 500_000_000  # DeepSpeed's own default
 LIVE = 1_000_000_000
 OFFLOAD = "zero3-offload"
 NAMES = {"default-zero2": 2, "default-zero3": 3, OFFLOAD: 3}
@@ -59,6 +60,21 @@ def offloaded(asked: str) -> set[str]:
         for name, one in sections.items()
         if isinstance(one, dict) and (one.get("device") or "none") != "none"
     }
+
+
+def own_buffers(asked: str, hidden_size: int) -> tuple[float, float] | None:
+    """Return of a user's settings the numbers of all buckets of gradients, and the parameters kept whole at most.
+
+    None where the buffers are those of a name. What the settings do not say is DeepSpeed's own, not ours.
+    """
+    if asked in NAMES:
+        return None
+    zero = _settled(_zero_section(asked), Facts(1, 1, 1, 0.0, "bf16", hidden_size))
+    buckets = 2 if zero.get("stage") == 2 and zero.get("overlap_comm") is True else 1
+    buckets *= zero.get("contiguous_gradients") is not False
+    sizes = (zero.get("reduce_bucket_size"), OTHER_BUCKET), (zero.get("stage3_max_live_parameters"), LIVE)
+    bucket, live = (float(size) if isinstance(size, int | float) else other for size, other in sizes)
+    return buckets * bucket, live
 
 
 def _zero_section(asked: str) -> dict[str, Any]:
@@ -201,8 +217,13 @@ def _user_settings(given: dict[str, Any], facts: Facts) -> dict[str, Any]:
     mistake = settings_mistake(given, ours, facts.dtype)
     if mistake is not None:
         raise mistake
-    zero = given["zero_optimization"]
-    automatic = _zero2(facts) if zero["stage"] == 2 else _zero3(facts)
-    settled = {name: automatic.get(name) if value == AUTO else value for name, value in zero.items()}
+    settled = _settled(given["zero_optimization"], facts)
     kept = {name: value for name, value in given.items() if name not in ("fp16", "bf16") and value != AUTO}
-    return {**ours, **kept, "zero_optimization": {k: v for k, v in settled.items() if v is not None}}
+    return {**ours, **kept, "zero_optimization": settled}
+
+
+def _settled(zero: dict[str, Any], facts: Facts) -> dict[str, Any]:
+    """Return a section with our values for "auto", and without the names that we have none for."""
+    automatic = _zero2(facts) if zero.get("stage") == 2 else _zero3(facts)
+    settled = {name: automatic.get(name) if value == AUTO else value for name, value in zero.items()}
+    return {name: value for name, value in settled.items() if value is not None}

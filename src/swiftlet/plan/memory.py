@@ -53,11 +53,21 @@ def estimate(g: Sizes, s: Setting) -> Memory:
         gradients = optimizer = 0.0
     activations, logits = peak_of_step(g, s)
     optimizer += max(0.0, rounding_bytes(g, s) - activations - logits)
-    buckets = 2 * ZERO2_BUCKET * s.itemsize if s.engine == "zero2" else 0.0
-    logits = max(0.0, logits - buckets)  # buckets live in the backward pass alone, logits in the forward pass
+    buckets = s.itemsize * zero_buffers(g, s)[0]
+    if s.engine == "zero2":  # whose buckets live in the backward pass alone, logits in the forward pass
+        logits = max(0.0, logits - buckets)
     gathered = gathered_bytes(g, s, activations + logits)
     weights = 0.0 if s.engine.endswith("offload") else _held_weights(g, s) / whole
     return Memory(weights, adapters, gradients, optimizer, buckets, gathered, activations, logits)
+
+
+def zero_buffers(g: Sizes, s: Setting) -> tuple[float, float]:
+    """Return the numbers of all buckets of gradients, and of parameters that ZeRO-3 keeps whole at most."""
+    if s.own_buffers is not None and s.own_buffers[0] == s.engine:
+        return s.own_buffers[1:]
+    if not s.engine.startswith("zero"):
+        return 0.0, 0.0
+    return (2 * ZERO2_BUCKET if s.engine == "zero2" else float(g.hidden**2)), ZERO3_LIVE
 
 
 def _updates_on_host(s: Setting) -> bool:
@@ -90,7 +100,7 @@ def _held_weights(g: Sizes, s: Setting) -> float:
 def gathered_bytes(g: Sizes, s: Setting, rest: float) -> float:
     """Return the bytes of whole parameters, beside the shards, where a step needs most.
 
-    ZeRO-3 keeps up to `ZERO3_LIVE` parameters, and two layers are on their way. FSDP2 holds two layers and the head
+    ZeRO-3 keeps up to `zero_buffers` parameters, and two layers are on their way. FSDP2 holds two layers and the head
     while the step's activations and logits, the `rest`, are there. But they are not when it begins: then the head, the
     buffer that it came in and the embedding's are there. Nor when full training ends: then the head, its gradient,
     what is sent of it and the embedding are. gloo sends copies.
@@ -99,7 +109,7 @@ def gathered_bytes(g: Sizes, s: Setting, rest: float) -> float:
     ends = g.vocab * g.hidden * (1 if g.tied else 2)
     a_layer = (g.num_parameters - ends - g.hidden) / g.layers
     if s.engine.startswith("zero3"):
-        return e * (min(g.num_parameters, ZERO3_LIVE) + 2 * a_layer)
+        return e * (min(g.num_parameters, zero_buffers(g, s)[1]) + 2 * a_layer)
     if not s.engine.startswith("fsdp2"):
         return 0.0
     head = e * g.vocab * g.hidden

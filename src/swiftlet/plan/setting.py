@@ -37,6 +37,8 @@ class Setting:
         keeps_inputs: the device's fused operators keep what they are given: the rotation queries and keys as they were,
             SwiGLU makes its product no second time, and attention keeps two rows of sums and, once, its mask.
         has_fused: norms and MLPs compute as `swiftlet.models` does, not with the model's own operators.
+        own_buffers: of a user's own settings of DeepSpeed: their engine, the numbers of all buckets, and those of
+            parameters that are whole at most.
         more_a_token, more_a_pair: bytes that a mean layer of a build that the formula does not know keeps beside, a
             token, and a token and token of its sample.
         more_backward, more_backward_a_pair: what the backward pass of a layer of it makes beside.
@@ -65,6 +67,7 @@ class Setting:
     keeps_inputs: bool = False
     has_fused: bool = True
     host_optimizer: str = ""
+    own_buffers: tuple[str, float, float] | None = None
     more_a_token: float = 0.0
     more_a_pair: float = 0.0
     more_backward: float = 0.0

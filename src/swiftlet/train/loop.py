@@ -15,6 +15,7 @@ from swiftlet.faults import fault
 from swiftlet.train.memory_trial import try_largest
 from swiftlet.train.nonfinite import check_score, check_weights, explain, is_finite
 from swiftlet.train.objective import Gradient, compute_gradient, seed_step
+from swiftlet.train.report import EVALUATION, SAVE
 from swiftlet.train.run import Run
 from swiftlet.train.signals import Interrupted
 from swiftlet.train.spikes import is_spike
@@ -143,7 +144,7 @@ def evaluate(run: Run, state: TrainState) -> None:
     if run.world.is_main:
         check_score(run.goal.metric, scores[run.goal.metric], state.global_step)
     run.report.evaluation(state, scores)
-    run.report.resume_clock()
+    run.report.resume_clock(EVALUATION)
 
 
 def catch_up(run: Run, state: TrainState) -> None:
@@ -167,7 +168,7 @@ def save(run: Run, state: TrainState, *, is_final: bool = False) -> bool:
     if is_evaluated and run.goal.is_better(state.metric, state.best_metric):
         state.best_metric, state.best_step = state.metric, state.global_step
     path = run.saver.save(state, former_best=former, is_final=is_final)
-    run.report.resume_clock()
+    run.report.resume_clock(SAVE)
     return path is not None
 
 

@@ -23,6 +23,7 @@ from swiftlet.train.state import TrainState
 FILE = "logging.jsonl"
 IMAGES = "images"
 EVENTS = "runs"
+EVALUATION, SAVE = "evaluation", "save"  # what steps wait for
 SETTLED_STEPS = 20  # after which the pace of a run is known
 
 
@@ -53,7 +54,7 @@ class Clock:
 
 
 class Forecast(NamedTuple):
-    """What was expected before the run: memory of a device [GiB], seconds a step, and of its evaluations a step."""
+    """What was expected before the run: memory of a device [GiB], seconds of a step and of one evaluation."""
 
     needed_gib: float
     reserved_gib: float
@@ -71,6 +72,8 @@ class Report:
         events: the TensorBoard file, None for no TensorBoard.
         forecast: compared with what is measured; None for none.
         memory_in_use: (held by the allocator at most, in use on the whole device) [bytes]; 0 when not known.
+        to_come: how many evaluations and saves the rest of the run has.
+        pauses: the seconds of each that there was.
     """
 
     folder: Path
@@ -86,13 +89,17 @@ class Report:
     forecast: Forecast | None = None
     memory_in_use: Callable[[], tuple[int, int]] = lambda: (0, 0)
     num_steps: int = 0
-    has_evaluated: bool = False
+    first_seconds: float = 0.0
+    to_come: Mapping[str, Callable[[TrainState], int]] = field(default_factory=dict)
+    pauses: dict[str, list[float]] = field(default_factory=dict)
 
     def step(self, state: TrainState, num_tokens: int) -> None:
         """Count a step for the speed and move the progress bar."""
         self.whole.count(num_tokens)
         self.recent.count(num_tokens)
         self.num_steps += 1
+        if self.num_steps == 1:
+            self.first_seconds = self.whole.seconds
         if self.num_steps == SETTLED_STEPS:
             self._tell_pace(state)
         self.progress.move(state.global_step, f"{self.last_text} {self.whole.tokens_per_second:.0f} tokens/s")
@@ -111,21 +118,33 @@ class Report:
     def _tell_pace(self, state: TrainState) -> None:
         """Say after a few steps how long the run will really take, evaluations and checkpoints included."""
         expected = f", {self.forecast.step_seconds:.3g} s by the plan" if self.forecast else ""
-        step = self.whole.seconds / self.num_steps
         self.progress.line(
             state.global_step,
-            f"after {self.num_steps} steps: {step:.3g} s a step{expected}; {self._left(state)} left",
+            f"after {self.num_steps} steps: {self._pace():.3g} s a step{expected}; {self._left(state)} left",
         )
 
-    def _left(self, state: TrainState) -> str:
-        """Return the time that the steps to come take at the pace so far, which has all but evaluations from the start.
+    def _pace(self) -> float:
+        """Return the seconds of a step so far; the first one, which makes what later ones find, counts alone only."""
+        if self.num_steps < 2:
+            return self.whole.seconds
+        return (self.whole.seconds - self.first_seconds) / (self.num_steps - 1)
 
-        Until the first evaluation its time is that of the plan, whose mistake in the time of a step it has too.
+    def _left(self, state: TrainState) -> str:
+        """Return the time that the rest of the run takes: its steps, evaluations and saves, each as long as so far."""
+        seconds = self._pace() * (state.num_steps - state.global_step)
+        seconds += sum(number(state) * self._pause(name) for name, number in self.to_come.items())
+        return short_time(seconds)
+
+    def _pause(self, name: str) -> float:
+        """Return the seconds of one evaluation or save; until there was one, of an evaluation those of the plan.
+
+        Its mistake in the time of an evaluation is that in the time of a step.
         """
-        pace = (time.perf_counter() - self.started) / max(1, state.global_step - self.first_step)
-        if self.forecast and not self.has_evaluated:
-            pace *= 1 + self.forecast.evaluation_seconds / self.forecast.step_seconds
-        return short_time(pace * (state.num_steps - state.global_step))
+        if seconds := self.pauses.get(name):
+            return sum(seconds) / len(seconds)
+        if name != EVALUATION or self.forecast is None:
+            return 0.0
+        return self.forecast.evaluation_seconds * self._pace() / self.forecast.step_seconds
 
     def _comparison(self) -> dict[str, float]:
         """Return what was expected and what was measured."""
@@ -141,15 +160,17 @@ class Report:
 
     def evaluation(self, state: TrainState, scores: Mapping[str, float]) -> None:
         """Write one evaluation line."""
-        self.has_evaluated = True
         self._write(state, scores, "eval/")
         self.progress.line(
             state.global_step, " ".join(f"{name} {value:.4g}" for name, value in scores.items())
         )
 
-    def resume_clock(self) -> None:
-        """Do not count the time since the last step as training time."""
-        self.whole.mark = self.recent.mark = time.perf_counter()
+    def resume_clock(self, pause: str = "") -> None:
+        """Do not count the time since the last step as training time, but as that of an evaluation or a save."""
+        now = time.perf_counter()
+        if pause:
+            self.pauses.setdefault(pause, []).append(now - self.whole.mark)
+        self.whole.mark = self.recent.mark = now
 
     def summary(self, state: TrainState, results: Mapping[str, Any]) -> dict[str, Any]:
         """Write the last line of logging.jsonl and draw the pictures; return the line."""
@@ -240,6 +261,7 @@ def build_report(
     has_tensorboard: bool = True,
     forecast: Forecast | None = None,
     memory_in_use: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    to_come: Mapping[str, Callable[[TrainState], int]] | None = None,
 ) -> Report:
     """Return the report of a run that writes into `folder`; see `Report` for what it compares."""
     forget_after(folder / FILE, state.global_step)
@@ -253,4 +275,5 @@ def build_report(
         first_step=state.global_step,
         forecast=forecast,
         memory_in_use=memory_in_use,
+        to_come=to_come or {},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ class Silence:
     def evaluation(self, state: TrainState, scores: Scores) -> None:
         """Write one evaluation line."""
 
-    def resume_clock(self) -> None:
+    def resume_clock(self, pause: str = "") -> None:
         """Do not count the time since the last step as training time."""
 
 
@@ -54,6 +55,13 @@ class Every:
         on_count = bool(self.steps) and step % self.steps == 0
         on_epoch = self.at_epoch_end and state.is_epoch_end
         return on_count or on_epoch or state.is_done or (self.at_first and step == 1)
+
+    def times_left(self, state: TrainState) -> int:
+        """Return how often it is due in the steps to come."""
+        every = state.steps_per_epoch if self.at_epoch_end else self.steps
+        if not every or state.is_done:
+            return 0
+        return math.ceil(state.num_steps / every) - state.global_step // every
 
 
 @dataclass(frozen=True)
