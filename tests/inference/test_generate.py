@@ -148,6 +148,16 @@ def test_sampling_follows_the_seed(tiny_qwen2, tiny_tokenizer):
 def test_temperature_zero_is_greedy(tiny_qwen2, tiny_tokenizer):
     cold = generator(tiny_qwen2, tiny_tokenizer, do_sample=True, temperature=0.0)
     assert cold.answers(PROMPTS) == generator(tiny_qwen2, tiny_tokenizer).answers(PROMPTS)
+    # transformers and vLLM complain of a generation_config.json that says how to sample and not to
+    assert set(cold.settings.to_json()) == {"max_new_tokens", "do_sample", "repetition_penalty"}
+    assert Settings(temperature=0.5, top_k=7).to_json() == {
+        "max_new_tokens": 2048,
+        "do_sample": True,
+        "repetition_penalty": 1.0,
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.7,
+    }
 
 
 def test_the_context_bounds_the_answer_and_a_full_one_is_said(tiny_qwen2, tiny_tokenizer):

@@ -406,3 +406,21 @@ def test_evaluations_to_come_are_in_the_time_left_before_the_first_one(tmp_path,
     assert "0:20:00 left" in told()  # 80 steps of 10 s, and half as long for evaluations
     report.evaluation(state, {"eval_loss": 1.0})
     assert "0:13:20 left" in told()
+
+
+def test_the_time_left_of_a_resumed_run_is_by_the_steps_that_it_has_made_itself(tmp_path, monkeypatch, capfd):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    report = build_report(tmp_path, TrainState(100, 1, 100, global_step=60), peak_memory_bytes=lambda: 0)
+    report.started = now[0]
+    now[0] += 20 * 10
+    report.log(TrainState(100, 1, 100, global_step=80), {"loss": 1.0})
+    assert "0:03:20 left" in capfd.readouterr().err
+
+
+def test_an_evaluation_is_a_line_of_the_log(tmp_path):
+    state = TrainState(9, 1, 9, global_step=3)
+    report = build_report(tmp_path, state, peak_memory_bytes=lambda: 0)
+    report.evaluation(state, {"eval_loss": 1.23456789})
+    (line,) = map(json.loads, (tmp_path / "logging.jsonl").read_text("utf-8").splitlines())
+    assert (line["eval_loss"], line["global_step"]) == (pytest.approx(1.234568), 3) and "epoch" in line

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from swiftlet.errors import CheckpointError, DataError, NonFiniteError, OutOfMem
 from swiftlet.files import sha256
 from swiftlet.stopping import STOP_SIGNALS
 from swiftlet.train.loop import train
+from swiftlet.train.objective import forward
 from swiftlet.train.resume import find_checkpoint, open_checkpoint
+from swiftlet.train.run import Every
 from swiftlet.train.signals import Interrupted, StopRequest, listening
 from swiftlet.train.spikes import find_policy
 from swiftlet.train.state import parse_state
@@ -58,6 +62,25 @@ def test_the_trajectory_does_not_depend_on_how_a_step_is_cut(tmp_path, build_job
                 name,
                 mine["global_step"],
             )
+
+
+def test_a_line_of_the_log_is_over_all_tokens_since_the_last_one(tmp_path, build_job):
+    job = build_job(tmp_path, num_steps=4, dropout=0.0, save_every=9, evaluate_every=9)
+    job.run = replace(job.run, learning_rate=lambda step: 0.0, log_when=Every(2))
+    sums = []
+    for loaded in islice(job.run.load_steps(0, 0), 4):
+        losses = [forward(job.model, batch) for batch in loaded.micro_batches]
+        rows = [(one.loss_sum.item(), int(one.num_correct), int(one.num_tokens)) for one in losses]
+        sums.append([*map(sum, zip(*rows, strict=True)), loaded.step.num_tokens])
+    run_to_end(job)
+    made = [line for line in lines(tmp_path) if "loss" in line]
+    assert [line["global_step"] for line in made] == [2, 4]
+    for line, two in zip(made, (sums[:2], sums[2:]), strict=True):
+        loss, correct, labels, _ = map(sum, zip(*two, strict=True))
+        assert line["loss"] == pytest.approx(loss / labels, rel=1e-5)
+        assert line["acc"] == pytest.approx(correct / labels, rel=1e-5)
+    assert job.state.num_label_tokens == sum(row[2] for row in sums)
+    assert job.state.num_tokens == sum(row[3] for row in sums)
 
 
 @pytest.mark.parametrize("step", range(1, 6))
@@ -297,8 +320,15 @@ def test_a_full_disk_stops_the_run_where_that_is_asked_for(tmp_path, build_job, 
 def test_spikes_are_skipped_and_counted(tmp_path, build_job, plan_fault):
     job = build_job(tmp_path, num_steps=20, save_every=100, spikes=find_policy("skip"))
     plan_fault("bwd:step=18=spike=1000")
+    after, step = {}, job.run.report.step
+    job.run.report.step = lambda state, num_tokens: (
+        after.setdefault(state.global_step, weights(job.model)),
+        step(state, num_tokens),
+    )
     train(job.run, job.state)
     assert job.state.num_skipped == 1
+    assert torch.equal(after[18], after[17]), "nothing was updated by it"
+    assert not torch.equal(after[19], after[18])
 
 
 def test_spikes_stop_the_run(tmp_path, build_job, plan_fault):
