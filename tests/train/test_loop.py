@@ -15,6 +15,7 @@ from swiftlet.errors import CheckpointError, DataError, NonFiniteError, OutOfMem
 from swiftlet.files import sha256
 from swiftlet.stopping import STOP_SIGNALS
 from swiftlet.train.loop import train
+from swiftlet.train.memory_trial import MemoryPlan
 from swiftlet.train.objective import forward
 from swiftlet.train.resume import find_checkpoint, open_checkpoint
 from swiftlet.train.run import Every
@@ -253,6 +254,39 @@ def test_out_of_memory_says_what_to_type(tmp_path, build_job, plan_fault):
         train(job.run, job.state)
     assert "--micro_batch_tokens" in caught.value.hint
     assert find_checkpoint(tmp_path).manifest.step == 2
+
+
+def test_the_largest_micro_batch_is_tried_first_and_leaves_no_trace(tmp_path, build_job, golden, caplog):
+    job = build_job(tmp_path / "run")
+    largest = max(
+        (batch for loaded in islice(job.run.load_steps(0, 0), 6) for batch in loaded.micro_batches),
+        key=lambda batch: len(batch.input_ids_T),
+    )
+    job.run = replace(job.run, memory=MemoryPlan(largest, "weights 1 GiB", "type --max_length 5"))
+    with caplog.at_level("INFO"):
+        run_to_end(job)
+    assert f"the largest micro-batch, {len(largest.input_ids_T)} tokens, fits" in caplog.text
+    assert hashes(tmp_path / "run" / "checkpoint-6") == hashes(tmp_path / "golden" / "checkpoint-6")
+
+
+def test_a_largest_micro_batch_that_does_not_fit_is_said_before_the_first_step(tmp_path, build_job):
+    job = build_job(tmp_path)
+    loaded = next(iter(job.run.load_steps(0, 0)))
+    largest, before = loaded.micro_batches[0], weights(job.model)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    job.model.dropout.register_forward_hook(full)
+    job.run = replace(job.run, memory=MemoryPlan(largest, "weights 1 GiB", "type --max_length 5"))
+    with pytest.raises(OutOfMemoryError) as caught:
+        train(job.run, job.state)
+    assert caught.value.message == (
+        "out of memory before the first step: the largest micro-batch of the run has "
+        f"{len(largest.input_ids_T)} tokens; by the plan: weights 1 GiB"
+    )
+    assert caught.value.hint == "type --max_length 5"
+    assert torch.equal(weights(job.model), before) and not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_out_of_memory_in_an_evaluation_says_so_and_leaves_the_checkpoint_before(
