@@ -67,6 +67,15 @@ def test_attention_is_its_definition(attention, window, softcap, sinks):
         assert torch.allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [2, 5, 16])
+@pytest.mark.parametrize(
+    "window, softcap, sinks", [(1, None, None), (3, None, None), (None, 3.0, None), (7, 3.0, [0.5, -1, 2, 0])]
+)
+def test_queries_that_are_taken_in_blocks_see_the_same_keys(monkeypatch, size, window, softcap, sinks):
+    monkeypatch.setattr("swiftlet.device.kernels.QUERY_BLOCK", size)
+    test_attention_is_its_definition(plain_attention, window, softcap, sinks)
+
+
 def test_dropout_of_attention_weights():
     q, k, v = tensors(tokens=64)
     torch.manual_seed(0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import mmap
+import platform
 from dataclasses import replace
 
 import pytest
 import torch
 
-from swiftlet.device.cpu import cpu_memory
+from swiftlet.device.cpu import ResidentSet, cpu_memory, cpu_name
 from swiftlet.device.inventory import GIB, cpu_flags, cpu_has_native_bf16, host_memory_gib
 from swiftlet.device.machine import Machine
 from swiftlet.device.settings import apply_settings, environment, guess_kind
@@ -54,6 +55,25 @@ def test_memory_of_the_cpu_is_the_growth_of_this_process(cpu):
         assert cpu.peak_memory_bytes() - before >= 30_000_000
     cpu.reset_peak_memory()
     assert cpu.peak_memory_bytes() < 30_000_000
+
+
+def test_where_the_kernel_forbids_it_the_peak_of_before_is_no_growth(monkeypatch, tmp_path):
+    monkeypatch.setattr("swiftlet.device.cpu.PROC", tmp_path)
+    (tmp_path / "self" / "clear_refs").mkdir(parents=True)  # nobody writes into a folder, not even root
+    status = tmp_path / "self" / "status"
+    status.write_text("VmHWM:\t 300 kB\nVmRSS:\t 100 kB\n")
+    grown = ResidentSet()
+    assert grown.peak() == 0
+    status.write_text("VmHWM:\t 350 kB\nVmRSS:\t 120 kB\n")
+    assert grown.peak() == 50 * 1024
+    grown.reset()
+    assert grown.peak() == 0
+
+
+def test_a_system_without_proc_tells_nothing_of_its_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr("swiftlet.device.cpu.PROC", tmp_path)
+    assert cpu_name() == f"{platform.machine()} CPU"
+    assert cpu_memory() == (0, 0) and ResidentSet().peak() == 0
 
 
 def test_a_smaller_container_is_the_total(monkeypatch, tmp_path):
@@ -198,6 +218,8 @@ def test_the_guess_before_torch(monkeypatch):
 def test_settings_are_logged_and_applied(cpu):
     was, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
     try:
+        assert apply_settings(cpu) == [f"device: {cpu.name} (cpu 0), collectives by gloo"]
+        assert torch.are_deterministic_algorithms_enabled() == was
         lines = apply_settings(cpu, deterministic=True)
         assert lines == [
             f"device: {cpu.name} (cpu 0), collectives by gloo",

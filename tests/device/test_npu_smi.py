@@ -175,6 +175,15 @@ def test_the_controller_is_no_npu():
     table = parse_mapping(text)
     assert len(table.rows) == 2 and len(table.npus) == 1
     assert table.rows[1]["Chip Logic ID"] == "-"
+    without_numbers = "NPU ID    Chip ID    Chip Name\n6    0    MiniD\n6    4    Mcu\n"
+    assert [row["Chip Name"] for row in parse_mapping(without_numbers).npus] == ["MiniD"]
+    without_name = "NPU ID    Chip ID    Chip Logic ID    Chip Name\n6    0    0    MiniD\n6    4    -\n"
+    assert [row["Chip Name"] for row in parse_mapping(without_name).npus] == ["MiniD"]
+
+
+def test_a_row_of_a_later_driver_may_have_more_than_the_heading_names():
+    text = "NPU ID    Chip ID    Chip Logic ID    Chip Name\n6    0    0    Ascend 910B3    A2\n"
+    assert [row["Chip Name"] for row in parse_mapping(text).npus] == ["Ascend 910B3"]
 
 
 def test_figures_in_blocks_with_the_chip_before_or_after():

@@ -95,10 +95,12 @@ def test_too_few_processors_bind_nothing_and_say_so():
 
 def test_processes_on_one_cpu_share_it():
     before = os.sched_getaffinity(0)
+    if len(before) == 1:
+        pytest.skip("this process has one processor, which nobody can share")
     try:
-        (line,) = bind_process("cpu", 0, 1 + (len(before) > 1), {"PATH": ""}) or ("runs on processors",)
-        assert "runs on processors" in line
-        assert os.sched_getaffinity(0) <= before
+        (line,) = bind_process("cpu", 0, 2, {"PATH": ""})
+        assert line.startswith("process 0 runs on processors ")
+        assert os.sched_getaffinity(0) < before
     finally:
         os.sched_setaffinity(0, before)
 

@@ -182,4 +182,8 @@ def test_the_machine_is_read_from_its_nodes(tmp_path):
 
 def test_without_nodes_npu_smi_is_asked(npu_smi, tmp_path):
     assert look_at_machine(npu_smi(mapping=mapping_text([1, 2])), tmp_path) == Machine(npus=2)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "davinci3").touch()
+    asked = look_at_machine(npu_smi(mapping=mapping_text([1, 2])), tmp_path / "dev")
+    assert asked == Machine(npus=1), "a node is what this container may use"
     assert look_at_machine(npu_smi("dcmi module initialize failed. ret is -8005"), tmp_path) == Machine()

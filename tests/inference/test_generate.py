@@ -106,6 +106,22 @@ def test_streamed_pieces_add_up_to_the_answer(tiny_qwen2, tiny_tokenizer):
     assert len(pieces) > 1
 
 
+def test_a_character_of_several_tokens_is_shown_when_it_is_whole(tiny_qwen2, tiny_tokenizer, monkeypatch):
+    engine = generator(tiny_qwen2, tiny_tokenizer)
+    made = list("a你b好".encode()) + list("é".encode()[:1])  # the last one stays cut
+
+    def generate(prompts, streamer):
+        for token in [prompts[0], *made]:
+            streamer.put(torch.tensor(token))
+        return [made]
+
+    monkeypatch.setattr(engine, "decode", lambda ids: bytes(ids).decode("utf-8", "replace"))
+    monkeypatch.setattr(engine, "_generate", generate)
+    pieces = []
+    assert engine.answer(PROMPTS[0], pieces.append) == "a你b好\ufffd"
+    assert pieces == ["a", "你", "b", "好", "\ufffd"]
+
+
 def test_stop_words_cut_the_text(tiny_qwen2, tiny_tokenizer):
     engine = generator(tiny_qwen2, tiny_tokenizer)
     full = engine.answers([PROMPTS[0]])[0]
@@ -148,6 +164,16 @@ def test_sampling_follows_the_seed(tiny_qwen2, tiny_tokenizer):
 def test_temperature_zero_is_greedy(tiny_qwen2, tiny_tokenizer):
     cold = generator(tiny_qwen2, tiny_tokenizer, do_sample=True, temperature=0.0)
     assert cold.answers(PROMPTS) == generator(tiny_qwen2, tiny_tokenizer).answers(PROMPTS)
+    # transformers and vLLM complain of a generation_config.json that says how to sample and not to
+    assert set(cold.settings.to_json()) == {"max_new_tokens", "do_sample", "repetition_penalty"}
+    assert Settings(temperature=0.5, top_k=7).to_json() == {
+        "max_new_tokens": 2048,
+        "do_sample": True,
+        "repetition_penalty": 1.0,
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.7,
+    }
 
 
 def test_the_context_bounds_the_answer_and_a_full_one_is_said(tiny_qwen2, tiny_tokenizer):

@@ -8,7 +8,7 @@ from torch import nn
 from swiftlet.parallel.ddp import build_ddp_engine
 from swiftlet.parallel.engine import Trained, build_single_engine
 from swiftlet.parallel.fsdp import build_fsdp_engine
-from swiftlet.parallel.gradients import build_gradients, norm_of
+from swiftlet.parallel.gradients import build_gradients, clip_factor, norm_of
 from swiftlet.parallel.world import World
 
 
@@ -29,6 +29,14 @@ def rows() -> torch.Tensor:
 
 def loss_of(model, x):
     return model(x).square().sum()
+
+
+@pytest.mark.parametrize("norm", [0.0, 0.1, 0.5, 2.0, 1e6])
+def test_clipping_makes_a_gradient_smaller_and_never_larger(norm):
+    torchs = nn.Parameter(torch.zeros(1))
+    torchs.grad = torch.tensor([norm])
+    torch.nn.utils.clip_grad_norm_([torchs], 0.5)
+    assert float(norm * clip_factor(torch.tensor(norm), 0.5)) == pytest.approx(float(torchs.grad))
 
 
 def three_steps(engine, model, x):

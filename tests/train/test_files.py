@@ -432,3 +432,25 @@ def test_how_often_something_is_still_due_is_how_often_it_then_comes(due):
         times.append(due(state))
     assert found == [sum(times[at:]) for at in range(25)]
     assert due.times_left(state) == 0
+
+
+def test_the_time_left_of_a_resumed_run_is_by_the_steps_that_it_has_made_itself(tmp_path, monkeypatch, capfd):
+    now = [100.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    state = TrainState(100, 1, 100, global_step=60)
+    report = build_report(tmp_path, state, peak_memory_bytes=lambda: 0)
+    report.resume_clock()
+    for _ in range(20):
+        state.global_step += 1
+        now[0] += 10
+        report.step(state, 1)
+    report.log(state, {"loss": 1.0})
+    assert "0:03:20 left" in capfd.readouterr().err
+
+
+def test_an_evaluation_is_a_line_of_the_log(tmp_path):
+    state = TrainState(9, 1, 9, global_step=3)
+    report = build_report(tmp_path, state, peak_memory_bytes=lambda: 0)
+    report.evaluation(state, {"eval_loss": 1.23456789})
+    (line,) = map(json.loads, (tmp_path / "logging.jsonl").read_text("utf-8").splitlines())
+    assert (line["eval_loss"], line["global_step"]) == (pytest.approx(1.234568), 3) and "epoch" in line

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import time
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -13,7 +15,10 @@ from swiftlet.errors import CheckpointError, DataError, NonFiniteError, OutOfMem
 from swiftlet.files import sha256
 from swiftlet.stopping import STOP_SIGNALS
 from swiftlet.train.loop import train
+from swiftlet.train.memory_trial import MemoryPlan
+from swiftlet.train.objective import forward
 from swiftlet.train.resume import find_checkpoint, open_checkpoint
+from swiftlet.train.run import Every
 from swiftlet.train.signals import Interrupted, StopRequest, listening
 from swiftlet.train.spikes import find_policy
 from swiftlet.train.state import parse_state
@@ -58,6 +63,25 @@ def test_the_trajectory_does_not_depend_on_how_a_step_is_cut(tmp_path, build_job
                 name,
                 mine["global_step"],
             )
+
+
+def test_a_line_of_the_log_is_over_all_tokens_since_the_last_one(tmp_path, build_job):
+    job = build_job(tmp_path, num_steps=4, dropout=0.0, save_every=9, evaluate_every=9)
+    job.run = replace(job.run, learning_rate=lambda step: 0.0, log_when=Every(2))
+    sums = []
+    for loaded in islice(job.run.load_steps(0, 0), 4):
+        losses = [forward(job.model, batch) for batch in loaded.micro_batches]
+        rows = [(one.loss_sum.item(), int(one.num_correct), int(one.num_tokens)) for one in losses]
+        sums.append([*map(sum, zip(*rows, strict=True)), loaded.step.num_tokens])
+    run_to_end(job)
+    made = [line for line in lines(tmp_path) if "loss" in line]
+    assert [line["global_step"] for line in made] == [2, 4]
+    for line, two in zip(made, (sums[:2], sums[2:]), strict=True):
+        loss, correct, labels, _ = map(sum, zip(*two, strict=True))
+        assert line["loss"] == pytest.approx(loss / labels, rel=1e-5)
+        assert line["acc"] == pytest.approx(correct / labels, rel=1e-5)
+    assert job.state.num_label_tokens == sum(row[2] for row in sums)
+    assert job.state.num_tokens == sum(row[3] for row in sums)
 
 
 @pytest.mark.parametrize("step", range(1, 6))
@@ -232,6 +256,39 @@ def test_out_of_memory_says_what_to_type(tmp_path, build_job, plan_fault):
     assert find_checkpoint(tmp_path).manifest.step == 2
 
 
+def test_the_largest_micro_batch_is_tried_first_and_leaves_no_trace(tmp_path, build_job, golden, caplog):
+    job = build_job(tmp_path / "run")
+    largest = max(
+        (batch for loaded in islice(job.run.load_steps(0, 0), 6) for batch in loaded.micro_batches),
+        key=lambda batch: len(batch.input_ids_T),
+    )
+    job.run = replace(job.run, memory=MemoryPlan(largest, "weights 1 GiB", "type --max_length 5"))
+    with caplog.at_level("INFO"):
+        run_to_end(job)
+    assert f"the largest micro-batch, {len(largest.input_ids_T)} tokens, fits" in caplog.text
+    assert hashes(tmp_path / "run" / "checkpoint-6") == hashes(tmp_path / "golden" / "checkpoint-6")
+
+
+def test_a_largest_micro_batch_that_does_not_fit_is_said_before_the_first_step(tmp_path, build_job):
+    job = build_job(tmp_path)
+    loaded = next(iter(job.run.load_steps(0, 0)))
+    largest, before = loaded.micro_batches[0], weights(job.model)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+
+    job.model.dropout.register_forward_hook(full)
+    job.run = replace(job.run, memory=MemoryPlan(largest, "weights 1 GiB", "type --max_length 5"))
+    with pytest.raises(OutOfMemoryError) as caught:
+        train(job.run, job.state)
+    assert caught.value.message == (
+        "out of memory before the first step: the largest micro-batch of the run has "
+        f"{len(largest.input_ids_T)} tokens; by the plan: weights 1 GiB"
+    )
+    assert caught.value.hint == "type --max_length 5"
+    assert torch.equal(weights(job.model), before) and not list(tmp_path.glob("checkpoint-*"))
+
+
 def test_out_of_memory_in_an_evaluation_says_so_and_leaves_the_checkpoint_before(
     tmp_path, build_job, plan_fault
 ):
@@ -297,8 +354,15 @@ def test_a_full_disk_stops_the_run_where_that_is_asked_for(tmp_path, build_job, 
 def test_spikes_are_skipped_and_counted(tmp_path, build_job, plan_fault):
     job = build_job(tmp_path, num_steps=20, save_every=100, spikes=find_policy("skip"))
     plan_fault("bwd:step=18=spike=1000")
+    after, step = {}, job.run.report.step
+    job.run.report.step = lambda state, num_tokens: (
+        after.setdefault(state.global_step, weights(job.model)),
+        step(state, num_tokens),
+    )
     train(job.run, job.state)
     assert job.state.num_skipped == 1
+    assert torch.equal(after[18], after[17]), "nothing was updated by it"
+    assert not torch.equal(after[19], after[18])
 
 
 def test_spikes_stop_the_run(tmp_path, build_job, plan_fault):

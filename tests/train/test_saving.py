@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from swiftlet import heartbeat
 from swiftlet.errors import CheckpointError, SaveError, UsageError
 from swiftlet.files import sha256
 from swiftlet.train.checkpoint import SPARE_BYTES
@@ -53,10 +54,14 @@ def test_steps_are_made_while_a_checkpoint_is_written_and_its_bytes_are_those_of
     assert hashes(tmp_path / "slow" / "checkpoint-6") == hashes(tmp_path / "quick" / "checkpoint-6")
 
 
-def test_no_step_is_made_that_a_kill_could_cost_beyond_the_interval_of_saves(tmp_path, build_job):
+def test_no_step_is_made_that_a_kill_could_cost_beyond_the_interval_of_saves(
+    tmp_path, build_job, monkeypatch
+):
     job = build_job(tmp_path, save_every=2, most_lost=2)
-    seen = delay_writing(job)
+    seen, beats = delay_writing(job), []
+    monkeypatch.setattr(heartbeat, "beat", lambda *beat: beats.append(beat))
     train(job.run, job.state)
+    assert beats[beats.index(("step", 3)) + 1 :][:2] == [("save", 2), ("step", 3)], "what it waits for"
     assert seen[2] == []
     assert seen[3] == seen[4] == ["checkpoint-2"], "the update of step 3 waited for it"
     assert seen[5] == ["checkpoint-2", "checkpoint-4"]
