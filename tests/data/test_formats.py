@@ -153,7 +153,7 @@ def test_what_stands_beside_a_question_and_answer_is_the_answers(key):
     chat = [{"human": "a", "assistant": "", "tool_calls": [call], "thinking": "t"}]
     sample = sample_of({"conversation": chat})
     assert sample.messages[1]["tool_calls"] == [{"type": "function", "function": call}]
-    assert sample.notes == ("reasoning_unused",)
+    assert sample.messages[1]["thought"] == "t"
 
 
 @pytest.mark.parametrize(
@@ -327,26 +327,32 @@ def test_which_answers_are_trained_on():
         ({"prompt": "a", "completion": "b", "label": -1.0}, "label_unused"),
         ({"instruction": "a", "output": "b", "kto_tag": True}, "label_unused"),
         ({"instruction": "a", "context": "c", "response": "b"}, "context_unused"),
+        ({"text": "a", "reasoning_content": "c"}, "reasoning_unused"),
+        ({"messages": turns("a", "b"), "reasoning_content": "c"}, "reasoning_unused"),
+        ({"query": "a", "response": "b", "thinking": True}, "reasoning_unused"),
         (
-            {"query": "a", "response": "b", "reasoning_content": "c"},
-            "reasoning_unused",
-        ),
-        (
-            {"messages": [*turns("a"), {"role": "assistant", "content": "b", "reasoning_content": "c"}]},
-            "reasoning_unused",
-        ),
-        (
-            {"messages": [*turns("a"), {"role": "assistant", "content": "b", "thinking": "c"}]},
-            "reasoning_unused",
-        ),
-        (
-            {"messages": [*turns("a"), {"role": "assistant", "content": "b", "reasoning": "c"}]},
+            {"messages": [*turns("a"), {"role": "assistant", "content": "b", "reasoning": ["c"]}]},
             "reasoning_unused",
         ),
     ],
 )
 def test_what_is_not_used_is_noted(row, note):
-    assert sample_of(row).notes == (note,)
+    assert note in sample_of(row).notes
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_what_was_thought_before_an_answer_is_kept_beside_it(key):
+    answer = {"role": "assistant", "content": "b", "thought": "c"}
+    beside = {"role": "assistant", "content": "b", key: "c"}
+    rows = [{"messages": [*turns("a"), beside]}]
+    rows += [{"query": "a", "response": "b", key: "c"}] if key != "reasoning" else []
+    for row in rows:
+        sample = sample_of(row)
+        assert (sample.messages, sample.notes) == ([*turns("a"), answer], ())
+    empty = sample_of({"messages": [*turns("a"), {**beside, key: " "}]})
+    assert empty.messages == turns("a", "b")
+    bad = to_sample(Record({"messages": [*turns("a"), {**beside, key: "\ud800"}]}, ORIGIN), {})
+    assert (bad.reason, bad.detail[:20]) == ("surrogate", "turn 1 (assistant): ")
 
 
 def test_other_column_names_through_the_mapping():

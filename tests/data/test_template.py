@@ -195,26 +195,6 @@ def test_an_answer_of_nothing_but_a_tag_is_trained_on_where_it_is_printed_and_no
     assert notes == ("answer_left_out",)
 
 
-def test_a_thought_written_before_the_answer_is_trained_on_with_its_tags(make):
-    """As Qwen 3's template prints it: the same text as of a thought in a key of its own, which rows cannot have."""
-    split = (
-        "{% if '</think>' in answer %}{% set thought = answer.split('</think>')[0].split('<think>')[-1] %}"
-    )
-    split += "{% set answer = answer.split('</think>')[-1].lstrip('\n') %}{% endif %}"
-    thought = "{% if thought %}<think>\n{{ thought.strip('\n') }}\n</think>\n\n{% endif %}{{ answer }}"
-    start = "{% set answer = m.content %}{% set thought = m.reasoning_content %}" + split
-    template = make(CHATML.replace("{{ m.content }}", start + thought))
-    printed = "<think>\nLet me see.\n</think>\n\nyes<|end|>"
-    beside = [*talk("Is it?"), {"role": "assistant", "content": "yes", "reasoning_content": "Let me see."}]
-    assert template.chat.render(beside).endswith("assistant\n" + printed + "\n")
-    for answer, notes in (
-        (printed.removesuffix("<|end|>"), ()),
-        ("<think>Let me see.</think>yes", ("answer_altered",)),
-    ):
-        encoded, found = template.encode_noted(sample(talk("Is it?", answer)))
-        assert (trained(template, encoded), found) == ([printed], notes)
-
-
 def test_a_second_conversation_of_a_shape_is_what_a_fresh_template_makes(make):
     for chat, _ in TEMPLATES.values():
         seen = make(chat)

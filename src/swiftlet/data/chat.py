@@ -30,6 +30,7 @@ LOSS_KEYS = (
 # some tools mean by it what is trained on, others what is not, or only parts of a text
 UNCLEAR_LOSS_KEYS = ("mask", "masked", "train_detail")
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+THOUGHT = "thought"  # our own key of what was thought before an answer
 NUM_NAMES = 12
 
 
@@ -192,7 +193,7 @@ def _part(part: Any, number: int, role: str) -> str:
 
 
 def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
-    """Take over an assistant's tool calls and whether it is trained on."""
+    """Take over an assistant's tool calls, what it thought before, and whether it is trained on."""
     value = turn.get("tool_calls") if turn.get("tool_calls") is not None else turn.get("function_call")
     if value is not None and value != "":
         calls = read_calls(value, number)
@@ -202,7 +203,10 @@ def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: s
     is_trained = _is_trained_on(turn, number, notes)
     if is_trained is not None:
         message["loss"] = is_trained
-    if any(turn.get(key) for key in REASONING_KEYS):
+    thought = next((turn[key] for key in REASONING_KEYS if holds_something(turn.get(key))), None)
+    if isinstance(thought, str) and not how_empty(thought):
+        message[THOUGHT] = thought
+    elif thought is not None:
         notes.add("reasoning_unused")
 
 

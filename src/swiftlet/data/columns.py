@@ -25,10 +25,11 @@ PREFERENCES = (
     "preferred_output", "non_preferred_output",
 )  # fmt: skip
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
-# columns that are not used, with the code of the note that says so; `reasoning` mostly says whether there is some
+THOUGHTS = ("reasoning_content", "thinking")  # `reasoning` mostly says whether there is some
+# columns that are not used, or only beside an answer, with the code of the note that says so
 NOTED = (
     (("label", "kto_tag"), "label_unused"),
-    (("reasoning_content", "thinking"), "reasoning_unused"),
+    (THOUGHTS, "reasoning_unused"),
     (("chat_template_kwargs", "documents"), "template_inputs_unused"),
 )
 TURN_KEYS = ("role", "content")

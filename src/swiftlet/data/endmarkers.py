@@ -22,7 +22,7 @@ from swiftlet.data.tokenizer import Tokenizer
 QUESTION: dict[str, Any] = {"role": "user", "content": "q"}
 ANSWER: dict[str, Any] = {"role": "assistant", "content": "a"}
 # By the names that templates have for what was thought before an answer.
-THOUGHT: dict[str, Any] = {
+THOUGHTFUL: dict[str, Any] = {
     **dict.fromkeys(REASONING_KEYS, "thought-17"), "role": "assistant", "content": "answer-71",
 }  # fmt: skip
 SYSTEM: dict[str, Any] = {"role": "system", "content": "s"}
@@ -192,7 +192,7 @@ class EndMarkers:
     def closes_thoughts(self, marker: str) -> bool:
         """Return whether a marker stands between what was thought and its answer too: generation goes on behind it."""
         try:
-            text = self.locator.renderer.render([QUESTION, THOUGHT], self._tools)
+            text = self.locator.renderer.render([QUESTION, THOUGHTFUL], self._tools)
         except TemplateError:
             return False
         _, _, behind = text.partition("thought-17")

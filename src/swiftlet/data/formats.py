@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from swiftlet.data.chat import Message, read_chat
+from swiftlet.data.chat import THOUGHT, Message, read_chat
 from swiftlet.data.columns import (
     ANSWERS,
     CHATS,
     MEDIA,
     NOTED,
-    OURS,
     PREFERENCES,
     SYSTEMS,
+    THOUGHTS,
     TOOLS,
     Columns,
     are_turns,
@@ -33,6 +32,7 @@ from swiftlet.data.mapping import of_rows, of_turns, rename
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.roles import ASSISTANT, SYSTEM, USER
 from swiftlet.data.rows import BadRow, Record, Sample
+from swiftlet.data.surrogates import check_text
 from swiftlet.data.toolcalls import parsed, read_tools
 
 # most rows have none of these, and one look at all names is cheaper than one each
@@ -49,7 +49,7 @@ def to_sample(record: Record, columns: Mapping[str, str]) -> Sample | BadRow:
     try:
         row = rename(record.row, of_rows(columns)) if columns else record.row
         sample = _read(row, record, columns)
-        _check_text(sample, row)
+        check_text(sample, row)
     except RowFault as fault:
         return BadRow(record.origin, fault.reason, fault.detail, row_sha1(record.row))
     except RecursionError:
@@ -169,7 +169,14 @@ def _pair(
     question = _question(row, columns)
     if "context" in row and isinstance(row["context"], str) and row["context"].strip():
         notes.add("context_unused")
-    turns = [{"role": USER, "content": question}, {"role": ASSISTANT, "content": answer}]
+    turns: list[Message] = [{"role": USER, "content": question}, {"role": ASSISTANT, "content": answer}]
+    thought = next(
+        (name for name in THOUGHTS if isinstance(row.get(name), str) and not how_empty(row[name])), None
+    )
+    if thought is not None:
+        turns[-1][THOUGHT] = row[thought]
+        notes.discard("reasoning_unused")
+        used = (*used, thought)
     return [*_history(row.get("history")), *turns], used
 
 
@@ -263,36 +270,3 @@ def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Messag
     if messages[0]["content"] != system:
         raise RowFault("role_order", f"column {name} beside a system turn that says something else")
     return messages
-
-
-def _check_text(sample: Sample, row: Mapping[str, Any]) -> None:
-    """Make sure that the text can be written as UTF-8, as tokenizers need it.
-
-    Raises:
-        RowFault: it holds half of a surrogate pair.
-    """
-    try:
-        if sample.text is not None:
-            sample.text.encode()
-        for message in sample.messages:
-            message["content"].encode()
-        if sample.tools or any("tool_calls" in message for message in sample.messages):
-            # as a whole, so that what is nested too deep for the hash of the row is found here
-            json.dumps([sample.messages, sample.tools], ensure_ascii=False, default=str).encode()
-    except UnicodeEncodeError:
-        what = "half of a surrogate pair (\\ud800 to \\udfff), which UTF-8 cannot hold"
-        raise RowFault("surrogate", f"{_place_of_surrogate(sample, row)}: {what}") from None
-
-
-def _place_of_surrogate(sample: Sample, row: Mapping[str, Any]) -> str:
-    for name, value in row.items():
-        if name in OURS and isinstance(value, str) and _has_surrogate(value):
-            return f"column {name}"
-    for number, message in enumerate(sample.messages):
-        if _has_surrogate([message["content"], message.get("tool_calls")]):
-            return f"turn {number} ({message['role']})"
-    return "tools"
-
-
-def _has_surrogate(value: Any) -> bool:
-    return re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False, default=str)) is not None

@@ -39,8 +39,9 @@ NOTES: dict[str, str] = {
     "results_as_text": "the chat template prints no answers of tools: they are questions between <tool_response> tags",
     "tools_as_text": "the chat template prints no tools: they are described in the system message",
     "tools_left_out": "the chat template prints neither tools nor a system message: they are left out",
-    "reasoning_unused": "a reasoning_content, reasoning or thinking beside the answer is not used; to have it learnt, "
-    "write it before the answer between the tags of the chat template, as in <think>...</think>",
+    "reasoning_unused": "a reasoning_content, reasoning or thinking beside the answer is not used, as the chat "
+    "template does not print it; to have it learnt, write it into the answer, as in <think>...</think>",
+    "reasoning_left_out": "the chat template does not print what was thought before earlier answers",
     "template_inputs_unused": "chat_template_kwargs or documents beside the turns do not go to the chat template",
     "truncated": "a row longer than max_length lost its beginning",
     "prompt_left_out": "the chat template does not print a turn before the answer",

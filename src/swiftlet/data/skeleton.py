@@ -123,3 +123,25 @@ def fill(skeleton: Skeleton, messages: Messages, text: str) -> Conversation | No
         for number, first, last, lead, tail in skeleton.answers
     ]
     return Conversation(text, Located(text, regions, frozenset()), turns, skeleton.append)
+
+
+def altered_texts(conversation: Conversation, messages: Messages) -> tuple[str, ...]:
+    """Return codes for texts that were not printed as they are."""
+    found = set()
+    for number, message in enumerate(messages):
+        content = message.get("content") or ""
+        if number in conversation.located.unknown or not content.strip():
+            continue
+        printed = [
+            conversation.text[region.start : region.end] for region in conversation.located.regions[number]
+        ]
+        who = "answer" if message["role"] == "assistant" else "prompt"
+        if not printed:
+            found.add(f"{who}_left_out")
+        elif content not in printed:
+            found.add(
+                f"{who}_stripped"
+                if content.strip() in (text.strip() for text in printed)
+                else f"{who}_altered"
+            )
+    return tuple(sorted(found))

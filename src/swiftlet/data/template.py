@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 
 from swiftlet import log
+from swiftlet.data.chat import THOUGHT
 from swiftlet.data.endmarkers import EndMarkers
 from swiftlet.data.named_templates import named_template, needs
 from swiftlet.data.rendering import LEAVE_OUT_OR_CHANGE, Renderer, TemplateError, source_of
 from swiftlet.data.rows import IGNORE_INDEX, Encoded, Sample
 from swiftlet.data.segments import encode_conversation
-from swiftlet.data.skeleton import Conversation
+from swiftlet.data.skeleton import Conversation, altered_texts
 from swiftlet.data.spans import Locator
 from swiftlet.data.system_message import check_system, without_system
+from swiftlet.data.thoughts import Thoughts
 from swiftlet.data.tokenizer import Tokenizer
 from swiftlet.data.tooltext import ToolText, with_form_of_calls
 from swiftlet.data.turns import TurnFinder
@@ -35,7 +37,7 @@ from swiftlet.errors import UsageError, describe
 
 __all__ = ["Template", "TemplateError", "build_template"]
 PLAIN = "default-generation"
-_CODE_VERSION = 7
+_CODE_VERSION = 8
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class Template:
             raise TemplateError(
                 "no token of the row would be trained on", LEAVE_OUT_OR_CHANGE, reason="no_label_tokens"
             )
-        return input_ids, labels, tuple(sorted({*notes, *_notes(conversation, messages)}))
+        return input_ids, labels, tuple(sorted({*notes, *altered_texts(conversation, messages)}))
 
     def encode_prompt(
         self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None
@@ -178,15 +180,23 @@ class Template:
     def _fit(
         self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None
     ) -> tuple[list[dict[str, Any]], list[Any] | None, tuple[str, ...]]:
-        """Return messages and tools as they are rendered, and codes for what of them became text."""
+        """Return messages and tools as they are rendered, and codes for what of them became text or is not printed."""
         shown = self._with_system(messages)
-        if not tools and not any(message.get("tool_calls") for message in shown):
-            return shown, tools, ()
-        return self._tool_texts[bool(tools)].fit(shown, tools)
+        notes: tuple[str, ...] = ()
+        if tools or any(message.get("tool_calls") for message in shown):
+            shown, tools, notes = self._tool_texts[bool(tools)].fit(shown, tools)
+        if any(THOUGHT in message for message in shown):
+            shown, noted = self._thoughts[bool(tools)].written(shown, tools)
+            notes = (*notes, *noted)
+        return shown, tools, notes
 
     @cached_property
     def _tool_texts(self) -> dict[bool, ToolText]:
         return {False: ToolText(self.chat), True: ToolText(self.tool_use)}
+
+    @cached_property
+    def _thoughts(self) -> dict[bool, Thoughts]:
+        return {False: Thoughts(self.chat), True: Thoughts(self.tool_use)}
 
     def _encode_text(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text, split_special=True)
@@ -209,28 +219,6 @@ class Template:
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in self.__dataclass_fields__}
-
-
-def _notes(conversation: Conversation, messages: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Return codes for texts that were not printed as they are."""
-    found = set()
-    for number, message in enumerate(messages):
-        content = message.get("content") or ""
-        if number in conversation.located.unknown or not content.strip():
-            continue
-        printed = [
-            conversation.text[region.start : region.end] for region in conversation.located.regions[number]
-        ]
-        who = "answer" if message["role"] == "assistant" else "prompt"
-        if not printed:
-            found.add(f"{who}_left_out")
-        elif content not in printed:
-            found.add(
-                f"{who}_stripped"
-                if content.strip() in (text.strip() for text in printed)
-                else f"{who}_altered"
-            )
-    return tuple(sorted(found))
 
 
 def build_template(
