@@ -200,6 +200,15 @@ def test_help_of_a_command_is_grouped(command, capsys):
     assert ("  NPROC_PER_NODE=2\n" in out) == (command in ("sft", "infer"))
 
 
+@pytest.mark.parametrize("columns", ["80", "97"])
+def test_help_keeps_names_whole(columns, capsys, monkeypatch):
+    """At 80 columns, held-out was cut behind its dash."""
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in cli.COMMANDS:
+        assert cli.main([command, "--help"]) == 0
+        assert not [line for line in capsys.readouterr().out.splitlines() if line.endswith("-")]
+
+
 def test_help_of_a_command_either_way_round(capsys):
     assert cli.main(["help", "sft"]) == cli.main(["sft", "--help"]) == cli.main(["sft", "help"]) == 0
     text = capsys.readouterr().out

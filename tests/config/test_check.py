@@ -143,6 +143,25 @@ def test_an_empty_command_line_names_what_is_missing():
     assert messages == ["no model is named", "no dataset is named"]
 
 
+def test_who_goes_on_with_a_run_by_its_folder_alone_is_told_where_its_arguments_are(tmp_path):
+    record = tmp_path / "sft_args.json"
+    record.write_text("{}", encoding="utf-8")
+
+    hint = f"put {record} first: it has --model_type, --dataset and the other flags of that run"
+    found = [str(one) for one in check_sft(parse(SftArgs, [str(tmp_path)]))]
+    assert found == [f"unexpected word '{tmp_path}'\nhint: {hint}"]
+    hint = f"add {record} before the flags: that run's own arguments"
+    found = [str(one) for one in check_sft(parse(SftArgs, ["--resume_from_checkpoint", str(tmp_path)]))]
+    assert found == [f"no model is named\nhint: {hint}"]
+
+
+def test_a_file_of_arguments_behind_flags_is_told_to_come_first():
+    found = [str(one) for one in check_sft(parse(SftArgs, ["--lora_rank", "4", "a.yaml"]))]
+    assert found == [
+        "unexpected word 'a.yaml'\nhint: put a.yaml first, before flags such as --model_type and --dataset"
+    ]
+
+
 def test_a_folder_without_config(tmp_path):
     (tmp_path / "model.safetensors").touch()
     (message,) = sft(f"--model_id_or_path {tmp_path}")

@@ -66,7 +66,7 @@ def test_switches_of_three_states():
     ("words", "expected"),
     [
         ("--learnin_rate 1", "unknown flag --learnin_rate\nhint: did you mean --learning_rate?"),
-        ("--zzzzzz 1", "unknown flag --zzzzzz\nhint: see --help"),
+        ("--zzzzzz 1", "unknown flag --zzzzzz\nhint: leave it out, or see --help"),
         ("--bf16 true", "there is no flag --bf16 here\nhint: use --dtype bf16"),
         ("--lora_rank", "--lora_rank has no value\nhint: type --lora_rank 8"),
         ("--lora_rank x", "--lora_rank is a whole number, found 'x'\nhint: type --lora_rank 8"),
@@ -114,6 +114,10 @@ def test_each_mistake_says_what_to_type(words, expected):
         (InferArgs, "output_dir", "use --result_dir FOLDER"),
         (ExportArgs, "output_dir", "use --export_dir FOLDER"),
         (ExportArgs, "quant_n_samples", "quantised training and export are not available"),
+        (SftArgs, "dataset_config", "use --dataset NAME:SUBSET"),
+        (SftArgs, "dataset_text_field", "use --columns FIELD=text"),
+        (SftArgs, "use_loss_scale", "not available: the tokens of the answers"),
+        (SftArgs, "vera_rank", "not available; --sft_type lora"),
         (SftArgs, "load_best_model_at_end", "not needed: the best checkpoint is kept"),
         *(
             (SftArgs, name, "to go on with a run: --resume_from_checkpoint FOLDER; to train anew")

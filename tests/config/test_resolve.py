@@ -37,3 +37,8 @@ def test_a_flag_that_nothing_reads_says_what_is_done_in_its_place():
         "training",
     ]
     assert not_needed(SftArgs()) == []
+
+
+def test_the_arguments_of_a_run_say_nothing_of_what_was_filled_in():
+    args = parse(SftArgs, ["--batch_size", "4"]).args
+    assert not_needed(resolve_sft(args, 1)) == []

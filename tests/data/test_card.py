@@ -246,9 +246,34 @@ def test_the_datasets_of_a_registry_are_subsets(tmp_path, said):
     assert said == []
     assert chosen(folder, "first") == ["a.json"]
     assert said == [
-        "the columns that dataset_info.json gives to first are not read (prompt: q, response: a, role_tag: who): "
-        "where they are not ours, name them with --columns theirs=ours"
+        "the names that dataset_info.json gives to the columns of first are not read from there: they are given by "
+        "--columns q=instruction a=response who=role"
     ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "tags", "typed"),
+    [
+        ({"prompt": "instruction", "query": "input", "response": "output", "history": "history"}, {}, ()),
+        ({"prompt": "question", "response": "answer"}, {}, ()),
+        ({"messages": "conversations", "tools": "tools"}, {"role_tag": "from", "user_tag": "human"}, ()),
+        ({"prompt": "output", "response": "input"}, {}, ("output=instruction", "input=response")),
+        ({"prompt": "question", "query": "input"}, {}, ("question=instruction", "input=input")),
+        (
+            {"messages": "my chat", "images": "images", "ranking": True},
+            {"content_tag": "text", "assistant_tag": "a", "observation_tag": "seen", "function_tag": "f"},
+            ("'my chat=messages'", "text=content", "a=assistant", "seen=tool"),
+        ),
+    ],
+)
+def test_names_of_a_registry_that_are_not_ours_are_said_as_they_are_typed(
+    tmp_path, said, columns, tags, typed
+):
+    folder = folder_of(tmp_path, ["a.json"], [])
+    registry = {"first": {"file_name": "a.json", "columns": columns, "tags": tags}}
+    (folder / "dataset_info.json").write_text(json.dumps(registry))
+    assert chosen(folder, "first") == ["a.json"]
+    assert [line.rpartition("--columns ")[2] for line in said] == ([" ".join(typed)] if typed else [])
 
 
 def test_numbered_files_of_an_earlier_set_are_said(tmp_path, said):

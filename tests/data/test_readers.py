@@ -184,10 +184,11 @@ def test_f38_a_file_in_another_encoding_stops_with_the_command_that_converts_it(
 ):
     row = json.dumps({"query": "a", "response": text}, ensure_ascii=False)
     content = {"a.jsonl": f"{{}}\n{row}\n", "a.json": f"[\n{row}]", "a.csv": f"query,response\na,{text}\n"}
-    error = stop(make(name, content.get(name, f"plain\n{text}\n").encode(encoding)))
+    path = make(name, content.get(name, f"plain\n{text}\n").encode(encoding))
+    error = stop(path)
     assert "not UTF-8 at line 2" in error.message
     assert f"it looks like {shown}" in error.message
-    assert f"iconv -f {shown} -t UTF-8 {name}" in error.hint
+    assert error.hint == f"convert it: iconv -f {shown} -t UTF-8 {path} > utf8-{name}"
 
 
 @pytest.mark.parametrize(
@@ -275,10 +276,11 @@ def test_nul_bytes_cost_one_line_of_a_text(make):
     ],
 )
 def test_f38_wide_characters_are_seen_also_where_the_text_begins_with_chinese(make, name, text, encoding):
-    error = stop(make(name, (text * 300).encode(encoding)))
+    path = make(name, (text * 300).encode(encoding))
+    error = stop(path)
     shown = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
     assert f"{shown[:6]} text without a byte order mark" in error.message
-    assert error.hint == f"convert it: iconv -f {shown} -t UTF-8 {name} > utf8-{name}"
+    assert error.hint == f"convert it: iconv -f {shown} -t UTF-8 {path} > utf8-{name}"
 
 
 @pytest.mark.parametrize("row", ['{"query": "a", "response": "b"}', GOOD])
@@ -343,15 +345,15 @@ def test_one_object_with_a_data_column_is_one_row(make):
         (
             '{"version": 1, "data": [{"query": "a"}]}',
             "keys version, data, expected a list",
-            "jq -c '.data[]' a.json",
+            "jq -c '.data[]' {path} >",
         ),
         (
             '{"rows": [{"row_idx": 0, "row": {"query": "a"}}]}',
             "keys rows, expected",
-            "jq -c '.rows[].row' a.json",
+            "jq -c '.rows[].row' {path} >",
         ),
-        ('{"the rows": [{"query": "a"}]}', "keys the rows, expected", """jq -c '.["the rows"][]' a.json"""),
-        ('{"q1": {"query": "a"}, "q2": {"query": "b"}}', "keys q1, q2, expected", "jq -c '.[]' a.json"),
+        ('{"the rows": [{"query": "a"}]}', "keys the rows, expected", """jq -c '.["the rows"][]' {path} >"""),
+        ('{"q1": {"query": "a"}, "q2": {"query": "b"}}', "keys q1, q2, expected", "jq -c '.[]' {path} >"),
         ('{"first": {"file_name": "a.json"}, "b": {"hf_hub_url": "a/b"}}', "registry of datasets", ":first"),
         ('{"query": ["a", "b"], "response": ["c", "d"]}', "written column by column", 'orient="records"'),
         ('{"query": {"0": "a"}, "response": {"0": "c"}}', "written column by column", 'orient="records"'),
@@ -360,9 +362,17 @@ def test_one_object_with_a_data_column_is_one_row(make):
     ],
 )
 def test_one_object_that_is_no_row_stops_and_says_how_to_take_the_rows_out(make, content, message, hint):
-    error = stop(make("a.json", content))
+    path = make("a.json", content)
+    error = stop(path)
     assert message in error.message
-    assert hint in error.hint
+    assert hint.replace("{path}", str(path)) in error.hint
+
+
+def test_commands_that_mend_a_file_can_be_pasted_whatever_its_name_is(make):
+    path = make("my rows.json", '{"data": [{"query": "a"}]}')
+    assert stop(path).hint == f"take data out: jq -c '.data[]' '{path}' > rows.jsonl"
+    path = make("my 表.csv", "问题,回答\n好,好的\n".encode("gbk"))
+    assert stop(path).hint == f"convert it: iconv -f GBK -t UTF-8 '{path}' > 'utf8-my 表.csv'"
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,18 @@ def test_more_bad_rows_than_are_listed_are_counted():
     assert caught.value.message.count("a.jsonl:") == 20
 
 
+def test_rows_that_are_bad_alike_are_told_of_once():
+    """A file whose columns have other names said the same twenty times, and what to type stood below it."""
+    rows = [left_out("json", 3), left_out("schema", 4), left_out("json", 5), left_out("json", 9)]
+    with pytest.raises(DataError) as caught:
+        check_bad(report_of(10, *rows), DataArgs())
+    assert caught.value.message.splitlines()[1:] == [
+        "  a.jsonl:3: json: what is wrong",
+        "    the same: a.jsonl:5, a.jsonl:9",
+        "  a.jsonl:4: schema: what is wrong",
+    ]
+
+
 def test_a_share_at_the_limit_passes():
     report = report_of(100, left_out())
     check_bad(report, DataArgs(bad_rows="skip", max_bad_fraction=0.01))

@@ -1,5 +1,7 @@
 """What a terminal shows while a run goes on: a bar below the lines of the log."""
 
+from __future__ import annotations
+
 import io
 import re
 import sys
@@ -61,3 +63,12 @@ def test_nothing_moves_where_nobody_watches(monkeypatch, capfd):
     assert capfd.readouterr().err == ""
     progress.line(5, "loss 0.25")
     assert "[5/12] loss 0.25" in capfd.readouterr().err
+
+
+def test_the_time_that_is_left_stands_before_that_word(monkeypatch):
+    """It read `0:00:04 left 0:00:00`, where the first is what has passed."""
+    terminal = watch(monkeypatch)
+    progress = build_progress(num_steps=4, first_step=0)
+    progress.move(2, "loss 5.4")
+    progress.close()
+    assert re.search(r"step 2/4 .* loss 5\.4 \d:\d\d:\d\d [\d:-]+ left", shown(terminal)), shown(terminal)

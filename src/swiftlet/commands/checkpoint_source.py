@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 from swiftlet import log
 from swiftlet.commands.merge_proof import check_weights
 from swiftlet.commands.model_source import Source, find_source
-from swiftlet.commands.run_folder import ARGS_FILE, read_args
+from swiftlet.commands.run_folder import read_args
 from swiftlet.config.args import DataArgs, ModelArgs
 from swiftlet.config.configfile import HIDDEN
 from swiftlet.config.fields import flags_of, with_values
+from swiftlet.config.filenames import ARGS_FILE
 from swiftlet.config.parse import parse_mapping
 from swiftlet.config.places import expanded
 from swiftlet.errors import CheckpointError, DataError, SwiftletError, describe, first_line, raise_all

@@ -14,10 +14,9 @@ from swiftlet import log
 from swiftlet.commands.checkpoint_source import CheckpointSource, open_checkpoint_source, staying
 from swiftlet.commands.merge_proof import PROOF_FILE, check_weights
 from swiftlet.commands.model_source import apply_environment
-from swiftlet.commands.run_folder import ARGS_FILE
 from swiftlet.config.args import ExportArgs
 from swiftlet.config.check import check_export
-from swiftlet.config.filenames import REPLACED
+from swiftlet.config.filenames import ARGS_FILE, REPLACED
 from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.config.places import expanded
 from swiftlet.device.possible import impossible

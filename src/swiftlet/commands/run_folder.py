@@ -19,7 +19,7 @@ from typing import Any
 from swiftlet import __version__, log
 from swiftlet.config.configfile import HIDDEN, RECORD
 from swiftlet.config.fields import to_flat
-from swiftlet.config.filenames import BAD_ROWS
+from swiftlet.config.filenames import ARGS_FILE, BAD_ROWS
 from swiftlet.config.places import expanded
 from swiftlet.data.spec import absolute_text
 from swiftlet.errors import CheckpointError
@@ -37,7 +37,6 @@ RESUMED = "SWIFTLET_RESUMED_CHECKPOINT"
 DATA_HASH = "SWIFTLET_DATA_HASH"
 BASE_HASH = "SWIFTLET_BASE_HASH"
 PRINTED_DATE = "SWIFTLET_PRINTED_DATE"
-ARGS_FILE = "sft_args.json"
 NUMBERED = re.compile(r"v(\d+)-\d{8}-\d{6}")
 # What says where and how often a run was started, not what it computes: left out of a checkpoint, whose bytes are
 # the same however the run was interrupted.

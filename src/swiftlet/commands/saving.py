@@ -11,10 +11,10 @@ import torch
 
 from swiftlet import __version__, log
 from swiftlet.commands.merge_proof import BASE_FILE
-from swiftlet.commands.run_folder import ARGS_FILE
 from swiftlet.commands.sft import Setup
 from swiftlet.commands.side_files import base_file, side_files
 from swiftlet.config.check_engines import is_sharded
+from swiftlet.config.filenames import ARGS_FILE
 from swiftlet.models.causal import CausalLM
 from swiftlet.models.save import tensors_to_save, to_save, write_gathered, write_model
 from swiftlet.parallel.engine import Engine

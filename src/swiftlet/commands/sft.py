@@ -45,7 +45,7 @@ from swiftlet.config.check import check_sft
 from swiftlet.config.filenames import BAD_ROWS
 from swiftlet.config.parse import Parsed, parse_mapping
 from swiftlet.config.places import cache_folder, expanded
-from swiftlet.config.resolve import inherited, not_needed, resolve_sft
+from swiftlet.config.resolve import NOT_NEEDED, inherited, not_needed, resolve_sft
 from swiftlet.device.possible import impossible
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.models.base_hash import base_hash
@@ -273,7 +273,8 @@ def fine_tune(parsed: Parsed) -> Outcome:
         world_size = log.world_size()
         args = resolve_sft(parsed.args, world_size)
         for name, value in inherited(parsed.args, world_size).items():
-            log.info(f"{name} is {value:g} (not given)")
+            if name not in NOT_NEEDED:
+                log.info(f"{name} is {value:g} (not given)")
         for line in not_needed(parsed.args):
             log.info(line)
         is_alone = VARIABLE not in os.environ

@@ -19,7 +19,7 @@ from swiftlet.config.fields import to_flat
 from swiftlet.config.filenames import REPLACED
 from swiftlet.config.lora import start_mistake
 from swiftlet.config.parse import Parsed
-from swiftlet.config.places import expanded
+from swiftlet.config.places import expanded, record_in
 from swiftlet.config.slips import QUOTES
 from swiftlet.errors import SwiftletError, UsageError, describe
 
@@ -58,6 +58,8 @@ def _found(rules: tuple[Rule, ...], parsed: Parsed) -> Iterator[UsageError]:
 def _model_named(args: Any, given: frozenset[str]) -> UsageError | None:
     if args.model.model_type or args.model.model_id_or_path:
         return None
+    if record := record_in(args.output.resume_from_checkpoint):
+        return UsageError("no model is named", f"add {record} before the flags: that run's own arguments")
     return UsageError("no model is named", "add --model_type NAME, or --model_id_or_path HUB_ID_OR_FOLDER")
 
 
@@ -98,11 +100,9 @@ def _system(args: Any, given: frozenset[str]) -> UsageError | None:
 
 
 def _dataset_named(args: Any, given: frozenset[str]) -> UsageError | None:
-    if args.data.dataset:
-        return None
-    return UsageError(
-        "no dataset is named", "add --dataset NAME, HUB_ID or FILE, such as --dataset blossom-math-zh"
-    )
+    if args.data.dataset or (_model_named(args, given) and record_in(args.output.resume_from_checkpoint)):
+        return None  # what a missing model is told of has both
+    return UsageError("no dataset is named", "add --dataset NAME, HUB_ID or FILE, such as blossom-math-zh")
 
 
 def _pairs_that_exclude(args: Any, given: frozenset[str]) -> UsageError | None:

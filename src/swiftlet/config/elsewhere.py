@@ -13,6 +13,12 @@ QUANTISATION = """
 SAME_THING: dict[str, str] = {
     "use --dataset, a FILE, FOLDER or NAME": "dataset_name dataset_path custom_dataset_path data data_path train_data "
     "train_file",
+    "use --dataset NAME:SUBSET": "dataset_config dataset_config_name",
+    "use --dataset NAME:SPLIT; the train split is taken without it": "dataset_train_split",
+    "use --val_dataset NAME:SPLIT": "dataset_test_split",
+    "use --columns FIELD=text": "dataset_text_field",
+    "name all datasets behind --dataset, NAME#2000 for a part of one; their rows are shuffled together": "mix_strategy "
+    "interleave_prob stopping_strategy",
     "use --val_dataset FILE": "validation_file eval_file eval_data",
     "use --model_id_or_path": "base_model base_model_name_or_path pretrained_model_name_or_path",
     "use --max_length": "sequence_len seq_length max_seq_len max_source_length block_size",
@@ -25,7 +31,14 @@ SAME_THING: dict[str, str] = {
     "use --output_dir FOLDER": "save_dir save_path",
     "use --eval_steps N, or --evaluation_strategy epoch": "evals_per_epoch evaluation_steps",
     "use --save_steps N, or --save_strategy epoch": "saves_per_epoch",
-    "use --use_flash_attn": "flash_attention use_flash_attention",
+    "use --use_flash_attn": "flash_attention use_flash_attention xformers_attention",
+    "use --system": "system_prompt",
+    "use --device cpu": "use_cpu no_cuda",
+    "use --resume_from_checkpoint FOLDER": "resume_from",
+    "use --bad_rows": "strict",
+    "use --freeze_parameters or --freeze_parameters_ratio": "freeze_trainable_layers num_layer_trainable "
+    "trainable_parameters",
+    "the tokenizer is read from the folder of the model; leave it out": "tokenizer_name tokenizer_path config_name",
     "samples are always packed without padding (--packing true)": "sample_packing eval_packing eval_sample_packing "
     "pad_to_sequence_len packing_strategy",
     "use --deepspeed default-zero2, default-zero3 or FILE": "deepspeed_config ds_config zero_stage",
@@ -38,8 +51,10 @@ SAME_THING: dict[str, str] = {
     "device_ids num_processes",
     "set NNODES, NODE_RANK and MASTER_ADDR before the command": "nnodes num_nodes num_machines node_rank "
     "machine_rank master_addr master_port",
-    "the answers are trained on, and nothing else; leave it out": "train_on_inputs train_on_prompt "
+    "the answers are trained on, and nothing else; leave it out": "train_on_inputs train_on_input train_on_prompt "
     "completion_only_loss assistant_only_loss mask_history",
+    "not available: the tokens of the answers are trained on, all with the same weight": "loss_scale use_loss_scale "
+    "loss_scale_config_path label_smoothing_factor",
     "the model's own chat template prints the turns (--template_type)": "use_chat_template chat_template_path "
     "template_backend agent_template tools_prompt response_prefix enable_thinking add_non_thinking_prefix eos_token "
     "special_tokens pad_token",
@@ -64,7 +79,11 @@ WITHOUT_NEED = """
     lora_task_type neftune_backend gradient_checkpointing_kwargs download_mode average_tokens_across_devices
     ddp_broadcast_buffers dataloader_pin_memory dataloader_drop_last remove_unused_columns dataloader_persistent_workers
     dataloader_prefetch_factor save_on_each_node group_by_length use_fast_tokenizer low_cpu_mem_usage
-    check_model_is_latest check_model disable_tqdm
+    check_model_is_latest check_model disable_tqdm dataset_kwargs dataset_batch_size pad_to_multiple_of padding_side
+    dataset_enable_cache cached_dataset val_dataset_shuffle shuffle_buffer_size buffer_size packing_length
+    create_checkpoint_symlink use_logits_to_keep upcast_layernorm ignore_args_error verbose print_param_status
+    include_tokens_per_second include_num_input_tokens_seen torch_empty_cache_steps ddp_bucket_cap_mb tf32
+    half_precision_backend logging_strategy logging_nan_inf_filter eval_accumulation_steps lora_fan_in_fan_out
 """
 # What other tools or other versions call something that is different here: flag -> what to type.
 ELSEWHERE: dict[str, str] = {
@@ -87,7 +106,6 @@ ELSEWHERE: dict[str, str] = {
     "add_version": "use --add_output_dir_suffix",
     "args_file": "put the file first: swift sft FILE.yaml",
     "use_peft": "use --sft_type lora",
-    "loss_scale": "not available: the tokens of the answers are trained on, all with the same weight",
     "use_hf": "set USE_HF=1 before the command",
     "nproc_per_node": "set NPROC_PER_NODE=N before the command",
     "num_gpus": "set NPROC_PER_NODE=N before the command",
@@ -164,7 +182,7 @@ ELSEWHERE: dict[str, str] = {
         f"not available; {OTHER_ENGINES}",
     ),
     **dict.fromkeys(
-        ("use_liger_kernel", "enable_liger_kernel", "use_unsloth"),
+        ("use_liger_kernel", "enable_liger_kernel", "use_liger", "use_unsloth"),
         "fused operators are on where they pass their check (--fused_operators)",
     ),
     **dict.fromkeys(QUANTISATION.split(), "quantised training and export are not available; leave it out"),
@@ -175,6 +193,10 @@ ELSEWHERE: dict[str, str] = {
 BEGINNINGS: dict[str, str] = {
     **dict.fromkeys(("vllm_", "sglang_", "lmdeploy_"), f"not available; {OTHER_ENGINES}"),
     **dict.fromkeys(("quant_", "bnb_"), ELSEWHERE["quant_bits"]),
+    **dict.fromkeys(
+        ("adalora_", "ia3_", "boft_", "vera_", "llama_pro_", "galore_", "lisa_"), ELSEWHERE["use_galore"]
+    ),
+    **dict.fromkeys(("wandb_", "swanlab_"), ELSEWHERE["wandb_project"]),
 }
 # What a flag of another command is called here: the flag, one that this command has, what to type.
 CALLED_HERE: tuple[tuple[str, str, str], ...] = (

@@ -1,5 +1,5 @@
-"""Names of files that several rooms look for: rows of data, the bad ones, a tokenizer and the chat templates beside
-it."""
+"""Names of files that several rooms look for: rows of data, the bad ones, a run's arguments, a tokenizer and the chat
+templates beside it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
     *(f"{folder}/*.jinja" for folder in TEMPLATE_FOLDERS),
 )
+ARGS_FILE = "sft_args.json"  # the arguments of a run, in its folder and in its checkpoints
 BAD_ROWS = "bad_rows.jsonl"  # names the rows that a run has left out, or that kept it from starting
 REPLACED = ".replaced-"  # begins the name that a merged model has while its successor takes its place
 

@@ -43,7 +43,11 @@ def _flag_lines(flag: Flag, width: int) -> Iterable[str]:
 
 def _entry(name: str, text: str, width: int) -> Iterable[str]:
     yield f"  {name}"
-    yield from textwrap.wrap(text, width - 8, initial_indent="      ", subsequent_indent="      ")
+    indent = 6 * " "
+    # a name such as default-zero2 is searched for and copied: it stays whole
+    yield from textwrap.wrap(
+        text, width - 8, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+    )
 
 
 def command_help(name: str, command_args: type, example: str = "") -> str:

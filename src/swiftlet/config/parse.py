@@ -166,7 +166,7 @@ def _unknown(typed: str, flags: Mapping[str, Flag], where: str) -> UsageError:
     if switch and (switch.kind is bool or "false" in switch.choices):
         return UsageError(f"unknown flag --{typed}{where}", f"type --{switch.name} false")
     near = nearest(name, [*flags, *(alias for alias, ours in ALIASES.items() if ours in flags)])
-    hint = f"did you mean --{canonical(near[0])}?" if near else "see --help"
+    hint = f"did you mean --{canonical(near[0])}?" if near else "leave it out, or see --help"
     return UsageError(f"unknown flag --{typed}{where}", hint)
 
 

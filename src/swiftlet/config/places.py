@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from swiftlet.config.filenames import ARGS_FILE
 from swiftlet.errors import UsageError
 
 CACHE_VARIABLE = "SWIFTLET_CACHE"
@@ -30,3 +31,9 @@ def expanded(text: str) -> Path:
         raise UsageError(
             f"{text} cannot be found: this user has no home folder", "type HOME=FOLDER before the command"
         ) from error
+
+
+def record_in(folder: str | None) -> Path | None:
+    """Return the file with the arguments of the run whose folder, or checkpoint, this is; None where there is none."""
+    record = expanded(folder or "") / ARGS_FILE
+    return record if folder and record.is_file() else None

@@ -31,7 +31,9 @@ def inherited(args: Any, world_size: int) -> dict[str, Any]:
 
 def not_needed(args: Any) -> list[str]:
     """Return a line of the log for each flag that was given and changes nothing."""
-    given = {"lazy_tokenize": args.data.lazy_tokenize, "eval_batch_size": args.train.eval_batch_size}
+    train = args.train
+    asked = train.eval_batch_size not in (None, train.batch_size)  # the arguments of a run have it filled in
+    given = {"lazy_tokenize": args.data.lazy_tokenize, "eval_batch_size": asked}
     return [f"--{name} is not needed: {NOT_NEEDED[name]}" for name, value in given.items() if value]
 
 

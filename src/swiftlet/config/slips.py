@@ -9,7 +9,9 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 
 from swiftlet.config.aliases import canonical
+from swiftlet.config.configfile import is_config_file
 from swiftlet.config.fields import Flag
+from swiftlet.config.places import record_in
 from swiftlet.errors import SwiftletError, UsageError, describe
 
 DASHES = "-‐‑‒–—―−－"
@@ -60,6 +62,10 @@ def unexpected(word: str, flags: Mapping[str, Flag]) -> UsageError:
         hint = f"type --{word}"
     elif "ckpt_dir" in flags and os.path.isdir(word):
         hint = f"type --ckpt_dir {word}, or --model_id_or_path {word}"
+    elif "resume_from_checkpoint" in flags and (record := record_in(word)):
+        hint = f"put {record} first: it has --model_type, --dataset and the other flags of that run"
+    elif "model_type" in flags and is_config_file(word):
+        hint = f"put {word} first, before flags such as --model_type and --dataset"
     elif "log" in flags:
         hint = f"type --log {word}"
     return UsageError(f"unexpected word {describe(word)}", hint)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftlet import log
+from swiftlet.data.columns import ANSWERS, CHATS, QUESTIONS, SYSTEMS, TOOLS
+from swiftlet.data.roles import ROLES
 
 CARD = "README.md"
 HEAD, LARGEST_BYTES = 4096, 1 << 20
@@ -21,18 +24,33 @@ _HEAD = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", re.DOTA
 _SIGNS = {"*": "[^/]*", "?": "[^/]", "**": ".*", "**/": "(?:.*/)?"}
 _SIGN = re.compile(r"(\*\*/|\*\*|\*|\?|\[[^]/]+\])")
 STRUCTURE_KEYS = {"meta", "file", "args"}
+# What LLaMA-Factory's registry has names for: our name of it, and the names that are understood as they are.
+QUESTION_NAMES = {"prompt": "instruction", "query": "input"}
+REGISTRY_NAMES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "response": ("response", ANSWERS),
+    "history": ("history", ("history",)),
+    "messages": ("messages", CHATS),
+    "system": ("system", SYSTEMS),
+    "tools": ("tools", TOOLS),
+    "role_tag": ("role", ("role", "from")),
+    "content_tag": ("content", ("content", "value")),
+    **{
+        f"{role}_tag": (ours, tuple(name for name, one in ROLES.items() if one == ours))
+        for role, ours in (("user", "user"), ("assistant", "assistant"), ("observation", "tool"))
+    },
+}
 
 
 class Subset(NamedTuple):
     """One configuration of a card: its name, whether it is the one taken unasked, and its splits' patterns of paths.
 
-    An empty split says that the names of the files tell it. `unused` is what the card says of it and is not followed.
+    An empty split says that the names of the files tell it. `columns` are values of --columns that the card asks for.
     """
 
     name: str
     is_default: bool
     splits: Mapping[str, tuple[str, ...]]
-    unused: str = ""
+    columns: tuple[str, ...] = ()
 
     def files(self, folder: Path, files: list[Path]) -> dict[Path, str]:
         """Return those of the files that belong to it, each with its split."""
@@ -115,12 +133,22 @@ def _of_registry(folder: Path) -> list[Subset]:
     for name, entry in _object(folder / "dataset_info.json").items():
         path = entry.get("file_name") if isinstance(entry, dict) else None
         if isinstance(path, str) and path and (folder / path).exists():
-            names = [entry.get(key) for key in ("columns", "tags")]
-            renamed = [
-                f"{ours}: {theirs}" for one in names if isinstance(one, dict) for ours, theirs in one.items()
-            ]
-            subsets.append(Subset(name, False, {"train": (path, f"{path}/**")}, ", ".join(renamed)))
+            told = [entry.get(key) for key in ("columns", "tags")]
+            names = {key: name for one in told if isinstance(one, dict) for key, name in one.items()}
+            subsets.append(Subset(name, False, {"train": (path, f"{path}/**")}, _columns(names)))
     return subsets
+
+
+def _columns(told: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the values of --columns for a registry's names, without those that are understood as they are."""
+    names = {key: name for key, name in told.items() if isinstance(name, str) and name}
+    questions = {key: names[key] for key in QUESTION_NAMES if key in names}
+    is_known = tuple(questions.values()) in (*QUESTIONS, ("instruction",))
+    renamed = {} if is_known else {name: QUESTION_NAMES[key] for key, name in questions.items()}
+    for key, (ours, known) in REGISTRY_NAMES.items():
+        if key in names and names[key] not in known:
+            renamed[names[key]] = ours
+    return tuple(shlex.quote(f"{theirs}={ours}") for theirs, ours in renamed.items())
 
 
 def _object(path: Path, sign: bytes = b"") -> dict[str, Any]:

@@ -9,6 +9,7 @@ import codecs
 import gzip
 import lzma
 import re
+import shlex
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -147,7 +148,7 @@ def _check_text_or_table(path: Path, head: bytes) -> None:
     if suffix_of(path) not in TABLES and (encoding := _wide_encoding(head)):
         raise DataError(
             f"{path}: {encoding[:6]} text without a byte order mark",
-            f"convert it: iconv -f {encoding} -t UTF-8 {path.name} > utf8-{path.name}",
+            _converting(path, encoding),
         )
 
 
@@ -267,5 +268,10 @@ def not_utf8(path: Path, line: int, byte: int, value: int, encoding: str) -> Dat
     shown = {"gb18030": "GBK"}.get(encoding, encoding.upper().replace("_", "-"))
     return DataError(
         f"{path}: not UTF-8 at line {line}, byte {byte} (0x{value:02x}); it looks like {shown}",
-        f"convert it: iconv -f {shown} -t UTF-8 {path.name} > utf8-{path.name}",
+        _converting(path, shown),
     )
+
+
+def _converting(path: Path, encoding: str) -> str:
+    source, target = shlex.quote(str(path)), shlex.quote(f"utf8-{path.name}")
+    return f"convert it: iconv -f {encoding} -t UTF-8 {source} > {target}"

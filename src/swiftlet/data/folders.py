@@ -136,7 +136,7 @@ def _of_subsets(folder: Path, files: list[Path], names: Sequence[str], wanted: s
             mine = card[name].files(folder, files)
             if not mine:
                 raise DataError(f"{folder}: no file of subset {name!r} is here", "fetch its files too")
-            _tell_of_unused(folder, card[name])
+            _tell_of_columns(folder, card[name])
         else:
             pairs = [pair for subset in card.values() for pair in subset.files(folder, files).items()]
             mine = {file: wanted for file, split in pairs if split == name}
@@ -158,16 +158,16 @@ def _unasked(folder: Path, files: list[Path], card: Mapping[str, Subset]) -> dic
         return dict.fromkeys(files)
     if rest := set(files) - found.keys():
         _say(folder, f"not in the subset {chosen[0].name} of the card", rest)
-    _tell_of_unused(folder, chosen[0])
+    _tell_of_columns(folder, chosen[0])
     return found
 
 
-def _tell_of_unused(folder: Path, subset: Subset) -> None:
-    if subset.unused:
+def _tell_of_columns(folder: Path, subset: Subset) -> None:
+    if subset.columns:
         _say(
             folder,
-            f"the columns that dataset_info.json gives to {subset.name} are not read ({subset.unused}): "
-            "where they are not ours, name them with --columns theirs=ours",
+            f"the names that dataset_info.json gives to the columns of {subset.name} are not read from there: they "
+            f"are given by --columns {' '.join(subset.columns)}",
             (),
         )
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -207,6 +208,7 @@ def _check_single(path: Path, value: Any) -> None:
     keys = ", ".join(describe(key, 40).strip("'\"") for key in list(value)[:8])
     with_keys = f"an object with keys {keys}" if value else "an empty object"
     message = f"{path}: top level is {with_keys}, expected a list of rows"
+    typed = shlex.quote(str(path))
     inside = next((key for key, item in value.items() if isinstance(item, list) and _are_rows(item)), None)
     if inside is not None:
         path_of_rows = f".{inside}[]" if inside.isidentifier() else f".[{json.dumps(inside)}][]"
@@ -214,16 +216,14 @@ def _check_single(path: Path, value: Any) -> None:
         path_of_rows += (
             ".row" if all(isinstance(item.get("row"), dict) for item in value[inside][:10]) else ""
         )
-        raise DataError(message, f"take {inside} out: jq -c '{path_of_rows}' {path.name} > rows.jsonl")
+        raise DataError(message, f"take {inside} out: jq -c '{path_of_rows}' {typed} > rows.jsonl")
     if any(isinstance(item, dict) and isinstance(item.get("file_name"), str) for item in value.values()):
         raise DataError(
             f"{path}: a registry of datasets, not rows",
             f"give its folder and a name in it: --dataset {path.parent}:{describe(next(iter(value)), 40)[1:-1]}",
         )
     if value and all(isinstance(item, dict) for item in value.values()):
-        raise DataError(
-            message, f"it maps names to rows; take the rows: jq -c '.[]' {path.name} > rows.jsonl"
-        )
+        raise DataError(message, f"it maps names to rows; take the rows: jq -c '.[]' {typed} > rows.jsonl")
     raise DataError(message, "write a list of objects, or one object a line")
 
 

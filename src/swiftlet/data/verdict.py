@@ -54,7 +54,7 @@ def check_bad(report: DataReport, args: DataArgs, *, is_whole: bool = True) -> N
     num_bad = report.num_bad
     if num_bad == 0:
         return
-    listed = "\n".join(f"  {line}" for line in report.first_bad)
+    listed = "\n".join(_alike(report.first_bad))
     if args.bad_rows == "error":
         if not is_whole:
             title = f"rows cannot be trained on; the first {NUM_SHOWN} of them:"
@@ -73,6 +73,20 @@ def check_bad(report: DataReport, args: DataArgs, *, is_whole: bool = True) -> N
             f"{args.max_bad_fraction:g}; the first of them:\n{listed}",
             f"mend them, or allow more with --max_bad_fraction {_above(share):g}",
         )
+
+
+def _alike(first_bad: list[str]) -> list[str]:
+    """Return the lines for bad rows: each reason once, with the row where it is first seen, then the other rows."""
+    places: dict[str, list[str]] = {}
+    for line in first_bad:
+        place, _, reason = line.partition(": ")
+        places.setdefault(reason, []).append(place)
+    lines = []
+    for reason, (first, *others) in places.items():
+        lines.append(f"  {first}: {reason}")
+        if others:
+            lines.append(f"    the same: {', '.join(others)}")
+    return lines
 
 
 def _above(share: float) -> float:

@@ -55,8 +55,8 @@ def build_progress(num_steps: int, first_step: int) -> Lines:
         progress.BarColumn(),
         progress.TextColumn("{task.fields[figures]}"),
         progress.TimeElapsedColumn(),
-        progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
+        progress.TextColumn("left"),
     ]
     bar = progress.Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
     task = bar.add_task("train", total=num_steps, completed=first_step, figures="")
