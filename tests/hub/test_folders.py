@@ -148,6 +148,25 @@ def test_what_a_client_has_not_fetched_to_its_end_is_no_dataset(tmp_path):
     assert is_complete("dataset", tmp_path)
 
 
+@pytest.mark.parametrize("part", ["b.jsonl.incomplete", "b.parquet_0_167772159", "b.csv.gz.parallel_tmp"])
+def test_a_file_that_modelscopes_client_has_in_part_makes_a_dataset_incomplete(part, tmp_path):
+    (tmp_path / "a.jsonl").write_text("{}")
+    assert is_complete("dataset", tmp_path)
+    (tmp_path / part).write_text("{")
+    assert not is_complete("dataset", tmp_path)
+    whole = part.removesuffix(".incomplete").removesuffix(".parallel_tmp").removesuffix("_0_167772159")
+    (tmp_path / whole).write_text("{}")  # what is left over of a file that is whole does no harm
+    assert is_complete("dataset", tmp_path)
+
+
+def test_a_tokenizer_that_is_there_in_part_makes_a_model_incomplete(tmp_path):
+    made = make_model(tmp_path / "m")
+    (made / "pytorch_model.bin.incomplete").write_text("")  # never needed
+    assert is_complete("model", made)
+    (made / "tokenizer.json.incomplete").write_text("{")
+    assert not is_complete("model", made)
+
+
 def test_an_absent_model_says_where_it_looked_and_what_to_type(tmp_path):
     with pytest.raises(SwiftletError) as caught:
         hub.model_folder(MS_ID, HF_ID)

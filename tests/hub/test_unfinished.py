@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -52,11 +53,14 @@ class Client:
 
 @pytest.fixture(params=["ms", "hf"])
 def client(request, monkeypatch, tmp_path):
-    """Empty caches, a proxy that may know the way, and a client that needs none."""
+    """Empty caches, hubs that can be reached, and a client that asks them nothing."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
+    server = socket.create_server(("127.0.0.1", 0))
+    monkeypatch.setenv("no_proxy", "*")
+    for name in ("MODELSCOPE_ENDPOINT", "HF_ENDPOINT"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{server.getsockname()[1]}")
     monkeypatch.setenv("USE_HF", str(int(request.param == "hf")))
-    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     made = Client(request.param)
@@ -65,7 +69,8 @@ def client(request, monkeypatch, tmp_path):
     monkeypatch.setattr(module, "dataset_snapshot_download", made.download_dataset)
     monkeypatch.setattr("huggingface_hub.snapshot_download", made.download)
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *args, **rest: None)
-    return made
+    with server:
+        yield made
 
 
 def fetch(kind, **options):

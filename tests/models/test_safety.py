@@ -252,6 +252,16 @@ def test_trusted_code_is_a_file_of_the_folder(name, tmp_path):
         check_may_run_code(folder, {"auto_map": {"AutoModelForCausalLM": name}})
 
 
+def test_trusted_code_that_is_not_there_is_named(tmp_path):
+    folder = make_folder(tmp_path / "m")
+    (folder / "configuration_x.py").write_text("")
+    code = {"AutoConfig": "configuration_x.Config", "AutoModelForCausalLM": "modeling_x.Model"}
+    with pytest.raises(SwiftletError, match=r"lacks the code that its config.json names: modeling_x.py"):
+        check_may_run_code(folder, {"auto_map": code})
+    (folder / "modeling_x.py").write_text("")
+    check_may_run_code(folder, {"auto_map": code})
+
+
 def test_trusted_code_is_no_link_to_a_file_elsewhere(tmp_path):
     folder = make_folder(tmp_path / "m")
     (tmp_path / "evil.py").write_text("")

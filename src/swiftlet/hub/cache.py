@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from swiftlet.config.filenames import SUFFIXES, unpacked_name
@@ -19,6 +19,10 @@ from swiftlet.config.places import expanded
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"-\d{5}-of-(\d{5})\.safetensors$")
+# What ModelScope's client adds to the name of a file that it has not fetched to its end.
+PART = re.compile(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$")
+MODEL_SUFFIXES = (".json", ".safetensors", ".jinja", ".model", ".tiktoken", ".txt")
+CODE_CLASSES = ("AutoConfig", "AutoModelForCausalLM")  # of auto_map, the two that are run
 OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.ckpt")
 
 
@@ -83,19 +87,17 @@ def ms_place(kind: str, repo: str, revision: str | None) -> Path:
 
 def _ms_places(kind: str, owner: str, name: str, revision: str | None) -> Iterator[Path]:
     base, segment = ms_cache(), f"{kind}s"
-    for root in _same_name(base / segment, f"{owner}--{name}"):
-        snapshots = root / "snapshots"
-        if revision:
-            yield snapshots / revision
-            continue
-        yield from (snapshots / "master", snapshots / "main")
-        only = _folders(snapshots)
-        yield from only if len(only) == 1 else []
+    roots = [root / "snapshots" for root in _same_name(base / segment, f"{owner}--{name}")]
+    for branch in (revision,) if revision else ("master", "main"):
+        yield from (snapshots / branch for snapshots in roots)
     if revision:
         return  # the older layouts do not say which revision they hold
     for parent in (base / segment, base / "hub" / segment, base, base / "hub"):
         for owned in _same_name(parent, owner):
             yield from (owned / name.replace(".", "___"), owned / name)
+    for snapshots in roots:  # last: another revision than the usual one may have been asked for once
+        only = _folders(snapshots)
+        yield from only if len(only) == 1 else []
 
 
 def _same_name(parent: Path, name: str) -> list[Path]:
@@ -109,8 +111,9 @@ def is_complete(kind: str, folder: Path) -> bool:
     if not folder.is_dir():
         return False
     if kind == "dataset":
-        return any(_is_data(path, folder) for path in folder.rglob("*"))
-    if not (folder / "config.json").is_file():
+        paths = list(folder.rglob("*"))
+        return any(_is_data(path, folder) for path in paths) and not _has_parts(paths, SUFFIXES)
+    if not (folder / "config.json").is_file() or _has_parts(folder.iterdir(), MODEL_SUFFIXES):
         return False
     index = _text(folder / INDEX)
     if index is None:
@@ -126,10 +129,34 @@ def is_complete(kind: str, folder: Path) -> bool:
     )
 
 
+def lacks_code(folder: Path) -> bool:
+    """Return whether a model's config.json names Python files of its own that are not there.
+
+    They are fetched only where they may be run, so a copy that is complete otherwise may come without.
+    """
+    try:
+        references = json.loads(_text(folder / "config.json") or "{}").get("auto_map", {})
+        names = [references.get(name) for name in CODE_CLASSES]
+    except (ValueError, AttributeError):
+        return False  # reading it says what is wrong
+    modules = [name.partition(".")[0] for name in names if isinstance(name, str) and "--" not in name]
+    return any(not (folder / f"{module}.py").is_file() for module in modules)
+
+
 def _is_data(path: Path, folder: Path) -> bool:
     """Return whether a file holds rows; below a name that begins with a dot the clients keep what is not whole yet."""
     is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
     return not is_hidden and unpacked_name(path.name).endswith(SUFFIXES) and path.is_file()
+
+
+def _has_parts(paths: Iterable[Path], suffixes: tuple[str, ...]) -> bool:
+    """Return whether some files are there in part only, as a download leaves them that was cut short."""
+    for path in paths:
+        whole = PART.sub("", path.name)
+        is_needed = unpacked_name(whole).endswith(suffixes)
+        if whole != path.name and is_needed and not path.with_name(whole).exists():
+            return True
+    return False
 
 
 def _is_cut_short(folder: Path) -> bool:

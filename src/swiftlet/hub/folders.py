@@ -8,21 +8,19 @@ ModelScope is the default; USE_HF=1 chooses Hugging Face.
 
 from __future__ import annotations
 
-import os
 import shlex
-import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from swiftlet import log
 from swiftlet.config.filenames import COMPRESSED, SUFFIXES
 from swiftlet.errors import SwiftletError, first_line
-from swiftlet.hub.clients import CONNECT_TIMEOUT_S, HUGGING_FACE, MODELSCOPE, Hub
+from swiftlet.hub.clients import HUGGING_FACE, MODELSCOPE, Hub
+from swiftlet.hub.connection import is_on, unreachable
+from swiftlet.hub.refusals import Refusal
 from swiftlet.hub.unfinished import held
 
-TRUE = {"1", "true", "yes", "on"}
 MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
 CODE_FILES = ["*.py"]
 DATA_FILES = [*(f"*{suffix}{packed}" for suffix in SUFFIXES for packed in ("", *COMPRESSED)), "README.md"]
@@ -38,9 +36,11 @@ class Wanted(NamedTuple):
     revision: str | None = None
 
 
-def is_on(name: str) -> bool:
-    """Return whether an environment variable is set to yes."""
-    return os.environ.get(name, "").strip().lower() in TRUE
+class Problem(NamedTuple):
+    """Why a repository cannot be had, and what to type, None where a connection is what lacks."""
+
+    reason: str
+    hint: str | None = None
 
 
 def model_folder(
@@ -54,8 +54,7 @@ def model_folder(
     Raises:
         SwiftletError: neither the cache nor the hub has it, or the hub cannot be reached.
     """
-    patterns = MODEL_FILES + (CODE_FILES if trust_remote_code else [])
-    return _folder("model", ms_id, hf_id, revision, patterns)
+    return _folder(Wanted("model", ms_id, hf_id, revision), with_code=trust_remote_code)
 
 
 def dataset_folder(ms_id: str | None, hf_id: str | None) -> Path:
@@ -64,7 +63,7 @@ def dataset_folder(ms_id: str | None, hf_id: str | None) -> Path:
     Raises:
         SwiftletError: neither the cache nor the hub has it, or the hub cannot be reached.
     """
-    return _folder("dataset", ms_id, hf_id, None, DATA_FILES)
+    return _folder(Wanted("dataset", ms_id, hf_id))
 
 
 def cached_folder(
@@ -94,32 +93,48 @@ def missing(wanted: Iterable[Wanted]) -> list[SwiftletError]:
         if hub.find_whole(kind, repo, revision) is not None:
             continue
         if hub not in problems:
-            problems[hub] = _unreachable(hub)
-        if problem := problems[hub]:
+            problems[hub] = unreachable(hub.endpoint())
+        if reason := problems[hub]:
+            problem = Problem(reason)
             errors.append(_absent(hub, kind, repo, other_id=other_id, revision=revision, problem=problem))
     return errors
 
 
-def _folder(
-    kind: str, ms_id: str | None, hf_id: str | None, revision: str | None, patterns: list[str]
-) -> Path:
+def _folder(wanted: Wanted, *, with_code: bool = False) -> Path:
+    kind, ms_id, hf_id, revision = wanted
     hub, repo, other_id = _choose(kind, ms_id, hf_id)
     _check_id(repo, revision)
     if hub is not _hubs()[0]:
         log.info(f"{repo} is known on {hub.name} only, so it is taken from there")
-    found = hub.find_whole(kind, repo, revision)
+    found = hub.find_whole(kind, repo, revision, with_code=with_code)
     if found is not None:
         log.info(f"{kind} {repo}: {found}")
         return found
-    problem = _unreachable(hub)
+    reason = unreachable(hub.endpoint())
+    problem = Problem(reason) if reason else None
     if problem is None:
         log.info(f"downloading {kind} {repo} from {hub.name}")
-        problem = _download(hub, kind, repo, revision, patterns)
-        found = hub.find_whole(kind, repo, revision)
+        problem = _download(hub, kind, repo, revision, with_code)
+        found = hub.find_whole(kind, repo, revision, with_code=with_code)
         if problem is None and found is not None:
             return found
-        problem = problem or f"its files there are no complete {kind} in a format that is read here"
+        problem = problem or _unusable(hub, kind, repo)
+    found = hub.find_whole(kind, repo, revision) if with_code else None
+    if found is not None:  # loading it tells whether the code is needed
+        log.warning(f"the Python code of {repo} is not in {found} and cannot be fetched: {problem.reason}")
+        return found
     raise _absent(hub, kind, repo, other_id=other_id, revision=revision, problem=problem)
+
+
+def _unusable(hub: Hub, kind: str, repo: str) -> Problem:
+    """Return what is said of a repository whose files have been fetched and are not what is needed."""
+    hint = "convert the weights to safetensors, and type --model_id_or_path FOLDER"
+    if kind == "dataset":
+        hint = "write its rows to jsonl, csv or parquet files, and type --dataset FOLDER"
+    return Problem(
+        f"its files there are no complete {kind} in a format that is read here",
+        f"look at {hub.page(kind, repo)}; {hint}",
+    )
 
 
 def _check_id(repo: str, revision: str | None) -> None:
@@ -129,21 +144,25 @@ def _check_id(repo: str, revision: str | None) -> None:
 
 
 def _absent(
-    hub: Hub, kind: str, repo: str, *, other_id: str | None, revision: str | None, problem: str
+    hub: Hub, kind: str, repo: str, *, other_id: str | None, revision: str | None, problem: Problem
 ) -> SwiftletError:
     """Return what is said of a repository that is not here whole and cannot be downloaded."""
-    advice = _advice(hub, kind, repo, other_id, revision)
+    advice = _advice(hub, kind, repo, other_id, revision, problem.hint)
     marker = hub.unfinished(kind, repo, revision)
     if marker is not None:
+        again = (
+            ""
+            if problem.hint
+            else "type the same command again with a connection: it goes on where it stopped; or "
+        )
         return SwiftletError(
             f"the download of {kind} {repo} of {hub.name} to {hub.cache()} was cut short, and the rest cannot be "
-            f"downloaded: {problem}",
-            f"type the same command again with a connection: it goes on where it stopped; or {advice}; "
-            f"or, to use the files there as they are: rm {shlex.quote(str(marker))}",
+            f"downloaded: {problem.reason}",
+            f"{again}{advice}; or, to use the files there as they are: rm {shlex.quote(str(marker))}",
         )
     local = "is no folder here, " if other_id == repo else ""  # typed by its id, which looks like a path
     return SwiftletError(
-        f"{kind} {repo} of {hub.name} {local}is not in {hub.cache()} and cannot be downloaded: {problem}",
+        f"{kind} {repo} of {hub.name} {local}is not in {hub.cache()} and cannot be downloaded: {problem.reason}",
         advice,
     )
 
@@ -165,47 +184,40 @@ def _choose(kind: str, ms_id: str | None, hf_id: str | None) -> tuple[Hub, str, 
     return hub, repo, ids[HUGGING_FACE if hub is MODELSCOPE else MODELSCOPE]
 
 
-def _unreachable(hub: Hub) -> str | None:
-    """Return why the hub cannot be reached, in a few seconds at most; None when it can, or a proxy is in between."""
-    if is_on("HF_HUB_OFFLINE") or is_on("TRANSFORMERS_OFFLINE"):
-        return "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE forbids connections"
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return None
-    address = urlsplit(hub.endpoint())
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=CONNECT_TIMEOUT_S).close()
-    except OSError as error:
-        return f"{address.hostname} cannot be reached ({error.strerror or error})"
-    return None
-
-
-def _download(hub: Hub, kind: str, repo: str, revision: str | None, patterns: list[str]) -> str | None:
+def _download(hub: Hub, kind: str, repo: str, revision: str | None, with_code: bool) -> Problem | None:
     """Fetch a repository into the cache, or wait for a process that does; return why that failed, or None."""
     try:
         with held(hub.marker(kind, repo, revision)) as marker:
-            if hub.find_whole(kind, repo, revision) is not None:
+            if hub.find_whole(kind, repo, revision, with_code=with_code) is not None:
                 return None
-            marker.set(f"{kind} {repo} is being downloaded, or its download was cut short\n")
-            problem = _fetch(hub, kind, repo, revision, patterns)
+            if (
+                hub.find_whole(kind, repo, revision) is None
+            ):  # else it is there but for its code, and stays usable
+                marker.set(f"{kind} {repo} is being downloaded, or its download was cut short\n")
+            problem = _fetch(hub, kind, repo, revision, with_code)
             if problem is None or hub.find(kind, repo, revision) is None:
                 marker.clear()
     except OSError as error:
-        return first_line(error)
+        return Problem(first_line(error))
     return problem
 
 
-def _fetch(hub: Hub, kind: str, repo: str, revision: str | None, patterns: list[str]) -> str | None:
+def _fetch(hub: Hub, kind: str, repo: str, revision: str | None, with_code: bool) -> Problem | None:
+    allow = DATA_FILES if kind == "dataset" else MODEL_FILES + (CODE_FILES if with_code else [])
     try:
-        hub.fetch(kind, repo, revision, patterns, LEFT_OUT if kind == "model" else [])
+        hub.fetch(kind, repo, revision, allow, LEFT_OUT if kind == "model" else [])
     except ImportError as error:
-        return f"{error}; pip install {error.name}"
+        return Problem(str(error), f"pip install {error.name}")
+    except Refusal as refusal:
+        return Problem(str(refusal), refusal.hint)
     except (OSError, ValueError, RuntimeError) as error:
-        return first_line(error)
+        return Problem(first_line(error))
     return None
 
 
-def _advice(hub: Hub, kind: str, repo: str, other_id: str | None, revision: str | None) -> str:
+def _advice(
+    hub: Hub, kind: str, repo: str, other_id: str | None, revision: str | None, hint: str | None
+) -> str:
     other = HUGGING_FACE if hub is MODELSCOPE else MODELSCOPE
     setting = "USE_HF=1" if hub is MODELSCOPE else "USE_HF=0"
     if other_id and other.find_whole(kind, other_id, revision) is not None:
@@ -213,7 +225,7 @@ def _advice(hub: Hub, kind: str, repo: str, other_id: str | None, revision: str 
     place = "here and use --model_id_or_path FOLDER"
     if kind == "dataset":  # as --dataset FOLDER it would lose what the table of datasets says of its columns
         place = f"here as {shlex.quote(str(hub.place(kind, repo, revision)))} and type the same command again"
-    advice = (
+    advice = hint or (
         f"on a machine with a connection: {hub.download_command(repo, kind, revision)}; "
         f"then copy the folder {place}"
     )

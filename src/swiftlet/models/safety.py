@@ -276,23 +276,23 @@ def check_may_run_code(folder: Path, config: dict[str, Any]) -> None:
     """Check, with --trust_remote_code, that the code is the folder's own and that only its owner can change it.
 
     Raises:
-        SwiftletError: the code would come from another repository, or others can write here.
+        SwiftletError: the code is not there or in another repository, or others can write here.
     """
-    references = config.get("auto_map")
-    names = [str(name) for name in references.values()] if isinstance(references, dict) else []
-    elsewhere = [name for name in names if "--" in name]
+    found = config.get("auto_map")
+    references = found if isinstance(found, dict) else {}
+    elsewhere = [str(name) for name in references.values() if "--" in str(name)]
     if elsewhere:
-        raise SwiftletError(
-            f"{folder / CONFIG} takes its code from another repository: {elsewhere[0]}",
-            "copy that code into the folder and name it in auto_map, after reading it",
-        )
-    run = [references[name] for name in CODE_CLASSES if name in references] if names else []
+        hint = "copy that code into the folder and name it in auto_map, after reading it"
+        raise SwiftletError(f"{folder / CONFIG} takes its code from another repository: {elsewhere[0]}", hint)
+    run = [references[name] for name in CODE_CLASSES if name in references]
     odd = [name for name in run if not isinstance(name, str) or not re.fullmatch(r"\w+\.\w+", name)]
     if odd:
-        raise SwiftletError(
-            f"{folder / CONFIG} takes its code from a place that is no file of the folder: {describe(odd[0])}",
-            "do not use this model: it was tampered with",
-        )
+        why = f"{folder / CONFIG} takes code from a place that is no file of the folder: {describe(odd[0])}"
+        raise SwiftletError(why, "do not use this model: it was tampered with")
+    lacking = [file for name in run if not (folder / (file := name.partition(".")[0] + ".py")).is_file()]
+    if lacking:
+        hint = "copy the .py files there from where the model came, after reading them"
+        raise SwiftletError(f"{folder} lacks the code that its {CONFIG} names: {lacking[0]}", hint)
     for path in (folder, *(inside(folder, one.name) for one in sorted(folder.glob("*.py")))):
         if path.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise SwiftletError(f"others can write to {path}, so its code is not run", f"chmod go-w {path}")
