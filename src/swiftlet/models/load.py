@@ -32,6 +32,7 @@ from swiftlet.models.safety import (
     read_header,
     weight_files,
 )
+from swiftlet.models.targets import is_unreached
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -106,7 +107,7 @@ def load_model(
                 "the download is incomplete or its config.json is of another model: get it again",
             ) from error
     if quantised is None:
-        _check_complete(folder, report)
+        _check_complete(folder, report, raw, config.model_type)
     if hollow:
         make_hollow(model, folder, device)
     else:
@@ -135,12 +136,23 @@ def build_config(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> 
                 raise SwiftletError(
                     f"{folder} holds a {kind}, which is no causal language model", "use another model"
                 )
-            return config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            return _of_text(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
         config_class, model_class = _folder_code(folder, raw, trust_remote_code)
         return config_class.from_dict(safe), model_class
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = f"{folder / CONFIG} does not describe a {kind}: {_one_line(error)}"
         raise SwiftletError(reason, "get config.json again from where the model came") from error
+
+
+def _of_text(config: Any, model_class: Any) -> tuple[PreTrainedConfig, Any]:
+    """Return a class and its config: where it is of text alone, not the config that describes images too."""
+    text_class = config.sub_configs.get("text_config")
+    if text_class is None or model_class.config_class is not text_class:
+        return config, model_class
+    text = config.get_text_config()
+    if getattr(config, "quantization_config", None) is not None:
+        text.quantization_config = config.quantization_config
+    return text, model_class
 
 
 def missing_package(model_class: Any, error: ImportError) -> SwiftletError:
@@ -232,8 +244,12 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _check_complete(folder: Path, report: dict[str, Any]) -> None:
+def _check_complete(folder: Path, report: dict[str, Any], raw: dict[str, Any], kind: str) -> None:
+    is_text_alone = isinstance(raw.get("text_config"), dict) and kind != raw["model_type"]
+    if is_text_alone:
+        log.info(f"{folder}: the text model alone is used and saved ({kind})")
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    unexpected = [name for name in unexpected if not (is_text_alone and is_unreached(name))]
     shapes = [
         f"{name} is {tuple(found)}, not {tuple(wanted)}" for name, found, wanted in report["mismatched_keys"]
     ]

@@ -259,7 +259,10 @@ def _block(name: str) -> str:
 
 
 def _write_config(model: PreTrainedModel | Any, folder: Path, source: Path, kind: torch.dtype) -> None:
-    fields = {name: value for name, value in read_config(source).items() if not NOT_KEPT.match(name)}
+    raw, own_kind = read_config(source), model.config.model_type
+    if raw["model_type"] != own_kind and isinstance(raw.get("text_config"), dict):  # of its text alone
+        raw = {"tie_word_embeddings": False, **raw["text_config"], "model_type": own_kind}
+    fields = {name: value for name, value in raw.items() if not NOT_KEPT.match(name)}
     dtype = str(kind).removeprefix("torch.")
     fields |= {
         "dtype": dtype,

@@ -29,6 +29,9 @@ READ_PAST: dict[str, set[str]] = {
         ("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"), {"out_proj"}
     ),
 }
+# What no gradient of a loss over text reaches: parts that see images or hear sound, and indexers, which only choose the
+# tokens that a sparse attention sees.
+UNREACHED = re.compile(r"(^|\.)(indexer\.|(embed_)?(vision|visual|image|img|audio|speech|multi_?modal))")
 KEYWORDS = ("DEFAULT", "ALL", "EMBEDDING", "LN", "AUTO")
 
 
@@ -58,7 +61,7 @@ def resolve_targets(model: nn.Module, names: Sequence[str]) -> list[str]:
     Raises:
         UsageError: a name matches nothing that can have an adapter.
     """
-    linear = [full for full in linear_names(model) if not _is_read_past(model, full)]
+    linear = [full for full in linear_names(model) if not (_is_read_past(model, full) or is_unreached(full))]
     chosen: set[str] = set()
     for name in names:
         chosen |= set(_named(model, linear, name))
@@ -98,7 +101,19 @@ def _named(model: nn.Module, linear: list[str], name: str) -> list[str]:
             "nothing",
             f"use ALL, or names out of: {', '.join(_last_parts(linear))}",
         )
-    return found
+    reached = [full for full in found if not is_unreached(full)]
+    if not reached:
+        raise UsageError(
+            f"{flag} {name}: no loss over text reaches this layer of {type(model).__name__}, so an adapter would learn "
+            "nothing",
+            f"use ALL, or names out of: {', '.join(_last_parts(linear))}",
+        )
+    return reached
+
+
+def is_unreached(full: str) -> bool:
+    """Return whether the name of a module or parameter says that no gradient of a loss over text gets there."""
+    return UNREACHED.search(full) is not None
 
 
 def _is_read_past(model: nn.Module, full: str) -> bool:

@@ -20,7 +20,7 @@ from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import AdaptedDecoder, LoraFields, adapt, are_plain_targets
 from swiftlet.models.head import inner_model
 from swiftlet.models.start import keep_start
-from swiftlet.models.targets import is_linear, resolve_saved, resolve_targets
+from swiftlet.models.targets import is_linear, is_unreached, resolve_saved, resolve_targets
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -175,6 +175,8 @@ def _is_transposed(model: nn.Module, targets: Sequence[str]) -> bool:
 def apply_full(model: nn.Module, *, freeze_parameters: Sequence[str] = (), freeze_ratio: float = 0.0) -> int:
     """Train all parameters but those frozen by name prefix or by share from the bottom; return how many are frozen.
 
+    What no loss over text reaches is frozen too: it would take the memory of what is trained, and would only decay.
+
     Args:
         freeze_ratio: whole tensors are frozen in the order of the model while they make up no more than this share.
 
@@ -189,7 +191,7 @@ def apply_full(model: nn.Module, *, freeze_parameters: Sequence[str] = (), freez
     limit, passed, frozen = freeze_ratio * sum(p.numel() for p in parameters.values()), 0, 0
     for name, parameter in parameters.items():
         passed += parameter.numel()
-        is_frozen = passed <= limit or name.startswith(tuple(freeze_parameters))
+        is_frozen = passed <= limit or name.startswith(tuple(freeze_parameters)) or is_unreached(name)
         parameter.requires_grad_(not is_frozen)
         frozen += parameter.numel() if is_frozen else 0
     if all(not parameter.requires_grad for parameter in parameters.values()):
