@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiftlet.config.lora import changes_base, is_exact
 from swiftlet.errors import CheckpointError, SwiftletError, describe, first_line, reading
-from swiftlet.models.base_hash import check_base
+from swiftlet.models.base_hash import BASE_NOTE, check_base
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import (
     AdaptedDecoder,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-BASE_NOTE = "adapter_base.json"
 TAKEN = (
     "r lora_alpha lora_dropout bias target_modules exclude_modules modules_to_save use_dora use_rslora lora_bias "
     "fan_in_fan_out rank_pattern alpha_pattern layers_to_transform layers_pattern target_parameters "
@@ -227,7 +226,19 @@ def _check_fits(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str
     ]
     parts += [f"{len(shapes)} of another shape: {', '.join(shapes[:LONGEST_LIST])}"] if shapes else []
     if parts:
+        hint = "give the base model it was trained on with --model_id_or_path"
+        if any(_has_other_rows(name, expected[name], found.get(name)) for name in expected):
+            hint = (
+                "its embedding has another number of tokens, so it was resized before the training: resize the base's "
+                "alike (resize_token_embeddings), save it, and type --model_id_or_path THAT_FOLDER"
+            )
         raise CheckpointError(
-            f"the adapter in {folder} does not fit this base model; {'; '.join(parts)}",
-            "give the base model it was trained on with --model_id_or_path",
+            f"the adapter in {folder} does not fit this base model; {'; '.join(parts)}", hint
         )
+
+
+def _has_other_rows(name: str, expected: Tensor, found: Tensor | None) -> bool:
+    """Return whether a saved matrix of the base, such as an embedding, has only its number of rows changed."""
+    if found is None or expected.dim() != 2 or ".lora_" in name:
+        return False
+    return found.shape[1:] == expected.shape[1:] and found.shape != expected.shape
