@@ -280,6 +280,16 @@ def test_an_adapter_whose_vocabulary_was_resized_says_what_its_base_needs(foreig
     assert "resize_token_embeddings" in caught.value.hint
 
 
+def test_an_adapter_of_single_experts_says_what_to_do(foreign, experts_folder, rows_file):
+    place = "base_model.model.model.layers.0.mlp.experts.0.down_proj"
+    tensors = {f"{place}.lora_A.weight": torch.zeros(8, 16), f"{place}.lora_B.weight": torch.zeros(32, 8)}
+    save_file(tensors, foreign / "adapter_model.safetensors")
+    change_adapter(foreign, target_modules=["down_proj"], base_model_name_or_path=str(experts_folder))
+    with pytest.raises(CheckpointError, match=r"left over: .*experts\.0\.down_proj") as caught:
+        infer(ckpt_dir=str(foreign), val_dataset=str(rows_file), **GREEDY)
+    assert "merge it with the versions that trained it" in caught.value.hint
+
+
 def test_rows_that_have_no_answer_are_counted(checkpoint, tmp_path, capfd):
     rows = [{"query": "hello " * number, "response": "world"} for number in (1, 300)]
     file = tmp_path / "long.jsonl"

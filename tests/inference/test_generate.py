@@ -181,14 +181,10 @@ def test_a_stop_word_of_single_bytes_ends_an_answer_behind_other_characters():
         assert said(torch.tensor([[0, *text.encode()]]), None).tolist() == [is_said], text
 
 
-def test_a_stop_word_is_looked_for_in_the_last_tokens_alone():
-    sizes = []
-
-    def decode(ids):
-        sizes.append(len(ids))
-        return " ".join(map(str, ids))
-
-    said = _SaysWord(decode, ["2000 2001"], 5)
+def test_a_stop_word_is_looked_for_in_the_last_tokens_alone(monkeypatch):
+    said = _SaysWord(lambda ids: " ".join(map(str, ids)), ["2000 2001"], 5)
+    is_said, sizes = said._is_said, []
+    monkeypatch.setattr(said, "_is_said", lambda answer: sizes.append(len(answer)) or is_said(answer))
     rows = torch.tensor([[2000, 2001, *range(1000)], [*range(1000), 2000, 2001]])
     assert said(rows, None).tolist() == [False, True]
     assert max(sizes) <= said.most_tokens + 3

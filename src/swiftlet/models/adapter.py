@@ -7,6 +7,7 @@ base it was trained on (`adapter_base.json`), and another base is refused even w
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,6 +47,7 @@ NO_EFFECT = (
 START = "init_lora_weights"
 PLAIN = "r lora_alpha lora_dropout target_modules use_rslora".split()
 LONGEST_LIST = 3
+ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @contextmanager
@@ -226,15 +228,25 @@ def _check_fits(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str
     ]
     parts += [f"{len(shapes)} of another shape: {', '.join(shapes[:LONGEST_LIST])}"] if shapes else []
     if parts:
-        hint = "give the base model it was trained on with --model_id_or_path"
-        if any(_has_other_rows(name, expected[name], found.get(name)) for name in expected):
-            hint = (
-                "its embedding has another number of tokens, so it was resized before the training: resize the base's "
-                "alike (resize_token_embeddings), save it, and type --model_id_or_path THAT_FOLDER"
-            )
         raise CheckpointError(
-            f"the adapter in {folder} does not fit this base model; {'; '.join(parts)}", hint
+            f"the adapter in {folder} does not fit this base model; {'; '.join(parts)}",
+            _hint(expected, found),
         )
+
+
+def _hint(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Return what to do about an adapter that does not fit: often the base is the one it was trained on."""
+    if any(_has_other_rows(name, expected[name], found.get(name)) for name in expected):
+        return (
+            "its embedding has another number of tokens, so it was resized before the training: resize the base's "
+            "alike (resize_token_embeddings), save it, and type --model_id_or_path THAT_FOLDER"
+        )
+    if any(ONE_EXPERT.search(name) for name in found.keys() - expected.keys()):
+        return (
+            "it adapts each expert by itself, as transformers 4 had them, and their matrices are joint here: merge it "
+            "with the versions that trained it, and give the merged model"
+        )
+    return "give the base model it was trained on with --model_id_or_path"
 
 
 def _has_other_rows(name: str, expected: Tensor, found: Tensor | None) -> bool:
