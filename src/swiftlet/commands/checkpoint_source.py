@@ -156,7 +156,8 @@ def _base_of_another_tool(folder: Path, trust_remote_code: bool, hint: str) -> S
     except UsageError as error:  # a folder of the machine where it was trained
         raise CheckpointError(f"{said} is not on this machine", hint) from error
     except SwiftletError as error:
-        raise CheckpointError(f"{said} was not found: {error.message}", f"{error.hint}; or {hint}") from error
+        hints = "; or ".join(filter(None, (error.hint, hint)))
+        raise CheckpointError(f"{said} was not found: {error.message}", hints) from error
 
 
 def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], *, with_data: bool) -> Any:
