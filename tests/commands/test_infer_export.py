@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -212,11 +213,81 @@ def test_an_adapter_without_a_hash_of_its_whole_base_says_so(checkpoint, tmp_pat
     foreign = Path(shutil.copytree(checkpoint, tmp_path / "foreign"))
     for name in ("proof_base.json", "MANIFEST.json"):
         (foreign / name).unlink()
+    said = "keeps no hash of all weights of its base model: "
     export(ckpt_dir=str(foreign), merge_lora=True, device="cpu")
-    assert (
-        "keeps no hash of all weights of its base model: samples of each are compared"
-        in capfd.readouterr().err
-    )
+    assert said + "samples of each are compared" in capfd.readouterr().err
+    (foreign / "adapter_base.json").unlink()
+    export(ckpt_dir=str(foreign), merge_lora=True, device="cpu", overwrite=True)
+    assert said + "any that fits is taken" in capfd.readouterr().err
+
+
+@pytest.fixture
+def foreign(checkpoint, tmp_path):
+    """An adapter as other tools save it: its settings and its weights, and a tokenizer."""
+    folder = tmp_path / "foreign"
+    folder.mkdir()
+    for name in (
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ):
+        shutil.copyfile(checkpoint / name, folder / name)
+    return folder
+
+
+def change_adapter(folder, **fields):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | fields), encoding="utf-8")
+
+
+def test_an_adapter_of_another_tool_has_no_system_message_of_its_own(foreign, rows_file, capfd):
+    options = {"ckpt_dir": str(foreign), "val_dataset": str(rows_file), "show_dataset_sample": 1, **GREEDY}
+    said = "has no sft_args.json: the system message is the model's own (--system, "
+    infer(**options)
+    assert said in capfd.readouterr().err
+    infer(**options, system="hello")
+    assert said not in capfd.readouterr().err
+
+
+def test_a_base_that_an_adapter_names_by_the_id_of_a_hub_is_looked_for_there(
+    foreign, model_folder, rows_file, monkeypatch
+):
+    options = {"ckpt_dir": str(foreign), "val_dataset": str(rows_file), "show_dataset_sample": 1, **GREEDY}
+    change_adapter(foreign, base_model_name_or_path="me/tiny", revision="v2")
+    with pytest.raises(CheckpointError, match="its base model 'me/tiny' was not found: ") as caught:
+        infer(**options)
+    assert "; or add --model_id_or_path FOLDER_OF_THE_BASE_MODEL" in caught.value.hint
+
+    def fetch(choice, *, revision, trust_remote_code):
+        assert (choice.hf_id, revision, trust_remote_code) == ("me/tiny", "v2", False)
+        return model_folder
+
+    monkeypatch.setattr("swiftlet.commands.model_source.fetch", fetch)
+    assert len(infer(**options)) == 1
+    change_adapter(foreign, base_model_name_or_path=None)
+    with pytest.raises(CheckpointError, match="adapter_config.json names no base model"):
+        infer(**options)
+
+
+def test_an_adapter_whose_vocabulary_was_resized_says_what_its_base_needs(foreign, rows_file):
+    tensors = load_file(foreign / "adapter_model.safetensors")
+    tensors["base_model.model.model.embed_tokens.weight"] = torch.zeros(66, 32)
+    save_file(tensors, foreign / "adapter_model.safetensors")
+    change_adapter(foreign, modules_to_save=["embed_tokens"])
+    with pytest.raises(CheckpointError, match=r"embed_tokens.weight is \(66, 32\), not \(64, 32\)") as caught:
+        infer(ckpt_dir=str(foreign), val_dataset=str(rows_file), **GREEDY)
+    assert "resize_token_embeddings" in caught.value.hint
+
+
+def test_an_adapter_of_single_experts_says_what_to_do(foreign, experts_folder, rows_file):
+    place = "base_model.model.model.layers.0.mlp.experts.0.down_proj"
+    tensors = {f"{place}.lora_A.weight": torch.zeros(8, 16), f"{place}.lora_B.weight": torch.zeros(32, 8)}
+    save_file(tensors, foreign / "adapter_model.safetensors")
+    change_adapter(foreign, target_modules=["down_proj"], base_model_name_or_path=str(experts_folder))
+    with pytest.raises(CheckpointError, match=r"left over: .*experts\.0\.down_proj") as caught:
+        infer(ckpt_dir=str(foreign), val_dataset=str(rows_file), **GREEDY)
+    assert "merge it with the versions that trained it" in caught.value.hint
 
 
 def test_rows_that_have_no_answer_are_counted(checkpoint, tmp_path, capfd):

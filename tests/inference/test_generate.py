@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftlet.errors import DataError
-from swiftlet.inference.generate import Generator, Settings, _SaysWord, batches_by_length
+from swiftlet.inference.generate import WINDOW, Generator, Settings, _SaysWord, batches_by_length
 from swiftlet.models.load import load_model
 from swiftlet.models.rope import forget_lengths
 
@@ -122,6 +122,53 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_whole(tiny_qwen2, tin
     assert pieces == ["a", "你", "b", "好", "\ufffd"]
 
 
+LONG = "one 你好 😀 naïve, " * 40
+
+
+def _bytes_of(text):
+    from tokenizers import pre_tokenizers
+
+    return list(
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "tokens"),
+    [
+        ("ByteLevel", _bytes_of(LONG)),
+        ("ByteFallback", [f"<0x{one:02X}>" for one in LONG.encode()]),
+        ("Metaspace", ["\u2581" + word for word in LONG.split()]),
+        ("WordPiece", LONG.split()),
+    ],
+)
+@pytest.mark.parametrize("stop_words", [(), ("naïve, one naïve",)])  # begun again and again, never said
+def test_a_long_answer_is_streamed_without_decoding_all_of_it_at_each_token(
+    kind, tokens, stop_words, tiny_qwen2, tiny_tokenizer, monkeypatch
+):
+    from tokenizers import decoders
+
+    decoder, sizes = getattr(decoders, kind)(), []
+    engine = generator(tiny_qwen2, tiny_tokenizer, stop_words=stop_words)
+
+    def decode(ids):
+        sizes.append(len(ids))
+        return decoder.decode([tokens[at] for at in ids])
+
+    def generate(prompts, streamer):
+        streamer.put(torch.tensor(prompts[0]))
+        for at in range(len(tokens)):
+            streamer.put(torch.tensor([at]))
+        return [list(range(len(tokens)))]
+
+    engine.decode = decode
+    monkeypatch.setattr(engine, "_generate", generate)
+    pieces = []
+    assert engine.answer(PROMPTS[0], pieces.append) == "".join(pieces) == decoder.decode(tokens)
+    assert len(pieces) > 100
+    assert max(sizes[:-1]) <= 2 * WINDOW + 32  # the last one is of the whole answer
+
+
 def test_stop_words_cut_the_text(tiny_qwen2, tiny_tokenizer):
     engine = generator(tiny_qwen2, tiny_tokenizer)
     full = engine.answers([PROMPTS[0]])[0]
@@ -148,6 +195,16 @@ def test_a_stop_word_of_single_bytes_ends_an_answer_behind_other_characters():
     said = _SaysWord(lambda ids: decoder.decode([f"<0x{one:02X}>" for one in ids]), ["好"], 1)
     for text, is_said in (("你好", True), ("éé好", True), ("😀好", True), ("好", True), ("你你", False)):
         assert said(torch.tensor([[0, *text.encode()]]), None).tolist() == [is_said], text
+
+
+def test_a_stop_word_is_looked_for_in_the_last_tokens_alone(monkeypatch):
+    said = _SaysWord(lambda ids: " ".join(map(str, ids)), ["2000 2001"], 5)
+    is_said, sizes = said._is_said, []
+    monkeypatch.setattr(said, "_is_said", lambda answer: sizes.append(len(answer)) or is_said(answer))
+    rows = torch.tensor([[2000, 2001, *range(1000)], [*range(1000), 2000, 2001]])
+    assert said(rows, None).tolist() == [False, True]
+    assert max(sizes) <= said.most_tokens + 3
+    assert said(rows[:, -5:], None).tolist() == [False, False]  # no more than the prompt
 
 
 def test_sampling_follows_the_seed(tiny_qwen2, tiny_tokenizer):

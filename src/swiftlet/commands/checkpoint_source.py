@@ -18,7 +18,15 @@ from swiftlet.config.fields import flags_of, with_values
 from swiftlet.config.filenames import ARGS_FILE
 from swiftlet.config.parse import parse_mapping
 from swiftlet.config.places import expanded
-from swiftlet.errors import CheckpointError, DataError, SwiftletError, describe, first_line, raise_all
+from swiftlet.errors import (
+    CheckpointError,
+    DataError,
+    SwiftletError,
+    UsageError,
+    describe,
+    first_line,
+    raise_all,
+)
 from swiftlet.models.safety import ADAPTER_CONFIG, read_json
 from swiftlet.train.manifest import NAME as MANIFEST
 from swiftlet.train.manifest import OPTIMIZER_FILES, STATE_FILE, find_damage, read_manifest
@@ -127,10 +135,30 @@ def _recorded_base(folder: Path, args: Mapping[str, Any], trust_remote_code: boo
                 f"by its name either: {error.message}",
                 hint,
             ) from error
-    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if base and Path(str(base)).is_dir():
+    return _base_of_another_tool(folder, trust_remote_code, hint)
+
+
+def _base_of_another_tool(folder: Path, trust_remote_code: bool, hint: str) -> Source:
+    """Return the base that adapter_config.json alone names, by a folder or by the id of a hub."""
+    config = read_json(folder / ADAPTER_CONFIG)
+    base, revision = (config.get(name) or None for name in ("base_model_name_or_path", "revision"))
+    said = f"{folder} is an adapter, and its base model {base!r}"
+    if base is None:
+        raise CheckpointError(f"{folder} is an adapter, and {ADAPTER_CONFIG} names no base model", hint)
+    if Path(str(base)).is_dir():
         return Source(Path(str(base)).name, Path(str(base)))
-    raise CheckpointError(f"{folder} is an adapter, and its base model {base!r} is not on this machine", hint)
+    named = ModelArgs(
+        model_id_or_path=str(base),
+        model_revision=None if revision is None else str(revision),
+        trust_remote_code=trust_remote_code,
+    )
+    try:
+        return find_source(named)
+    except UsageError as error:  # a folder of the machine where it was trained
+        raise CheckpointError(f"{said} is not on this machine", hint) from error
+    except SwiftletError as error:
+        hints = "; or ".join(filter(None, (error.hint, hint)))
+        raise CheckpointError(f"{said} was not found: {error.message}", hints) from error
 
 
 def with_checkpoint(args: Any, given: frozenset[str], found: Mapping[str, Any], *, with_data: bool) -> Any:

@@ -25,6 +25,7 @@ from swiftlet.commands.model_source import (
     unknown_names,
     warn_of_devices,
 )
+from swiftlet.commands.run_folder import ARGS_FILE
 from swiftlet.config.args import InferArgs
 from swiftlet.config.check import check_infer
 from swiftlet.config.parse import Parsed, parse_mapping
@@ -106,6 +107,11 @@ def get_ready(parsed: Parsed) -> Ready:
             and _has_rows(args)
         ):
             check_rows(source, args.data)
+        if source.base is not None and not source.args and args.model.system is None:
+            log.info(
+                f"{source.folder} has no {ARGS_FILE}: the system message is the model's own (--system, where the "
+                "adapter was trained with another)"
+            )
         if args.answer.merge_lora:
             source = _merged(args, source)
     _, template = open_template(

@@ -7,7 +7,7 @@ from pathlib import Path
 from swiftlet import log
 from swiftlet.errors import CheckpointError
 from swiftlet.files import sha256
-from swiftlet.models.base_hash import weights_hash
+from swiftlet.models.base_hash import BASE_NOTE, weights_hash
 from swiftlet.models.safety import inside, read_json, weight_files
 
 PROOF_FILE = "merge_proof.json"
@@ -45,7 +45,10 @@ def check_base_weights(checkpoint: Path, base: Path) -> None:
     """
     path = checkpoint / BASE_FILE
     if not path.is_file():
-        log.info(f"{checkpoint} keeps no hash of all weights of its base model: samples of each are compared")
+        known = (
+            "samples of each are compared" if (checkpoint / BASE_NOTE).is_file() else "any that fits is taken"
+        )
+        log.info(f"{checkpoint} keeps no hash of all weights of its base model: {known}")
         return
     found, expected = weights_hash(base), read_json(path).get(WEIGHTS)
     if found != expected:

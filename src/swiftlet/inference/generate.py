@@ -20,6 +20,7 @@ from swiftlet.models.rope import follows_length
 Decode = Callable[[Sequence[int]], str]
 UNREADABLE = "\ufffd"  # what bytes that are no whole character are decoded to
 LONGEST_CHARACTER = 4  # bytes in UTF-8
+WINDOW = 32  # last tokens of a streamed answer that are decoded again, at least
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ class _SaysWord:
         self.most_tokens = max(len(word.encode()) for word in words) + 1
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        answers = input_ids[:, self.prompt_length :].tolist()
+        read = self.most_tokens + LONGEST_CHARACTER - 1
+        answers = input_ids[:, max(self.prompt_length, input_ids.shape[1] - read) :].tolist()
         return torch.tensor([self._is_said(answer) for answer in answers], device=input_ids.device)
 
     def _is_said(self, answer: list[int]) -> bool:
@@ -240,20 +242,33 @@ class Generator:
     def answer(self, prompt: Sequence[int], on_text: Callable[[str], None]) -> str:
         """Return the answer to one prompt; `on_text` gets each piece as soon as its characters are whole."""
         ids: list[int] = []
-        shown = ""
+        start, shown = 0, 0  # the tokens that are decoded, and how many characters of their text are shown
+        total = 0
 
         def on_token(token: int) -> None:
-            nonlocal shown
+            nonlocal start, shown, total
             ids.append(token)
-            text = self._settled(self.text(self._until_stop(ids)))
-            if not text.endswith(UNREADABLE) and len(text) > len(shown):
-                on_text(text[len(shown) :])
-                shown = text
+            text = self._settled(self.text(self._until_stop(ids[start:])))
+            if not text.endswith(UNREADABLE) and len(text) > shown:
+                on_text(text[shown:])
+                total, shown = total + len(text) - shown, len(text)
+            if len(ids) - start >= 2 * WINDOW:
+                start, shown = self._later_start(ids, start, shown)
 
         final = self.text(self._generate([prompt], _OnTokens(on_token))[0])
-        if len(final) > len(shown):
-            on_text(final[len(shown) :])
+        if len(final) > total:
+            on_text(final[total:])
         return final
+
+    def _later_start(self, ids: Sequence[int], start: int, shown: int) -> tuple[int, int]:
+        """Return a later start of what is decoded, where its text is shown and the end of what came before.
+
+        All tokens of an answer, decoded at each of them, would take time by the square of its length.
+        """
+        text, last = self.decode(ids[start:]), self.decode(ids[-WINDOW:])
+        if shown < len(text) or not text.endswith(last) or UNREADABLE in last:
+            return start, shown
+        return len(ids) - WINDOW, len(last)
 
     def _settled(self, text: str) -> str:
         """Return a text without an end that may grow into a stop word, which no answer shows."""

@@ -7,6 +7,7 @@ base it was trained on (`adapter_base.json`), and another base is refused even w
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from swiftlet.config.lora import changes_base, is_exact
 from swiftlet.errors import CheckpointError, SwiftletError, describe, first_line, reading
-from swiftlet.models.base_hash import check_base
+from swiftlet.models.base_hash import BASE_NOTE, check_base
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.decoder_lora import (
     AdaptedDecoder,
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-BASE_NOTE = "adapter_base.json"
 TAKEN = (
     "r lora_alpha lora_dropout bias target_modules exclude_modules modules_to_save use_dora use_rslora lora_bias "
     "fan_in_fan_out rank_pattern alpha_pattern layers_to_transform layers_pattern target_parameters "
@@ -47,6 +47,7 @@ NO_EFFECT = (
 START = "init_lora_weights"
 PLAIN = "r lora_alpha lora_dropout target_modules use_rslora".split()
 LONGEST_LIST = 3
+ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 @contextmanager
@@ -229,5 +230,27 @@ def _check_fits(folder: Path, expected: Mapping[str, Tensor], found: Mapping[str
     if parts:
         raise CheckpointError(
             f"the adapter in {folder} does not fit this base model; {'; '.join(parts)}",
-            "give the base model it was trained on with --model_id_or_path",
+            _hint(expected, found),
         )
+
+
+def _hint(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """Return what to do about an adapter that does not fit: often the base is the one it was trained on."""
+    if any(_has_other_rows(name, expected[name], found.get(name)) for name in expected):
+        return (
+            "its embedding has another number of tokens, so it was resized before the training: resize the base's "
+            "alike (resize_token_embeddings), save it, and type --model_id_or_path THAT_FOLDER"
+        )
+    if any(ONE_EXPERT.search(name) for name in found.keys() - expected.keys()):
+        return (
+            "it adapts each expert by itself, as transformers 4 had them, and their matrices are joint here: merge it "
+            "with the versions that trained it, and give the merged model"
+        )
+    return "give the base model it was trained on with --model_id_or_path"
+
+
+def _has_other_rows(name: str, expected: Tensor, found: Tensor | None) -> bool:
+    """Return whether a saved matrix of the base, such as an embedding, has only its number of rows changed."""
+    if found is None or expected.dim() != 2 or ".lora_" in name:
+        return False
+    return found.shape[1:] == expected.shape[1:] and found.shape != expected.shape

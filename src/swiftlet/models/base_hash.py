@@ -17,6 +17,7 @@ from swiftlet.files import CHUNK_BYTES
 from swiftlet.models.safety import read_config, tensors_in, without_code_fields
 
 SAMPLE_BYTES, NUM_SAMPLES = 256, 5
+BASE_NOTE = "adapter_base.json"  # keeps it beside an adapter
 NOT_IDENTITY = {"transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"}
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.config.filenames import TOKENIZER_FILES
-from swiftlet.models.adapter import BASE_NOTE, adapter_tensors
-from swiftlet.models.base_hash import base_hash
+from swiftlet.models.adapter import adapter_tensors
+from swiftlet.models.base_hash import BASE_NOTE, base_hash
 from swiftlet.models.decoder import Decoder
 from swiftlet.models.safety import (
     ADAPTER_CONFIG,
