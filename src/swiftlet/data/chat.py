@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from swiftlet.data.columns import MEDIA, check_media, flag, holds_something, how_empty
+from swiftlet.data.columns import MEDIA, check_media, holds_something, how_empty
+from swiftlet.data.hints import flag
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import rename_turn
 from swiftlet.data.reasons import RowFault

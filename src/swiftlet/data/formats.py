@@ -19,15 +19,14 @@ from swiftlet.data.columns import (
     SYSTEMS,
     TOOLS,
     Columns,
-    are_turns,
     check_choices,
     check_media,
     find_columns,
     first_set,
-    flag,
     holds_something,
     how_empty,
 )
+from swiftlet.data.hints import are_turns, flag
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
 from swiftlet.data.reasons import RowFault

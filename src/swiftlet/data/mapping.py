@@ -15,10 +15,9 @@ from swiftlet.data.columns import (
     QUESTIONS,
     SPEAKERS,
     TURN_KEYS,
-    Row,
     holds_something,
-    shown,
 )
+from swiftlet.data.hints import Row, shown
 from swiftlet.data.reasons import RowFault
 from swiftlet.errors import UsageError, suggest
 

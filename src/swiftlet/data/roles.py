@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swiftlet.data.columns import SPEAKERS, flag
+from swiftlet.data.columns import SPEAKERS
+from swiftlet.data.hints import flag
 from swiftlet.data.reasons import RowFault
 
 SYSTEM, USER, ASSISTANT, TOOL, CALL = "system", "user", "assistant", "tool", "call"
