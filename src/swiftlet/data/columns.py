@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from swiftlet.data.hints import Row, flag, guess, longest_first, missing, shown
+from swiftlet.data.hints import (
+    LABELS,
+    Row,
+    answer_beside,
+    flag,
+    guess,
+    guesses,
+    longest_first,
+    missing,
+    other_texts,
+    shown,
+)
 from swiftlet.data.reasons import RowFault
 
 CHATS = ("messages", "conversations", "conversation")
@@ -100,7 +111,7 @@ def find_columns(row: Row) -> Columns:
         names for names in questions_found if any(_is_set(row, name) for name in names)
     ] or questions_found[:1]
     if not answers:
-        raise RowFault("schema", missing(row, has_question=bool(questions_found), has_answer=False))
+        raise RowFault("schema", missing(row, [name for names in questions_found for name in names], []))
     if len(answers) > 1:
         raise RowFault("columns", _ambiguous(row, "answer", [names[0] for names in answers], "response"))
     if len(questions_found) > 1:
@@ -109,18 +120,29 @@ def find_columns(row: Row) -> Columns:
         )
     if questions_found:
         return Columns(questions_found[0], answers[0][0])
-    is_plain = answers[0] == ("response",) and "text" not in row and guess(row, "query") is None
+    is_plain = (
+        answers[0] == ("response",) and not other_texts(row, answers[0]) and guess(row, "query") is None
+    )
     if not is_plain or first_set(row, SYSTEMS) or first_set(row, ("history",)):
-        raise RowFault("schema", missing(row, has_question=False, has_answer=True))
+        is_answer = not isinstance(row[answers[0][0]], (bool, int, float))
+        raise RowFault("schema", missing(row, [], answers[0] if is_answer else []))
     return Columns((), "response")
 
 
-def check_choices(row: Row, used: Sequence[str]) -> None:
+def with_answer_beside(fault: RowFault, row: Row, chat: str) -> RowFault:
+    """Return the fault of a conversation, with what to do where its answer stands in a column beside it."""
+    beside = answer_beside(row, chat) if fault.reason == "no_answer" else ""
+    return RowFault(fault.reason, f"{fault.detail}{beside}")
+
+
+def check_choices(row: Row, used: Sequence[str], columns: Mapping[str, str]) -> None:
     """Make sure that the answer, the last of the `used` columns, names no choice that would be lost with its column.
 
     Raises:
-        RowFault: it does.
+        RowFault: it does, and `--columns` does not choose it.
     """
+    if "response" in columns.values():
+        return
     name, answer = used[-1], row[used[-1]].strip() if isinstance(row[used[-1]], str) else ""
     lost = [answer] if answer in row else []
     if len(answer) == 1 and answer.isupper():
@@ -130,6 +152,29 @@ def check_choices(row: Row, used: Sequence[str]) -> None:
         what = f"column {name} names a choice, and column {shown(lost[0])} would be lost"
         remedy = f"write the choices into the question, or leave them out with {flag(name, 'response')}"
         raise RowFault("columns", f"{what}: {remedy}")
+
+
+def check_alone(row: Row, columns: Mapping[str, str]) -> None:
+    """Make sure that a text that is to be learnt as a whole is no question with its answer in another column.
+
+    Raises:
+        RowFault: it may be one, and `--columns` does not say that it is none.
+    """
+    if "text" in columns.values():
+        return
+    labels = [name for name in LABELS if isinstance(row.get(name), str) or _are_texts(row.get(name))]
+    for name in (*guesses(row, "response"), *labels):
+        if holds_something(row[name]):
+            both = f"{flag('text', 'query')} {flag(name, 'response')}"
+            raise RowFault(
+                "columns",
+                f"column {shown(name)} beside column text may be its answer: learn it with {both}, or each text alone "
+                f"with {flag('text', 'text')}",
+            )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _is_mixed(row: Row, questions: tuple[str, ...]) -> bool:
