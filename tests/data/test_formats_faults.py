@@ -505,16 +505,27 @@ def test_what_would_make_a_sample_of_a_row_is_said(row, end):
         ({"text": "a", "summary": "b"}, {"text": "query", "summary": "response"}, turns("a", "b")),
         ({"text": "a", "label": "b"}, {"text": "query", "label": "response"}, turns("a", "b")),
         ({"text": "a", "code": "b"}, {"text": "query", "code": "response"}, turns("a", "b")),
+        ({"dialog": turns("a"), "response": "b"}, {"dialog": "query"}, turns("a", "b")),
+        ({"context": turns("a"), "response": "b"}, {"context": "query"}, turns("a", "b")),
         ({"question": "a", "query": "b"}, {"question": "query", "query": "response"}, turns("a", "b")),
     ],
 )
 def test_a_pair_under_other_names_is_not_learnt_as_one_text(row, columns, messages):
     assert all(f"--columns {theirs}={ours}" in fault_of(row).detail for theirs, ours in columns.items())
     assert sample_of(row, columns).messages == messages
-    alone = "text" if "text" in row else "response"
-    if not {"messages", "query"} & row.keys():
-        assert f"--columns {alone}=text" in fault_of(row).detail
-        assert sample_of(row, {alone: "text"}).text == row[alone]
+
+
+@pytest.mark.parametrize(
+    ("row", "alone"),
+    [
+        ({"context": "a", "response": "b"}, "response"),
+        ({"text": "a", "summary": "b"}, "text"),
+        ({"text": "a", "label": ["b"]}, "text"),
+    ],
+)
+def test_one_of_a_pair_is_learnt_alone_where_that_is_said(row, alone):
+    assert f"with --columns {alone}=text" in fault_of(row).detail
+    assert sample_of(row, {alone: "text"}).text == row[alone]
 
 
 @pytest.mark.parametrize(

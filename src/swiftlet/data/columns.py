@@ -11,11 +11,10 @@ from swiftlet.data.hints import (
     Row,
     answer_beside,
     flag,
-    guess,
     guesses,
     longest_first,
+    may_have_question,
     missing,
-    other_texts,
     shown,
 )
 from swiftlet.data.reasons import RowFault
@@ -120,9 +119,7 @@ def find_columns(row: Row) -> Columns:
         )
     if questions_found:
         return Columns(questions_found[0], answers[0][0])
-    is_plain = (
-        answers[0] == ("response",) and not other_texts(row, answers[0]) and guess(row, "query") is None
-    )
+    is_plain = answers[0] == ("response",) and not may_have_question(row)
     if not is_plain or first_set(row, SYSTEMS) or first_set(row, ("history",)):
         is_answer = not isinstance(row[answers[0][0]], (bool, int, float))
         raise RowFault("schema", missing(row, [], answers[0] if is_answer else []))

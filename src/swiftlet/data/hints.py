@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -244,6 +245,12 @@ def other_texts(row: Row, known: Sequence[str]) -> list[str]:
     ]
 
 
+def may_have_question(row: Row) -> bool:
+    """Return whether a column may hold what a `response` answers: a text, turns, or either inside a list or object."""
+    is_asked = any(guess(row, ours) is not None for ours in ("query", "messages"))
+    return is_asked or bool(other_texts(row, ["response"]) or _inside(row, "query"))
+
+
 def first_text(row: Row, names: Sequence[str]) -> str | None:
     """Return the first of the names under which the row has a text that says something."""
     return next((name for name in names if isinstance(row.get(name), str) and row[name].strip()), None)
@@ -269,6 +276,7 @@ def _is_about(name: str) -> bool:
     return _ABOUT.search(name.lower()) is not None
 
 
+@lru_cache(maxsize=4096)  # a name is looked up in every row of a file
 def _meaning(name: str) -> str | None:
     if _is_about(name):
         return None
