@@ -177,7 +177,7 @@ def test_a_question_that_is_a_list_of_turns(row, messages):
         ({"prompt": turns("a"), "completion": turns("b")}, "role_order", "turns 0 and 1 are both user"),
         ({"prompt": turns("a", "b"), "completion": "c"}, "role_order", "turns 1 and 2 are both assistant"),
         ({"prompt": [{}], "completion": "b"}, "schema", NO_ROLE),
-        ({"prompt": ["a"], "completion": "b"}, "schema", "column prompt is a list, not a text"),
+        ({"prompt": [1], "completion": "b"}, "schema", "column prompt is a list, not a text"),
         (
             {"prompt": turns("a"), "completion": "b", "history": [["q", "r"]]},
             "columns",

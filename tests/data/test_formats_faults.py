@@ -295,11 +295,6 @@ def test_histories_that_are_none(history, reason, detail):
             "no answer column; columns: question, response_j",
             "response_j=response",
         ),
-        (
-            {"Question": "a", "response": "b"},
-            "no question column; columns: Question, response",
-            "Question=query",
-        ),
         ({"id": 1, "output": "b"}, "no question column; columns: id, output", "COLUMN=query"),
         ({"system": "s", "response": "b"}, "no question column; columns: response, system", "COLUMN=query"),
         ({"toy_text": "a"}, "no chat and no answer column; columns: toy_text", "toy_text=text"),
@@ -307,7 +302,11 @@ def test_histories_that_are_none(history, reason, detail):
         ({"items": turns("a", "b")}, "no chat and no answer column; columns: items", "items=messages"),
         ({"data": [{"from": "human"}]}, "no chat and no answer column; columns: data", "data=messages"),
         ({"list": [{"a": 1}]}, "columns: list", "COLUMN=query COLUMN=response"),
-        ({"question": "a", "text": "b"}, "no answer column; columns: question, text", "COLUMN=response"),
+        (
+            {"question": "a", "city": "b", "poem": "c"},
+            "no answer column; columns: city, poem, question",
+            "COLUMN=response",
+        ),
         ({"inputs": "a", "targets": "b", "task": "c"}, "no question column", "inputs=query"),
         ({"user_id": "u", "inputs": "a", "targets": "b"}, "no question column", "inputs=query"),
         (
@@ -316,11 +315,6 @@ def test_histories_that_are_none(history, reason, detail):
             "their_answer=response",
         ),
         ({"ask": "a", "answer": "b"}, "no question column; columns: answer, ask", "ask=query"),
-        (
-            {"turns": ["a", "b"]},
-            "no chat and no answer column; columns: turns",
-            "COLUMN=query COLUMN=response",
-        ),
         ({"a question": "a", "it's reply": "b"}, "columns: a question, it's reply", None),
         (
             {"article": "a", "highlights": "b", "id": "c"},
@@ -393,6 +387,158 @@ def test_a_row_that_no_flag_makes_a_chat_is_told_so(row, detail):
 def test_what_else_could_be_meant_is_said(row, end):
     assert fault_of(row).detail.endswith(end)
     assert sample_of({"text": "a", "role": "prompter"}, {"text": "text"}).text == "a"
+
+
+LIST = "FILE > rows.jsonl (where the file is one list: '.[] | ...')"
+
+
+@pytest.mark.parametrize(
+    ("row", "end"),
+    [
+        (  # as MOSS's and Glaive's: a system text is no question
+            {"meta_instruction": "s", "user": "a", "bot": "b"},
+            "name it with --columns user=query --columns meta_instruction=system --columns bot=response",
+        ),
+        ({"system": "s", "chat": "USER: a"}, "name it with --columns COLUMN=query --columns COLUMN=response"),
+        (  # as COIG's
+            {"q_instruction": "a", "the_question": "b", "the_answer": "c"},
+            "--columns q_instruction=instruction --columns the_question=input --columns the_answer=response",
+        ),
+        (  # as Chinese-DeepSeek-R1-Distill's
+            {"input": "a", "reasoning_content": "t", "content": "b", "repo_name": "x"},
+            "name it with --columns content=response, or train on one column alone with --columns content=text",
+        ),
+        (
+            {"instruction": "a", "generation": "b", "model_name": "m"},
+            "name it with --columns generation=response",
+        ),
+        ({"prompt": "a", "code": "b", "source_file": "x"}, "name it with --columns code=response"),
+        (
+            {"original_text": "a", "equation": "x", "ans": "1"},
+            "original_text=query --columns ans=response, or train on "
+            "one column alone with --columns original_text=text",
+        ),
+        (
+            {"prompt": "a", "pos_resp": "b", "neg_resp": "c"},
+            "pos_resp=response, or --columns neg_resp=response",
+        ),
+        (
+            {"context": "a", "target": "b", "date": "d"},
+            "no question column; columns: context, date, target; name it with --columns context=query",
+        ),
+        (
+            {"Question": "a", "response": "b"},
+            "no question column; columns: Question, response; name it with --columns Question=query, or train on each "
+            "answer alone with --columns response=text",
+        ),
+        (  # as Spider's
+            {"question": "a", "query": "SELECT 1", "db_id": "d"},
+            "name both with --columns question=query --columns query=response",
+        ),
+        ({"target": False, "trajectory": turns("a", "b")}, "name it with --columns trajectory=messages"),
+        ({"talk": turns("a"), "answer": "b"}, "name it with --columns talk=query"),
+        (
+            {"question": "a", "human_answers": ["b"]},
+            f"take one text out: jq -c '.response = .human_answers[0]' {LIST}",
+        ),
+        (
+            {"question": "a", "answers": {"text": ["b"], "answer_start": [1]}},
+            f"'.response = .answers.text[0]' {LIST}",
+        ),
+        (
+            {"questions": [["a"]], "答案": ["b"]},
+            f"'.query = .questions[0][0] | .response = .[\"答案\"][0]' {LIST}",
+        ),
+        (
+            {
+                "custom_id": "1",
+                "method": "POST",
+                "url": "/v1",
+                "body": {"model": "m", "messages": turns("a", "b")},
+            },
+            f"its body may be the row: jq -c '.body' {LIST}",
+        ),
+        (
+            {"translation": {"en": "a", "zh": "b"}},
+            f"its translation may be the row: jq -c '.translation' {LIST}",
+        ),
+        (
+            {"id": "1", "data": ["a", "b"]},
+            "where the texts of data are question and answer by turns: jq -c '{messages: "
+            '[.data | to_entries[] | {role: (if .key % 2 == 0 then "user" else "assistant" end), content: .value}]}\' '
+            + LIST,
+        ),
+        (
+            {"question": "a", "answer": ["A"]},
+            f"column answer is a list, not a text; take one out: jq -c '.answer = .answer[0]' {LIST}",
+        ),
+        (
+            {"input": "a", "output": {"role": "assistant", "content": "b"}},
+            f"'.output = .output.content' {LIST}",
+        ),
+        ({"question": "a", "answer": [1]}, "column answer is a list, not a text"),
+        (
+            {"messages": turns("a"), "reference_answer": "b"},
+            "no answer to learn; where column reference_answer holds "
+            "it, type --columns messages=query --columns reference_answer=response",
+        ),
+        (
+            {"messages": turns("a"), "response": "b"},
+            "where column response holds it, type --columns messages=query",
+        ),
+        ({"messages": turns("a"), "id": "b"}, "the conversation ends with a user turn: no answer to learn"),
+    ],
+)
+def test_what_would_make_a_sample_of_a_row_is_said(row, end):
+    assert fault_of(row).detail.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "messages"),
+    [
+        (
+            {"messages": turns("a"), "answer": "b"},
+            {"messages": "query", "answer": "response"},
+            turns("a", "b"),
+        ),
+        ({"context": "a", "response": "b"}, {"context": "query"}, turns("a", "b")),
+        ({"text": "a", "summary": "b"}, {"text": "query", "summary": "response"}, turns("a", "b")),
+        ({"text": "a", "label": "b"}, {"text": "query", "label": "response"}, turns("a", "b")),
+        ({"text": "a", "code": "b"}, {"text": "query", "code": "response"}, turns("a", "b")),
+        ({"dialog": turns("a"), "response": "b"}, {"dialog": "query"}, turns("a", "b")),
+        ({"context": turns("a"), "response": "b"}, {"context": "query"}, turns("a", "b")),
+        ({"question": "a", "query": "b"}, {"question": "query", "query": "response"}, turns("a", "b")),
+    ],
+)
+def test_a_pair_under_other_names_is_not_learnt_as_one_text(row, columns, messages):
+    assert all(f"--columns {theirs}={ours}" in fault_of(row).detail for theirs, ours in columns.items())
+    assert sample_of(row, columns).messages == messages
+
+
+@pytest.mark.parametrize(
+    ("row", "alone"),
+    [
+        ({"context": "a", "response": "b"}, "response"),
+        ({"text": "a", "summary": "b"}, "text"),
+        ({"text": "a", "label": ["b"]}, "text"),
+    ],
+)
+def test_one_of_a_pair_is_learnt_alone_where_that_is_said(row, alone):
+    assert f"with --columns {alone}=text" in fault_of(row).detail
+    assert sample_of(row, {alone: "text"}).text == row[alone]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "t", "label": 1},
+        {"text": "t", "label": [[0, 5, "PER"]]},
+        {"text": "t", "title": "a", "url": "u", "answer_id": "7"},
+        {"response": "t", "source": "web", "category": "news", "score": 1},
+    ],
+)
+def test_what_is_about_a_text_is_no_answer(row):
+    assert sample_of(row).text == "t"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,9 @@ def test_keys_of_turns_have_other_names():
 
 def test_a_key_of_a_turn_renames_no_column():
     assert sample_of({"text": "t"}, {"text": "content"}).text == "t"
-    assert fault_of({"messages": ["a"]}, KEYS).detail == "turn 0 is a text, expected an object"
+    assert fault_of({"messages": ["a"]}, KEYS).detail == (
+        'turn 0 is a text, expected an object: write each turn as {"role": ..., "content": ...}'
+    )
 
 
 def test_turns_with_unknown_keys_name_the_flag():
@@ -75,7 +77,7 @@ def test_roles_have_other_names():
     [
         ("prompter", 'unknown role "prompter"; name it with --columns prompter=user (or assistant, tool)'),
         ("User", 'unknown role "User" (did you mean user?); name it with --columns User=user'),
-        ("System", 'unknown role "System" (did you mean system?)'),
+        ("System", 'unknown role "System" (did you mean system?); name it with --columns System=system'),
         ("my bot", "unknown role \"my bot\"; name it with --columns 'my bot=user' (or assistant, tool)"),
         ("a long text that was meant to be content", "unknown role"),
     ],
@@ -84,6 +86,18 @@ def test_an_unknown_role_names_the_flag(role, detail):
     assert fault_of({"messages": [{"role": role, "content": "a"}]}).detail == f"turn 0: {detail}"
     later = fault_of({"messages": [*turns("a"), {"role": "model", "content": "b"}]}).detail
     assert later == 'turn 1: unknown role "model"; name it with --columns model=assistant (or user, tool)'
+
+
+def test_a_system_role_by_another_name():
+    said = [{"role": "System", "content": "s"}, *turns("a", "b")]
+    columns = {"System": "system", "preset": "system"}
+    assert sample_of({"messages": said}, columns).messages == [
+        {**said[0], "role": "system"},
+        *turns("a", "b"),
+    ]
+    assert used_columns({"messages": said}, columns) == {"System"}
+    assert used_columns({"messages": turns("a", "b"), "preset": "s"}, columns) == {"preset"}
+    assert sample_of({"messages": turns("a", "b"), "preset": "s"}, columns).messages[0]["content"] == "s"
 
 
 def test_of_two_conversations_one_is_chosen():

@@ -108,7 +108,13 @@ def test_a_file_with_carriage_returns_alone_is_cut_there(make):
         ("42", "schema", "a number, expected an object"),
         ("null", "schema", "null, expected an object"),
         ("true", "schema", "true or false, expected an object"),
-        ('[{"role": "user"}]', "schema", "a list, expected an object"),
+        ("[]", "schema", "a list, expected an object"),
+        ('[{"role": "user"}]', "schema", 'expected an object; a chat is written {"messages": [...]}: jq -c'),
+        (
+            json.dumps(GOOD),
+            "schema",
+            "a text, expected an object; its text is JSON once more: jq -c fromjson FILE",
+        ),
     ],
 )
 def test_f37_a_bad_line_costs_one_line(make, line, reason, detail):

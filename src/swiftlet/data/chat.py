@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from swiftlet.data.columns import MEDIA, check_media, flag, holds_something, how_empty
+from swiftlet.data.columns import MEDIA, check_media, holds_something, how_empty
+from swiftlet.data.hints import flag
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import rename_turn
 from swiftlet.data.reasons import RowFault
@@ -29,6 +30,7 @@ LOSS_KEYS = (
 )
 # some tools mean by it what is trained on, others what is not, or only parts of a text
 UNCLEAR_LOSS_KEYS = ("mask", "masked", "train_detail")
+SPEAKER_KEYS = ("speaker", "sender", "author")  # whose values may be roles by other names
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 THOUGHT = "thought"  # our own key of what was thought before an answer
 NUM_NAMES = 12
@@ -69,7 +71,8 @@ def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
     What else stands in such an object, as whether it is trained on, is the answer's.
     """
     if not isinstance(turn, dict):
-        raise RowFault("schema", f"turn {number} is {kind_of(turn)}, expected an object")
+        turns = 'write each turn as {"role": ..., "content": ...}'
+        raise RowFault("schema", f"turn {number} is {kind_of(turn)}, expected an object: {turns}")
     if not MEDIA.isdisjoint(turn):
         check_media(turn, f"turn {number}: key")
     pairs = [] if "role" in turn or "from" in turn else [keys for keys in PAIRS if turn.keys() >= {*keys}]
@@ -132,9 +135,10 @@ def _without(turn: Mapping[str, Any], what: str, ours: str) -> str:
 def _flags(turn: Mapping[str, Any], ours: str) -> str:
     """Return the flags that name the key that is missing, and that of the content beside an unknown role."""
     texts = [key for key, value in turn.items() if isinstance(value, str) and key not in ("role", "from")]
-    roles = [key for key in texts if turn[key] in ROLES]
+    roles = [key for key in texts if turn[key] in ROLES] or [key for key in texts if key in SPEAKER_KEYS]
     if ours == "content":
-        return flag(texts[0] if len(texts) == 1 else "KEY", "content")
+        parts = texts or [key for key, value in turn.items() if isinstance(value, list)]
+        return flag(parts[0] if len(parts) == 1 else "KEY", "content")
     if len(roles) != 1:
         return f'{flag("KEY", "role")}, or write each turn as {{"role": ..., "content": ...}}'
     contents = [key for key in texts if key != roles[0]]
@@ -185,7 +189,8 @@ def _part(part: Any, number: int, role: str) -> str:
     if any(medium in name for medium in MEDIA_PARTS):
         raise RowFault("multimodal", f"{where}: multimodal content part {name}")
     if name not in TEXT_PARTS:
-        raise RowFault("schema", f"{where}: content part {name} is not text")
+        calls = "; write calls as tool_calls and results as turns of the role tool" if "tool" in name else ""
+        raise RowFault("schema", f"{where}: content part {name} is not text{calls}")
     text = part.get("text") if part.get("text") is not None else part.get("value")
     if not isinstance(text, str):
         raise RowFault("schema", f"{where}: content part {name} holds no text")

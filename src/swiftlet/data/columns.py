@@ -1,15 +1,23 @@
-"""Which columns of a row are the question and the answer; and the flag to type when none are found."""
+"""Which columns of a row are the question and the answer."""
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from swiftlet.data.hints import (
+    LABELS,
+    Row,
+    answer_beside,
+    flag,
+    guesses,
+    longest_first,
+    may_have_question,
+    missing,
+    shown,
+)
 from swiftlet.data.reasons import RowFault
-
-Row = Mapping[str, Any]
 
 CHATS = ("messages", "conversations", "conversation")
 SYSTEMS = ("system", "system_prompt")
@@ -45,29 +53,8 @@ OURS = {
     *TURN_KEYS,
 }
 ROW_KEYS = OURS | {*MEDIA, *PREFERENCES, "input_ids"}
-NUM_NAMES, LONGEST_NAME = 12, 40
-_PLAIN_WORD = re.compile(r"[\w.=-]+")
 # anything but white space and the marks without width that pages and editors leave behind
 _SEEN = re.compile("[^\\s\u00ad\u200b-\u200d\u2060\ufeff]")
-
-# parts of column names, in the order in which they are tried, and what such a column most likely is
-GUESSES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (
-        "response",
-        ("answer", "response", "reply", "output", "completion", "assistant", "bot", "target", "solution"),
-    ),
-    ("response", ("回答", "答案", "回复", "输出", "解答", "答")),
-    ("query", ("question", "query", "prompt", "instruction", "user", "human", "input", "problem", "ask")),
-    ("query", ("问题", "提问", "指令", "输入", "用户", "题", "问")),
-    ("messages", ("messages", "dialog", "chat", "conversation", "turns", "对话")),
-    ("text", ("text", "content", "body", "document", "正文", "文本", "内容")),
-)
-# what ends the names of columns about a text that is elsewhere: user_id, response_source
-_ABOUT = re.compile(
-    r"(?:^|[ _-])(?:u?id|ids|uuid|idx|index|hash|source|type|model|name|lang|language|len|length)$"
-)
-# parts of the names of what a task is done on, beside the column of the task
-INPUTS = ("input", "输入")
 
 
 class Columns(NamedTuple):
@@ -124,7 +111,7 @@ def find_columns(row: Row) -> Columns:
         names for names in questions_found if any(_is_set(row, name) for name in names)
     ] or questions_found[:1]
     if not answers:
-        raise RowFault("schema", missing(row, has_question=bool(questions_found), has_answer=False))
+        raise RowFault("schema", missing(row, [name for names in questions_found for name in names], []))
     if len(answers) > 1:
         raise RowFault("columns", _ambiguous(row, "answer", [names[0] for names in answers], "response"))
     if len(questions_found) > 1:
@@ -133,18 +120,27 @@ def find_columns(row: Row) -> Columns:
         )
     if questions_found:
         return Columns(questions_found[0], answers[0][0])
-    is_plain = answers[0] == ("response",) and "text" not in row and _guess(row, "query") is None
+    is_plain = answers[0] == ("response",) and not may_have_question(row)
     if not is_plain or first_set(row, SYSTEMS) or first_set(row, ("history",)):
-        raise RowFault("schema", missing(row, has_question=False, has_answer=True))
+        is_answer = not isinstance(row[answers[0][0]], (bool, int, float))
+        raise RowFault("schema", missing(row, [], answers[0] if is_answer else []))
     return Columns((), "response")
 
 
-def check_choices(row: Row, used: Sequence[str]) -> None:
+def with_answer_beside(fault: RowFault, row: Row, chat: str) -> RowFault:
+    """Return the fault of a conversation, with what to do where its answer stands in a column beside it."""
+    beside = answer_beside(row, chat) if fault.reason == "no_answer" else ""
+    return RowFault(fault.reason, f"{fault.detail}{beside}")
+
+
+def check_choices(row: Row, used: Sequence[str], columns: Mapping[str, str]) -> None:
     """Make sure that the answer, the last of the `used` columns, names no choice that would be lost with its column.
 
     Raises:
-        RowFault: it does.
+        RowFault: it does, and `--columns` does not choose it.
     """
+    if "response" in columns.values():
+        return
     name, answer = used[-1], row[used[-1]].strip() if isinstance(row[used[-1]], str) else ""
     lost = [answer] if answer in row else []
     if len(answer) == 1 and answer.isupper():
@@ -154,6 +150,29 @@ def check_choices(row: Row, used: Sequence[str]) -> None:
         what = f"column {name} names a choice, and column {shown(lost[0])} would be lost"
         remedy = f"write the choices into the question, or leave them out with {flag(name, 'response')}"
         raise RowFault("columns", f"{what}: {remedy}")
+
+
+def check_alone(row: Row, columns: Mapping[str, str]) -> None:
+    """Make sure that a text that is to be learnt as a whole is no question with its answer in another column.
+
+    Raises:
+        RowFault: it may be one, and `--columns` does not say that it is none.
+    """
+    if "text" in columns.values():
+        return
+    labels = [name for name in LABELS if isinstance(row.get(name), str) or _are_texts(row.get(name))]
+    for name in (*guesses(row, "response"), *labels):
+        if holds_something(row[name]):
+            both = f"{flag('text', 'query')} {flag(name, 'response')}"
+            raise RowFault(
+                "columns",
+                f"column {shown(name)} beside column text may be its answer: learn it with {both}, or each text alone "
+                f"with {flag('text', 'text')}",
+            )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _is_mixed(row: Row, questions: tuple[str, ...]) -> bool:
@@ -178,122 +197,12 @@ def _present(row: Row, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...
     return filled or found[:1]
 
 
-def missing(row: Row, *, has_question: bool, has_answer: bool) -> str:
-    """Return which column is missing, those that were found, and the flag that would name it."""
-    if not row:
-        return "the row is an empty object"
-    names = ", ".join(shown(name) for name in sorted(row)[:NUM_NAMES])
-    more = f" and {len(row) - NUM_NAMES} more" if len(row) > NUM_NAMES else ""
-    if has_answer:
-        what = "no question column"
-    elif has_question:
-        what = "no answer column"
-    else:
-        what = "no chat and no answer column"
-    found = f"{what}; columns: {names}{more}"
-    is_turn = any(row.keys() >= {*keys} for keys in (TURN_KEYS, ("from", "value"), ("role", "text")))
-    if is_turn and not has_question and not has_answer:
-        alone = f", or train on each text alone with {flag('text', 'text')}" if "text" in row else ""
-        return (
-            f'{found}; that is one turn: put the turns of a chat into one row, {{"messages": [...]}}{alone}'
-        )
-    return f"{found}; name it with {_flags(row, has_question, has_answer)}"
-
-
-def _flags(row: Row, has_question: bool, has_answer: bool) -> str:
-    chat, text = _guess(row, "messages"), _guess(row, "text")
-    if not has_question and not has_answer and chat is not None:
-        return flag(chat, "messages")
-    question = None if has_question else _guess(row, "query")
-    answers = [] if has_answer else _longest_first(row, _guesses(row, "response"))
-    answer = answers[0] if answers else None
-    if not has_question and not has_answer and question is None and answer is None:
-        texts = [name for name, value in row.items() if isinstance(value, str) and not _is_about(name)]
-        if len(texts) == 2:  # which of them is the question, only their order says
-            question, answer = texts
-        elif text is not None:
-            return flag(text, "text")
-    flags = []
-    if not has_question:
-        flags += _question_flags(row, question or "COLUMN")
-    if not has_answer:
-        flags.append(flag(answer or "COLUMN", "response"))
-    choices = [flag(name, "response") for name in answers[1:]]
-    if text is not None and text in (question, answer):
-        choices.append(f"train on one column alone with {flag(text, 'text')}")
-    return ", or ".join([" ".join(flags), *choices])
-
-
-def _question_flags(row: Row, question: str) -> list[str]:
-    """Return the flags for a question, or for a task and its input, of which neither should be lost."""
-    found = _guesses(row, "query")
-    inputs = [name for name in found if any(part in name.lower() for part in INPUTS)]
-    tasks = [name for name in found if name not in inputs]
-    if inputs and tasks:
-        return [flag(tasks[0], "instruction"), flag(inputs[0], "input")]
-    return [flag(question, "query")]
-
-
-def _guess(row: Row, ours: str) -> str | None:
-    """Return the column of the row that most likely is ours, by its name and what it holds."""
-    return next(iter(_guesses(row, ours)), None)
-
-
-def _guesses(row: Row, ours: str) -> list[str]:
-    taken, found = {*SYSTEMS, "history"}, []
-    for name, value in row.items():
-        is_kind = are_turns(value) if ours == "messages" else isinstance(value, str)
-        is_meant = _meaning(name) == ours or (ours == "messages" and is_kind and _has_role(value[0]))
-        if is_kind and name not in taken and is_meant:
-            found.append(name)
-    return found
-
-
-def are_turns(value: Any) -> bool:
-    """Return whether a value is a list whose items can be the turns of a conversation."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _has_role(turn: Row) -> bool:
-    return "role" in turn or "from" in turn
-
-
-def _longest_first(row: Row, names: Sequence[str]) -> list[str]:
-    """Return columns with the longest text first where it is far longer: a worked answer, beside its result."""
-    lengths = {name: len(row[name]) if isinstance(row[name], str) else 0 for name in names}
-    longest = max(names, key=lambda name: lengths[name] > 4 * lengths[names[0]], default="")
-    return sorted(names, key=lambda name: name != longest)
-
-
-def _is_about(name: str) -> bool:
-    return _ABOUT.search(name.lower()) is not None
-
-
-def _meaning(name: str) -> str | None:
-    if _is_about(name):
-        return None
-    lowered = name.lower().replace("task", "")  # which holds "ask", and names a kind of question
-    return next((ours for ours, parts in GUESSES if any(part in lowered for part in parts)), None)
-
-
 def _ambiguous(row: Row, what: str, names: Sequence[str], ours: str) -> str:
     if what == "answer":  # none is a part of another, as questions may be
-        names = _longest_first(row, names)
+        names = longest_first(row, names)
         choices = " or ".join(flag(name, ours) for name in names)
         return f"ambiguous answer columns: {', '.join(names)}; choose with {choices}"
     choose = f"choose with {flag(names[0], ours)}"
     if "query" in names and (other := PARTS - row.keys()) and other != PARTS:
         choose += f", or join them with {flag('query', *other)}"
     return f"ambiguous {what} columns: {', '.join(names)}; {choose}"
-
-
-def flag(theirs: str, ours: str) -> str:
-    """Return the flag that gives a column, or a key of a turn, our name."""
-    word = f"{shown(theirs)}={ours}"
-    return f"--columns {word if _PLAIN_WORD.fullmatch(word) else shlex.quote(word)}"
-
-
-def shown(name: str) -> str:
-    """Return the name of a column for a message: short, and text that UTF-8 can hold."""
-    name = name.encode("utf-8", "replace").decode("utf-8")
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."

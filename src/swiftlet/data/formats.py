@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from swiftlet.data.chat import THOUGHT, Message, read_chat
+from swiftlet.data.chat import THOUGHT, Message, content_of, read_chat
 from swiftlet.data.columns import (
     ANSWERS,
     CHATS,
@@ -18,15 +18,16 @@ from swiftlet.data.columns import (
     THOUGHTS,
     TOOLS,
     Columns,
-    are_turns,
+    check_alone,
     check_choices,
     check_media,
     find_columns,
     first_set,
-    flag,
     holds_something,
     how_empty,
+    with_answer_beside,
 )
+from swiftlet.data.hints import are_turns, flag, not_a_text
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
 from swiftlet.data.reasons import RowFault
@@ -41,11 +42,7 @@ NO_PAIR = frozenset({*CHATS, *SYSTEMS, *TOOLS})
 
 
 def to_sample(record: Record, columns: Mapping[str, str]) -> Sample | BadRow:
-    """Return the conversation or plain text of a row, or why it cannot be trained on.
-
-    Args:
-        columns: their column names -> ours.
-    """
+    """Return the conversation or plain text of a row, or why it has none; `columns` are their names -> ours."""
     try:
         row = rename(record.row, of_rows(columns)) if columns else record.row
         sample = _read(row, record, columns)
@@ -69,22 +66,24 @@ def row_sha1(row: Mapping[str, Any]) -> str:
 def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) -> Sample:
     notes: set[str] = set()
     if not UNUSUAL.isdisjoint(row):
-        is_mapped = not {"response", "messages"}.isdisjoint(columns.values())
-        _check_unusual(row, notes, is_mapped=is_mapped)
+        _check_unusual(row, notes, is_mapped=not {"response", "messages"}.isdisjoint(columns.values()))
     chat = None if NO_PAIR.isdisjoint(row) else _chat_column(row)
     if chat is not None:
-        messages = read_chat(row[chat], chat, notes, of_turns(columns))
+        try:
+            messages = read_chat(row[chat], chat, notes, of_turns(columns))
+        except RowFault as fault:
+            raise with_answer_beside(fault, row, chat) from None
         _check_one_chat(row, chat, messages, of_turns(columns))
         _check_no_history(row, chat)
         used: tuple[str, ...] = (chat,)
     elif _is_plain_text(row) and ("role" not in row or "text" in columns.values()):
         messages = [{"role": ASSISTANT, "content": _text_of(row, "text", "empty_assistant")}]
         _check_no_history(row, "text")
+        check_alone(row, columns)
         used = ("text",)
     else:
         messages, used = _pair(row, notes, of_turns(columns))
-        if "response" not in columns.values():
-            check_choices(row, used)
+        check_choices(row, used, columns)
     tools = None
     if not NO_PAIR.isdisjoint(row) or "tools" in messages[0]:
         tools = _tools(row, messages)
@@ -203,7 +202,9 @@ def _question(row: Mapping[str, Any], columns: Columns) -> str:
         if value is None:
             continue
         if not isinstance(value, str):
-            raise RowFault("schema", f"column {name} is {kind_of(value)}, not a text")
+            raise RowFault(
+                "schema", f"column {name} is {kind_of(value)}, not a text{not_a_text(name, value)}"
+            )
         if not how_empty(value):
             texts.append(value)
     if not texts:
@@ -217,16 +218,14 @@ def _text_of(row: Mapping[str, Any], name: str, reason: str) -> str:
     if value is None:
         raise RowFault(reason, f"column {name} is null")
     if not isinstance(value, str):
-        raise RowFault("schema", f"column {name} is {kind_of(value)}, not a text")
+        raise RowFault("schema", f"column {name} is {kind_of(value)}, not a text{not_a_text(name, value)}")
     if empty := how_empty(value):
         raise RowFault(reason, f"column {name} is {empty}")
     return value
 
 
 def _history(value: Any) -> list[Message]:
-    if value is None or value == "":
-        return []
-    history = parsed(value, "history")
+    history = None if value == "" else parsed(value, "history")
     if history is None:
         return []
     if not isinstance(history, list):
@@ -260,7 +259,7 @@ def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Messag
     name = first_set(row, SYSTEMS)
     if name is None:
         return messages
-    system = row[name]
+    system = content_of(row[name], 0, SYSTEM) if isinstance(row[name], list) else row[name]
     if not isinstance(system, str):
         raise RowFault("schema", f"column {name} is {kind_of(system)}, not a text")
     if messages[0]["role"] == ASSISTANT:

@@ -22,6 +22,7 @@ from swiftlet.data.jsonlines import (
     is_json,
     kind_of,
     lines_of,
+    no_row,
     read_json_lines,
     sha1,
 )
@@ -47,7 +48,7 @@ def read_json(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]
         if keep is None or keep(index):
             origin = Origin(str(path), index + 1, byte)
             if not isinstance(row, dict):
-                yield BadRow(origin, "schema", f"{kind_of(row)}, expected an object", sha1(raw.encode()))
+                yield BadRow(origin, "schema", no_row(row), sha1(raw.encode()))
             elif fault:
                 yield BadRow(origin, "repeated_key", fault, sha1(raw.encode()))
             else:

@@ -171,10 +171,20 @@ def _parse(text: str, line: bytes, origin: Origin, reader: JsonReader) -> Record
     except ValueError:
         return BadRow(origin, "json", "not JSON: a number of too many digits", sha1(line))
     if not isinstance(row, dict):
-        return BadRow(origin, "schema", f"{kind_of(row)}, expected an object", sha1(line))
+        return BadRow(origin, "schema", no_row(row), sha1(line))
     if fault := reader.fault():
         return BadRow(origin, "repeated_key", fault, sha1(line))
     return Record(row, origin)
+
+
+def no_row(value: Any) -> str:
+    """Return what a value is that should be a row, and what makes rows of such values."""
+    how = ""
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        how = "; a chat is written {\"messages\": [...]}: jq -c '{messages: .}' FILE (of a list of chats '.[] | ...')"
+    elif isinstance(value, str) and value.lstrip().startswith("{") and is_json(value):
+        how = "; its text is JSON once more: jq -c fromjson FILE (of a list '.[] | fromjson')"
+    return f"{kind_of(value)}, expected an object{how}"
 
 
 def kind_of(value: Any) -> str:

@@ -14,14 +14,15 @@ from swiftlet.data.columns import (
     PARTS,
     QUESTIONS,
     SPEAKERS,
+    SYSTEMS,
     TURN_KEYS,
-    Row,
     holds_something,
-    shown,
 )
+from swiftlet.data.hints import Row, shown
 from swiftlet.data.reasons import RowFault
 from swiftlet.errors import UsageError, suggest
 
+SYSTEM = SYSTEMS[0]
 TURN_NAMES = {*TURN_KEYS, *SPEAKERS}
 
 
@@ -45,8 +46,8 @@ def of_rows(columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def of_turns(columns: Mapping[str, str]) -> dict[str, str]:
-    """Return those of `--columns` that name a key of a turn, or a role."""
-    return {theirs: ours for theirs, ours in columns.items() if ours in TURN_NAMES}
+    """Return those of `--columns` that name a key of a turn, or a role; `system` is a column's name, too."""
+    return {theirs: ours for theirs, ours in columns.items() if ours in TURN_NAMES or ours == SYSTEM}
 
 
 def rename_turn(turn: Row, names: Mapping[str, str]) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def rename_turn(turn: Row, names: Mapping[str, str]) -> dict[str, Any]:
     renamed = rename(turn, {theirs: ours for theirs, ours in names.items() if ours in TURN_KEYS})
     for key in ("role", "from"):
         role = renamed.get(key)
-        if isinstance(role, str) and names.get(role) in SPEAKERS:
+        if isinstance(role, str) and names.get(role) in (SYSTEM, *SPEAKERS):
             renamed[key] = names[role]
     return renamed
 
@@ -109,7 +110,7 @@ def unused_columns(row: Row, columns: Mapping[str, str], used: Sequence[str]) ->
 def used_columns(row: Row, columns: Mapping[str, str]) -> set[str]:
     """Return those of their names that the row has, as a column or, for keys of a turn and roles, in its turns."""
     names = of_turns(columns)
-    found = {theirs for theirs in columns.keys() - names.keys() if theirs in row}
+    found = {theirs for theirs in of_rows(columns) if theirs in row}
     keys = {theirs for theirs, ours in names.items() if ours in TURN_KEYS}
     of_roles = {"role", "from", *(theirs for theirs in keys if names[theirs] == "role")}
     for turn in (turn for value in row.values() if names for turn in _turns(value)):

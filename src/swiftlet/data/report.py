@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swiftlet.data.columns import NUM_NAMES, shown
+from swiftlet.data.hints import NUM_NAMES, shown
 from swiftlet.data.reasons import NOTES
 from swiftlet.data.store import TokenStore, blocks
 

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swiftlet.data.columns import SPEAKERS, flag
+from swiftlet.data.columns import SPEAKERS
+from swiftlet.data.hints import flag
 from swiftlet.data.reasons import RowFault
 
 SYSTEM, USER, ASSISTANT, TOOL, CALL = "system", "user", "assistant", "tool", "call"
@@ -58,7 +59,7 @@ def role_of(name: Any, turn: int) -> str:
         raise RowFault("role_unknown", f"turn {turn}: unknown role{meant}")
     ours = ROLES[near[0]] if near else ASSISTANT if turn else USER
     others = "" if near else f" (or {', '.join(one for one in SPEAKERS if one != ours)})"
-    remedy = f"; name it with {flag(name, ours)}{others}" if ours in SPEAKERS else ""
+    remedy = f"; name it with {flag(name, ours)}{others}" if ours in (SYSTEM, *SPEAKERS) else ""
     raise RowFault("role_unknown", f'turn {turn}: unknown role "{name}"{meant}{remedy}')
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from swiftlet.data.columns import NUM_NAMES, shown
+from swiftlet.data.hints import NUM_NAMES, shown
 from swiftlet.data.jsonlines import JsonReader
 from swiftlet.data.reasons import RowFault
 

@@ -1,0 +1,299 @@
+"""The flag to type where a row has no column of ours: what its columns most likely are, by their names and values."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+Row = Mapping[str, Any]
+
+TURNS = (("role", "content"), ("from", "value"), ("role", "text"))  # the keys of a turn
+TAKEN = ("system", "system_prompt", "history")
+NUM_NAMES, LONGEST_NAME = 12, 40
+_PLAIN_WORD = re.compile(r"[\w.=-]+")
+
+# parts of column names, in the order in which they are tried, and what such a column most likely is
+GUESSES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("system", ("system", "meta_instruction", "系统")),
+    (
+        "response",
+        ("answer", "resp", "reply", "output", "completion", "assistant", "bot", "target", "solution")
+        + ("generation", "generated", "summary"),
+    ),
+    ("response", ("回答", "答案", "回复", "输出", "解答", "答")),
+    ("query", ("question", "query", "prompt", "instruction", "user", "human", "input", "problem", "ask")),
+    ("query", ("问题", "提问", "指令", "输入", "用户", "题", "问")),
+    ("messages", ("messages", "dialog", "chat", "conversation", "turns", "对话")),
+    ("text", ("text", "content", "body", "document", "正文", "文本", "内容")),
+)
+# names too short to be looked for in others
+SHORT = {
+    "q": "query",
+    "src": "query",
+    "a": "response",
+    "ans": "response",
+    "tgt": "response",
+    "code": "response",
+}
+LABELS = ("label", "labels", "标签")  # a class, or an answer that an annotator wrote
+# what ends the names of columns about a text that is elsewhere: user_id, response_source
+_ABOUT = re.compile(
+    r"(?:^|[ _-])(?:u?id|ids|uuid|idx|index|hash|source|type|model|name|lang|language|len|length|category|domain|date"
+    r"|time|timestamp|url|file|path|tags?|task|split|kind|license|difficulty|level|status|state|topic|role)$"
+)
+_THOUGHT = re.compile(r"reason|think|thought|rationale|(?:^|[ _-])cot(?:$|[ _-])|思考|推理")
+# parts of the names of what a task is done on, beside the column of the task
+INPUTS = ("input", "输入")
+ORDERS = ("instruction", "指令")
+
+
+def missing(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
+    """Return which column is missing, those that were found, and what would make a sample of the row.
+
+    Args:
+        questions: the columns of the question that were found, and so with the answer's.
+    """
+    if not row:
+        return "the row is an empty object"
+    names = ", ".join(shown(name) for name in sorted(row)[:NUM_NAMES])
+    more = f" and {len(row) - NUM_NAMES} more" if len(row) > NUM_NAMES else ""
+    if answers:
+        what = "no question column"
+    elif questions:
+        what = "no answer column"
+    else:
+        what = "no chat and no answer column"
+    found = f"{what}; columns: {names}{more}"
+    is_turn = any(row.keys() >= {*keys} for keys in TURNS)
+    if is_turn and not questions and not answers:
+        alone = f", or train on each text alone with {flag('text', 'text')}" if "text" in row else ""
+        return (
+            f'{found}; that is one turn: put the turns of a chat into one row, {{"messages": [...]}}{alone}'
+        )
+    return f"{found}; {_remedy(row, questions, answers)}"
+
+
+def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
+    system = [] if first_text(row, TAKEN) else [flag(name, "system") for name in guesses(row, "system")[:1]]
+    turns = guess(row, "messages")
+    if turns is not None and not questions:
+        return f"name it with {' '.join([flag(turns, 'query' if answers else 'messages'), *system])}"
+    question = None if questions else guess(row, "query")
+    found = [] if answers else longest_first(row, guesses(row, "response"))
+    if not (questions or answers or question or found) and (inside := _whole_row_inside(row)):
+        return inside
+    text = next((name for name in guesses(row, "text") if name in other_texts(row, ())), None)
+    rest = other_texts(row, (*questions, *answers, question or "", *found))
+    answer = found[0] if found else None
+    if not (questions or answers or question or answer):
+        if len(rest) == 2:  # which of them is the question, only their order says
+            question, answer = rest
+        elif text is not None:
+            return f"name it with {flag(text, 'text')}"
+    elif not (questions or question):
+        question = _alone(text, rest)
+    outside: dict[str, str] = {}  # what stands inside a list or an object, to be put under our name
+    if not (questions or question):
+        outside |= _inside(row, "query")
+    if not (answers or answer):
+        outside |= _inside(row, "response")
+        answer = _alone(text, rest) if (questions or question) and not outside else None
+    if not (answer or outside) and {"query", "question"} <= {*questions}:
+        both = f"{flag('question', 'query')} {flag('query', 'response')}"
+        return f"where query is the answer, such as one in SQL, name both with {both}"
+    if not (questions or answers or question or answer or outside) and (split := _turns_of_texts(row)):
+        return split
+    flags = system
+    if not (questions or "query" in outside):
+        flags = [*_question_flags(row, question or "COLUMN"), *flags]
+    if not (answers or "response" in outside):
+        flags = [*flags, flag(answer or "COLUMN", "response")]
+    choices = [flag(name, "response") for name in found[1:]]
+    if text is not None and text in (question, answer):
+        choices.append(f"train on one column alone with {flag(text, 'text')}")
+    if "response" in answers and first_text(row, TAKEN) is None:
+        choices.append(f"train on each answer alone with {flag('response', 'text')}")
+    ways = [f"name it with {', or '.join([' '.join(flags), *choices])}"] if flags else []
+    if outside:
+        steps = " | ".join(f".{ours} = {path}" for ours, path in outside.items())
+        ways.insert(0, f"take one text out: {_by_jq(steps)}")
+    return "; ".join(ways)
+
+
+def _alone(text: str | None, rest: Sequence[str]) -> str | None:
+    """Return the one column that the missing one can be, None where several can."""
+    return text if text in rest else rest[0] if len(rest) == 1 else None
+
+
+def _whole_row_inside(row: Row) -> str | None:
+    """Return how to take a row out of the only object that a row holds, as a batch file for an API does."""
+    objects = [name for name, value in row.items() if isinstance(value, dict) and value]
+    if len(objects) != 1:
+        return None
+    values = row[objects[0]].values()
+    is_row = any(are_turns(value) for value in values) or sum(isinstance(value, str) for value in values) == 2
+    return f"its {shown(objects[0])} may be the row: {_by_jq(_key(objects[0]))}" if is_row else None
+
+
+def _inside(row: Row, ours: str) -> dict[str, str]:
+    """Return where in a list or an object the first text of ours stands, by our name."""
+    for name, value in row.items():
+        if _meaning(name) == ours and isinstance(value, (list, dict)) and (path := _path(value)) is not None:
+            return {ours: _key(name) + path}
+    return {}
+
+
+def _path(value: Any) -> str | None:
+    """Return where the first text of a list or an object stands, for jq."""
+    if isinstance(value, str):
+        return ""
+    if are_turns(value) and len(value) > 1 and _has_role(value[0]):
+        return ""  # turns are a question as they are
+    if isinstance(value, list) and value:
+        path = _path(value[0])
+        return None if path is None else f"[0]{path}"
+    if isinstance(value, dict):
+        meant = [key for key in value if _meaning(key) in ("text", "response") or key == "value"]
+        for key in meant or value if len(value) == 1 else meant:
+            if (path := _path(value[key])) is not None:
+                return _key(key) + path
+    return None
+
+
+def _by_jq(program: str) -> str:
+    return f"jq -c '{program}' FILE > rows.jsonl (where the file is one list: '.[] | ...')"
+
+
+def _key(name: str) -> str:
+    return (
+        f".{name}"
+        if name.isascii() and name.isidentifier()
+        else f".[{json.dumps(shown(name), ensure_ascii=False)}]"
+    )
+
+
+def _turns_of_texts(row: Row) -> str | None:
+    """Return how to make turns of a list of texts, None where the row has none."""
+    for name, value in row.items():
+        if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
+            role = 'if .key % 2 == 0 then "user" else "assistant" end'
+            turns = f"[{_key(name)} | to_entries[] | {{role: ({role}), content: .value}}]"
+            made = _by_jq(f"{{messages: {turns}}}")
+            return f"where the texts of {shown(name)} are question and answer by turns: {made}"
+    return None
+
+
+def not_a_text(name: str, value: Any) -> str:
+    """Return how to take a text out of a column that holds a list or an object, '' where there is none in it."""
+    path = _path(value)
+    return f"; take one out: {_by_jq(f'{_key(name)} = {_key(name)}{path}')}" if path else ""
+
+
+def answer_beside(row: Row, chat: str) -> str:
+    """Return the flags for the question in a conversation and the answer in a column, '' where there is none."""
+    answer = "response" if first_text(row, ["response"]) else guess(row, "response")
+    if answer is None:
+        return ""
+    flags = [flag(chat, "query"), *([] if answer == "response" else [flag(answer, "response")])]
+    return f"; where column {shown(answer)} holds it, type {' '.join(flags)}"
+
+
+def _question_flags(row: Row, question: str) -> list[str]:
+    """Return the flags for a question, or for a task and its input, of which neither should be lost."""
+    found = guesses(row, "query")
+    inputs = [name for name in found if any(part in name.lower() for part in INPUTS)]
+    tasks = [name for name in found if name not in inputs]
+    orders = [name for name in tasks if any(part in name.lower() for part in ORDERS)]
+    if orders and not inputs:
+        inputs, tasks = [name for name in tasks if name not in orders], orders
+    if inputs and tasks:
+        return [flag(tasks[0], "instruction"), flag(inputs[0], "input")]
+    return [flag(question, "query")]
+
+
+def guess(row: Row, ours: str) -> str | None:
+    """Return the column of the row that most likely is ours, by its name and what it holds."""
+    return next(iter(guesses(row, ours)), None)
+
+
+def guesses(row: Row, ours: str) -> list[str]:
+    """Return all such columns, in their order."""
+    found = []
+    for name, value in row.items():
+        is_kind = are_turns(value) if ours == "messages" else isinstance(value, str)
+        is_meant = _meaning(name) == ours or (ours == "messages" and is_kind and _has_role(value[0]))
+        if is_kind and name not in TAKEN and is_meant:
+            found.append(name)
+    return found
+
+
+def other_texts(row: Row, known: Sequence[str]) -> list[str]:
+    """Return the columns beside the known ones that may be a question or an answer: not what is about them."""
+    return [
+        name
+        for name, value in row.items()
+        if isinstance(value, str)
+        and value.strip()
+        and name not in (*known, *TAKEN)
+        and _meaning(name) != "system"
+        and not _is_about(name)
+        and not _THOUGHT.search(name.lower())
+    ]
+
+
+def may_have_question(row: Row) -> bool:
+    """Return whether a column may hold what a `response` answers: a text, turns, or either inside a list or object."""
+    is_asked = any(guess(row, ours) is not None for ours in ("query", "messages"))
+    return is_asked or bool(other_texts(row, ["response"]) or _inside(row, "query"))
+
+
+def first_text(row: Row, names: Sequence[str]) -> str | None:
+    """Return the first of the names under which the row has a text that says something."""
+    return next((name for name in names if isinstance(row.get(name), str) and row[name].strip()), None)
+
+
+def are_turns(value: Any) -> bool:
+    """Return whether a value is a list whose items can be the turns of a conversation."""
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _has_role(turn: Row) -> bool:
+    return "role" in turn or "from" in turn
+
+
+def longest_first(row: Row, names: Sequence[str]) -> list[str]:
+    """Return columns with the longest text first where it is far longer: a worked answer, beside its result."""
+    lengths = {name: len(row[name]) if isinstance(row[name], str) else 0 for name in names}
+    longest = max(names, key=lambda name: lengths[name] > 4 * lengths[names[0]], default="")
+    return sorted(names, key=lambda name: name != longest)
+
+
+def _is_about(name: str) -> bool:
+    return _ABOUT.search(name.lower()) is not None
+
+
+@lru_cache(maxsize=4096)  # a name is looked up in every row of a file
+def _meaning(name: str) -> str | None:
+    if _is_about(name):
+        return None
+    # "task" holds "ask" and names a kind of question; "context" holds "text"
+    lowered = name.lower().replace("task", "").replace("context", "")
+    return SHORT.get(lowered) or next(
+        (ours for ours, parts in GUESSES if any(part in lowered for part in parts)), None
+    )
+
+
+def flag(theirs: str, ours: str) -> str:
+    """Return the flag that gives a column, or a key of a turn, our name."""
+    word = f"{shown(theirs)}={ours}"
+    return f"--columns {word if _PLAIN_WORD.fullmatch(word) else shlex.quote(word)}"
+
+
+def shown(name: str) -> str:
+    """Return the name of a column for a message: short, and text that UTF-8 can hold."""
+    name = name.encode("utf-8", "replace").decode("utf-8")
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."
