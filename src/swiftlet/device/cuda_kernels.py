@@ -27,7 +27,7 @@ from swiftlet.device.kernels import (
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ModuleNotFoundError:  # before torch 2.10
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
 # Limits of the flash kernels behind varlen_attn. Source: torch.nn.attention.varlen.
 LARGEST_HEAD = 256
