@@ -165,9 +165,8 @@ def build_deepspeed_engine(
 
 def _import(device: torch.device) -> Any:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where no launcher has set it
-    os.environ.setdefault(
-        "DS_ACCELERATOR", device.type
-    )  # else it takes the best that it finds on the machine
+    # else it takes the best that it finds on the machine
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
