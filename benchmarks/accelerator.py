@@ -11,6 +11,7 @@ a package is reported as such. TRL as a whole process is compared by peers.py.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,7 @@ def main() -> None:
             setting = Setting(SIZES[name], options.vocabulary, dtype, tuner, 0.05, options.device)
             found[f"{name} {tuner}"].append(measure(variant, setting, options, rate))
             if options.device != "cpu":
+                gc.collect()  # a model's modules refer to each other: without it the next one starts beside it
                 torch.accelerator.empty_cache()
             write(options.out, result)
     for name, variants in found.items():

@@ -35,7 +35,11 @@ def main() -> None:
             if case.operator not in device.kernels:
                 continue
             verdict = try_kernel(
-                device.kernels[case.operator], case, DTYPES[options.dtype], device.torch_device
+                device.kernels[case.operator],
+                case,
+                DTYPES[options.dtype],
+                device.torch_device,
+                device.kernel_errors,
             )
             bad += not verdict.is_good
             print(

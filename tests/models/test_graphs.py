@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -153,7 +155,37 @@ def test_what_cannot_be_recorded_runs_as_it_comes_and_says_so(folder):
     ]
 
 
-@pytest.mark.parametrize("play", ["nothing", "the same"])
+def test_the_cause_is_said_where_the_end_of_a_recording_fails_too(folder):
+    def refuse(work):
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    said, causal = [], build(folder)
+    record_passes(causal, refuse, said.append)
+    for _ in range(2):
+        gradients(causal, micro_batch(20, 30))
+    assert len(said) == 1
+    assert said[0].endswith("not permitted when stream is capturing")
+
+
+def test_a_micro_batch_without_a_gradient_says_nothing_about_a_recording(folder):
+    causal, recorder, said = build(folder), Recorder(), []
+    record_passes(causal, recorder, said.append)
+    batch = micro_batch(20, 30)
+    for scale in (1.0, 1.0, 0.0, math.nan, 1.0, 1.0):
+        for name, parameter in causal.named_parameters():
+            if "lora_" in name:
+                parameter.data.fill_(scale * 0.01)
+        gradients(causal, batch)
+    assert said == []
+    assert causal.graphs.num_passes == 4
+    assert recorder.num_played == 4
+    assert len(causal.graphs._trusted) == 1
+
+
+@pytest.mark.parametrize("play", ["nothing", "the same", "no number"])
 def test_a_recording_that_is_wrong_is_found_before_it_is_used(folder, play):
     plain, causal, said = build(folder), build(folder), []
 
@@ -164,6 +196,8 @@ def test_a_recording_that_is_wrong_is_found_before_it_is_used(folder, play):
         def replay():
             if play == "the same":  # as if a number of the host had been recorded
                 causal.graphs.gradient.copy_(recorded)
+            if play == "no number":
+                causal.graphs.gradient.fill_(math.nan)
 
         return replay, places
 
@@ -173,6 +207,7 @@ def test_a_recording_that_is_wrong_is_found_before_it_is_used(folder, play):
         assert_same(gradients(plain, batch, seed), gradients(causal, batch, seed))
     assert len(said) == 1
     assert "the gradient of a micro-batch differed by" in said[0]
+    assert not causal.graphs._recordings  # nor the memory that is theirs
 
 
 def test_only_so_many_shapes_are_kept(folder, monkeypatch):

@@ -164,6 +164,44 @@ def on_sharded_fp16_ranks(world):
     return gradient_over_many(model, engine, module)
 
 
+def arguments_sent_by_sharding(world):
+    from torch.distributed.fsdp._fully_shard import _fsdp_state
+
+    model, sent = Adapted(torch.float32), []
+    module, adapters = WholeStep(model), ["adapter.weight", "adapter.bias"]
+    trained = Trained([{"params": adapters}], adapters, lambda groups: torch.optim.AdamW(groups, lr=0.1))
+    build_fsdp_engine(module, [model.first, model.last], {}, trained, world=world, dtype=torch.float32)
+    torch._C._get_privateuse1_backend_name = lambda: world.device.type  # it is an accelerator now
+
+    def send(inputs, options, *_):
+        sent.append([one for one in inputs if isinstance(one, torch.Tensor)])
+        return (inputs,), (options,)
+
+    _fsdp_state._to_kwargs = send
+    loss_of(module, rows()).backward()
+    return list(map(len, sent))
+
+
+def test_sharding_leaves_arguments_of_the_host_there():
+    assert on_ranks(arguments_sent_by_sharding, 1) == [[0]]
+
+
+def accelerator_of_deepspeed(world):
+    from deepspeed.accelerator import real_accelerator
+
+    from swiftlet.parallel import deepspeed
+
+    real_accelerator.ds_accelerator = None
+    torch.cuda.is_available = lambda: True  # the machine has a GPU, the run is on its processor
+    deepspeed._import(world.device)
+    return real_accelerator.get_accelerator()._name
+
+
+def test_deepspeed_takes_the_device_of_the_run_and_not_the_best_of_the_machine(monkeypatch):
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    assert on_ranks(accelerator_of_deepspeed, 1) == ["cpu"]
+
+
 def test_a_mean_over_many_tokens_keeps_its_gradient_in_fp16():
     expected, found = (
         gradient_over_many(model, build_single_engine(model, adamw(model)))

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import time
+import weakref
 from dataclasses import replace
 from itertools import islice
 
@@ -318,6 +319,22 @@ def test_who_waits_for_data_after_a_save_or_an_evaluation_is_in_the_next_step(
     train(type(job.run)(**{**vars(job.run), "load_steps": noting}), job.state)
     assert at_data == {step: ("step", step) for step in range(1, 5)}
     assert ("save", 2) in seen and ("eval", 2) in seen
+
+
+def test_no_pass_begins_while_the_graph_of_the_one_before_is_there(tmp_path, build_job, monkeypatch):
+    """A recorded pass would share the nodes of its weights with it, which a GPU refuses."""
+    job = build_job(tmp_path, num_steps=2, evaluate_every=9)
+    own, before = type(job.model).forward, []
+
+    def forward(self, *inputs):
+        assert [one() for one in before] == [None] * len(before)
+        losses = own(self, *inputs)
+        before.extend([weakref.ref(losses.loss_sum)] if self.training else [])
+        return losses
+
+    monkeypatch.setattr(type(job.model), "forward", forward)
+    train(job.run, job.state)
+    assert len(before) > 4
 
 
 def test_a_step_without_labels_is_an_error(tmp_path, build_job):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from swiftlet import log
-from swiftlet.device.kernels import PLAIN, AttentionRules, Kernel
+from swiftlet.device.kernels import PLAIN, AttentionRules, DeviceAttention, Kernel
 from swiftlet.device.spec import Device
 from swiftlet.device.trials import default_memory
 from swiftlet.device.trust import (
@@ -45,11 +45,24 @@ def choose_kernels(
             if asked == "true":
                 log.info(f"{flag} true: {device.name} has no fused operators of its own, the plain ones run")
         return {}
-    chosen = trusted_kernels(device, cases(config, lengths), dtype, memory=default_memory())
+    tried = cases(config, lengths)
+    chosen = trusted_kernels(device, tried, dtype, memory=default_memory())
     chosen = without(chosen, attention=attention != "false", others=others != "false")
-    fused = [name for name, kernel in chosen.items() if kernel is not PLAIN[name]]
+    fused = [
+        name
+        for name, kernel in chosen.items()
+        if kernel is not PLAIN[name] and _computes(kernel, tried, dtype)
+    ]
     log.info(f"fused operators of {device.name}: {', '.join(fused) or 'none'}")
     return chosen
+
+
+def _computes(kernel: Kernel, tried: Sequence[Case], dtype: torch.dtype) -> bool:
+    """Return whether an operator computes what it is asked; a DeviceAttention leaves some calls to the plain one."""
+    if not isinstance(kernel, DeviceAttention):
+        return True
+    calls = [case for case in tried if case.operator == "attention"]
+    return all(kernel.is_fit(dtype, one.shapes[0][-1]) and one.arguments[1].is_plain for one in calls)
 
 
 def cases(config: Any, lengths: Sequence[int]) -> list[Case]:

@@ -11,17 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention.varlen import varlen_attn
 from triton.errors import TritonError
 
 from swiftlet.device import triton_kernels
-from swiftlet.device.kernels import AttentionRules, DeviceAttention, DeviceBoundaries, Kernel, plain_attention
+from swiftlet.device.kernels import (
+    AttentionRules,
+    DeviceAttention,
+    DeviceBoundaries,
+    Kernel,
+    left_to_plain,
+    plain_attention,
+    say_plain,
+)
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ModuleNotFoundError:  # before torch 2.10
+    varlen_attn = None  # type: ignore[assignment]
 
 # Limits of the flash kernels behind varlen_attn. Source: torch.nn.attention.varlen.
 LARGEST_HEAD = 256
 HALVES = (torch.bfloat16, torch.float16)
 # Torch 2.12 and later want to be told of fewer key heads than query heads; before, the kernel saw it by itself.
-HAS_GROUPS = "enable_gqa" in signature(varlen_attn).parameters
+HAS_GROUPS = varlen_attn is not None and "enable_gqa" in signature(varlen_attn).parameters
 
 
 @lru_cache(maxsize=8)
@@ -35,6 +47,13 @@ def is_fit(dtype: torch.dtype, head_dim: int) -> bool:
     return dtype in HALVES and head_dim <= LARGEST_HEAD
 
 
+def _unfit(query_QTD: Tensor, rules: AttentionRules) -> str | None:
+    if not is_fit(query_QTD.dtype, query_QTD.shape[-1]):
+        kind, width = str(query_QTD.dtype).removeprefix("torch."), query_QTD.shape[-1]
+        return f"the flash kernel takes bf16 and fp16 and heads up to {LARGEST_HEAD}, not {kind} and {width}"
+    return "the flash kernel has no dropout of weights" if rules.dropout_p > 0 else None
+
+
 def varlen_attention(
     query_QTD: Tensor,
     key_KTD: Tensor,
@@ -46,11 +65,19 @@ def varlen_attention(
 
     Source: torch.nn.attention.varlen.varlen_attn; its window (left, right) counts the neighbours, so a window of W
     tokens is (W - 1, 0).
+
+    Raises:
+        RuntimeError: this torch has no such kernel; the trust gate says so and takes the plain operator.
     """
-    is_known = rules.is_plain and rules.dropout_p == 0 and value_KTD.shape[-1] == query_QTD.shape[-1]
-    if not is_known or not is_fit(query_QTD.dtype, query_QTD.shape[-1]):
+    reason = left_to_plain(query_QTD, value_KTD, rules) or _unfit(query_QTD, rules)
+    if reason is not None:
         assert not isinstance(cu_seqlens, DeviceBoundaries)
+        say_plain(reason)
         return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
+    if varlen_attn is None:
+        raise RuntimeError(
+            f"torch {torch.__version__} has no torch.nn.attention.varlen, which came with 2.10"
+        )
     if isinstance(cu_seqlens, DeviceBoundaries):
         lengths, longest = cu_seqlens.on_device, cu_seqlens.longest
     else:

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from swiftlet.log import info
 
 Kernel = Callable[..., Tensor]
 QUERY_BLOCK = 512  # queries of a window that are taken at once, or so many as it has keys
@@ -188,6 +191,21 @@ def plain_attention(
     Queries that see a window are taken in blocks, so that there is no mask of all keys.
     """
     return _by_samples(_attend, query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
+
+
+def left_to_plain(query_QTD: Tensor, value_KTD: Tensor, rules: AttentionRules) -> str | None:
+    """Return why no fused attention computes this call, None where one may."""
+    if not rules.is_plain:
+        return "scores are bounded (softcap) or joined by sinks"
+    if value_KTD.shape[-1] != query_QTD.shape[-1]:
+        return f"values are {value_KTD.shape[-1]} wide and keys {query_QTD.shape[-1]}"
+    return None
+
+
+@cache
+def say_plain(reason: str) -> None:
+    """Log once that calls of attention do not run fused, and why."""
+    info(f"attention runs by torch's plain operator, sample by sample: {reason}")
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, rules: AttentionRules) -> Tensor:

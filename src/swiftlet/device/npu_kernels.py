@@ -12,7 +12,7 @@ import torch
 import torch_npu
 from torch import Tensor
 
-from swiftlet.device.kernels import AttentionRules, Kernel, plain_attention
+from swiftlet.device.kernels import AttentionRules, Kernel, left_to_plain, plain_attention, say_plain
 
 RIGHT_DOWN_CAUSAL, BAND = 3, 4  # values of sparse_mode
 COMPRESSED = 2048  # edge of the mask that these modes take, whatever the lengths
@@ -34,7 +34,9 @@ def fusion_attention(
 
     A window of W tokens is a band of W - 1 tokens before. The lengths stay numbers of the host, so nothing waits.
     """
-    if not rules.is_plain or value_KTD.shape[-1] != query_QTD.shape[-1]:
+    reason = left_to_plain(query_QTD, value_KTD, rules)
+    if reason is not None:
+        say_plain(reason)
         return plain_attention(query_QTD, key_KTD, value_KTD, cu_seqlens, rules)
     ends = list(cu_seqlens[1:])
     band = {"pre_tockens": rules.window - 1, "next_tockens": 0} if rules.window else {}

@@ -32,6 +32,8 @@ READ_PAST: dict[str, set[str]] = {
 # What no gradient of a loss over text reaches: parts that see images or hear sound, and indexers, which only choose the
 # tokens that a sparse attention sees.
 UNREACHED = re.compile(r"(^|\.)(indexer\.|(embed_)?(vision|visual|image|img|audio|speech|multi_?modal))")
+# kinds of layers derived from torch's linear one that do not multiply by their matrix: its forward is not theirs
+OWN_PRODUCT = re.compile("Router|Grouped")
 KEYWORDS = ("DEFAULT", "ALL", "EMBEDDING", "LN", "AUTO")
 
 
@@ -44,11 +46,11 @@ def linear_names(model: nn.Module) -> list[str]:
 def is_linear(module: nn.Module) -> bool:
     """Return whether a module multiplies by one matrix: torch's, GPT-2's Conv1D, or a quantised kind.
 
-    Some routers are derived from torch's layer and give more than a product.
+    Some that are derived from torch's layer give more than a product, or other products.
     """
     kind = type(module).__name__
     is_known = kind in ("Conv1D", "QuantLinear") or kind.endswith("QuantLinear")
-    is_known = is_known or (isinstance(module, nn.Linear) and "Router" not in kind)
+    is_known = is_known or (isinstance(module, nn.Linear) and not OWN_PRODUCT.search(kind))
     return is_known or ("Linear" in kind and hasattr(module, "qweight"))
 
 

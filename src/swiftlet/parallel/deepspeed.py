@@ -138,7 +138,7 @@ def build_deepspeed_engine(
         trained: its adapters are finer than `dtype` now and keep their values in the fp32 copies.
         dtype: type of the forward pass; DeepSpeed keeps fp32 copies of what is trained.
     """
-    deepspeed = _import()
+    deepspeed = _import(world.device)
     # The norm by which it clips: not every library of collectives adds fp64 up, and a processor's fp32 is too coarse.
     deepspeed.accelerator.get_accelerator().is_fp64_supported = lambda: world.device.type == "cpu"
     model = module.get_submodule("model")
@@ -163,8 +163,10 @@ def build_deepspeed_engine(
     return DeepSpeedEngine(optimizer, pieces, runner, stage, names, finer.keys(), world)
 
 
-def _import() -> Any:
+def _import(device: torch.device) -> Any:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it even where no launcher has set it
+    # else it takes the best that it finds on the machine
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -208,7 +210,7 @@ def partition(
         shared: parameters that the forward pass uses outside their own modules, such as the head's.
         sources: where the values of the parameters are, by their names in the submodule `model`.
     """
-    deepspeed = _import()
+    deepspeed = _import(next(module.parameters()).device)
     init = deepspeed.zero.Init(config_dict_or_path=settings)
     found: dict[nn.Parameter, nn.Parameter] = {}
     model = module.get_submodule("model")

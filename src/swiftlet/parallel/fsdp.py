@@ -172,6 +172,29 @@ def _shard(
         sharded.set_gradient_divide_factor(1.0)
         sharded.set_force_sum_reduction_for_comms(True)
         sharded.set_reduce_scatter_unused_params(True)
+    _leave_on_host(module)
+
+
+class _OnHost:
+    """A tensor that looks like none."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _leave_on_host(module: nn.Module) -> None:
+    """Let arguments of the host stay there: sharding sends each tensor to the device, where targets are waited for."""
+
+    def hide(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            _OnHost(one) if isinstance(one, Tensor) and one.device.type == "cpu" else one for one in inputs
+        )
+
+    def show(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(one.tensor if isinstance(one, _OnHost) else one for one in inputs)
+
+    module.register_forward_pre_hook(hide, prepend=True)
+    module.register_forward_pre_hook(show)
 
 
 def _take_memory(part: nn.Module, kept: set[nn.Parameter]) -> None:

@@ -118,6 +118,8 @@ def compute_gradient(
         )
         losses.append(result.loss_sum.detach() * forward_factor)
         counts.append(torch.as_tensor(result.num_correct, device=losses[-1].device))
+        # What is left of its graph ends before the next pass: one that is recorded must share no node with it.
+        del result
     stop = torch.full((), float(is_stop_requested), device=losses[0].device)
     sums = torch.stack([_sum(losses), _sum(counts), stop])
     norm = engine.grad_norm().reshape(1)
