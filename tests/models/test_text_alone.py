@@ -139,3 +139,15 @@ def test_layers_that_only_choose_tokens_are_not_trained():
     indexers = [p for name, p in model.named_parameters() if ".indexer." in name]
     assert frozen == sum(p.numel() for p in indexers) > 0
     assert not any(p.requires_grad for p in indexers)
+
+
+def test_all_leaves_out_a_layer_that_multiplies_by_groups_of_its_matrix():
+    """DeepSeek V4's o_a_proj is derived from torch's layer: with an adapter in its place no pass comes to its end."""
+    sizes = {"head_dim": 16, "qk_rope_head_dim": 4, "q_lora_rank": 8, "o_groups": 2, "o_lora_rank": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    index = {"index_n_heads": 2, "index_head_dim": 16, "index_topk": 4, "sliding_window": 8}
+    config = CONFIG_MAPPING["deepseek_v4"](**{**SIZES, **sizes, **experts, **index})
+    model = AutoModelForCausalLM.from_config(config)
+    apply_lora(model, LoraSettings(target_modules=("ALL",)))
+    assert answer(model).isfinite().all()
+    assert not any("o_a_proj" in name for name, p in model.named_parameters() if p.requires_grad)
