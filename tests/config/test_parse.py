@@ -115,6 +115,8 @@ def test_each_mistake_says_what_to_type(words, expected):
         (ExportArgs, "output_dir", "use --export_dir FOLDER"),
         (ExportArgs, "quant_n_samples", "quantised training and export are not available"),
         (SftArgs, "load_best_model_at_end", "not needed: the best checkpoint is kept"),
+        (SftArgs, "galore_rank", "not available; --sft_type lora, or --optim adafactor"),
+        (SftArgs, "adapter_length", "of an adapter that is not built in"),
         *(
             (SftArgs, name, "to go on with a run: --resume_from_checkpoint FOLDER; to train anew")
             for name in ("ckpt_dir", "adapters")
