@@ -23,7 +23,8 @@ answer() {
 score() { sed -n '$s/.*exact_match \([0-9.]*\).*/\1/p' "$1"; }
 
 say "1. Before: the embedded model is asked held-out word problems"
-answer "$out/before.txt" --model_type tiny-math-chat --dataset demo-math-zh --result_dir "$out/before"
+answer "$out/before.txt" --model_type tiny-math-chat --dataset demo-math-zh --dataset_test_ratio 0.01 \
+    --result_dir "$out/before"
 say "2. Fine-tune: LoRA on 4950 worked solutions"
 run sft --model_type tiny-math-chat --dataset demo-math-zh --sft_type lora --learning_rate 4e-3 \
     --lora_target_modules ALL --lora_rank 16 --output_dir "$out" --add_output_dir_suffix false

@@ -564,6 +564,17 @@ def test_the_ranks_do_not_check_again_what_the_launcher_has_checked(checkpoint, 
     assert open_checkpoint_source(str(checkpoint), InferArgs().model).folder == checkpoint
 
 
+def test_every_row_of_a_named_dataset_is_asked_unless_a_ratio_is_given(checkpoint, rows_file, capfd):
+    options = {"ckpt_dir": str(checkpoint), "dataset": str(rows_file), **GREEDY}
+    asked = [json.loads(line)["query"] for line in rows_file.read_text("utf-8").splitlines()]
+    assert [row["query"] for row in infer(**options, show_dataset_sample=-1)] == asked
+    assert f"{len(asked)} of {len(asked)} rows are answered\n" in capfd.readouterr().err
+    assert [row["query"] for row in infer(**options)] == asked[:10]
+    assert len(infer(**options, dataset_test_ratio=0.1, show_dataset_sample=-1)) == len(asked) // 10
+    twice = {**options, "dataset": [str(rows_file), str(rows_file)], "show_dataset_sample": -1}
+    assert len(infer(**twice, check_dataset_strategy="discard")) == len(asked)
+
+
 def test_rows_that_end_with_their_question_are_asked(checkpoint, tmp_path, capfd):
     rows = [
         {"query": "hello", "response": "world"},

@@ -14,6 +14,33 @@ from swiftlet.config.fields import flags_of
 from swiftlet.config.parse import parse
 
 SFT = "--model_type qwen1half-7b-chat --dataset blossom-math-zh --num_train_epochs 5 --sft_type {} --output_dir output"
+# Flags that the reference system has in these versions, beside those that are flags or aliases here.
+OF_THE_REFERENCE = {
+    SftArgs: """
+    model_layer_cls_name additional_trainable_parameters ddp_find_unused_parameters ddp_broadcast_buffers
+    ignore_data_skip use_loss_scale model_name model_author quantization_bit bnb_4bit_comp_dtype bnb_4bit_quant_type
+    bnb_4bit_use_double_quant bnb_4bit_quant_storage lora_dtype adapter_act adapter_length use_galore galore_rank
+    galore_target_modules galore_update_proj_gap galore_scale galore_proj_type galore_optim_per_parameter
+    galore_with_embedding adalora_target_r adalora_init_r adalora_tinit adalora_tfinal adalora_deltaT adalora_beta1
+    adalora_beta2 adalora_orth_reg_weight ia3_target_modules ia3_feedforward_modules ia3_modules_to_save
+    llamapro_num_new_blocks llamapro_num_groups neftune_backend neftune_alpha lisa_activated_layers lisa_step_interval
+    dataloader_pin_memory push_to_hub hub_model_id hub_token hub_private_repo push_hub_strategy test_oom_error
+    disable_tqdm ignore_args_error check_model_is_latest logging_dir acc_strategy save_on_each_node save_safetensors
+    gpu_memory_fraction include_num_input_tokens_seen local_repo_path custom_register_path custom_dataset_info
+    num_beams fsdp_config self_cognition_sample train_dataset_mix_ratio train_dataset_mix_ds train_dataset_sample
+    val_dataset_sample safe_serialization only_save_model deepspeed_config_path model_cache_dir
+    custom_train_dataset_path custom_val_dataset_path
+    """,
+    InferArgs: """
+    load_args_from_ckpt_dir device_map_config_path save_result merge_device_map overwrite_generation_config verbose
+    gpu_memory_utilization tensor_parallel_size max_model_len vllm_enable_lora vllm_max_lora_rank lora_modules
+    merge_lora_and_save vllm_lora_modules quantization_bit num_beams ignore_args_error save_safetensors sft_type
+    """,
+    ExportArgs: """
+    to_peft_format quant_bits quant_method quant_n_samples quant_seqlen quant_device_map quant_output_dir push_to_hub
+    hub_model_id hub_token hub_private_repo commit_message
+    """,
+}
 FROZEN = Path(__file__).with_name("flags.json")
 
 
@@ -69,6 +96,15 @@ def test_infer_backend_of_newer_versions():
 def test_no_flag_of_ours_is_said_to_be_elsewhere():
     ours = {*flags_of(SftArgs), *flags_of(InferArgs), *flags_of(ExportArgs), *ALIASES}
     assert not ours & set(ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("command", "flag"),
+    [(command, flag) for command, names in OF_THE_REFERENCE.items() for flag in names.split()],
+)
+def test_what_to_type_for_each_flag_of_the_reference(command, flag):
+    (mistake,) = parse(command, [f"--{flag}", "1"]).mistakes
+    assert mistake.message == f"there is no flag --{flag} here" and mistake.hint
 
 
 def test_the_full_list_of_flags_is_frozen():

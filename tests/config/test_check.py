@@ -6,6 +6,7 @@ import pytest
 
 from swiftlet.config.args import ExportArgs, InferArgs, SftArgs
 from swiftlet.config.check import check_export, check_infer, check_sft
+from swiftlet.config.help import command_help
 from swiftlet.config.parse import parse
 
 BASE = "--model_type tiny-math-chat --dataset demo-math-zh"
@@ -26,6 +27,11 @@ def sft(words):
         ),
         ("--warmup_ratio 0.1 --warmup_steps 5", "--warmup_ratio and --warmup_steps exclude each other"),
         ("--deepspeed zero2 --fsdp full_shard", "--deepspeed and --fsdp exclude each other"),
+        ("--sft_type full --freeze_parameters 0.5", "--freeze_parameters takes names, found 0.5"),
+        (
+            "--lora_target_modules ALL EMBEDDING --lora_modules_to_save EMBEDDING lm_head",
+            "EMBEDDING cannot have an adapter (--lora_target_modules) and be trained whole (--lora_modules_to_save)",
+        ),
         ("--evaluation_strategy no --predict_with_generate", "--predict_with_generate has no effect"),
         ("--do_sample false --temperature 0.5", "--temperature has no effect with --do_sample false"),
         ("--init_lora_weights pisa", "--init_lora_weights 'pisa' is not known"),
@@ -138,6 +144,14 @@ def test_a_good_command_line_has_no_mistakes(tmp_path):
     assert sft(f"--output_dir {tmp_path} --init_lora_weights pissa_niter_16 --deepspeed zero2") == []
 
 
+def test_all_pairs_that_exclude_each_other_are_told():
+    words = "--val_dataset demo-math-zh --dataset_test_ratio 0.2 --deepspeed zero2 --fsdp full_shard"
+    told = " ".join(sft(words))
+    assert (
+        "--val_dataset and --dataset_test_ratio exclude" in told and "--deepspeed and --fsdp exclude" in told
+    )
+
+
 def test_an_empty_command_line_names_what_is_missing():
     messages = [mistake.message for mistake in check_sft(parse(SftArgs, []))]
     assert messages == ["no model is named", "no dataset is named"]
@@ -240,6 +254,7 @@ def test_what_has_no_effect_on_answers_to_rows(tmp_path):
     ):
         (message,) = infer(f"{rows} {words}")
         assert message.startswith(f"{words.split()[0]} has no effect here: it is for training")
+        assert f"{words.split()[0]}\n" not in command_help("infer", InferArgs)
     assert infer(f"{rows} --show_dataset_sample 0")[0].startswith("--show_dataset_sample must be above 0")
     assert infer(f"{rows} --max_bad_fraction 0.1")[0].startswith("--max_bad_fraction has no effect without")
     (tmp_path / "adapter_config.json").touch()

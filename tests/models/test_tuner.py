@@ -91,7 +91,7 @@ def test_embedding_names_and_mixtures():
     ("settings", "message", "hint"),
     [
         ({"target_modules": ("q_prj",)}, "q_prj: no layer of Qwen2ForCausalLM", "did you mean q_proj?"),
-        ({"target_modules": ("mlp",)}, "mlp: no layer", "there are: down_proj"),
+        ({"target_modules": ("mlp",)}, "mlp: no layer", "choose one of ALL, DEFAULT, EMBEDDING, down_proj"),
         ({"target_modules": ()}, "--lora_target_modules is empty", "DEFAULT"),
         ({"modules_to_save": ("hat",)}, "hat: no module", "EMBEDDING, LN, lm_head"),
         (

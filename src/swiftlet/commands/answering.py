@@ -105,7 +105,8 @@ def _rows(ready: Ready) -> list[Row]:
     notes = ["--show_dataset_sample -1 for all"] if len(chosen) < len(samples) else []
     notes += [f"{num_train} rows are not held out"] if num_train else []
     others = f" ({'; '.join(notes)})" if notes else ""
-    log.info(f"{len(chosen)} of {len(samples)} held-out rows are answered{others}")
+    rows_said = "held-out rows" if num_train else "rows"
+    log.info(f"{len(chosen)} of {len(samples)} {rows_said} are answered{others}")
     if log.rank() == 0:
         _tell_over_long(ready, samples)
     rows = [sample_row(sample, ready.template) for sample in chosen]

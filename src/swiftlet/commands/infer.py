@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -114,10 +115,19 @@ def get_ready(parsed: Parsed) -> Ready:
             )
         if args.answer.merge_lora:
             source = _merged(args, source)
+    if not args.answer.load_dataset_config:
+        args = _asked_whole(args, given)
     _, template = open_template(
         source.tokenizer_folder, template_type=args.model.template_type, system=args.model.system
     )
     return Ready(args, source, template)
+
+
+def _asked_whole(args: Any, given: frozenset[str]) -> Any:
+    """Return the arguments so that every row of --dataset is asked, unless a ratio says which are held out."""
+    if not args.data.dataset or "dataset_test_ratio" in given:
+        return args
+    return replace(args, data=replace(args.data, dataset=(), val_dataset=args.data.dataset))
 
 
 def _merged(args: Any, source: CheckpointSource) -> CheckpointSource:

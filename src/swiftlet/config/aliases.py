@@ -66,7 +66,7 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     },
     "gradient_checkpointing": {"auto": "AUTO", "True": "true", "False": "false"},
     "device": {"auto": "AUTO"},
-    "truncation_strategy": {"left": "truncation_left"},
+    "truncation_strategy": {"left": "truncation_left", "ignore": "delete"},
     "resume_from_checkpoint": {"true": "auto", "True": "auto"},
 }
 
@@ -89,7 +89,8 @@ VALUES_ELSEWHERE: dict[str, dict[str, str]] = {
     ),
     "sft_type": {
         **dict.fromkeys(
-            ("longlora", "adalora", "ia3", "vera", "boft", "llamapro", "qlora"), "type --sft_type lora"
+            ("longlora", "adalora", "ia3", "vera", "boft", "llamapro", "qlora", "adapter"),
+            "type --sft_type lora",
         ),
         "freeze": "type --sft_type full --freeze_parameters_ratio 0.9",
     },

@@ -114,7 +114,12 @@ class DataArgs:
     val_dataset: tuple[str, ...] = arg(
         (), "Validation data in the same forms; nothing is split off when given"
     )
-    dataset_test_ratio: float = arg(0.01, "Share of the rows held out for validation", at_least=0, below=1)
+    dataset_test_ratio: float = arg(
+        0.01,
+        "Share of the rows held out for validation; swift infer asks every row of --dataset without it",
+        at_least=0,
+        below=1,
+    )
     dataset_seed: int = arg(42, "Seed of the split and of #N samples", at_least=0, at_most=LARGEST_SEED)
     columns: dict[str, str] = arg(
         {}, "Other names of columns or roles, theirs=ours, such as question=query; repeatable, or JSON"

@@ -8,16 +8,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from swiftlet.config.args import AUTO
 from swiftlet.config.check_effects import INFER, SFT, without_effect
 from swiftlet.config.check_engines import ENGINE_RULES
+from swiftlet.config.check_tuner import TUNER_RULES
 from swiftlet.config.deepspeed import NAMES, read_settings, settings_mistake
 from swiftlet.config.fields import to_flat
 from swiftlet.config.filenames import REPLACED
-from swiftlet.config.lora import start_mistake
 from swiftlet.config.parse import Parsed
 from swiftlet.config.places import expanded, record_in
 from swiftlet.config.slips import QUOTES
@@ -105,30 +106,16 @@ def _dataset_named(args: Any, given: frozenset[str]) -> UsageError | None:
     return UsageError("no dataset is named", "add --dataset NAME, HUB_ID or FILE, such as blossom-math-zh")
 
 
-def _pairs_that_exclude(args: Any, given: frozenset[str]) -> UsageError | None:
-    pairs = (
-        ("val_dataset", "dataset_test_ratio"),
-        ("warmup_ratio", "warmup_steps"),
-        ("deepspeed", "fsdp"),
-    )
+def _exclude(one: str, other: str, args: Any, given: frozenset[str]) -> UsageError | None:
     values = to_flat(args)
-    asked = {name for name in given if _asks(name, values[name])}
-    for one, other in pairs:
-        if one in asked and other in asked:
-            return UsageError(f"--{one} and --{other} exclude each other", "keep one of them")
-    return None
+    if not all(name in given and _asks(name, values[name]) for name in (one, other)):
+        return None
+    return UsageError(f"--{one} and --{other} exclude each other", "keep one of them")
 
 
 def _asks(name: str, value: Any) -> bool:
     """Return whether a value asks for something: nothing and a share of 0 do not, 0 steps do."""
     return value not in (None, []) and not (name.endswith("_ratio") and value == 0)
-
-
-def _init_weights(args: Any, given: frozenset[str]) -> UsageError | None:
-    tuner = args.tuner
-    if tuner.sft_type == "full":
-        return None
-    return start_mistake(tuner.init_lora_weights, rank=tuner.lora_rank, use_dora=tuner.use_dora)
 
 
 def _deepspeed_settings(args: Any, given: frozenset[str]) -> UsageError | None:
@@ -274,13 +261,16 @@ def _export_folder(args: Any, given: frozenset[str]) -> UsageError | None:
     return _writable_mistake("export_dir", args.merge.export_dir) if args.merge.export_dir else None
 
 
+RATIO_OR_ROWS: Rule = partial(_exclude, "val_dataset", "dataset_test_ratio")
 SFT_RULES: tuple[Rule, ...] = (
     _model_named,
     _model_folder,
     _system,
     _dataset_named,
-    _pairs_that_exclude,
-    _init_weights,
+    RATIO_OR_ROWS,
+    partial(_exclude, "warmup_ratio", "warmup_steps"),
+    partial(_exclude, "deepspeed", "fsdp"),
+    *TUNER_RULES,
     _deepspeed_settings,
     *ENGINE_RULES,
     _writable,
@@ -293,7 +283,7 @@ INFER_RULES: tuple[Rule, ...] = (
     _checkpoint_folder,
     _model_folder,
     _system,
-    _pairs_that_exclude,
+    RATIO_OR_ROWS,
     _needs_checkpoint,
 )
 EXPORT_RULES: tuple[Rule, ...] = (_export_checkpoint, _export_work, _export_folder)

@@ -43,6 +43,11 @@ EVALUATION = "predict_with_generate early_stopping_patience eval_batch_size"
 OF_ROWS = " ".join(
     field.name for field in fields(DataArgs) if field.name not in ("dataset", "val_dataset", "columns")
 )
+# What infer takes, as it shares groups of flags with sft, and has no use for: its help leaves them out.
+FOR_TRAINING = (
+    "lazy_tokenize packing share_prefixes max_length truncation_strategy preprocess_num_proc fused_operators "
+    "graph_capture"
+)
 SAMPLING = Useless(
     "temperature top_k top_p",
     lambda args: not args.generation.do_sample,
@@ -156,8 +161,7 @@ INFER: tuple[Useless, ...] = (
         "remove it, or add --dataset NAME_OR_FILE, or --load_dataset_config true beside --ckpt_dir",
     ),
     Useless(
-        "lazy_tokenize share_prefixes max_length truncation_strategy preprocess_num_proc fused_operators "
-        "graph_capture",
+        FOR_TRAINING,
         lambda args: True,
         "here: it is for training",
         "remove it; --infer_batch_tokens says how much is answered at once",

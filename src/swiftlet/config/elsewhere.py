@@ -7,8 +7,10 @@ from swiftlet.config.aliases import OTHER_ENGINES
 QUANTISATION = """
     quantization_bit quantization_method quantization_type double_quantization load_in_4bit load_in_8bit quant_method
     quant_bits hqq_axis bnb_4bit_comp_dtype bnb_4bit_compute_dtype bnb_4bit_quant_type bnb_4bit_use_double_quant
-    export_quantization_bit
+    export_quantization_bit group_size
 """
+SAVES_MEMORY = "not available; --sft_type lora, or --optim adafactor, saves memory"
+OTHER_ADAPTERS = "of an adapter that is not built in; use --sft_type lora"
 # Each name is told as the words before it: what to type -> names that others have for it.
 SAME_THING: dict[str, str] = {
     "use --dataset, a FILE, FOLDER or NAME": "dataset_name dataset_path custom_dataset_path data data_path train_data "
@@ -17,8 +19,6 @@ SAME_THING: dict[str, str] = {
     "use --dataset NAME:SPLIT; the train split is taken without it": "dataset_train_split",
     "use --val_dataset NAME:SPLIT": "dataset_test_split",
     "use --columns FIELD=text": "dataset_text_field",
-    "name all datasets behind --dataset, NAME#2000 for a part of one; their rows are shuffled together": "mix_strategy "
-    "interleave_prob stopping_strategy",
     "use --val_dataset FILE": "validation_file eval_file eval_data",
     "use --model_id_or_path": "base_model base_model_name_or_path pretrained_model_name_or_path",
     "use --max_length": "sequence_len seq_length max_seq_len max_source_length block_size",
@@ -33,18 +33,39 @@ SAME_THING: dict[str, str] = {
     "use --save_steps N, or --save_strategy epoch": "saves_per_epoch",
     "use --use_flash_attn": "flash_attention use_flash_attention xformers_attention",
     "use --system": "system_prompt",
-    "use --device cpu": "use_cpu no_cuda",
     "use --resume_from_checkpoint FOLDER": "resume_from",
-    "use --bad_rows": "strict",
-    "use --freeze_parameters or --freeze_parameters_ratio": "freeze_trainable_layers num_layer_trainable "
-    "trainable_parameters",
+    "use --freeze_parameters or --freeze_parameters_ratio": "freeze_trainable_layers num_layer_trainable",
     "the tokenizer is read from the folder of the model; leave it out": "tokenizer_name tokenizer_path config_name",
     "samples are always packed without padding (--packing true)": "sample_packing eval_packing eval_sample_packing "
     "pad_to_sequence_len packing_strategy",
     "use --deepspeed default-zero2, default-zero3 or FILE": "deepspeed_config ds_config zero_stage",
-    "use --lora_target_modules NAME ...": "target_regex target_parameters lora_target_linear",
+    "use --lora_target_modules NAME ...": "target_regex lora_target_regex target_parameters lora_target_linear",
+    "use --lora_modules_to_save NAME ..., or --freeze_parameters NAME ... with --sft_type full": "trainable_parameters "
+    "additional_trainable_parameters",
+    "use --sft_type lora": "use_lora use_peft use_swift_lora",
+    "use --neftune_noise_alpha": "neftune_alpha",
+    "use --init_lora_weights pissa, or pissa_niter_16": "pissa_init pissa_iter",
+    "use --fsdp full_shard, or full_shard_offload": "fsdp_config fsdp_num fsdp_transformer_layer_cls_to_wrap "
+    "model_layer_cls_name",
+    "write it into the config.json of a model's folder: --model_id_or_path FOLDER": "rope_scaling",
+    "use --bad_rows error (the default), or skip": "strict",
+    "use --logging_steps N": "logging_strategy",
+    "use --repetition_penalty": "presence_penalty frequency_penalty",
+    "use --device cpu, npu or cuda": "merge_device_map export_device use_cpu no_cuda",
+    "micro-batches fit the memory by themselves; --micro_batch_tokens N bounds them": "gpu_memory_fraction "
+    "packing_length",
+    "the schedules of --lr_scheduler_type have no further settings; leave it out": "lr_scheduler_kwargs",
+    "all rows of all datasets are taken, mixed; --dataset NAME#2000 takes a part of one": "interleave_prob "
+    "interleave_probs stopping_strategy mix_strategy",
+    "the tokens of a model are those of its folder; leave it out": "new_special_tokens add_tokens "
+    "additional_special_tokens resize_vocab",
+    "tokens are always counted, and acc is always that of the tokens; leave it out": "include_num_input_tokens_seen "
+    "include_tokens_per_second acc_strategy",
+    "results are always written (--result_dir FOLDER), and scored; leave it out": "save_result metric",
+    "every mistake of a command line ends it; leave it out": "ignore_args_error",
+    "swift infer --ckpt_dir FOLDER --load_dataset_config true answers the held-out rows": "do_predict",
     "use --dataloader_num_workers": "num_workers",
-    "use --early_stopping_patience": "early_stopping_steps",
+    "use --early_stopping_patience": "early_stopping_steps early_stop_interval",
     "use --deterministic true": "full_determinism",
     "set SWIFTLET_LOG_LEVEL before the command": "log_level",
     "set NPROC_PER_NODE=N before the command; swift npu shows the devices": "gpus gpu npus npu num_npus devices "
@@ -62,28 +83,27 @@ SAME_THING: dict[str, str] = {
     "disable_shuffling",
     "adapters are always fp32; leave it out": "lora_dtype",
     "micro-batches are always made to fit the memory; leave it out": "auto_find_batch_size",
-    "the curves are in TensorBoard's files and in images/ of the run; leave it out": "wandb_project wandb_entity "
-    "swanlab_project",
-    "not available; --sft_type lora, or --optim adafactor, saves memory": "use_galore use_badam use_apollo use_muon "
-    "lisa_activated_layers",
+    OTHER_ADAPTERS: "adapter_act adapter_length",
+    SAVES_MEMORY: "use_galore use_badam use_apollo use_muon",
     "not available; --deepspeed default-zero3 or --fsdp full_shard spreads a model, and --gradient_checkpointing true "
     "makes room for long samples": "sequence_parallel_size context_parallel_size tensor_model_parallel_size "
-    "pipeline_model_parallel_size expert_model_parallel_size",
+    "pipeline_model_parallel_size expert_model_parallel_size deepspeed_autotp_size",
     "models of text are trained here; leave it out": "freeze_vit freeze_aligner freeze_llm vit_lr aligner_lr "
-    "max_pixels",
-    "supervised fine-tuning alone is built in": "rlhf_type ref_model beta loss_type num_labels",
+    "max_pixels norm_bbox model_kwargs",
+    "supervised fine-tuning alone is built in": "rlhf_type ref_model beta loss_type num_labels problem_type task_type",
     "type the question in the chat, or give --val_dataset FILE": "query prompt message",
-    f"not available; {OTHER_ENGINES}": "to_ollama to_mcore gguf served_model_name",
+    f"not available; {OTHER_ENGINES}": "to_ollama ollama_output_dir to_mcore to_megatron to_hf gguf gguf_file "
+    "served_model_name host port api_key max_num_seqs enforce_eager disable_custom_all_reduce lora_modules logprobs",
 }
 WITHOUT_NEED = """
     lora_task_type neftune_backend gradient_checkpointing_kwargs download_mode average_tokens_across_devices
     ddp_broadcast_buffers dataloader_pin_memory dataloader_drop_last remove_unused_columns dataloader_persistent_workers
     dataloader_prefetch_factor save_on_each_node group_by_length use_fast_tokenizer low_cpu_mem_usage
     check_model_is_latest check_model disable_tqdm dataset_kwargs dataset_batch_size pad_to_multiple_of padding_side
-    dataset_enable_cache cached_dataset val_dataset_shuffle shuffle_buffer_size buffer_size packing_length
-    create_checkpoint_symlink use_logits_to_keep upcast_layernorm ignore_args_error verbose print_param_status
-    include_tokens_per_second include_num_input_tokens_seen torch_empty_cache_steps ddp_bucket_cap_mb tf32
-    half_precision_backend logging_strategy logging_nan_inf_filter eval_accumulation_steps lora_fan_in_fan_out
+    cached_dataset val_dataset_shuffle shuffle_buffer_size buffer_size create_checkpoint_symlink use_logits_to_keep
+    upcast_layernorm verbose print_param_status torch_empty_cache_steps ddp_bucket_cap_mb tf32
+    half_precision_backend logging_nan_inf_filter eval_accumulation_steps lora_fan_in_fan_out metric_warmup_step
+    overwrite_generation_config write_batch_size max_shard_size export_size to_peft_format
 """
 # What other tools or other versions call something that is different here: flag -> what to type.
 ELSEWHERE: dict[str, str] = {
@@ -99,13 +119,15 @@ ELSEWHERE: dict[str, str] = {
     ),
     "val_dataset_sample": "use --val_dataset NAME#100; all rows are taken without it",
     "dataset_dir": "use --dataset FOLDER, or FOLDER:NAME for one that its dataset_info.json names",
-    "use_lora": "use --sft_type lora",
     "lora_r": "use --lora_rank",
     "r": "use --lora_rank",
     "gradient_clipping": "use --max_grad_norm",
     "add_version": "use --add_output_dir_suffix",
     "args_file": "put the file first: swift sft FILE.yaml",
-    "use_peft": "use --sft_type lora",
+    **dict.fromkeys(
+        ("loss_scale", "use_loss_scale", "loss_scale_config_path", "loss_name"),
+        "not available: the tokens of the answers are trained on, all with the same weight",
+    ),
     "use_hf": "set USE_HF=1 before the command",
     "nproc_per_node": "set NPROC_PER_NODE=N before the command",
     "num_gpus": "set NPROC_PER_NODE=N before the command",
@@ -119,7 +141,10 @@ ELSEWHERE: dict[str, str] = {
     "max_seq_length": "use --max_length",
     "model_max_length": "use --max_length",
     "max_samples": "use --dataset NAME#1000 for a random sample of 1000 rows",
-    "train_dataset_mix_ratio": "name the other dataset too, such as --dataset A B#2000",
+    **dict.fromkeys(
+        ("train_dataset_mix_ratio", "train_dataset_mix_ds"),
+        "name the other dataset too, such as --dataset A B#2000",
+    ),
     "max_epochs": "use --num_train_epochs",
     "default_system": "use --system",
     "infer_dtype": "use --dtype",
@@ -133,16 +158,24 @@ ELSEWHERE: dict[str, str] = {
     "max_batch_size": "use --infer_batch_tokens",
     "loraplus_lr_ratio": "use --lora_lr_ratio",
     "lorap_lr_ratio": "use --lora_lr_ratio",
-    "pissa_init": "use --init_lora_weights pissa",
     "additional_target": "use --lora_modules_to_save",
     "neat_packing": "use --packing true: packed samples never see each other",
     "local_repo_path": "use --model_id_or_path FOLDER",
-    "resume_only_model": "a resumed run takes its optimizer and its place in the data too (--resume_from_checkpoint)",
+    **dict.fromkeys(
+        ("resume_only_model", "ignore_data_skip"),
+        "a resumed run takes its optimizer and its place in the data too (--resume_from_checkpoint)",
+    ),
     "num_beams": "not available: answers are sampled, or the likeliest with --do_sample false",
     "do_eval": "not needed: swift sft evaluates (--evaluation_strategy)",
-    "streaming": "not needed: rows are tokenised once, into a file that is mapped",
-    "safe_serialization": "not needed: weights are always saved as safetensors",
-    "save_safetensors": "not needed: weights are always saved as safetensors",
+    **dict.fromkeys(
+        ("streaming", "streaming_val_size", "streaming_buffer_size", "to_cached_dataset"),
+        "not needed: rows are tokenised once, into a file that is mapped",
+    ),
+    **dict.fromkeys(
+        ("safe_serialization", "save_safetensors", "export_legacy_format"),
+        "not needed: weights are always saved as safetensors",
+    ),
+    "test_convert_precision": "not needed: swift merge-lora always compares the answers of both",
     "compute_accuracy": "not needed: acc is always logged",
     "logging_dir": "not needed: TensorBoard's files are in runs/, in the folder of the run",
     "run_name": "not needed: the folder of the run is its name (--output_dir)",
@@ -163,18 +196,22 @@ ELSEWHERE: dict[str, str] = {
         ("load_args", "load_args_from_ckpt_dir"), "not needed: --ckpt_dir reads the run's sft_args.json"
     ),
     **dict.fromkeys(
-        ("overwrite_cache", "load_from_cache_file"), "not needed: changed data is tokenised anew"
+        ("overwrite_cache", "load_from_cache_file", "load_dataset_from_cache_file", "dataset_enable_cache"),
+        "not needed: changed data is tokenised anew",
     ),
     **dict.fromkeys(
         ("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
         "not needed: the best checkpoint is kept and named at the end of the run",
     ),
     **dict.fromkeys(
-        ("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "export_hub_model_id"),
+        (
+            *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "export_hub_model_id"),
+            *("push_hub_strategy", "commit_message"),
+        ),
         "nothing is uploaded here: use the hub's own client on the folder of the checkpoint",
     ),
     **dict.fromkeys(
-        ("device_map", "device_map_config", "max_memory", "device_max_memory"),
+        ("device_map", "device_map_config", "device_map_config_path", "max_memory", "device_max_memory"),
         "use --deepspeed default-zero3 or --fsdp full_shard where one device is too small",
     ),
     **dict.fromkeys(
@@ -182,7 +219,7 @@ ELSEWHERE: dict[str, str] = {
         f"not available; {OTHER_ENGINES}",
     ),
     **dict.fromkeys(
-        ("use_liger_kernel", "enable_liger_kernel", "use_liger", "use_unsloth"),
+        ("use_liger_kernel", "use_liger", "enable_liger_kernel", "use_unsloth"),
         "fused operators are on where they pass their check (--fused_operators)",
     ),
     **dict.fromkeys(QUANTISATION.split(), "quantised training and export are not available; leave it out"),
@@ -193,10 +230,15 @@ ELSEWHERE: dict[str, str] = {
 BEGINNINGS: dict[str, str] = {
     **dict.fromkeys(("vllm_", "sglang_", "lmdeploy_"), f"not available; {OTHER_ENGINES}"),
     **dict.fromkeys(("quant_", "bnb_"), ELSEWHERE["quant_bits"]),
+    **dict.fromkeys(("galore_", "lisa_", "badam_", "apollo_"), SAVES_MEMORY),
     **dict.fromkeys(
-        ("adalora_", "ia3_", "boft_", "vera_", "llama_pro_", "galore_", "lisa_"), ELSEWHERE["use_galore"]
+        ("adalora_", "ia3_", "boft_", "vera_", "llamapro_", "llama_pro_", "reft_", "fourier_", "longlora_"),
+        OTHER_ADAPTERS,
     ),
-    **dict.fromkeys(("wandb_", "swanlab_"), ELSEWHERE["wandb_project"]),
+    **dict.fromkeys(
+        ("wandb_", "swanlab_"),
+        "the curves are in TensorBoard's files and in images/ of the run; leave it out",
+    ),
 }
 # What a flag of another command is called here: the flag, one that this command has, what to type.
 CALLED_HERE: tuple[tuple[str, str, str], ...] = (

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from swiftlet.config.aliases import ALIASES
+from swiftlet.config.args import InferArgs
+from swiftlet.config.check_effects import FOR_TRAINING
 from swiftlet.config.commands import COMMANDS, VARIABLES
 from swiftlet.config.fields import Flag, flags_of, groups_of
 
@@ -57,10 +59,11 @@ def command_help(name: str, command_args: type, example: str = "") -> str:
     lines += [f"usage: swift {name} [FILE.yaml] [--config FILE] [--flag value ...]", ""]
     if example:
         lines += ["example:", f"  {example}", ""]
-    flags = flags_of(command_args)
+    unused = FOR_TRAINING.split() if command_args is InferArgs else ()
+    flags = [flag for flag in flags_of(command_args).values() if flag.name not in unused]
     for group, cls in groups_of(command_args).items():
         lines.append(f"{first_line(cls.__doc__)}:")
-        for flag in flags.values():
+        for flag in flags:
             if flag.group == group:
                 lines += _flag_lines(flag, width)
         lines.append("")

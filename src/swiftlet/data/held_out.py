@@ -21,16 +21,17 @@ def read_split(args: DataArgs, *, may_ask: bool = False) -> tuple[int, list[Samp
     """Return how many rows `prepare` trains on, and the held-out samples themselves, found from the text alone.
 
     Both count rows before they are made into tokens: some of them may be too long to train on. With --val_dataset all
-    of its rows are returned, repeated ones too, the others are not read, and the number is 0.
+    of its rows are returned, the others are not read, and the number is 0.
 
     Args:
-        may_ask: rows of --val_dataset may end with their question. Others are those that a run has trained on.
+        may_ask: the rows of --val_dataset are only asked: they may end with their question, and what is to be done
+            about repeated ones is for them. A run searches those for repeated ones that it trains on.
 
     Raises:
         DataError: rows are bad and may not be skipped.
     """
-    if args.val_dataset:  # only the rows to train on are searched for repeated ones
-        every = replace(args, check_dataset_strategy="none")
+    if args.val_dataset:
+        every = args if may_ask else replace(args, check_dataset_strategy="none")
         read = to_question if may_ask else to_sample
         return 0, [sample for _, sample in _accepted(every, parse_specs(args.val_dataset), read)]
     specs = parse_specs(args.dataset)

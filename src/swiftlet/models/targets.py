@@ -95,7 +95,7 @@ def _named(model: nn.Module, linear: list[str], name: str) -> list[str]:
     if not found:
         raise UsageError(
             f"{flag} {name}: no layer of {type(model).__name__} has this name",
-            f"{suggest(name, [*_last_parts(able), *KEYWORDS[:3]])}; there are: {', '.join(_last_parts(able))}",
+            suggest(name, [*_last_parts(able), *KEYWORDS[:3]]),
         )
     if any(_is_read_past(model, full) for full in found):
         raise UsageError(
