@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # torchrun kills what does not leave within 30 s of the first failure; a kill before that is a cause of its own.
 FIRST_S = 20
+LOG_FOLDER = "PET_LOG_DIR"  # read by torchrun, which never removes the one that it makes under /tmp
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from torch.distributed.run import main as torchrun
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    if told := os.environ.get(heartbeat.VARIABLE):
+        os.environ.setdefault(LOG_FOLDER, str(Path(told) / "torchrun"))
     try:
         torchrun(list(sys.argv[1:] if argv is None else argv))
     except ChildFailedError as error:

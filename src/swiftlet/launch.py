@@ -23,6 +23,7 @@ from swiftlet.config.args import ParallelArgs
 from swiftlet.config.fields import to_flat
 from swiftlet.config.parse import Parsed, parse, with_copies, without_flag
 from swiftlet.device.interfaces import check_interfaces, interface_variables
+from swiftlet.device.processors import usable_processors
 from swiftlet.device.visible import PROCESSES, check_visible, processes_per_node, read_whole
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.faults import RESTARTS
@@ -250,4 +251,4 @@ def _missing(shape: Shape, shared: Mapping[str, str]) -> list[str]:
 
 
 def _threads(shape: Shape) -> str:
-    return str(max(1, len(os.sched_getaffinity(0)) // shape.processes_per_node))
+    return str(max(1, usable_processors() // shape.processes_per_node))

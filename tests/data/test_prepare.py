@@ -304,6 +304,20 @@ def test_a_damaged_store_is_made_again(kitchen, lines):
     assert any("is damaged and is made again" in line for line in lines)
 
 
+def test_a_cache_that_has_grown_large_says_where_it_lies(kitchen, lines, monkeypatch):
+    """Every length, template, seed and version makes a store of its own, and nothing removes one."""
+    files = [kitchen.write([row(number) for number in range(4)], f"{name}.jsonl") for name in "ab"]
+    kitchen(files[0])
+    assert not [line for line in lines if "GiB" in line]
+    monkeypatch.setattr("swiftlet.data.prepare.LARGE_BYTES", 1)
+    kitchen(files[0])
+    assert not [line for line in lines if "GiB" in line], "only whoever adds a store hears of it"
+    kitchen(files[1])
+    assert [line.split(":")[0] for line in lines if "GiB" in line] == [
+        f"tokenised rows of all runs take 0.0 GiB in {kitchen.folder / 'cache'}"
+    ]
+
+
 @pytest.mark.parametrize("how", ["bitflip", "truncate", "empty", "missing", "list"])
 @pytest.mark.parametrize(
     "file", ["store.json", "rows.bin", "val.index.bin", "train.lengths.bin", "files.json"]

@@ -233,3 +233,18 @@ def test_ranks_that_a_signal_killed_are_spoken_for_and_those_that_torchrun_ended
     failures = {rank: SimpleNamespace(exitcode=code, timestamp=at) for rank, (code, at) in enumerate(ends)}
     elastic.speak_for_the_killed(SimpleNamespace(failures=failures))
     assert {words.rank: words.exit_code for words in heartbeat.read_ends(tmp_path)} == codes
+
+
+def test_torchrun_leaves_nothing_behind_under_tmp(tmp_path, monkeypatch):
+    """Its own folder for logs is never removed: one would stay of each run. That of the watchdog goes with the run."""
+    from torch.distributed import run
+
+    seen = []
+    monkeypatch.setattr(run, "main", lambda words: seen.append(run.parse_args(words).log_dir))
+    monkeypatch.setattr(elastic, "end_with_parent", lambda: None)
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path))
+    monkeypatch.setenv(elastic.LOG_FOLDER, str(tmp_path / "mine"))
+    assert elastic.main(["--nproc_per_node=2", "--no-python", "true"]) == 0
+    monkeypatch.delenv(elastic.LOG_FOLDER)
+    assert elastic.main(["--nproc_per_node=2", "--no-python", "true"]) == 0
+    assert seen == [str(tmp_path / "mine"), str(tmp_path / "torchrun")]

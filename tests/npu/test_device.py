@@ -9,6 +9,8 @@ import sys
 import pytest
 import torch
 
+from swiftlet.train.objective import seed_step
+
 pytestmark = pytest.mark.npu_sim
 
 
@@ -86,6 +88,14 @@ def test_a_cpu_tensor_among_npu_tensors_is_refused():
 def test_a_cpu_generator_is_refused():
     with pytest.raises(RuntimeError, match="generator"):
         torch.rand(2, device="npu", generator=torch.Generator())
+
+
+def test_a_step_seeds_its_card_and_the_host():
+    drawn = []
+    for _ in range(2):
+        seed_step(42, 1, 0, torch.device("npu:0"))
+        drawn.append(torch.cat([torch.rand(4, device="npu").cpu(), torch.rand(4)]))
+    assert torch.equal(drawn[0], drawn[1])
 
 
 def test_random_numbers_repeat_after_the_same_seed():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -15,6 +14,7 @@ from swiftlet.data.report import NUM_SHOWN
 from swiftlet.data.sources import read_records
 from swiftlet.data.spec import DatasetSpec
 from swiftlet.data.workers import map_in_order
+from swiftlet.device.processors import usable_processors
 
 FEW_ROWS = 500
 SAY_EVERY_S = 10.0
@@ -58,7 +58,7 @@ def fill(
     """Tokenise the rows that the draft does not hold yet, and save it.
 
     Args:
-        num_proc: processes; all cores when None. Few rows are made in this process: starting others takes longer.
+        num_proc: processes; one a core when None. Few rows are made in this process: starting others takes longer.
         stops: give up once as many bad rows are known as are shown to the user.
 
     Returns: whether all rows are in the draft.
@@ -71,7 +71,7 @@ def fill(
     while sum(len(chunk.records) for chunk in head) < FEW_ROWS and (chunk := next(chunks, None)):
         head.append(chunk)
     is_small = sum(len(chunk.records) for chunk in head) < FEW_ROWS
-    processes = 1 if is_small else num_proc or len(os.sched_getaffinity(0))
+    processes = 1 if is_small else num_proc or usable_processors()
     if processes > 1:  # what the first row of all builds, every process would build again
         encoder(Chunk(head[0].dataset, head[0].records[:1]))
     is_whole = True

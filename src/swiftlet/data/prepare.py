@@ -10,6 +10,7 @@ import errno
 import hashlib
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from swiftlet.errors import DataError, UsageError
 
 TRAIN, VAL = "train", "val"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LARGE_BYTES = 10 * 2**30  # of all stores, from where on it is said: nothing removes them
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,21 @@ def _make(request: _Request, folder: Path, hashes: dict[str, str], refused_rows:
         request.check_unchanged(hashes, folder.parent)
         _finish(draft, request.args)
         draft.seal(folder, {"report": draft.report.to_dict()})
+        _tell_size(folder.parent)
         return draft.report
+
+
+def _tell_size(cache_dir: Path) -> None:
+    """Say how much the stores of all runs take, where that is much."""
+    total = 0
+    for path in cache_dir.glob("*/*"):
+        with suppress(FileNotFoundError):  # another run has just named its store
+            total += path.stat().st_size
+    if total >= LARGE_BYTES:
+        log.info(
+            f"tokenised rows of all runs take {total / 2**30:.1f} GiB in {cache_dir}: folders that no run under way "
+            "reads may be removed, and are made again when their rows are asked for"
+        )
 
 
 def _say_waiting(is_first: bool) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from swiftlet.config.args import AUTO
 from swiftlet.device.machine import Machine, look_at_machine
+from swiftlet.device.processors import quota_of_container, usable_processors
 
 if TYPE_CHECKING:
     from swiftlet.device.spec import Device
@@ -80,6 +81,8 @@ def environment(
     values = ENVIRONMENTS[kind](timeout_s, deterministic)
     # Torch imports its plugins by itself and fails with them; npu.py imports its own and explains.
     values["TORCH_DEVICE_BACKEND_AUTOLOAD"] = "0"
+    if quota_of_container() is not None:  # torch starts a thread for each processor that it sees
+        values["OMP_NUM_THREADS"] = str(usable_processors())
     return {
         name: value
         for name, value in values.items()

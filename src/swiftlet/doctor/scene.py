@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import resource
@@ -22,6 +21,7 @@ from typing import Any
 from swiftlet.device.cards import Cards, Chip, chips_of, look_at_cards
 from swiftlet.device.installation import Installation, look_at_installation
 from swiftlet.device.machine import Machine, look_at_nodes
+from swiftlet.device.processors import usable_processors
 from swiftlet.doctor.tables import OURS
 
 NO_LIMIT = -1
@@ -110,7 +110,7 @@ def look_around(environ: Mapping[str, str]) -> Scene:
         requirements=[one for one in own if "extra ==" not in one],
         python=sys.version_info[:2],
         architecture=platform.machine(),
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=usable_processors(),
         memlock_kb=NO_LIMIT if memlock == resource.RLIM_INFINITY else memlock // 1024,
         open_files=NO_LIMIT if files == resource.RLIM_INFINITY else files,
     )

@@ -72,7 +72,7 @@ def make_step(run: Run, loaded: LoadedStep, state: TrainState) -> bool:
     """Make one optimizer step; return whether any rank was asked to stop."""
     step = state.global_step + 1
     rate = run.engine.set_learning_rate(run.learning_rate(state.global_step))
-    seed_step(state.seed, step, run.world.rank)
+    seed_step(state.seed, step, run.world.rank, run.device)
     try:
         gradient = compute_gradient(
             run.model,

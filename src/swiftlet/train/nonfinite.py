@@ -55,7 +55,7 @@ def explain(run: Run, gradient: Gradient, loaded: LoadedStep, state: TrainState)
     if found:
         where = "; ".join(found)
         return NonFiniteError(f"the loss of step {step} is not finite; nothing was updated. {where}", HINT)
-    seed_step(state.seed, step, world.rank)
+    seed_step(state.seed, step, world.rank, run.device)
     where = "; ".join(_replay(run, loaded))
     where = (
         where or f"parameter {parameter}, rows {', '.join(run.name_rows(loaded.step.samples)[:MOST_ROWS])}"

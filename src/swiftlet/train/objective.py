@@ -62,9 +62,15 @@ class Gradient(NamedTuple):
     micro_losses: list[torch.Tensor]
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seed torch on all devices of this process from (seed, step, rank)."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]))
+def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Seed torch on the host and on the device of this process from (seed, step, rank).
+
+    torch.manual_seed would write down the whole stack for each kind of device that is not in use, at every step.
+    """
+    state = int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
+    torch.default_generator.manual_seed(state)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(state)
 
 
 def forward(model: LanguageModel, batch: MicroBatch) -> TokenLosses:
