@@ -119,7 +119,7 @@ def test_each_mistake_says_what_to_type(words, expected):
         (SftArgs, "use_loss_scale", "not available: the tokens of the answers"),
         (SftArgs, "vera_rank", "of an adapter that is not built in; use --sft_type lora"),
         (SftArgs, "load_best_model_at_end", "not needed: the best checkpoint is kept"),
-        (SftArgs, "galore_rank", "of an adapter that is not built in; use --sft_type lora, or --optim adafactor"),
+        (SftArgs, "galore_rank", "not available; --sft_type lora, or --optim adafactor"),
         (SftArgs, "adapter_length", "of an adapter that is not built in"),
         *(
             (SftArgs, name, "to go on with a run: --resume_from_checkpoint FOLDER; to train anew")
