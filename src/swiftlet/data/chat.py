@@ -71,8 +71,8 @@ def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
     What else stands in such an object, as whether it is trained on, is the answer's.
     """
     if not isinstance(turn, dict):
-        turns = 'write each turn as {"role": ..., "content": ...}'
-        raise RowFault("schema", f"turn {number} is {kind_of(turn)}, expected an object: {turns}")
+        as_object = 'write each turn as {"role": ..., "content": ...}'
+        raise RowFault("schema", f"turn {number} is {kind_of(turn)}, expected an object: {as_object}")
     if not MEDIA.isdisjoint(turn):
         check_media(turn, f"turn {number}: key")
     pairs = [] if "role" in turn or "from" in turn else [keys for keys in PAIRS if turn.keys() >= {*keys}]
