@@ -20,7 +20,11 @@ LINK = re.compile(r"\]\(([^)#]+)")
 FLAG = re.compile(r"(?<![\w-])--([a-z_]+)")
 FILE = re.compile(r"(?:src|tests|tools|benchmarks|requirements)/[\w./-]*\w")
 OF_ALL = {"help", "config"}
-OF_OTHERS = {"logdir", "quantization_bit"}  # TensorBoard's, and one that a page calls refused
+OF_OTHERS = {
+    "logdir",
+    "cpus",
+    "quantization_bit",
+}  # TensorBoard's, Docker's, and one that a page calls refused
 
 
 def flags_here(name: str) -> set[str]:

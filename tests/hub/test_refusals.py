@@ -64,6 +64,9 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch, tmp_path):
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "USE_HF"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_OFFLINE", False
+    )  # as the variable was at its import
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))

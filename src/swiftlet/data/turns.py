@@ -78,25 +78,28 @@ class TurnFinder:
             upto = located.text[:content_end]
             marker, append = self._marker(messages, number, tools, Around(upto, after, is_last))
             turn = Turn(number, begin, start, content_end, content_end + len(marker))
-            turns += self._parts(turn, located, self._opening(before, tools)) if calls else [turn]
+            turns += self._parts(turn, located, before, tools) if calls else [turn]
         _check_order(turns)
         return Conversation(located.text, located, turns, append)
 
-    def _parts(self, turn: Turn, located: Located, opening: str | None) -> Iterator[Turn]:
+    def _parts(
+        self, turn: Turn, located: Located, before: Messages, tools: list[Any] | None
+    ) -> Iterator[Turn]:
         """Yield a turn in parts where the template ends the answer before a call, or behind one, and opens another.
 
         The header between them is no part of what the model writes.
         """
         marker = self.end_markers.plain.middle.strip()
         own = located.printed(turn.message)
-        for region, following in pairwise(own if opening and marker else []):
-            before, found, behind = located.text[region.end : following.start].partition(marker)
+        for region, following in pairwise(own if marker else []):
+            upto, found, behind = located.text[region.end : following.start].partition(marker)
+            opening = self._opening(before, tools) if found else None
             rest = behind.lstrip()
             token = self.end_markers.tokenizer.added_pattern.match(rest)
             _, opens, name = (opening or "").partition(token.group() if token else "\0")
             header = self.end_markers.common(opens + name, rest)
             if found and header:
-                end = region.end + len(before + found)
+                end = region.end + len(upto + found)
                 yield Turn(turn.message, turn.begin, turn.start, region.end, end)
                 begin = following.start - len(rest) + len(header)
                 turn = turn._replace(begin=begin, start=begin)
@@ -156,6 +159,8 @@ class TurnFinder:
         begin = floor + len(header) if header is not None and before_text.startswith(header) else None
         if is_text_first and len(inside) == len(located.printed(number)):
             return limit if begin is None else begin, limit
+        if is_text_first and begin == limit:  # nothing stands between the prompt and the text
+            return begin, limit
         opening = self._opening(before, tools)
         if opening is not None and before_text.startswith(opening):
             start = floor + len(opening)
