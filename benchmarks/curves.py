@@ -3,8 +3,8 @@
 python benchmarks/curves.py --steps 300 --out docs/benchmarks/curves.json
 
 All start from the embedded model, written out in fp32, and learn the same worked problems with LoRA; they read the
-rows in orders of their own. Learning rate, schedule, weight decay, clipping and AdamW's betas are the same. Not a
-measurement of speed: bf16 is slow where the processor has no multiplier for it.
+rows in orders of their own. Learning rate, warm-up and schedule are the same. Not a measurement of speed: bf16 is slow
+where the processor has no multiplier for it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class Job(NamedTuple):
     max_length: int = 2048
     learning_rate: float = 1e-4
     dropout: float = 0.05
-    warmup_steps: int | None = None  # schedule and optimiser are as the tool comes when not given
+    warmup_steps: int | None = None  # as the tool comes when not given
     device: str = "cpu"
 
 
@@ -93,11 +93,9 @@ def _swiftlet(job: Job, out: Path) -> list[str]:
 
 
 def _schedule(job: Job) -> dict[str, object]:
-    """Return one schedule and one optimiser for all tools, whose own differ, where a job names its warm-up."""
     if job.warmup_steps is None:
         return {}
-    optimiser = {"weight_decay": 0.0, "max_grad_norm": 1.0, "adam_beta1": 0.9, "adam_beta2": 0.999}
-    return {"lr_scheduler_type": "linear", "warmup_steps": job.warmup_steps, **optimiser}
+    return {"lr_scheduler_type": "linear", "warmup_steps": job.warmup_steps}
 
 
 def _trl(job: Job, out: Path) -> list[str]:
