@@ -15,7 +15,6 @@ from swiftlet.data.named_templates import NAMED
 from swiftlet.data.rows import IGNORE_INDEX, Origin, Sample
 from swiftlet.data.template import TemplateError, build_template
 from swiftlet.data.tokenizer import load_tokenizer
-from swiftlet.data.turns import unprinted_prompt
 from swiftlet.errors import UsageError
 
 EACH = "{% for m in messages %}"
@@ -414,7 +413,7 @@ def test_what_a_prompt_ends_with_and_no_answer_has_before_it_is_known(make, aske
     begun = "{% if m.role == 'assistant' %}" + answered + "{% endif %}{{ m.content }}"
     chat = CHATML.replace("{{ m.content }}", begun).replace("<|start|>assistant\n", asked)
     template = make(chat, added=("<think>", "</think>"))
-    assert unprinted_prompt(template.chat, template.tokenizer) == missing
+    assert template.unprinted_prompt == missing
 
 
 def test_the_shown_sample_has_the_masked_part_in_brackets(make):

@@ -42,6 +42,19 @@ def by_hand(q, k, v, cu_seqlens, scale, window, softcap, sinks):
     return out
 
 
+def assert_is_its_definition(attention, window, softcap, sinks):
+    q, k, v = tensors()
+    lengths = [0, 1, 14, 14 + 9, 37]
+    sinks = None if sinks is None else torch.tensor(sinks)
+    found = attention(q, k, v, lengths, AttentionRules(0.3, window, softcap, sinks))
+    right = by_hand(q, k, v, lengths, 0.3, window, softcap, sinks)
+    assert torch.allclose(found, right, atol=1e-6)
+    gradients = torch.autograd.grad(found.sum(), (q, k, v))
+    expected = torch.autograd.grad(right.sum(), (q, k, v))
+    for one, other in zip(gradients, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
 @pytest.mark.parametrize("attention", [plain_attention, reference_attention])
 @pytest.mark.parametrize(
     "window, softcap, sinks",
@@ -55,16 +68,7 @@ def by_hand(q, k, v, cu_seqlens, scale, window, softcap, sinks):
     ],
 )
 def test_attention_is_its_definition(attention, window, softcap, sinks):
-    q, k, v = tensors()
-    lengths = [0, 1, 14, 14 + 9, 37]
-    sinks = None if sinks is None else torch.tensor(sinks)
-    found = attention(q, k, v, lengths, AttentionRules(0.3, window, softcap, sinks))
-    right = by_hand(q, k, v, lengths, 0.3, window, softcap, sinks)
-    assert torch.allclose(found, right, atol=1e-6)
-    gradients = torch.autograd.grad(found.sum(), (q, k, v))
-    expected = torch.autograd.grad(right.sum(), (q, k, v))
-    for one, other in zip(gradients, expected, strict=True):
-        assert torch.allclose(one, other, atol=1e-5)
+    assert_is_its_definition(attention, window, softcap, sinks)
 
 
 @pytest.mark.parametrize("size", [2, 5, 16])
@@ -73,7 +77,7 @@ def test_attention_is_its_definition(attention, window, softcap, sinks):
 )
 def test_queries_that_are_taken_in_blocks_see_the_same_keys(monkeypatch, size, window, softcap, sinks):
     monkeypatch.setattr("swiftlet.device.kernels.QUERY_BLOCK", size)
-    test_attention_is_its_definition(plain_attention, window, softcap, sinks)
+    assert_is_its_definition(plain_attention, window, softcap, sinks)
 
 
 def test_dropout_of_attention_weights():

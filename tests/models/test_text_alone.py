@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny_models import SIZES, make
+from tiny_models import OWN, SIZES, make
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -33,23 +33,7 @@ MADE = {
     ),
     "llama4": (TEXT | {"num_local_experts": 2, "intermediate_size_mlp": 48}, EYES | {"num_hidden_layers": 2}),
 }
-INDEXED = {
-    "q_lora_rank": 24,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 12,
-    "index_n_heads": 2,
-    "index_head_dim": 16,
-    "index_topk": 4,
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "n_group": 1,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "num_key_value_heads": 4,
-}
+INDEXED = {**OWN["deepseek_v3"], "index_n_heads": 2, "index_head_dim": 16, "index_topk": 4}
 
 
 def publish(folder, kind):

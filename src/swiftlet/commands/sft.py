@@ -234,12 +234,10 @@ def _foreign(args: Any, source: Source) -> Callable[[Identity], list[str]]:
 
 def show_sample(ready: Ready) -> None:
     """Log one sample with its masked part visible, and what it lacks of the prompt that the model is asked with."""
-    from swiftlet.data.turns import unprinted_prompt
-
     ids, labels = (array.tolist() for array in ready.data.train[0])
     template = ready.template
     log.info("one sample, [masked] and trained:\n" + template.show_ids(ids, labels))
-    missing = unprinted_prompt(template.chat, template.tokenizer)
+    missing = template.unprinted_prompt
     if missing and missing not in template.tokenizer.decode(ids):
         log.warning(
             f"chat template {template.name!r} ends the prompt for an answer with {missing!r}, which this sample does "

@@ -75,7 +75,7 @@ SAME_THING: dict[str, str] = {
     "the answers are trained on, and nothing else; leave it out": "train_on_inputs train_on_input train_on_prompt "
     "completion_only_loss assistant_only_loss mask_history",
     "not available: the tokens of the answers are trained on, all with the same weight": "loss_scale use_loss_scale "
-    "loss_scale_config_path label_smoothing_factor",
+    "loss_scale_config_path loss_name label_smoothing_factor",
     "the model's own chat template prints the turns (--template_type)": "use_chat_template chat_template_path "
     "template_backend agent_template tools_prompt response_prefix enable_thinking add_non_thinking_prefix eos_token "
     "special_tokens pad_token",
@@ -124,10 +124,6 @@ ELSEWHERE: dict[str, str] = {
     "gradient_clipping": "use --max_grad_norm",
     "add_version": "use --add_output_dir_suffix",
     "args_file": "put the file first: swift sft FILE.yaml",
-    **dict.fromkeys(
-        ("loss_scale", "use_loss_scale", "loss_scale_config_path", "loss_name"),
-        "not available: the tokens of the answers are trained on, all with the same weight",
-    ),
     "use_hf": "set USE_HF=1 before the command",
     "nproc_per_node": "set NPROC_PER_NODE=N before the command",
     "num_gpus": "set NPROC_PER_NODE=N before the command",

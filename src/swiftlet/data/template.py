@@ -85,6 +85,11 @@ class Template:
         ids.append(self.tokenizer.eos_id)
         return list(dict.fromkeys(token for token in ids if token is not None))
 
+    @property
+    def unprinted_prompt(self) -> str:
+        """What the prompt for an answer ends with and a plain answer has not before it; '' for nothing."""
+        return self._finders[False].unprinted_prompt()
+
     def encode(self, sample: Sample) -> Encoded:
         """Return token ids and labels of a sample, in full length.
 

@@ -16,10 +16,9 @@ from itertools import pairwise
 from typing import Any
 
 from swiftlet.data.endmarkers import ANSWER, QUESTION, Around, Closing, EndMarkers, tail
-from swiftlet.data.rendering import LEAVE_OUT_OR_CHANGE, Renderer, TemplateError
+from swiftlet.data.rendering import LEAVE_OUT_OR_CHANGE, TemplateError
 from swiftlet.data.skeleton import Conversation, Skeleton, Turn, fill, learn, shape_of
 from swiftlet.data.spans import Located, Locator, Messages, Region
-from swiftlet.data.tokenizer import Tokenizer
 
 _MOST_SHAPES, _MOST_SKELETONS = 4096, 4
 
@@ -54,6 +53,18 @@ class TurnFinder:
         if shape is not None and skeleton_found is not None and len(self.skeletons) < _MOST_SHAPES:
             self.skeletons[shape] = [skeleton_found, *known[: _MOST_SKELETONS - 1]]
         return conversation
+
+    def unprinted_prompt(self) -> str:
+        """Return what the prompt for an answer ends with and a plain answer has not before it, such as a tag that opens
+        thoughts; '' where there is no such text.
+        """
+        header, opening = self._header([QUESTION], None, ""), self._opening([QUESTION], None)
+        if header is None or opening is None or opening.startswith(header):
+            return ""
+        shared = opening.rstrip()
+        if not header.startswith(shared):
+            shared = self.end_markers.common(header, opening)
+        return header[len(shared) :].strip()
 
     def _search(self, messages: Messages, tools: list[Any] | None, prompt: bool) -> Conversation:
         located = self.locator.locate(messages, tools, prompt=prompt)
@@ -256,21 +267,6 @@ class TurnFinder:
             return False
         twice = [*messages[:number], {**messages[number], "tool_calls": [*calls, *calls]}]
         return self.end_markers.of(twice, number, tools).last.rstrip().endswith(end)
-
-
-def unprinted_prompt(renderer: Renderer, tokenizer: Tokenizer) -> str:
-    """Return what the prompt for an answer ends with and a plain answer has not before it, such as a tag that opens
-    thoughts; '' where there is no such text.
-    """
-    locator = Locator(renderer, renderer.tags())
-    finder = TurnFinder(locator, EndMarkers(locator, tokenizer))
-    header, opening = finder._header([QUESTION], None, ""), finder._opening([QUESTION], None)
-    if header is None or opening is None or opening.startswith(header):
-        return ""
-    shared = opening.rstrip()
-    if not header.startswith(shared):
-        shared = finder.end_markers.common(header, opening)
-    return header[len(shared) :].strip()
 
 
 def _check_order(turns: Sequence[Turn]) -> None:
