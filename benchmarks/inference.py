@@ -2,9 +2,10 @@
 
 python benchmarks/inference.py --size 60m --prompts 32 --new_tokens 64
 
-Plain generation takes prompts in the order of the file, `--batch` at a time, as a short script does; ours batches by
-length up to `--batch_tokens`. Both are greedy and make exactly `--new_tokens` an answer; they run by turns. Tokens are
-those of answers, seconds are those of the processor.
+Plain generation takes prompts in the order of the file, `--batch` at a time, as a short script does; ours keeps up to
+`--batch_tokens` going. Both are greedy and make exactly `--new_tokens` an answer; with `--unequal` both sample and an
+answer ends at each token with a chance of one in `--new_tokens`, at four times as many at most. They run by turns.
+Tokens are those of answers, seconds are those of the processor.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from report import facts, parser_of, write
 from workload import SIZES, draw_lengths, make_model
 
+PAD = 2
 Prompts = list[list[int]]
 
 
@@ -30,36 +32,32 @@ def draw_prompts(number: int) -> Prompts:
     return [random.integers(3, 300, length).tolist() for length in draw_lengths(number)]
 
 
-def plain(model: Any, prompts: Prompts, batch: int, new_tokens: int) -> list[list[int]]:
+def plain(model: Any, prompts: Prompts, batch: int, options: dict[str, Any]) -> list[list[int]]:
     """Return the answers of transformers' generate, with left padding."""
     answers = []
+    ends = set(options["eos_token_id"] or ())
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         width = max(map(len, part))
-        ids = torch.tensor([[2] * (width - len(one)) + one for one in part])
+        ids = torch.tensor([[PAD] * (width - len(one)) + one for one in part])
         mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in part])
         with torch.inference_mode():
             found = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
-                do_sample=False,
-                max_new_tokens=new_tokens,
-                eos_token_id=None,
-                pad_token_id=2,
+                pad_token_id=PAD,
+                **options,
             )
-        answers += found[:, width:].tolist()
+        for ids in found[:, width:].tolist():
+            answers.append(ids[: next((at for at, token in enumerate(ids) if token in ends), len(ids))])
     return answers
 
 
 def ours(generator: Any, prompts: Prompts, batch_tokens: int) -> list[list[int]]:
     """Return the answers of swiftlet, in the order of the prompts."""
-    from swiftlet.inference.generate import batches_by_length
-
     answers: list[list[int]] = [[] for _ in prompts]
-    for batch in batches_by_length([len(one) for one in prompts], batch_tokens):
-        texts = generator.answers([prompts[index] for index in batch])
-        for index, text in zip(batch, texts, strict=True):
-            answers[index] = [int(word) for word in text.split()]
+    for index, text in generator.answers_as_they_end(prompts, batch_tokens):
+        answers[index] = [int(word) for word in text.split()]
     return answers
 
 
@@ -84,6 +82,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--new_tokens", type=int, default=64)
+    parser.add_argument("--unequal", action="store_true")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--batch_tokens", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=3)
@@ -98,27 +97,35 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="swiftlet-inference-") as folder:
         path = make_model(Path(folder) / "model", SIZES[options.size], options.vocabulary)
         model = AutoModelForCausalLM.from_pretrained(path).eval()
+    most = options.new_tokens * (4 if options.unequal else 1)
+    ends = list(range(PAD + 1, options.vocabulary, options.new_tokens)) if options.unequal else []
+    settings = Settings(most, options.unequal, temperature=1.0, top_k=0, top_p=1.0)
     generator = Generator(
         model=model,
         decode=lambda ids: " ".join(map(str, ids)),
-        stop_token_ids=[],
-        settings=Settings(max_new_tokens=options.new_tokens, do_sample=False),
-        pad_id=2,
+        stop_token_ids=ends,
+        settings=settings,
+        pad_id=PAD,
     )
+    asked = settings.to_json() | {"eos_token_id": ends or None}
     prompts = draw_prompts(options.prompts)
     seconds: dict[str, list[float]] = {"plain": [], "ours": [], "first_token": []}
-    for _ in range(options.repeats):
-        spent, expected = timed(lambda: plain(model, prompts, options.batch, options.new_tokens))
-        seconds["plain"].append(spent)
-        spent, found = timed(lambda: ours(generator, prompts, options.batch_tokens))
-        seconds["ours"].append(spent)
+    rates: dict[str, list[float]] = {"plain": [], "ours": []}
+    calls = {
+        "plain": lambda: plain(model, prompts, options.batch, asked),
+        "ours": lambda: ours(generator, prompts, options.batch_tokens),
+    }
+    answers: dict[str, list[list[int]]] = {}
+    for seed in range(options.repeats):
+        for name, call in calls.items():
+            torch.manual_seed(seed)
+            spent, answers[name] = timed(call)
+            seconds[name].append(spent)
+            rates[name].append(sum(map(len, answers[name])) / spent)
         seconds["first_token"].append(first_token(generator, prompts[0]))
-    agreeing = statistics.fmean(a == b for a, b in zip(expected, found, strict=True))
-    tokens = options.prompts * options.new_tokens
-    rates = {name: tokens / statistics.median(seconds[name]) for name in ("plain", "ours")}
-    print(
-        f"plain {rates['plain']:.0f} tokens/s, ours {rates['ours']:.0f} ({rates['ours'] / rates['plain']:.2f}x)"
-    )
+    agreeing = statistics.fmean(a == b for a, b in zip(answers["plain"], answers["ours"], strict=True))
+    plain_rate, our_rate = (statistics.median(rates[name]) for name in ("plain", "ours"))
+    print(f"plain {plain_rate:.0f} tokens/s, ours {our_rate:.0f} ({our_rate / plain_rate:.2f}x)")
     print(f"equal answers {agreeing:.0%}, first token {statistics.median(seconds['first_token']):.3f} s")
     result = {"facts": facts(options), "seconds": seconds, "tokens_per_s": rates, "equal_answers": agreeing}
     write(options.out, result)

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from swiftlet.errors import DataError
-from swiftlet.inference.generate import WINDOW, Generator, Settings, _SaysWord, batches_by_length
+from swiftlet.inference.generate import Generator, Settings
+from swiftlet.inference.stopping import SaysWord
+from swiftlet.inference.streaming import WINDOW
 from swiftlet.models.load import load_model
 from swiftlet.models.rope import forget_lengths
 
@@ -24,6 +24,10 @@ def generator(model, tokenizer, stop=(), **settings):
         settings=Settings(**{"max_new_tokens": 6, "do_sample": False, **settings}),
         context_length=64,
     )
+
+
+def ids_of(engine, prompts, **options):
+    return [ids for _, ids in sorted(engine._ids(prompts, **options))]
 
 
 def greedy(model, prompt, num):
@@ -93,7 +97,7 @@ def test_an_answer_ends_where_the_model_itself_says_so(tiny_qwen2, tiny_tokenize
         engine = generator(model, tiny_tokenizer, stop=stop)
         expected = [ids[:at] for ids, at in zip(free, first, strict=True)]
         expected = [ids[: min([*(ids.index(one) for one in stop if one in ids), 6])] for ids in expected]
-        assert engine._generate(PROMPTS) == expected
+        assert ids_of(engine, PROMPTS) == expected
         pieces = []
         assert engine.answer(PROMPTS[0], pieces.append) == "".join(pieces) == engine.text(expected[0])
 
@@ -110,13 +114,13 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_whole(tiny_qwen2, tin
     engine = generator(tiny_qwen2, tiny_tokenizer)
     made = list("a你b好".encode()) + list("é".encode()[:1])  # the last one stays cut
 
-    def generate(prompts, streamer):
+    def ids(prompts, streamer):
         for token in [prompts[0], *made]:
             streamer.put(torch.tensor(token))
-        return [made]
+        return [(0, made)]
 
     monkeypatch.setattr(engine, "decode", lambda ids: bytes(ids).decode("utf-8", "replace"))
-    monkeypatch.setattr(engine, "_generate", generate)
+    monkeypatch.setattr(engine, "_ids", ids)
     pieces = []
     assert engine.answer(PROMPTS[0], pieces.append) == "a你b好\ufffd"
     assert pieces == ["a", "你", "b", "好", "\ufffd"]
@@ -155,14 +159,14 @@ def test_a_long_answer_is_streamed_without_decoding_all_of_it_at_each_token(
         sizes.append(len(ids))
         return decoder.decode([tokens[at] for at in ids])
 
-    def generate(prompts, streamer):
+    def ids(prompts, streamer):
         streamer.put(torch.tensor(prompts[0]))
         for at in range(len(tokens)):
             streamer.put(torch.tensor([at]))
-        return [list(range(len(tokens)))]
+        return [(0, list(range(len(tokens))))]
 
     engine.decode = decode
-    monkeypatch.setattr(engine, "_generate", generate)
+    monkeypatch.setattr(engine, "_ids", ids)
     pieces = []
     assert engine.answer(PROMPTS[0], pieces.append) == "".join(pieces) == decoder.decode(tokens)
     assert len(pieces) > 100
@@ -192,19 +196,19 @@ def test_a_stop_word_of_single_bytes_ends_an_answer_behind_other_characters():
     from tokenizers import decoders
 
     decoder = decoders.ByteFallback()
-    said = _SaysWord(lambda ids: decoder.decode([f"<0x{one:02X}>" for one in ids]), ["好"], 1)
+    said = SaysWord(lambda ids: decoder.decode([f"<0x{one:02X}>" for one in ids]), ["好"], [1])
     for text, is_said in (("你好", True), ("éé好", True), ("😀好", True), ("好", True), ("你你", False)):
-        assert said(torch.tensor([[0, *text.encode()]]), None).tolist() == [is_said], text
+        assert said(torch.tensor([[0, *text.encode()]])).tolist() == [is_said], text
 
 
 def test_a_stop_word_is_looked_for_in_the_last_tokens_alone(monkeypatch):
-    said = _SaysWord(lambda ids: " ".join(map(str, ids)), ["2000 2001"], 5)
+    said = SaysWord(lambda ids: " ".join(map(str, ids)), ["2000 2001"], [5, 5])
     is_said, sizes = said._is_said, []
     monkeypatch.setattr(said, "_is_said", lambda answer: sizes.append(len(answer)) or is_said(answer))
     rows = torch.tensor([[2000, 2001, *range(1000)], [*range(1000), 2000, 2001]])
-    assert said(rows, None).tolist() == [False, True]
+    assert said(rows).tolist() == [False, True]
     assert max(sizes) <= said.most_tokens + 3
-    assert said(rows[:, -5:], None).tolist() == [False, False]  # no more than the prompt
+    assert said(rows[:, -5:]).tolist() == [False, False]  # no more than the prompt
 
 
 def test_sampling_follows_the_seed(tiny_qwen2, tiny_tokenizer):
@@ -235,7 +239,7 @@ def test_temperature_zero_is_greedy(tiny_qwen2, tiny_tokenizer):
 
 def test_the_context_bounds_the_answer_and_a_full_one_is_said(tiny_qwen2, tiny_tokenizer):
     engine = generator(tiny_qwen2, tiny_tokenizer, max_new_tokens=1000)
-    assert engine._room(60) == 4
+    assert engine.room(60) == 4
     with pytest.raises(DataError, match="a prompt of 64 tokens leaves no room in a context of 64"):
         engine.answers([[7] * 64])
 
@@ -248,16 +252,16 @@ def test_a_long_row_takes_no_room_from_the_others(tiny_qwen2, tiny_tokenizer, nu
     engine = generator(tiny_qwen2, tiny_tokenizer, max_new_tokens=num_tokens)
     prompts = [LONG, *PROMPTS, LONG[:50]]
     expected = [greedy(tiny_qwen2, prompt, min(num_tokens, 64 - len(prompt))) for prompt in prompts]
-    assert engine._generate(prompts) == expected
+    assert ids_of(engine, prompts) == expected
     assert engine.answers(prompts) == [engine.text(ids) for ids in expected]
 
 
 def test_an_answer_that_goes_on_alone_ends_where_it_would(tiny_qwen2, tiny_tokenizer):
     settings = {"max_new_tokens": 30, "repetition_penalty": 5.0}
-    free = generator(tiny_qwen2, tiny_tokenizer, **settings)._generate([PROMPTS[0]])[0]
+    free = ids_of(generator(tiny_qwen2, tiny_tokenizer, **settings), [PROMPTS[0]])[0]
     stop = next(token for token in free[6:] if token not in free[:6])
     engine = generator(tiny_qwen2, tiny_tokenizer, stop=[stop], **settings)
-    assert engine._generate([LONG, PROMPTS[0]])[1] == free[: free.index(stop)]
+    assert ids_of(engine, [LONG, PROMPTS[0]])[1] == free[: free.index(stop)]
     text = engine.text(free)
     word = text.split()[-1]
     said = generator(tiny_qwen2, tiny_tokenizer, stop_words=(word,), **settings)
@@ -280,11 +284,3 @@ def test_rows_of_a_rotation_that_follows_the_length_answer_as_alone(rope, tiny_q
     engine = generator(model, tiny_tokenizer, max_new_tokens=12)
     prompts = [[5, 7, 9] * 8, *PROMPTS, [9, 7, 5]]
     assert engine.answers(prompts) == [engine.answers([prompt])[0] for prompt in prompts]
-
-
-@given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 200))
-def test_batches_hold_every_row_once_within_their_size(lengths, most):
-    batches = list(batches_by_length(lengths, most))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= most

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from swiftlet import log
 from swiftlet.errors import DataError, SaveError
 from swiftlet.files import write_whole
-from swiftlet.inference.generate import Generator, batches_by_length
+from swiftlet.inference.generate import Generator
 
 PROGRESS_BAR_ABOVE = 100
 
@@ -56,25 +56,17 @@ def answer_rows(
     generator: Generator, rows: Sequence[Row], *, batch_tokens: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (index of the row, its result) for the rows of this process, longest prompts first."""
-    mine = range(rank, len(rows), world_size)
-    room = generator.settings.max_new_tokens
-    sizes = [len(rows[index].prompt_ids) + min(room, 256) for index in mine]
-    for batch in batches_by_length(sizes, batch_tokens):
-        indices = [mine[at] for at in batch]
-        for index, answer, error in _answers(generator, rows, indices):
-            yield index, _result(rows[index], answer, error)
-
-
-def _answers(
-    generator: Generator, rows: Sequence[Row], indices: list[int]
-) -> Iterable[tuple[int, str | None, str | None]]:
-    try:
-        texts = generator.answers([rows[index].prompt_ids for index in indices])
-        return [(index, text, None) for index, text in zip(indices, texts, strict=True)]
-    except DataError as error:
-        if len(indices) == 1:
-            return [(indices[0], None, error.message)]
-    return [result for index in indices for result in _answers(generator, rows, [index])]
+    prompts: dict[int, list[int]] = {}
+    for index in range(rank, len(rows), world_size):
+        try:
+            generator.room(len(rows[index].prompt_ids))
+        except DataError as error:
+            yield index, _result(rows[index], None, error.message)
+        else:
+            prompts[index] = rows[index].prompt_ids
+    indices = list(prompts)
+    for at, text in generator.answers_as_they_end(list(prompts.values()), batch_tokens):
+        yield indices[at], _result(rows[indices[at]], text, None)
 
 
 def _result(row: Row, answer: str | None, error: str | None) -> dict[str, Any]:

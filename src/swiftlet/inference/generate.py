@@ -1,7 +1,4 @@
-"""Token ids in, text out: batched generation with left padding, and one answer at a time while it is written.
-
-Shapes: B prompts in a batch, T tokens of the longest prompt, N new tokens.
-"""
+"""Token ids in, text out: batched generation, and one answer at a time while it is written."""
 
 from __future__ import annotations
 
@@ -13,14 +10,11 @@ import torch
 
 from swiftlet import log
 from swiftlet.errors import DataError
+from swiftlet.inference.stopping import Decode
+from swiftlet.inference.streaming import Pieces
 from swiftlet.models.generation_file import end_ids
-from swiftlet.models.padding import ignores_padding, left_padded
+from swiftlet.models.padding import ignores_padding
 from swiftlet.models.rope import follows_length
-
-Decode = Callable[[Sequence[int]], str]
-UNREADABLE = "\ufffd"  # what bytes that are no whole character are decoded to
-LONGEST_CHARACTER = 4  # bytes in UTF-8
-WINDOW = 32  # last tokens of a streamed answer that are decoded again, at least
 
 
 @dataclass(frozen=True)
@@ -52,49 +46,6 @@ class Settings:
         return fields
 
 
-class _OnTokens:
-    """What `generate` calls with each new token; the first call holds the prompt and is skipped."""
-
-    def __init__(self, on_token: Callable[[int], None]) -> None:
-        self.on_token = on_token
-        self.is_prompt = True
-
-    def put(self, value: torch.Tensor) -> None:
-        if self.is_prompt:
-            self.is_prompt = False
-            return
-        for token in value.flatten().tolist():
-            self.on_token(token)
-
-    def end(self) -> None:
-        self.is_prompt = True
-
-
-class _SaysWord:
-    """Which rows of a batch have said a stop word. Decodes the last tokens that can hold one."""
-
-    def __init__(self, decode: Decode, words: Sequence[str], prompt_length: int) -> None:
-        self.decode = decode
-        self.words = words
-        self.prompt_length = prompt_length
-        self.most_tokens = max(len(word.encode()) for word in words) + 1
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        read = self.most_tokens + LONGEST_CHARACTER - 1
-        answers = input_ids[:, max(self.prompt_length, input_ids.shape[1] - read) :].tolist()
-        return torch.tensor([self._is_said(answer) for answer in answers], device=input_ids.device)
-
-    def _is_said(self, answer: list[int]) -> bool:
-        """Where the last tokens begin inside a character, a tokenizer of single bytes may read none behind it."""
-        for more in range(LONGEST_CHARACTER):
-            text = self.decode(answer[-self.most_tokens - more :])
-            if any(word in text for word in self.words):
-                return True
-            if UNREADABLE not in text:
-                return False
-        return False
-
-
 class Generator:
     """A model with its way from ids to text, its end tokens and the settings of generation.
 
@@ -118,86 +69,41 @@ class Generator:
     ) -> None:
         self.model = model
         self.decode = decode
-        self.pad_id = pad_id
         own = end_ids(model.generation_config.eos_token_id)
         self.stop_token_ids = list(dict.fromkeys([*stop_token_ids, *own]))
+        self.pad_id = pad_id if pad_id is not None else (self.stop_token_ids or [0])[0]
         self.settings = settings
         self.context_length = context_length
         self._pads: bool | None = None
 
-    def _room(self, longest: int, num_made: int = 0) -> int:
-        """Return how many tokens every row of a batch may still get; the longest has this many in all."""
-        room = self.settings.max_new_tokens - num_made
+    def room(self, length: int) -> int:
+        """Return how many tokens the answer to a prompt of this length may get.
+
+        Raises:
+            DataError: it leaves none.
+        """
+        room = self.settings.max_new_tokens
         if self.context_length is not None:
-            room = min(room, self.context_length - longest)
+            room = min(room, self.context_length - length)
         if room < 1:
             raise DataError(
-                f"a prompt of {longest} tokens leaves no room in a context of {self.context_length}",
+                f"a prompt of {length} tokens leaves no room in a context of {self.context_length}",
                 "shorten it, type clear in a chat, or use a model with a longer context",
             )
         return room
 
-    def _options(self, room: int) -> dict[str, Any]:
+    def options(self, room: int) -> dict[str, Any]:
+        """Return what a pass of at most `room` tokens is called with."""
         return self.settings.to_json() | {
             "max_new_tokens": room,
             "eos_token_id": self.stop_token_ids or None,
-            "pad_token_id": self._pad_id(),
+            "pad_token_id": self.pad_id,
             "num_beams": 1,
             "use_cache": True,
         }
 
-    def _pad_id(self) -> int:
-        if self.pad_id is not None:
-            return self.pad_id
-        return self.stop_token_ids[0] if self.stop_token_ids else 0
-
-    @torch.inference_mode()
-    def _generate(
-        self, prompts: Sequence[Sequence[int]], streamer: _OnTokens | None = None
-    ) -> list[list[int]]:
-        """Return the answers of a batch; where the context of its longest row is full, the others go on without it."""
-        answers: list[list[int]] = [[] for _ in prompts]
-        going, num_made = list(range(len(prompts))), 0
-        while going:
-            rows = [[*prompts[at], *answers[at]] for at in going]
-            room = self._room(max(len(row) for row in rows), num_made)
-            for at, ids in zip(going, self._more(rows, room, num_made, streamer), strict=True):
-                answers[at] += ids
-            num_made += room
-            going = [at for at in going if self._is_cut_short(len(prompts[at]), answers[at], num_made)]
-        return answers
-
-    def _more(
-        self, rows: Sequence[list[int]], room: int, num_made: int, streamer: _OnTokens | None
-    ) -> list[list[int]]:
-        """Return at most `room` more tokens of each row, whose last `num_made` are of its answer."""
-        from transformers import GenerationConfig
-
-        longest = max(len(row) for row in rows)
-        output_BT = self.model.generate(
-            **left_padded(rows, self._pad_id(), next(self.model.parameters()).device),
-            generation_config=GenerationConfig(**self._options(room)),
-            streamer=streamer,
-            stopping_criteria=self._stopping(longest - num_made),
-        )
-        return [self._until_stop(row) for row in output_BT[:, longest:].tolist()]
-
-    def _is_cut_short(self, prompt_length: int, answer: list[int], num_made: int) -> bool:
-        """Return whether an answer ended only because a longer row had no more room."""
-        if len(answer) < num_made or num_made >= self.settings.max_new_tokens:
-            return False
-        if self.context_length is None or prompt_length + num_made >= self.context_length:
-            return False
-        text = self.decode(answer)
-        return not any(word in text for word in self.settings.stop_words)
-
-    def _stopping(self, prompt_length: int) -> Any:
-        from transformers import StoppingCriteriaList
-
-        words = self.settings.stop_words
-        return StoppingCriteriaList([_SaysWord(self.decode, words, prompt_length)] if words else [])
-
-    def _until_stop(self, ids_N: list[int]) -> list[int]:
+    def until_stop(self, ids_N: list[int]) -> list[int]:
+        """Return the tokens before the first that ends an answer."""
         stops = set(self.stop_token_ids)
         for at, token in enumerate(ids_N):
             if token in stops:
@@ -216,77 +122,55 @@ class Generator:
         Raises:
             DataError: a prompt leaves no room in the context.
         """
-        texts: dict[int, str] = {}
-        for batch in self._alike([len(prompt) for prompt in prompts]):
-            answers = self._generate([prompts[at] for at in batch])
-            texts |= {at: self.text(ids) for at, ids in zip(batch, answers, strict=True)}
+        texts = dict(self.answers_as_they_end(prompts))
         return [texts[at] for at in range(len(prompts))]
 
-    def _alike(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Return the indices of rows that may be answered together."""
-        if len(set(lengths)) == 1 or self._can_pad():
-            return [list(range(len(lengths)))]
-        return [
-            [at for at, other in enumerate(lengths) if other == length] for length in sorted(set(lengths))
-        ]
+    def answers_as_they_end(
+        self, prompts: Sequence[Sequence[int]], most_tokens: int | None = None
+    ) -> Iterator[tuple[int, str]]:
+        """Yield (index of the prompt, its answer), longest prompts first.
+
+        Args:
+            most_tokens: of a batch with its padding; None answers all prompts at once.
+
+        Raises:
+            DataError: a prompt leaves no room in the context.
+        """
+        for at, ids in self._ids(prompts, most_tokens):
+            yield at, self.text(ids)
+
+    def answer(self, prompt: Sequence[int], on_text: Callable[[str], None]) -> str:
+        """Return the answer to one prompt; `on_text` gets each piece as soon as its characters are whole."""
+        pieces = Pieces(
+            lambda ids: self.text(self.until_stop(list(ids))), self.decode, self.settings.stop_words, on_text
+        )
+        [(_, ids)] = self._ids([prompt], streamer=pieces)
+        text = self.text(ids)
+        pieces.finish(text)
+        return text
+
+    @torch.inference_mode()
+    def _ids(
+        self, prompts: Sequence[Sequence[int]], most_tokens: int | None = None, streamer: Any = None
+    ) -> Iterator[tuple[int, list[int]]]:
+        from swiftlet.inference.running import Running
+
+        may_mix = len(prompts) > 1 and self._can_pad()
+        for group in [list(range(len(prompts)))] if may_mix else _of_one_length(prompts):
+            rows = {at: prompts[at] for at in group}
+            yield from Running(self, rows, most_tokens, joins=may_mix, streamer=streamer).answers()
 
     def _can_pad(self) -> bool:
         if self._pads is None:
-            self._pads = not follows_length(self.model) and ignores_padding(self.model, self._pad_id())
+            self._pads = not follows_length(self.model) and ignores_padding(self.model, self.pad_id)
             if not self._pads:
                 log.info(
                     "this model answers otherwise beside padding: only prompts of one length go together (slower)"
                 )
         return self._pads
 
-    def answer(self, prompt: Sequence[int], on_text: Callable[[str], None]) -> str:
-        """Return the answer to one prompt; `on_text` gets each piece as soon as its characters are whole."""
-        ids: list[int] = []
-        start, shown = 0, 0  # the tokens that are decoded, and how many characters of their text are shown
-        total = 0
 
-        def on_token(token: int) -> None:
-            nonlocal start, shown, total
-            ids.append(token)
-            text = self._settled(self.text(self._until_stop(ids[start:])))
-            if not text.endswith(UNREADABLE) and len(text) > shown:
-                on_text(text[shown:])
-                total, shown = total + len(text) - shown, len(text)
-            if len(ids) - start >= 2 * WINDOW:
-                start, shown = self._later_start(ids, start, shown)
-
-        final = self.text(self._generate([prompt], _OnTokens(on_token))[0])
-        if len(final) > total:
-            on_text(final[total:])
-        return final
-
-    def _later_start(self, ids: Sequence[int], start: int, shown: int) -> tuple[int, int]:
-        """Return a later start of what is decoded, where its text is shown and the end of what came before.
-
-        All tokens of an answer, decoded at each of them, would take time by the square of its length.
-        """
-        text, last = self.decode(ids[start:]), self.decode(ids[-WINDOW:])
-        if shown < len(text) or not text.endswith(last) or UNREADABLE in last:
-            return start, shown
-        return len(ids) - WINDOW, len(last)
-
-    def _settled(self, text: str) -> str:
-        """Return a text without an end that may grow into a stop word, which no answer shows."""
-        words = self.settings.stop_words
-        begun = (at for word in words for at in range(1, len(word)) if text.endswith(word[:at]))
-        return text[: len(text) - max(begun, default=0)]
-
-
-def batches_by_length(lengths: Sequence[int], most_tokens: int) -> Iterator[list[int]]:
-    """Yield the indices of batches, longest first, whose padded size stays below `most_tokens` (or holds one)."""
-    batch: list[int] = []
-    width = 0
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and width * (len(batch) + 1) > most_tokens:
-            yield batch
-            batch = []
-        if not batch:
-            width = lengths[index]
-        batch.append(index)
-    if batch:
-        yield batch
+def _of_one_length(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the indices of prompts by their length, the longest first."""
+    lengths = sorted({len(prompt) for prompt in prompts}, reverse=True)
+    return [[at for at, prompt in enumerate(prompts) if len(prompt) == length] for length in lengths]
