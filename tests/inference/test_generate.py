@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from swiftlet.errors import DataError
-from swiftlet.inference.generate import WINDOW, Generator, Settings, _SaysWord, batches_by_length
+from swiftlet.inference.generate import WINDOW, Generator, Settings, batches_by_length
+from swiftlet.inference.stopping import SaysWord
 from swiftlet.models.load import load_model
 from swiftlet.models.rope import forget_lengths
 
@@ -192,13 +193,13 @@ def test_a_stop_word_of_single_bytes_ends_an_answer_behind_other_characters():
     from tokenizers import decoders
 
     decoder = decoders.ByteFallback()
-    said = _SaysWord(lambda ids: decoder.decode([f"<0x{one:02X}>" for one in ids]), ["好"], 1)
+    said = SaysWord(lambda ids: decoder.decode([f"<0x{one:02X}>" for one in ids]), ["好"], 1)
     for text, is_said in (("你好", True), ("éé好", True), ("😀好", True), ("好", True), ("你你", False)):
         assert said(torch.tensor([[0, *text.encode()]]), None).tolist() == [is_said], text
 
 
 def test_a_stop_word_is_looked_for_in_the_last_tokens_alone(monkeypatch):
-    said = _SaysWord(lambda ids: " ".join(map(str, ids)), ["2000 2001"], 5)
+    said = SaysWord(lambda ids: " ".join(map(str, ids)), ["2000 2001"], 5)
     is_said, sizes = said._is_said, []
     monkeypatch.setattr(said, "_is_said", lambda answer: sizes.append(len(answer)) or is_said(answer))
     rows = torch.tensor([[2000, 2001, *range(1000)], [*range(1000), 2000, 2001]])
@@ -288,3 +289,40 @@ def test_batches_hold_every_row_once_within_their_size(lengths, most):
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * max(lengths[index] for index in batch) <= most
+
+
+class Thinking:
+    """Thoughts of a model whose token 4 ends them, and answers as well: 5 opens a thought."""
+
+    markers = (4,)
+
+    def ends_answer(self, ids):
+        start = ids[:-1].index(4) + 1 if 4 in ids[:-1] else 0
+        return 5 not in ids[start:]
+
+    def answer(self, ids):
+        return f"{len(ids)} tokens" if 4 in ids else None
+
+
+def test_a_marker_that_ends_thoughts_too_ends_an_answer_behind_one(tiny_qwen2, tiny_tokenizer):
+    says = [[5, 7, 4, 8, 9, 4, 7, 7, 7], [8, 4, 7, 7, 7, 7, 7, 7, 7], [8, 8, 8, 8, 8, 8, 8, 8, 8]]
+    model, step = copy.deepcopy(tiny_qwen2), iter(range(99))
+
+    def write(module, inputs, output):
+        at = next(step)
+        output.logits[:] = 0
+        for row in range(len(output.logits)):
+            output.logits[row, -1, says[row][at]] = 1
+
+    model.register_forward_hook(write)
+    engine = Generator(
+        model=model,
+        decode=lambda ids: " ".join(map(str, ids)),
+        pad_id=0,
+        stop_token_ids=[],
+        settings=Settings(max_new_tokens=9, do_sample=False),
+        thoughts=Thinking(),
+    )
+    model.generation_config.eos_token_id = None
+    replies = engine.replies([[2, 5], [2, 6], [2, 7]])
+    assert replies == [("5 7 4 8 9", "5 tokens"), ("8", None), (" ".join("8" * 9), None)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,31 +61,44 @@ def answer_rows(
     sizes = [len(rows[index].prompt_ids) + min(room, 256) for index in mine]
     for batch in batches_by_length(sizes, batch_tokens):
         indices = [mine[at] for at in batch]
-        for index, answer, error in _answers(generator, rows, indices):
-            yield index, _result(rows[index], answer, error)
+        for index, reply, error in _answers(generator, rows, indices):
+            yield index, _result(rows[index], reply, error)
 
 
 def _answers(
     generator: Generator, rows: Sequence[Row], indices: list[int]
-) -> Iterable[tuple[int, str | None, str | None]]:
+) -> Iterable[tuple[int, tuple[str | None, str | None], str | None]]:
     try:
-        texts = generator.answers([rows[index].prompt_ids for index in indices])
-        return [(index, text, None) for index, text in zip(indices, texts, strict=True)]
+        replies = generator.replies([rows[index].prompt_ids for index in indices])
+        return [(index, reply, None) for index, reply in zip(indices, replies, strict=True)]
     except DataError as error:
         if len(indices) == 1:
-            return [(indices[0], None, error.message)]
+            return [(indices[0], (None, None), error.message)]
     return [result for index in indices for result in _answers(generator, rows, [index])]
 
 
-def _result(row: Row, answer: str | None, error: str | None) -> dict[str, Any]:
+def _result(row: Row, reply: tuple[str | None, str | None], error: str | None) -> dict[str, Any]:
+    response, answer = reply
     result = {
-        "response": answer,
+        "response": response,
         "query": row.query,
         "label": row.label,
         "history": row.history,
         "system": row.system,
     }
+    if answer is not None:
+        result["answer"] = answer
     return result if error is None else {**result, "error": error}
+
+
+def compared(result: Mapping[str, Any], end_of_thought: str) -> str:
+    """Return what of a result is compared with its label: the answer behind a thought, where the label holds none.
+
+    Args:
+        end_of_thought: what stands between a thought and its answer; '' for nothing.
+    """
+    holds_thought = bool(end_of_thought) and end_of_thought in (result["label"] or "")
+    return result["response"] or "" if holds_thought else result.get("answer", result["response"]) or ""
 
 
 class ResultFile:

@@ -12,14 +12,13 @@ from typing import Any
 import torch
 
 from swiftlet import log
+from swiftlet.data.thoughts import Thoughts
 from swiftlet.errors import DataError
+from swiftlet.inference.stopping import UNREADABLE, Decode, EndsAnswer, SaysWord
 from swiftlet.models.generation_file import end_ids
 from swiftlet.models.padding import ignores_padding, left_padded
 from swiftlet.models.rope import follows_length
 
-Decode = Callable[[Sequence[int]], str]
-UNREADABLE = "\ufffd"  # what bytes that are no whole character are decoded to
-LONGEST_CHARACTER = 4  # bytes in UTF-8
 WINDOW = 32  # last tokens of a streamed answer that are decoded again, at least
 
 
@@ -70,31 +69,6 @@ class _OnTokens:
         self.is_prompt = True
 
 
-class _SaysWord:
-    """Which rows of a batch have said a stop word. Decodes the last tokens that can hold one."""
-
-    def __init__(self, decode: Decode, words: Sequence[str], prompt_length: int) -> None:
-        self.decode = decode
-        self.words = words
-        self.prompt_length = prompt_length
-        self.most_tokens = max(len(word.encode()) for word in words) + 1
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        read = self.most_tokens + LONGEST_CHARACTER - 1
-        answers = input_ids[:, max(self.prompt_length, input_ids.shape[1] - read) :].tolist()
-        return torch.tensor([self._is_said(answer) for answer in answers], device=input_ids.device)
-
-    def _is_said(self, answer: list[int]) -> bool:
-        """Where the last tokens begin inside a character, a tokenizer of single bytes may read none behind it."""
-        for more in range(LONGEST_CHARACTER):
-            text = self.decode(answer[-self.most_tokens - more :])
-            if any(word in text for word in self.words):
-                return True
-            if UNREADABLE not in text:
-                return False
-        return False
-
-
 class Generator:
     """A model with its way from ids to text, its end tokens and the settings of generation.
 
@@ -104,6 +78,7 @@ class Generator:
         pad_id: what fills the left of shorter prompts; the first end token when None.
         stop_token_ids: ids that end an answer, beside those that the model itself names; they are cut from its text.
         context_length: most tokens of prompt and answer together, None for no limit.
+        thoughts: how the model writes what it thinks before an answer, None where it does not.
     """
 
     def __init__(
@@ -115,6 +90,7 @@ class Generator:
         settings: Settings,
         pad_id: int | None = None,
         context_length: int | None = None,
+        thoughts: Thoughts | None = None,
     ) -> None:
         self.model = model
         self.decode = decode
@@ -123,6 +99,7 @@ class Generator:
         self.stop_token_ids = list(dict.fromkeys([*stop_token_ids, *own]))
         self.settings = settings
         self.context_length = context_length
+        self.thoughts = thoughts
         self._pads: bool | None = None
 
     def _room(self, longest: int, num_made: int = 0) -> int:
@@ -180,7 +157,8 @@ class Generator:
             streamer=streamer,
             stopping_criteria=self._stopping(longest - num_made),
         )
-        return [self._until_stop(row) for row in output_BT[:, longest:].tolist()]
+        answers = output_BT[:, longest - num_made :].tolist()
+        return [self._until_stop(self._until_marker(answer)[num_made:]) for answer in answers]
 
     def _is_cut_short(self, prompt_length: int, answer: list[int], num_made: int) -> bool:
         """Return whether an answer ended only because a longer row had no more room."""
@@ -194,8 +172,18 @@ class Generator:
     def _stopping(self, prompt_length: int) -> Any:
         from transformers import StoppingCriteriaList
 
-        words = self.settings.stop_words
-        return StoppingCriteriaList([_SaysWord(self.decode, words, prompt_length)] if words else [])
+        words, thoughts = self.settings.stop_words, self.thoughts
+        found = StoppingCriteriaList([SaysWord(self.decode, words, prompt_length)] if words else [])
+        if thoughts is not None and thoughts.markers:
+            found.append(EndsAnswer(thoughts, prompt_length))
+        return found
+
+    def _until_marker(self, ids_N: list[int]) -> list[int]:
+        """Return an answer up to a marker that ends it, and may end a thought as well."""
+        thoughts = self.thoughts
+        places = (at for at, token in enumerate(ids_N) if thoughts is not None and token in thoughts.markers)
+        end = next((at for at in places if thoughts and thoughts.ends_answer(ids_N[: at + 1])), None)
+        return ids_N[:end]
 
     def _until_stop(self, ids_N: list[int]) -> list[int]:
         stops = set(self.stop_token_ids)
@@ -204,9 +192,15 @@ class Generator:
                 return ids_N[:at]
         return ids_N
 
+    def _behind(self, ids_N: Sequence[int]) -> str | None:
+        answer = None if self.thoughts is None else self.thoughts.answer(ids_N)
+        return None if answer is None else self._until_word(answer)
+
     def text(self, ids_N: Sequence[int]) -> str:
         """Return the text of an answer, cut at the first stop word."""
-        text = self.decode(list(ids_N))
+        return self._until_word(self.decode(list(ids_N)))
+
+    def _until_word(self, text: str) -> str:
         ends = [at for word in self.settings.stop_words if (at := text.find(word)) >= 0]
         return text[: min(ends)] if ends else text
 
@@ -216,10 +210,18 @@ class Generator:
         Raises:
             DataError: a prompt leaves no room in the context.
         """
-        texts: dict[int, str] = {}
+        return [text for text, _ in self.replies(prompts)]
+
+    def replies(self, prompts: Sequence[Sequence[int]]) -> list[tuple[str, str | None]]:
+        """Return for each prompt what the model wrote, and what of it stands behind a thought, None without one.
+
+        Raises:
+            DataError: a prompt leaves no room in the context.
+        """
+        texts: dict[int, tuple[str, str | None]] = {}
         for batch in self._alike([len(prompt) for prompt in prompts]):
             answers = self._generate([prompts[at] for at in batch])
-            texts |= {at: self.text(ids) for at, ids in zip(batch, answers, strict=True)}
+            texts |= {at: (self.text(ids), self._behind(ids)) for at, ids in zip(batch, answers, strict=True)}
         return [texts[at] for at in range(len(prompts))]
 
     def _alike(self, lengths: Sequence[int]) -> list[list[int]]:
