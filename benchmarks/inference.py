@@ -56,8 +56,8 @@ def plain(model: Any, prompts: Prompts, batch: int, options: dict[str, Any]) -> 
 def ours(generator: Any, prompts: Prompts, batch_tokens: int) -> list[list[int]]:
     """Return the answers of swiftlet, in the order of the prompts."""
     answers: list[list[int]] = [[] for _ in prompts]
-    for index, text in generator.answers_as_they_end(prompts, batch_tokens):
-        answers[index] = [int(word) for word in text.split()]
+    for index, reply in generator.replies_as_they_end(prompts, batch_tokens):
+        answers[index] = [int(word) for word in reply.text.split()]
     return answers
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from swiftlet.errors import SaveError
-from swiftlet.inference.answers import ResultFile, answer_rows, row_of
+from swiftlet.inference.answers import ResultFile, answer_rows, compared, row_of
 from swiftlet.inference.generate import Generator, Settings
 
 CONVERSATION = [
@@ -129,3 +129,14 @@ def test_runs_of_the_same_second_share_no_results(tmp_path):
     third.close()
     texts = {path.name: json.loads(path.read_text("utf-8"))["response"] for path in tmp_path.iterdir()}
     assert texts == {"now.jsonl": "a", "now-1.jsonl": "b", "now-2.jsonl": "c"}
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("yes", "yes"), (None, "yes"), ("<think>\nso\n</think>\n\nyes", "<think>so</think>yes")],
+)
+def test_an_answer_is_compared_without_a_thought_where_its_label_has_none(label, expected):
+    result = {"response": "<think>so</think>yes", "answer": "yes", "label": label}
+    assert compared(result, "</think>") == expected
+    assert compared({"response": "yes", "label": label}, "") == "yes"
+    assert compared({"response": None, "label": label}, "</think>") == ""

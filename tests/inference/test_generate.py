@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from swiftlet.errors import DataError
+from swiftlet.inference import running
 from swiftlet.inference.generate import Generator, Settings
 from swiftlet.inference.stopping import SaysWord
 from swiftlet.inference.streaming import WINDOW
@@ -284,3 +285,41 @@ def test_rows_of_a_rotation_that_follows_the_length_answer_as_alone(rope, tiny_q
     engine = generator(model, tiny_tokenizer, max_new_tokens=12)
     prompts = [[5, 7, 9] * 8, *PROMPTS, [9, 7, 5]]
     assert engine.answers(prompts) == [engine.answers([prompt])[0] for prompt in prompts]
+
+
+class Thinking:
+    """Thoughts of a model whose token 4 ends them, and answers as well: 5 opens a thought."""
+
+    markers = (4,)
+
+    def ends_answer(self, ids):
+        start = ids[:-1].index(4) + 1 if 4 in ids[:-1] else 0
+        return 5 not in ids[start:]
+
+    def answer(self, ids):
+        return f"{len(ids)} tokens" if 4 in ids else None
+
+
+def test_a_marker_that_ends_thoughts_too_ends_an_answer_behind_one(tiny_qwen2, monkeypatch):
+    says = [[5, 7, 4, 8, 9, 4, 7, 7, 7], [8, 4, 7, 7, 7, 7, 7, 7, 7], [8, 8, 8, 8, 8, 8, 8, 8, 8]]
+    model, step = copy.deepcopy(tiny_qwen2), iter(range(99))
+
+    def write(module, inputs, output):
+        at = next(step)
+        output.logits[:] = 0
+        for row in range(len(output.logits)):
+            output.logits[row, -1, says[row][at]] = 1
+
+    model.register_forward_hook(write)
+    engine = Generator(
+        model=model,
+        decode=lambda ids: " ".join(map(str, ids)),
+        pad_id=0,
+        stop_token_ids=[],
+        settings=Settings(max_new_tokens=9, do_sample=False),
+        thoughts=Thinking(),
+    )
+    model.generation_config.eos_token_id = None
+    monkeypatch.setattr(running, "SHARE_OF_ENDED", 1)  # no row leaves, so that rows stay those of `says`
+    replies = dict(engine.replies_as_they_end([[2, 5], [2, 6], [2, 7]]))
+    assert replies == {0: ("5 7 4 8 9", "5 tokens"), 1: ("8", None), 2: (" ".join("8" * 9), None)}

@@ -68,6 +68,10 @@ def generator(model, *, ends=tuple(range(3, 120, 9)), words=(), context=None, **
     )
 
 
+def texts_of(engine, prompts, most_tokens):
+    return {at: reply.text for at, reply in engine.replies_as_they_end(prompts, most_tokens)}
+
+
 def rows_of_passes(model, call):
     """Return what a call gives, and the rows of each pass through the model."""
     rows = []
@@ -93,14 +97,14 @@ def test_each_row_is_answered_as_alone(name, most_tokens):
         engine = generator(model_of(name), **settings)
         alone = [engine.answers([prompt])[0] for prompt in prompts]
         assert len({text.count("<") for text in alone}) > 2
-        assert dict(engine.answers_as_they_end(prompts, most_tokens)) == dict(enumerate(alone))
+        assert texts_of(engine, prompts, most_tokens) == dict(enumerate(alone))
         assert engine.answers(prompts) == alone
 
 
 def test_a_row_that_has_ended_makes_room_for_another():
     model, prompts = model_of("whole"), prompts_of(40)
     engine = generator(model, max_new_tokens=40)
-    texts, rows = rows_of_passes(model, lambda: dict(engine.answers_as_they_end(prompts, 480)))
+    texts, rows = rows_of_passes(model, lambda: texts_of(engine, prompts, 480))
     made = sum(text.count("<") + 1 for text in texts.values())  # an end token is made too
     longest = max(text.count("<") + 1 for text in texts.values())
     assert 8 <= max(rows) <= 11  # 480 tokens of 20 + 40, later of 1 + 40
@@ -117,7 +121,7 @@ def test_rows_leave_a_batch_to_which_none_can_come():
 
 def test_the_shortest_answers_come_first():
     engine = generator(model_of("whole"), max_new_tokens=40)
-    lengths = [text.count("<") for _, text in engine.answers_as_they_end(prompts_of(12))]
+    lengths = [reply.text.count("<") for _, reply in engine.replies_as_they_end(prompts_of(12))]
     assert lengths[0] < max(lengths) == lengths[-1]
 
 

@@ -19,7 +19,7 @@ from swiftlet.data.rows import Sample
 from swiftlet.data.template import TemplateError
 from swiftlet.device.spec import Device, resolve_dtype
 from swiftlet.errors import DataError
-from swiftlet.inference.answers import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows
+from swiftlet.inference.answers import PROGRESS_BAR_ABOVE, ResultFile, Row, answer_rows, compared
 from swiftlet.inference.chat import Chat, line_reader
 from swiftlet.inference.generate import Generator
 from swiftlet.inference.metrics import score
@@ -85,7 +85,7 @@ def answer_dataset(ready: Ready, path: Path) -> list[dict[str, Any]]:
             for count, (index, result) in enumerate(_shown(answers, len(rows), world), start=1):
                 file.add(index, result)
                 heartbeat.beat("eval", count)
-        return _finish(file, path, world)
+        return _finish(file, path, world, ready.template.thoughts.closing)
     finally:
         close_world(world, is_failed=sys.exc_info()[0] is not None)
 
@@ -163,7 +163,7 @@ def _shown(answers: Any, total: int, world: World) -> Any:
         yield index, result
 
 
-def _finish(file: ResultFile, path: Path, world: World) -> list[dict[str, Any]]:
+def _finish(file: ResultFile, path: Path, world: World, end_of_thought: str) -> list[dict[str, Any]]:
     parts = world.gather(sorted(file.results.items()))
     if not world.is_alone:
         file.discard()
@@ -174,10 +174,12 @@ def _finish(file: ResultFile, path: Path, world: World) -> list[dict[str, Any]]:
         whole.results.update(part)
     results = whole.close()
     labelled = [result for result in results if result["label"] is not None]
-    figures = score(
-        [result["response"] or "" for result in labelled], [result["label"] for result in labelled]
-    )
+    answers = [compared(result, end_of_thought) for result in labelled]
+    figures = score(answers, [result["label"] for result in labelled])
     said = [f"{name} {value:.4f}" for name, value in figures.items()]
+    without = sum(text != result["response"] for text, result in zip(answers, labelled, strict=True))
+    if without:
+        said.append(f"{without} compared without what was thought before the answer")
     if len(labelled) < len(results):
         said.append(f"{len(results) - len(labelled)} without a label")
     print(f"{len(results)} rows: " + ", ".join(said))

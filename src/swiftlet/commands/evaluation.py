@@ -14,7 +14,7 @@ from swiftlet.data.formats import Sample
 from swiftlet.data.held_out import read_split
 from swiftlet.data.template import Template
 from swiftlet.errors import UsageError
-from swiftlet.inference.answers import Row, answer_rows, row_of
+from swiftlet.inference.answers import Row, answer_rows, compared, row_of
 from swiftlet.inference.generate import Generator, Settings
 from swiftlet.inference.metrics import score
 from swiftlet.models.causal import CausalLM
@@ -58,6 +58,7 @@ def build_generator(
         stop_token_ids=stops,
         settings=generation_settings(generation),
         context_length=context_length,
+        thoughts=template.thoughts,
     )
 
 
@@ -105,7 +106,7 @@ def _generated_scores(setup: Setup, model: CausalLM) -> Callable[[Asked], Scores
         for _, result in results:
             if is_asked():
                 break
-            mine.append((result["response"] or "", result["label"]))
+            mine.append((compared(result, ready.template.thoughts.closing), result["label"]))
             heartbeat.tick()
         if world.agree(is_asked()):
             return None

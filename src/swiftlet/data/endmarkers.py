@@ -143,7 +143,7 @@ class EndMarkers:
         or else what stands before the header of the next question.
         """
         asked = self._after(upto, tools, prompt=True)
-        questioned = self._after([QUESTION], self._tools, prompt=True)
+        questioned = self._after([QUESTION], self.plain_tools, prompt=True)
         shared = [self.common(text, going_on) for text in (asked, questioned) if text is not None]
         for text in (*shared, self._before_header(going_on)):
             marker = self._without_openers(text)
@@ -178,10 +178,18 @@ class EndMarkers:
     @cached_property
     def plain(self) -> Closing:
         """The end markers after a plain answer."""
-        return self.of([QUESTION, ANSWER], 1, self._tools)
+        return self.of([QUESTION, ANSWER], 1, self.plain_tools)
 
     @cached_property
-    def _tools(self) -> list[Any] | None:
+    def plain_ids(self) -> list[int]:
+        """The last token of each end marker after a plain answer that has one."""
+        found = [
+            token for marker in self.plain for token in self.tokenizer.added_pattern.findall(marker)[-1:]
+        ]
+        return [number for token in found if (number := self.tokenizer.id_of(token)) is not None]
+
+    @cached_property
+    def plain_tools(self) -> list[Any] | None:
         """The tools that plain conversations are tried with: one where the template renders none without."""
         for tools in (None, [TOOL]):
             with suppress(TemplateError):
@@ -189,23 +197,13 @@ class EndMarkers:
                 return tools
         return None
 
-    def closes_thoughts(self, marker: str) -> bool:
-        """Return whether a marker stands between what was thought and its answer too: generation goes on behind it."""
-        try:
-            text = self.locator.renderer.render([QUESTION, THOUGHTFUL], self._tools)
-        except TemplateError:
-            return False
-        _, _, behind = text.partition("thought-17")
-        between, answer, _ = behind.partition("answer-71")
-        return bool(answer and marker.strip()) and marker.strip() in between
-
     @cached_property
     def _beginnings(self) -> list[Located]:
         """A conversation's first question, behind nothing and behind a system message."""
         found = []
         for messages in ([QUESTION], [SYSTEM, QUESTION]):
             with suppress(TemplateError):
-                found.append(self.locator.locate(messages, self._tools))
+                found.append(self.locator.locate(messages, self.plain_tools))
         return found
 
     @cached_property

@@ -41,7 +41,7 @@ NOTES: dict[str, str] = {
     "tools_left_out": "the chat template prints neither tools nor a system message: they are left out",
     "reasoning_unused": "a reasoning_content, reasoning or thinking beside the answer is not used, as the chat "
     "template does not print it; to have it learnt, write it into the answer, as in <think>...</think>",
-    "reasoning_left_out": "the chat template does not print what was thought before earlier answers",
+    "reasoning_left_out": "the chat template does not print what was thought before some answers, such as earlier ones",
     "template_inputs_unused": "chat_template_kwargs or documents beside the turns do not go to the chat template",
     "truncated": "a row longer than max_length lost its beginning",
     "prompt_left_out": "the chat template does not print a turn before the answer",

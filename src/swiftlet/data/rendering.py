@@ -25,6 +25,7 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
+from swiftlet.data.chat import REASONING_KEYS, THOUGHT
 from swiftlet.errors import DataError, UsageError, describe
 
 _RENDERING_FAULTS = (
@@ -142,15 +143,21 @@ def _compile(source: str) -> jinja2.Template:
 
 
 def as_template_message(
-    message: Mapping[str, Any], content: str | None = None, names: Sequence[str] | None = None
+    message: Mapping[str, Any],
+    content: str | None = None,
+    names: Sequence[str] | None = None,
+    thought: str | None = None,
 ) -> dict[str, Any]:
     """Return what the template may see of a message, with `content` in the place of its own when given.
 
     Args:
         names: likewise the names of the functions that its tool calls call.
+        thought: likewise what was thought before it, which stands in every key that templates have for it.
     """
     shown = {key: message[key] for key in _MESSAGE_KEYS if message.get(key) is not None}
     shown["content"] = message.get("content") or "" if content is None else content
+    if thought := message.get(THOUGHT) if thought is None else thought:
+        shown |= dict.fromkeys(REASONING_KEYS, thought)
     if "tool_calls" in shown:
         calls = [_with_object_arguments(call) for call in shown["tool_calls"]]
         called = [called_name(call) for call in calls] if names is None else names
@@ -187,10 +194,6 @@ def _with_object_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
             return dict(call)
         return {**call, "arguments": parsed} if isinstance(parsed, dict) else dict(call)
     return dict(call)
-
-
-def _with_text_arguments(message: Mapping[str, Any]) -> dict[str, Any]:
-    return {**message, "tool_calls": [_as_text_call(call) for call in message["tool_calls"]]}
 
 
 def _as_text_call(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,7 +266,7 @@ class Renderer:
         if not message.get("tool_calls"):
             return taken
         if self.text_arguments:
-            taken = _with_text_arguments(taken)
+            taken = {**taken, "tool_calls": [_as_text_call(call) for call in message["tool_calls"]]}
         return {**taken, "content": None} if self.null_content and not message["content"] else taken
 
     def render_first(self, messages: Sequence[Mapping[str, Any]]) -> str:

@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from swiftlet.data.pieces import Region, texts_of
 from swiftlet.data.rendering import LEAVE_OUT, TemplateError
 from swiftlet.data.rows import IGNORE_INDEX
 from swiftlet.data.skeleton import Conversation, Turn
-from swiftlet.data.spans import Region
 from swiftlet.data.tokenizer import Pieces, Span, Tokenizer
 
 _NOTHING = np.empty(0, np.int32)
@@ -108,7 +108,7 @@ def _after_greedy_token(tokenizer: Tokenizer, conversation: Conversation, turn: 
         or not tokenizer.added[tokens[-1]].rstrip
     ):
         return turn.end
-    following = (region.start for regions in conversation.located.regions for region in regions)
+    following = (region.start for regions in conversation.located.texts() for region in regions)
     limit = min((start for start in following if start >= turn.end), default=len(text))
     rest = text[turn.end : limit]
     return turn.end + len(rest) - len(rest.lstrip())
@@ -125,7 +125,8 @@ def _printed_control(
     Raises:
         TemplateError: a text spells a control token, and its place in the rendered text is not known.
     """
-    spelt = [n for n, m in enumerate(messages) if tokenizer.control_pattern.search(m.get("content") or "")]
+    located = conversation.located
+    spelt = [n for n, text in enumerate(texts_of(messages)) if tokenizer.control_pattern.search(text)]
     others = [message[key] for message in messages for key in _OTHER_TEXTS if message.get(key)]
     if (tools or others) and tokenizer.control_pattern.search(
         json.dumps([tools, others], ensure_ascii=False)
@@ -137,13 +138,13 @@ def _printed_control(
         )
     if not spelt:
         return None
-    if any(number in conversation.located.unknown for number in spelt):
+    if any(number in located.unknown for number in spelt):
         raise TemplateError(
             "a text spells a control token, and it cannot be told where the chat template printed that text",
             LEAVE_OUT,
             reason="special_token_in_text",
         )
-    regions = sorted(region for regions in conversation.located.regions for region in regions)
+    regions = sorted(region for regions in located.texts() for region in regions)
     printed: list[Span] = []
     done = 0
     for region in [*regions, Region(len(conversation.text), len(conversation.text))]:

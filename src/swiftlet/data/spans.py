@@ -1,10 +1,10 @@
 """Where each message's content stands in the rendered text, found by rendering twice and proved by comparing.
 
-Every content, and the name in every tool call, is put between two marks, characters of a private-use plane that occur
-nowhere in the conversation. A rendering with marks that equals the true one once the marks are taken out shows where
-each content went, whatever the template does around it. Where a template treats the bare edges of a content (it strips
-white space, or splits at a tag such as </think>), marks inside those edges are tried next. Where no marked rendering
-equals the true one, the place of the answers is not known, and nothing is returned.
+Every content, every thought beside one, and the name in every tool call, is put between two marks, characters of a
+private-use plane that occur nowhere in the conversation. A rendering with marks that equals the true one once the marks
+are taken out shows where each went, whatever the template does around it. Where a template treats the bare edges of a
+text (it strips white space, or splits at a tag such as </think>), marks inside those edges are tried next. Where no
+marked rendering equals the true one, the place of the answers is not known, and nothing is returned.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from swiftlet.data.pieces import PLANES, Edges, Layout, Marked, Messages, Piece, Region, between_marks
+from swiftlet.data.pieces import (
+    PLANES,
+    Edges,
+    Layout,
+    Marked,
+    Messages,
+    Piece,
+    Region,
+    between_marks,
+    texts_of,
+)
 from swiftlet.data.rendering import (
     LEAVE_OUT_OR_CHANGE,
     Renderer,
@@ -44,17 +54,27 @@ class Located(NamedTuple):
     `unknown` names messages whose regions could not be told; never those of the assistant.
     `calls` are the names of the functions that the tool calls of a message call, as printed; None where there are
     none or their places could not be told.
+    `thoughts` are, for each message, the regions of what was thought before it; () where no message has a thought.
     """
 
     text: str
     regions: list[list[Region]]
     unknown: frozenset[int]
     calls: dict[int, list[Region]] | None = None
+    thoughts: Sequence[list[Region]] = ()
+
+    def thought(self, number: int) -> list[Region]:
+        """Return where the thought of a message is printed."""
+        return self.thoughts[number] if self.thoughts else []
 
     def printed(self, number: int) -> list[Region]:
-        """Return what is known to be printed of a message: its content and the names in its calls."""
-        calls = (self.calls or {}).get(number, [])
-        return sorted([*self.regions[number], *calls]) if calls else self.regions[number]
+        """Return what is known to be printed of a message: its thought, its content and the names in its calls."""
+        more = [*self.thought(number), *(self.calls or {}).get(number, [])]
+        return sorted([*self.regions[number], *more]) if more else self.regions[number]
+
+    def texts(self) -> list[list[Region]]:
+        """Return the regions of each text of the conversation, the contents and behind them the thoughts."""
+        return [*self.regions, *self.thoughts]
 
 
 class Calls(NamedTuple):
@@ -101,7 +121,7 @@ class Locator:
             for number, message in enumerate(messages)
             for index in range(len(message.get("tool_calls") or ()))
         ]
-        if 2 * (len(messages) + len(calls)) > _MOST_MARKS:
+        if 2 * (len(texts_of(messages)) + len(calls)) > _MOST_MARKS:
             raise TemplateError(
                 f"a conversation of {len(messages)} messages is too long to be rendered", LEAVE_OUT_OR_CHANGE
             )
@@ -132,15 +152,18 @@ class Locator:
         shown = [as_template_message(message) for message in messages]
         return self.renderer.render(shown, tools, generation_prompt=prompt)
 
-    def marked(self, messages: Messages, request: Request, contents: Sequence[str], calls: Calls) -> Marked:
-        """Render `messages` with marked `contents` and names of `calls`, and take the marks out.
+    def marked(self, messages: Messages, request: Request, texts: Sequence[str], calls: Calls) -> Marked:
+        """Render `messages` with marked `texts` and names of `calls`, and take the marks out.
 
         Raises:
             TemplateError: the template refuses the conversation.
         """
         plane = request.plane
         names = calls.names(messages, plane)
-        shown = [as_template_message(*parts) for parts in zip(messages, contents, names, strict=True)]
+        contents, thoughts = texts[: len(messages)], texts[len(messages) :] or [""] * len(messages)
+        shown = [
+            as_template_message(*parts) for parts in zip(messages, contents, names, thoughts, strict=True)
+        ]
         text = self.renderer.render(shown, request.tools, generation_prompt=request.prompt)
         parts = PLANES[plane][1].split(text)
         marks = [ord(mark) - PLANES[plane][0] for mark in parts[1::2]]
@@ -151,24 +174,25 @@ class Locator:
         return Marked("".join(parts[0::2]), marks, at)
 
     def _by_whole_contents(self, text: str, messages: Messages, request: Request) -> Located | None:
-        """Mark whole contents: right whenever the template prints them as they are."""
-        contents = []
-        for number, message in enumerate(messages):
-            content = message.get("content") or ""
-            contents.append(between_marks(content, number, request.plane) if content else "")
-        calls = Calls(request.places, len(messages))
+        """Mark whole texts: right whenever the template prints them as they are."""
+        texts = [
+            between_marks(text, number, request.plane) if text else ""
+            for number, text in enumerate(texts_of(messages))
+        ]
+        calls = Calls(request.places, len(texts))
         try:
-            marked = self.marked(messages, request, contents, calls)
+            marked = self.marked(messages, request, texts, calls)
         except TemplateError:
             return None
         pairs = marked.pairs()
         if marked.text != text or pairs is None:
             return None
-        regions: list[list[Region]] = [[] for _ in messages]
+        regions: list[list[Region]] = [[] for _ in texts]
         for number, index in pairs:
             if number < calls.first:
                 regions[number].append(Region(marked.at[index], marked.at[index + 1]))
-        return Located(text, regions, frozenset(), calls.found(marked, pairs))
+        own, thoughts = regions[: len(messages)], regions[len(messages) :]
+        return Located(text, own, frozenset(), calls.found(marked, pairs), thoughts)
 
     def _by_pieces_of(self, text: str, messages: Messages, request: Request) -> Located | None:
         """Mark the pieces of all messages, or else of the answers alone.
@@ -176,12 +200,12 @@ class Locator:
         A content that is nothing but tags is marked whole first, for a template that prints it; then it is not marked
         and counts as left out, for one that takes tags such as </think> away.
         """
-        everyone = range(len(messages))
-        answers = [number for number in everyone if messages[number]["role"] == "assistant"]
+        texts = texts_of(messages)
+        everyone = range(len(texts))
+        answers = [number for number in everyone if messages[number % len(messages)]["role"] == "assistant"]
         tried: list[list[Piece]] = []
         for of, bare_tags in product((everyone, answers), (True, False)):
-            contents = ((number, messages[number].get("content") or "") for number in of)
-            pieces = [piece for one in contents for piece in self._pieces(*one, bare_tags)]
+            pieces = [piece for number in of for piece in self._pieces(number, texts[number], bare_tags)]
             if pieces in tried:  # nothing but tags nowhere: the same marks as before
                 continue
             tried.append(pieces)
@@ -198,22 +222,19 @@ class Locator:
         of: Sequence[int],
         pieces: list[Piece],
     ) -> Located | None:
-        """Mark the `pieces` of the messages `of`, and measure what survives of the edges of their contents."""
+        """Mark the `pieces` of the texts `of`, and measure what survives of their edges."""
         if 2 * (len(pieces) + len(request.places)) > _MOST_MARKS:
             return None
-        layout, calls = Layout(messages, pieces, request.plane), Calls(request.places, len(pieces))
+        layout, calls = Layout(texts_of(messages), pieces, request.plane), Calls(request.places, len(pieces))
         try:
-            marked = self.marked(messages, request, layout.contents(), calls)
+            marked = self.marked(messages, request, layout.marked(), calls)
             pairs = marked.pairs()
             if marked.text != text or pairs is None:
                 return None
             edges = Edges(text, layout, marked, [pair for pair in pairs if pair[0] < calls.first])
             no_lead, no_trail = (
-                self.marked(messages, request, contents, calls)
-                for contents in (
-                    layout.contents(drop_before=edges.first),
-                    layout.contents(drop_after=edges.last),
-                )
+                self.marked(messages, request, texts, calls)
+                for texts in (layout.marked(drop_before=edges.first), layout.marked(drop_after=edges.last))
             )
         except TemplateError:
             return None
@@ -223,12 +244,13 @@ class Locator:
         if regions is None:
             return None
         unknown = frozenset(range(len(messages))) - set(of)
-        return Located(text, regions, unknown, calls.found(marked, pairs))
+        own, thoughts = regions[: len(messages)], regions[len(messages) :]
+        return Located(text, own, unknown, calls.found(marked, pairs), thoughts)
 
     def _pieces(self, number: int, content: str, bare_tags: bool) -> list[Piece]:
-        """Cut a content at the tags; what is left between them, without white space at the edges, are the pieces.
+        """Cut a text at the tags; what is left between them, without white space at the edges, are the pieces.
 
-        With `bare_tags`, a content that has no such piece is one as a whole.
+        With `bare_tags`, a text that has no such piece is one as a whole.
         """
         borders = (
             [(0, 0), *(found.span() for found in self.tags.finditer(content))] if self.tags else [(0, 0)]
@@ -248,9 +270,7 @@ class Locator:
 def _free_plane(text: str, messages: Messages) -> int:
     """Return the private-use plane that this conversation does not use."""
     for plane, (_, characters) in enumerate(PLANES):
-        if not characters.search(text) and not any(
-            characters.search(m.get("content") or "") for m in messages
-        ):
+        if not any(characters.search(one) for one in (text, *texts_of(messages))):
             return plane
     raise TemplateError(
         "the conversation uses both of Unicode's supplementary private-use planes", LEAVE_OUT_OR_CHANGE

@@ -29,7 +29,7 @@ from swiftlet.data.segments import encode_conversation
 from swiftlet.data.skeleton import Conversation, altered_texts
 from swiftlet.data.spans import Locator
 from swiftlet.data.system_message import check_system, without_system
-from swiftlet.data.thoughts import Thoughts
+from swiftlet.data.thoughts import Thoughts, thoughts_of
 from swiftlet.data.tokenizer import Tokenizer
 from swiftlet.data.tooltext import ToolText, with_form_of_calls
 from swiftlet.data.turns import TurnFinder
@@ -37,7 +37,7 @@ from swiftlet.errors import UsageError, describe
 
 __all__ = ["Template", "TemplateError", "build_template"]
 PLAIN = "default-generation"
-_CODE_VERSION = 8
+_CODE_VERSION = 9
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ class Template:
         """Hash of all that decides over ids and labels: template, tokenizer, system message, a printed date."""
         parts = [_CODE_VERSION, self.chat.source, self.tool_use.source, self.chat.parts, self.system]
         parts += [self.tokenizer.fingerprint, list(self.tokenizer.control), sorted(self.chat.tokens.items())]
-        if self.printed_date:
-            parts.append(self.printed_date)
+        parts += [self.printed_date] if self.printed_date else []
         return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
     @property
@@ -78,12 +77,13 @@ class Template:
     @cached_property
     def stop_token_ids(self) -> list[int]:
         """The tokens that end an answer: the template's end markers, a header that follows it without one, and EOS."""
-        markers = self._finders[False].end_markers
-        ends = [marker for marker in markers.plain if not markers.closes_thoughts(marker)]
-        found = [self.tokenizer.added_pattern.findall(end)[-1:] for end in ends]
-        ids = [self.tokenizer.id_of(token) for tokens in found for token in tokens]
-        ids.append(self.tokenizer.eos_id)
-        return list(dict.fromkeys(token for token in ids if token is not None))
+        ids = [*self._finders[False].end_markers.plain_ids, self.tokenizer.eos_id]
+        return list(dict.fromkeys(one for one in ids if one is not None and one not in self.thoughts.markers))
+
+    @cached_property
+    def thoughts(self) -> Thoughts:
+        """How the template prints what is thought before an answer."""
+        return thoughts_of(self._finders[False].end_markers)
 
     @property
     def unprinted_prompt(self) -> str:
@@ -117,8 +117,8 @@ class Template:
             ids = self._encode_text(sample.text)
             return ids, ids.copy(), ()
         messages, tools, notes = self._fit(sample.messages, sample.tools)
-        conversation = self.find(messages, tools)
-        input_ids, labels = encode_conversation(self.tokenizer, self._closed(conversation), messages, tools)
+        conversation, rendered = self._found(messages, tools)
+        input_ids, labels = encode_conversation(self.tokenizer, self._closed(conversation), rendered, tools)
         if conversation.append != "":
             end = np.asarray(self._end_ids(conversation.append), np.int32)
             is_trained = messages[conversation.turns[-1].message].get("loss") is not False
@@ -139,8 +139,8 @@ class Template:
             TemplateError: as `encode`.
         """
         shown, shown_tools, _ = self._fit(messages, tools)
-        conversation = self._finders[bool(shown_tools)].find(shown, shown_tools, prompt=True)
-        ids: list[int] = encode_conversation(self.tokenizer, conversation, shown, shown_tools)[0].tolist()
+        conversation, rendered = self._found(shown, shown_tools, prompt=True)
+        ids: list[int] = encode_conversation(self.tokenizer, conversation, rendered, shown_tools)[0].tolist()
         return ids
 
     def find(self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None = None) -> Conversation:
@@ -190,18 +190,24 @@ class Template:
         notes: tuple[str, ...] = ()
         if tools or any(message.get("tool_calls") for message in shown):
             shown, tools, notes = self._tool_texts[bool(tools)].fit(shown, tools)
-        if any(THOUGHT in message for message in shown):
-            shown, noted = self._thoughts[bool(tools)].written(shown, tools)
-            notes = (*notes, *noted)
         return shown, tools, notes
+
+    def _found(
+        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None, *, prompt: bool = False
+    ) -> tuple[Conversation, Sequence[Mapping[str, Any]]]:
+        """Return a conversation as rendered, and its messages: without thoughts where it cannot be told with them."""
+        find = self._finders[bool(tools)].find
+        try:
+            return find(messages, tools, prompt=prompt), messages
+        except TemplateError:
+            if not any(message.get(THOUGHT) for message in messages):
+                raise
+        plain = [{key: value for key, value in message.items() if key != THOUGHT} for message in messages]
+        return find(plain, tools, prompt=prompt), plain
 
     @cached_property
     def _tool_texts(self) -> dict[bool, ToolText]:
         return {False: ToolText(self.chat), True: ToolText(self.tool_use)}
-
-    @cached_property
-    def _thoughts(self) -> dict[bool, Thoughts]:
-        return {False: Thoughts(self.chat), True: Thoughts(self.tool_use)}
 
     def _encode_text(self, text: str) -> np.ndarray:
         ids = self.tokenizer.encode(text, split_special=True)

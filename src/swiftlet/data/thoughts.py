@@ -1,83 +1,59 @@
-"""Thoughts that stand beside an answer, in a key of their own, written into it as the chat template prints them.
-
-A template that prints them prints the same text for an answer which begins with the thought between its tags; so the
-place and the labels of a thought are found as those of any answer. Where the two texts differ, the thought is left out.
-"""
+"""How a chat template prints what is thought before an answer, and where in what a model wrote the answer begins."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
-from swiftlet.data.chat import REASONING_KEYS, THOUGHT, Message
-from swiftlet.data.endmarkers import QUESTION, THOUGHTFUL
-from swiftlet.data.rendering import Renderer, TemplateError, as_template_message
-
-UNUSED, LEFT_OUT = "reasoning_unused", "reasoning_left_out"
+from swiftlet.data.chat import REASONING_KEYS
+from swiftlet.data.endmarkers import QUESTION, THOUGHTFUL, EndMarkers
+from swiftlet.data.rendering import TemplateError
+from swiftlet.data.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Thoughts:
-    """How one template prints thoughts."""
+    """What a template prints around a thought.
 
-    renderer: Renderer
+    Args:
+        opening: between the prompt and a thought, '' where the prompt has it.
+        closing: between a thought and its answer, '' where the template prints no thoughts.
+        markers: the tokens that end an answer and stand in `closing` too.
+    """
 
-    def written(
-        self, messages: Sequence[Mapping[str, Any]], tools: list[Any] | None
-    ) -> tuple[list[Message], tuple[str, ...]]:
-        """Return messages whose thoughts are part of their contents, and codes for those that are left out."""
-        plain = [{key: value for key, value in message.items() if key != THOUGHT} for message in messages]
-        if self._form is None:
-            return plain, (UNUSED,)
-        thoughts = [message.get(THOUGHT, "") for message in messages]
-        # white space around it may be printed from its key, and not from an answer: then it is learnt without
-        for texts in (thoughts, [thought.strip() for thought in thoughts]):
-            printed = self._printed(plain, texts, tools)
-            if any(printed):
-                shown = [self._with_thought(*parts) for parts in zip(plain, printed, strict=True)]
-                return shown, () if list(map(bool, printed)) == list(map(bool, thoughts)) else (LEFT_OUT,)
-        return plain, (UNUSED,)
+    tokenizer: Tokenizer
+    opening: str
+    closing: str
+    markers: tuple[int, ...]
 
-    def _printed(
-        self, messages: Sequence[Message], thoughts: Sequence[str], tools: list[Any] | None
-    ) -> list[str]:
-        """Return those of the thoughts that are printed as part of an answer is, '' for the others."""
-        none = ["" for _ in messages]
-        shown = [as_template_message(message) for message in messages]
-        beside = [
-            {**message, **dict.fromkeys(REASONING_KEYS, thought)} if thought else message
-            for message, thought in zip(shown, thoughts, strict=True)
-        ]
-        try:
-            text = self.renderer.render(beside, tools)
-            printed = [self._as_printed(thought, text) for thought in thoughts]
-            written = [self._with_thought(*parts) for parts in zip(shown, printed, strict=True)]
-            return printed if self.renderer.render(written, tools) == text else none
-        except TemplateError:
-            return none
-
-    def _as_printed(self, thought: str, text: str) -> str:
-        """Return a thought as it stands in a text, with the white space around it or without, '' where it does not."""
-        before, between = self._form or ("", "")
-        forms = (thought, thought.strip()) if thought else ()
-        return next((form for form in forms if before + form + between in text), "")
-
-    def _with_thought(self, message: Message, thought: str) -> Message:
-        if not thought or self._form is None:
-            return message
-        before, between = self._form
-        return {**message, "content": before + thought + between + message["content"]}
-
-    @cached_property
-    def _form(self) -> tuple[str, str] | None:
-        """What is printed before a thought and between it and the answer, None where no tag opens a thought."""
-        try:
-            text = self.renderer.render([QUESTION, THOUGHTFUL])
-        except TemplateError:
+    def answer(self, ids: Sequence[int]) -> str | None:
+        """Return the text of what a model wrote behind its thought, None where no thought ends in it."""
+        if not self.closing:
             return None
-        head, _, rest = text.partition(THOUGHTFUL[REASONING_KEYS[0]])
-        between, answer, _ = rest.partition(THOUGHTFUL["content"])
-        places = [head.rfind(tag) for tag in self.renderer.tags() if head.rstrip().endswith(tag)]
-        return (head[min(places) :], between) if answer and places else None
+        _, found, answer = self.tokenizer.decode(ids).rpartition(self.closing)
+        return self.tokenizer.control_pattern.sub("", answer).strip() if found else None
+
+    def ends_answer(self, ids: Sequence[int]) -> bool:
+        """Return whether what a model wrote ends with a marker that ends its answer, and not a thought before it."""
+        if not ids or ids[-1] not in self.markers or not self.opening:
+            return False
+        start = next((at for at in range(len(ids) - 1, 0, -1) if ids[at - 1] in self.markers), 0)
+        return self.opening not in self.tokenizer.decode(ids[start:])
+
+
+def thoughts_of(end_markers: EndMarkers) -> Thoughts:
+    """Return how a template prints thoughts."""
+    tokenizer, renderer = end_markers.tokenizer, end_markers.locator.renderer
+    thought, answer = THOUGHTFUL[REASONING_KEYS[0]], THOUGHTFUL["content"]
+    try:
+        text = renderer.render([QUESTION, THOUGHTFUL], end_markers.plain_tools)
+        prompt = renderer.render([QUESTION], end_markers.plain_tools, generation_prompt=True)
+    except TemplateError:
+        return Thoughts(tokenizer, "", "", ())
+    before, _, behind = text.partition(thought)
+    closing, found, _ = behind.partition(answer)
+    if not found or not closing.strip():
+        return Thoughts(tokenizer, "", "", ())
+    opening = before.removeprefix(prompt).strip() if before.startswith(prompt) else ""
+    shared = {token for token in end_markers.plain_ids if tokenizer.decode([token]) in closing}
+    return Thoughts(tokenizer, opening, closing.strip(), tuple(sorted(shared)))

@@ -4,6 +4,9 @@ A turn's span is its content as rendered and the end marker that the template pr
 between them. Of tool calls the name is found like a content; what the template prints behind the last one belongs to
 the marker's side of the turn.
 
+What was thought before an answer, where the template prints it from a key of its own, is part of its turn, with all
+that stands between the two: from where the model begins to write, every token is its own.
+
 A turn also has the place where the model would begin to write: the end of the generation prompt. Between it and the
 content may stand a scaffold, such as an empty <think> block, which is printed but not part of the answer.
 """
@@ -101,7 +104,7 @@ class TurnFinder:
         The header between them is no part of what the model writes.
         """
         marker = self.end_markers.plain.middle.strip()
-        own = located.printed(turn.message)
+        own = located.printed(turn.message)[len(located.thought(turn.message)) :]
         for region, following in pairwise(own if marker else []):
             upto, found, behind = located.text[region.end : following.start].partition(marker)
             opening = self._opening(before, tools) if found else None
@@ -150,9 +153,11 @@ class TurnFinder:
     ) -> tuple[int, int]:
         """Return where the model would begin to write, the end of the generation prompt if it is printed, and where
         the answer begins: its content, or beside calls what a content alone would have the place of, as a call may
-        begin before the text beside it.
+        begin before the text beside it. A thought before it begins where the model begins to write.
         """
         number = len(before)
+        thought = located.thought(number)
+        is_thoughtful = bool(thought) and thought[0] == located.printed(number)[0]
         is_text_first = bool(inside) and inside[0] == located.printed(number)[0]
         if is_text_first:
             limit = inside[0].start
@@ -172,6 +177,10 @@ class TurnFinder:
             return limit if begin is None else begin, limit
         if is_text_first and begin == limit:  # nothing stands between the prompt and the text
             return begin, limit
+        if is_thoughtful and begin is None and (header or "").startswith(before_text):
+            begin = limit  # the prompt opens a thought and ends it
+        if is_thoughtful and begin is not None:
+            return begin, begin
         opening = self._opening(before, tools)
         if opening is not None and before_text.startswith(opening):
             start = floor + len(opening)
@@ -182,6 +191,8 @@ class TurnFinder:
             # the prompt goes on with what is not printed here, such as a tag that opens thoughts
             shared = len(self.end_markers.common(header or "", before_text))
             begin = floor + shared if shared else None
+        if begin is None and is_thoughtful:
+            begin = limit
         if begin is not None:
             return begin, begin
         raise TemplateError(

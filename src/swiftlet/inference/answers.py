@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from swiftlet import log
 from swiftlet.errors import DataError, SaveError
 from swiftlet.files import write_whole
-from swiftlet.inference.generate import Generator
+from swiftlet.inference.generate import Generator, Reply
 
 PROGRESS_BAR_ABOVE = 100
 
@@ -61,23 +61,33 @@ def answer_rows(
         try:
             generator.room(len(rows[index].prompt_ids))
         except DataError as error:
-            yield index, _result(rows[index], None, error.message)
+            yield index, {**_result(rows[index], Reply(None, None)), "error": error.message}
         else:
             prompts[index] = rows[index].prompt_ids
     indices = list(prompts)
-    for at, text in generator.answers_as_they_end(list(prompts.values()), batch_tokens):
-        yield indices[at], _result(rows[indices[at]], text, None)
+    for at, reply in generator.replies_as_they_end(list(prompts.values()), batch_tokens):
+        yield indices[at], _result(rows[indices[at]], reply)
 
 
-def _result(row: Row, answer: str | None, error: str | None) -> dict[str, Any]:
+def _result(row: Row, reply: Reply) -> dict[str, Any]:
     result = {
-        "response": answer,
+        "response": reply.text,
         "query": row.query,
         "label": row.label,
         "history": row.history,
         "system": row.system,
     }
-    return result if error is None else {**result, "error": error}
+    return result if reply.answer is None else {**result, "answer": reply.answer}
+
+
+def compared(result: Mapping[str, Any], end_of_thought: str) -> str:
+    """Return what of a result is compared with its label: the answer behind a thought, where the label holds none.
+
+    Args:
+        end_of_thought: what stands between a thought and its answer; '' for nothing.
+    """
+    holds_thought = bool(end_of_thought) and end_of_thought in (result["label"] or "")
+    return result["response"] or "" if holds_thought else result.get("answer", result["response"]) or ""
 
 
 class ResultFile:

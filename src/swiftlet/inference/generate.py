@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from swiftlet import log
+from swiftlet.data.thoughts import Thoughts
 from swiftlet.errors import DataError
-from swiftlet.inference.stopping import Decode
+from swiftlet.inference.stopping import Decode, EndsAnswer, SaysWord
 from swiftlet.inference.streaming import Pieces
 from swiftlet.models.generation_file import end_ids
 from swiftlet.models.padding import ignores_padding
@@ -46,6 +47,13 @@ class Settings:
         return fields
 
 
+class Reply(NamedTuple):
+    """What a model wrote, None where it was not asked, and what of it stands behind a thought, None without one."""
+
+    text: str | None
+    answer: str | None
+
+
 class Generator:
     """A model with its way from ids to text, its end tokens and the settings of generation.
 
@@ -55,6 +63,7 @@ class Generator:
         pad_id: what fills the left of shorter prompts; the first end token when None.
         stop_token_ids: ids that end an answer, beside those that the model itself names; they are cut from its text.
         context_length: most tokens of prompt and answer together, None for no limit.
+        thoughts: how the model writes what it thinks before an answer, None where it does not.
     """
 
     def __init__(
@@ -66,6 +75,7 @@ class Generator:
         settings: Settings,
         pad_id: int | None = None,
         context_length: int | None = None,
+        thoughts: Thoughts | None = None,
     ) -> None:
         self.model = model
         self.decode = decode
@@ -74,6 +84,7 @@ class Generator:
         self.pad_id = pad_id if pad_id is not None else (self.stop_token_ids or [0])[0]
         self.settings = settings
         self.context_length = context_length
+        self.thoughts = thoughts
         self._pads: bool | None = None
 
     def room(self, length: int) -> int:
@@ -102,33 +113,55 @@ class Generator:
             "use_cache": True,
         }
 
-    def until_stop(self, ids_N: list[int]) -> list[int]:
-        """Return the tokens before the first that ends an answer."""
-        stops = set(self.stop_token_ids)
+    def other_ends(self, starts: Sequence[int]) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+        """Return what ends the rows of a batch beside end tokens.
+
+        Args:
+            starts: where the answer of each row begins.
+        """
+        words, thoughts = self.settings.stop_words, self.thoughts
+        found: list[Callable[[torch.Tensor], torch.Tensor]] = []
+        if words:
+            found.append(SaysWord(self.decode, words, starts))
+        if thoughts is not None and thoughts.markers:
+            found.append(EndsAnswer(thoughts, starts))
+        return found
+
+    def until_end(self, ids_N: list[int]) -> list[int]:
+        """Return an answer without what ends it and follows: an end token, or a marker that may end a thought too."""
+        stops, thoughts = set(self.stop_token_ids), self.thoughts
+        markers = () if thoughts is None else thoughts.markers
         for at, token in enumerate(ids_N):
-            if token in stops:
+            is_marker = token in markers and thoughts is not None
+            if token in stops or (is_marker and thoughts.ends_answer(ids_N[: at + 1])):
                 return ids_N[:at]
         return ids_N
 
     def text(self, ids_N: Sequence[int]) -> str:
         """Return the text of an answer, cut at the first stop word."""
-        text = self.decode(list(ids_N))
+        return self._until_word(self.decode(list(ids_N)))
+
+    def _until_word(self, text: str) -> str:
         ends = [at for word in self.settings.stop_words if (at := text.find(word)) >= 0]
         return text[: min(ends)] if ends else text
 
+    def _reply(self, ids_N: Sequence[int]) -> Reply:
+        answer = None if self.thoughts is None else self.thoughts.answer(ids_N)
+        return Reply(self.text(ids_N), None if answer is None else self._until_word(answer))
+
     def answers(self, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """Return one answer a prompt, in their order.
+        """Return what the model writes to each prompt, in their order.
 
         Raises:
             DataError: a prompt leaves no room in the context.
         """
-        texts = dict(self.answers_as_they_end(prompts))
-        return [texts[at] for at in range(len(prompts))]
+        replies = dict(self.replies_as_they_end(prompts))
+        return [replies[at].text for at in range(len(prompts))]
 
-    def answers_as_they_end(
+    def replies_as_they_end(
         self, prompts: Sequence[Sequence[int]], most_tokens: int | None = None
-    ) -> Iterator[tuple[int, str]]:
-        """Yield (index of the prompt, its answer), longest prompts first.
+    ) -> Iterator[tuple[int, Reply]]:
+        """Yield (index of the prompt, what the model wrote), longest prompts first.
 
         Args:
             most_tokens: of a batch with its padding; None answers all prompts at once.
@@ -137,12 +170,12 @@ class Generator:
             DataError: a prompt leaves no room in the context.
         """
         for at, ids in self._ids(prompts, most_tokens):
-            yield at, self.text(ids)
+            yield at, self._reply(ids)
 
     def answer(self, prompt: Sequence[int], on_text: Callable[[str], None]) -> str:
         """Return the answer to one prompt; `on_text` gets each piece as soon as its characters are whole."""
         pieces = Pieces(
-            lambda ids: self.text(self.until_stop(list(ids))), self.decode, self.settings.stop_words, on_text
+            lambda ids: self.text(self.until_end(list(ids))), self.decode, self.settings.stop_words, on_text
         )
         [(_, ids)] = self._ids([prompt], streamer=pieces)
         text = self.text(ids)
@@ -155,8 +188,9 @@ class Generator:
     ) -> Iterator[tuple[int, list[int]]]:
         from swiftlet.inference.running import Running
 
-        may_mix = len(prompts) > 1 and self._can_pad()
-        for group in [list(range(len(prompts)))] if may_mix else _of_one_length(prompts):
+        groups = _of_one_length(prompts)
+        may_mix = (len(groups) > 1 or most_tokens is not None) and self._can_pad()
+        for group in [range(len(prompts))] if may_mix else groups:
             rows = {at: prompts[at] for at in group}
             yield from Running(self, rows, most_tokens, joins=may_mix, streamer=streamer).answers()
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from swiftlet.inference.cache import join, leave, open_cache
-from swiftlet.inference.stopping import Ended, SaysWord
+from swiftlet.inference.stopping import Ended
 from swiftlet.models.padding import left_padded
 
 if TYPE_CHECKING:
@@ -121,14 +121,11 @@ class Running:
         from transformers import GenerationConfig, StoppingCriteriaList
 
         generator = self.generator
-        model, words = generator.model, generator.settings.stop_words
-        device = next(model.parameters()).device
+        device = next(generator.model.parameters()).device
         longest = max(len(row.ids) for row in rows)
-        word = (
-            SaysWord(generator.decode, words, [longest - len(row.answer) for row in rows]) if words else None
-        )
-        ended = Ended(torch.tensor(generator.stop_token_ids, device=device), word, enough)
-        output_BT = model.generate(
+        others = generator.other_ends([longest - len(row.answer) for row in rows])
+        ended = Ended(torch.tensor(generator.stop_token_ids, device=device), others, enough)
+        output_BT = generator.model.generate(
             **left_padded([row.ids for row in rows], generator.pad_id, device),
             **cache,
             generation_config=GenerationConfig(**generator.options(room)),
@@ -146,7 +143,7 @@ class Running:
     ) -> tuple[list[tuple[int, list[int]]], list[_Row]]:
         """Return the answers that have ended and the rows that go on, which alone stay in the cache."""
         staying = [at for at, row in enumerate(rows) if row.left]
-        ended = [(row.index, self.generator.until_stop(row.answer)) for row in rows if not row.left]
+        ended = [(row.index, self.generator.until_end(row.answer)) for row in rows if not row.left]
         going = [rows[at] for at in staying]
         if going and ended:
             cut = max(len(row.ids) for row in rows) - max(len(row.ids) for row in going)

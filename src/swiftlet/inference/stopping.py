@@ -1,4 +1,4 @@
-"""When the rows of a running batch have ended: at an end token or a stop word."""
+"""When the rows of a running batch have ended: at an end token, a stop word, or a marker of two meanings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from swiftlet.data.thoughts import Thoughts
 
 Decode = Callable[[Sequence[int]], str]
 UNREADABLE = "\ufffd"  # what bytes that are no whole character are decoded to
@@ -18,20 +20,20 @@ class Ended:
 
     Args:
         ends: the ids [E] that end an answer.
-        word: tells where an answer says a stop word; None without such words.
+        others: what else ends one; each tells of [B, T] ids which rows [B] have ended with the last.
         enough: how many rows end the pass.
     """
 
-    def __init__(self, ends: Tensor, word: SaysWord | None, enough: int) -> None:
+    def __init__(self, ends: Tensor, others: Sequence[Callable[[Tensor], Tensor]], enough: int) -> None:
         self.ends = ends
-        self.word = word
+        self.others = others
         self.enough = enough
         self.rows: Tensor | None = None  # [B], which have ended
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         ended_B = torch.isin(input_ids[:, -1], self.ends)
-        if self.word is not None:
-            ended_B |= self.word(input_ids)
+        for other in self.others:
+            ended_B = ended_B | other(input_ids)
         self.rows = ended_B if self.rows is None else self.rows | ended_B
         return self.rows | (self.rows.sum() >= self.enough)
 
@@ -65,3 +67,22 @@ class SaysWord:
             if UNREADABLE not in text:
                 return False
         return False
+
+
+class EndsAnswer:
+    """Which rows of a batch have ended their answer with a marker that ends thoughts too.
+
+    Args:
+        starts: where the answer of each row begins, padding and prompt before it.
+    """
+
+    def __init__(self, thoughts: Thoughts, starts: Sequence[int]) -> None:
+        self.thoughts = thoughts
+        self.starts = starts
+
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        markers = torch.tensor(self.thoughts.markers, device=input_ids.device)
+        is_marked = torch.isin(input_ids[:, -1], markers)
+        for row in is_marked.nonzero().flatten().tolist():
+            is_marked[row] = self.thoughts.ends_answer(input_ids[row, self.starts[row] :].tolist())
+        return is_marked
