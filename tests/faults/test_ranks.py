@@ -150,6 +150,18 @@ def test_f29_sigterm_to_the_launcher_at_any_instant(runs, golden_of_two, number)
     check_resumed(runs, golden_of_two)
 
 
+def test_f29_a_notice_that_a_scheduler_gives_to_every_process_is_one_request(runs, golden_of_two):
+    run = runs.launch(2)
+    run.wait_for_step(2, 2)
+    for pid in run.left():
+        os.kill(pid, signal.SIGUSR1)
+    done = run.wait()
+    assert done.code == 128 + signal.SIGUSR1, done.text
+    assert done.text.count(" is saved\nhint: continue with the same command") == 1
+    check_ended(run, done)
+    check_resumed(runs, golden_of_two)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(5))
 def test_a_killed_launcher_leaves_no_orphan(runs, golden_of_two, number):
