@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from swiftlet import heartbeat
-from swiftlet.stopping import end_with_parent
+from swiftlet.stopping import NOTICES, end_with_parent
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -27,6 +27,10 @@ LOG_FOLDER = "PET_LOG_DIR"  # read by torchrun, which never removes the one that
 def main(argv: Sequence[str] | None = None) -> int:
     """Run torchrun's command line; return 0, or 1 when a process of the run failed, or 128 + a signal."""
     end_with_parent()
+    for (
+        number
+    ) in NOTICES:  # a scheduler that tells every process means the watchdog; ignored, ranks would not hear it
+        signal.signal(number, lambda *_: None)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun

@@ -1,8 +1,9 @@
 """Signs of life of each rank, in files that the watchdog of another process reads.
 
 Off and free unless `SWIFTLET_HEARTBEAT_DIR` is set, which the launcher does. A rank writes where it is (phase and
-step) to `rank-N.json`, its last words to `rank-N.end.json`, and on SIGUSR1 the stacks of its threads to
-`rank-N.stacks` (by a C handler, so a rank that holds the interpreter lock answers too). Times are of the machine's
+step) to `rank-N.json`, its last words to `rank-N.end.json`, and on SIGURG the stacks of its threads to
+`rank-N.stacks` (by a C handler, so a rank that holds the interpreter lock answers too; where
+nobody answers yet, the kernel ignores this signal). Times are of the machine's
 monotonic clock, which all its processes share: setting the date does not make a rank look silent. A folder that takes
 no files costs the watch, never the run.
 """
@@ -29,6 +30,7 @@ from swiftlet.stopping import STOP_SIGNALS, end_with_parent
 VARIABLE = "SWIFTLET_HEARTBEAT_DIR"
 FAILED = 1
 TICK_S = 5.0
+SHOW_STACKS = signal.SIGURG
 PROBE, PROBE_BYTES = "probe", 2**16
 
 
@@ -133,7 +135,7 @@ def is_watched() -> bool:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Write the stacks of all threads when the watchdog asks with SIGUSR1; leave a bug's traceback to it too.
+    """Write the stacks of all threads when the watchdog asks with SIGURG; leave a bug's traceback to it too.
 
     Whoever started this process may be killed; then it is asked to stop instead of training on unwatched.
     """
@@ -144,13 +146,12 @@ def answering() -> Iterator[None]:
     end_with_parent()
     former = sys.excepthook
     sys.excepthook = _say_last_words
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # for a request that comes when nobody answers any more
     with (folder / f"rank-{log.rank()}.stacks").open("w", encoding="utf-8") as file:
-        faulthandler.register(signal.SIGUSR1, file=file, all_threads=True)
+        faulthandler.register(SHOW_STACKS, file=file, all_threads=True)
         try:
             yield
         finally:
-            faulthandler.unregister(signal.SIGUSR1)
+            faulthandler.unregister(SHOW_STACKS)
             if sys.exc_info()[0] is None:
                 sys.excepthook = former
 

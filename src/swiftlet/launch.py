@@ -30,6 +30,7 @@ from swiftlet.faults import RESTARTS
 from swiftlet.log import redact, warning
 from swiftlet.ranks import check_ranks
 from swiftlet.startup import module_command
+from swiftlet.stopping import STOP_SIGNALS
 from swiftlet.train.resume import list_checkpoints
 from swiftlet.watchdog import watch
 
@@ -39,7 +40,7 @@ PACKAGES = ("swiftlet", "torch", "torch-npu", "transformers", "peft", "deepspeed
 
 # Exit codes that a new start cannot mend: done, a wrong command line, no checkpoint, bad data, a number that is not
 # finite (a run that goes on comes to the same one), a signal.
-FINAL_CODES = frozenset({0, 2, 3, 4, 6, 129, 130, 143})
+FINAL_CODES = frozenset({0, 2, 3, 4, 6, *(128 + number for number in STOP_SIGNALS)})
 LAST_PORT = 65535
 
 

@@ -9,13 +9,15 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# What a scheduler says before it ends a job: Slurm with --signal, LSF at a limit of time, SGE with -notify.
+NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *NOTICES)
 OUTPUTS = (1, 2)
 PR_SET_PDEATHSIG = 1
 
 
 def stop_signals() -> tuple[signal.Signals, ...]:
-    """Return the signals that ask a run to stop: Ctrl-C, SIGTERM, and a terminal that closes, except under nohup."""
+    """Return the signals that ask a run to stop; a terminal that closes is none under nohup."""
     is_kept = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return tuple(number for number in STOP_SIGNALS if not (is_kept and number == signal.SIGHUP))
 
@@ -55,12 +57,15 @@ def end_with_parent() -> None:
 
 
 def is_repeated(number: int, former: int) -> bool:
-    """Return whether a signal only repeats what was asked for: the kernel and the shell both tell of a closed terminal.
+    """Return whether a signal only repeats what was asked for: the kernel and the shell both tell of a closed terminal,
+    and a scheduler sends SIGTERM some time after its notice, before it kills.
 
     Args:
         former: the first signal, 0 when this is the first.
     """
-    return former != 0 and number == signal.SIGHUP
+    if number == signal.SIGTERM:
+        return former in NOTICES
+    return former != 0 and number in (signal.SIGHUP, *NOTICES)
 
 
 def has_no_reader(stream: int) -> bool:

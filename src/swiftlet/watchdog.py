@@ -32,7 +32,7 @@ def stacks(folder: Path, beats: Sequence[Beat]) -> dict[int, str]:
     """Ask every rank for the stacks of its threads and return them by rank."""
     beats = [beat for beat in beats if beat.pid != NOBODY]
     for beat in beats:
-        _signal(beat.pid, signal.SIGUSR1)
+        _signal(beat.pid, heartbeat.SHOW_STACKS)
         _signal(beat.pid, signal.SIGCONT)  # a stopped one answers first, then goes on
     time.sleep(STACKS_WAIT_S)
     found = {}
@@ -99,8 +99,8 @@ def watch(
 ) -> int:
     """Run the launcher's command under watch and return the exit code of the run.
 
-    SIGTERM, SIGINT and SIGHUP are passed on to the ranks, which save at the next step and leave. The second one ends
-    all at once: a rank that waits for another in a collective cannot hear it.
+    The signals that ask for a stop are passed on to the ranks, which save at the next step and leave. The second one
+    ends all at once: a rank that waits for another in a collective cannot hear it.
 
     Args:
         ranks: the ranks of this node, which must all show themselves.

@@ -23,8 +23,9 @@ OF_ALL = {"help", "config"}
 OF_OTHERS = {
     "logdir",
     "cpus",
+    "signal",
     "quantization_bit",
-}  # TensorBoard's, Docker's, and one that a page calls refused
+}  # TensorBoard's, Docker's, Slurm's, and one that a page calls refused
 
 
 def flags_here(name: str) -> set[str]:

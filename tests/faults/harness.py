@@ -165,6 +165,17 @@ class Runs:
         """Make a run of several ranks to its end."""
         return [rank.wait() for rank in self.start_ranks(number, **options)]
 
+    def torchrun(self, number: int, *, fault: str = "", **options: object) -> Done:
+        """Let torchrun itself start the ranks, and once more when one has failed; make the run to its end."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        words = ["--standalone", f"--nproc_per_node={number}", "--max_restarts=1", "-m", "swiftlet.cli"]
+        command = [sys.executable, "-m", "torch.distributed.run", *words, *self.argv(**options)]
+        environ, began = self.variables(fault, TMPDIR=str(self.folder)), time.monotonic()
+        done = subprocess.run(
+            command, env=environ, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+        return Done(done.returncode, done.stdout + done.stderr, time.monotonic() - began)
+
     def launch(self, number: int = 1, *, fault: str = "", **options: object) -> Launched:
         """Start the installed program, which starts `number` processes itself where that is more than one."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,19 @@ def test_f23_a_killed_rank_is_named_and_the_run_starts_again_by_itself(runs, gol
     assert runs.hashes(NUM_STEPS) == golden_of_two.hashes(NUM_STEPS)
 
 
+def test_f23_ranks_that_torchrun_itself_starts_again_go_on_in_the_folder_of_the_run(runs):
+    """The fault comes at each start, so the second one ends it; the first left addresses in torchrun's store."""
+    done = runs.torchrun(
+        2,
+        fault="opt:rank=1:step=6=exit=3",
+        resume_from_checkpoint="auto",
+        add_output_dir_suffix="true",
+    )
+    assert done.code == 1, done.text
+    (folder,) = runs.output.glob("*/*")
+    assert f"continuing {folder}/checkpoint-4 after step 4" in done.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(10))
 def test_f24_a_crashed_rank_ends_the_run(runs, golden_of_two, number):
@@ -147,6 +160,18 @@ def test_f29_sigterm_to_the_launcher_at_any_instant(runs, golden_of_two, number)
     check_ended(run, done)
     if number % 2 and done.code == 143:
         assert " is saved" in done.text
+    check_resumed(runs, golden_of_two)
+
+
+def test_f29_a_notice_that_a_scheduler_gives_to_every_process_is_one_request(runs, golden_of_two):
+    run = runs.launch(2)
+    run.wait_for_step(2, 2)
+    for pid in run.left():
+        os.kill(pid, signal.SIGUSR1)
+    done = run.wait()
+    assert done.code == 128 + signal.SIGUSR1, done.text
+    assert done.text.count(" is saved\nhint: continue with the same command") == 1
+    check_ended(run, done)
     check_resumed(runs, golden_of_two)
 
 

@@ -32,7 +32,7 @@ import os, signal, sys, time
 from swiftlet import heartbeat
 what, rank = sys.argv[1], int(os.environ["RANK"])
 stopped = []
-for number in (signal.SIGTERM, signal.SIGHUP):
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
     signal.signal(number, lambda *_: stopped.append(1))
 with heartbeat.answering():
     heartbeat.beat("load")
@@ -136,7 +136,7 @@ def test_a_rank_that_dies_without_a_word_is_named(tmp_path, said):
     assert not any(is_running(pid) for pid in pids)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_a_request_to_stop_is_passed_on_and_every_rank_leaves(tmp_path, said, number):
     def stop():
         until = time.monotonic() + 60
@@ -145,9 +145,18 @@ def test_a_request_to_stop_is_passed_on_and_every_rank_leaves(tmp_path, said, nu
         os.kill(os.getpid(), number)
         if number == signal.SIGHUP:  # by the kernel, then by the shell
             os.kill(os.getpid(), number)
+        if number == signal.SIGUSR1:  # a scheduler's notice, then its request
+            os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
     assert run(tmp_path, "none", 60)[0] == 143
+
+
+def test_a_rank_that_is_asked_for_its_stacks_before_it_answers_lives_on(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as rank:
+        assert watchdog.stacks(tmp_path, [Beat(0, rank.pid, "start", 0, 0.0)]) == {0: watchdog.SILENT}
+        rank.communicate(b"\n")
+    assert rank.returncode == 0
 
 
 def test_a_second_signal_ends_at_once_ranks_that_cannot_hear_it(tmp_path, said, capfd):

@@ -14,7 +14,7 @@ import torch
 from swiftlet import heartbeat
 from swiftlet.errors import CheckpointError, DataError, NonFiniteError, OutOfMemoryError, SaveError
 from swiftlet.files import sha256
-from swiftlet.stopping import STOP_SIGNALS
+from swiftlet.stopping import NOTICES, STOP_SIGNALS, is_repeated
 from swiftlet.train.loop import train
 from swiftlet.train.memory_trial import MemoryPlan
 from swiftlet.train.objective import forward, seed_step
@@ -432,6 +432,16 @@ def test_a_signal_between_steps_says_what_happens_next(capfd):
     request.handle(signal.SIGINT, None)
     assert request
     assert "stopping after this step" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("notice", NOTICES)
+def test_what_a_scheduler_sends_after_its_notice_is_the_same_request(notice):
+    request = StopRequest(is_stepping=True)
+    for number in (notice, notice, signal.SIGTERM):
+        request.handle(number, None)  # a second signal would end these tests
+    assert request.number == notice
+    assert not is_repeated(signal.SIGINT, notice)  # a person's, who does not wait
+    assert not is_repeated(signal.SIGTERM, signal.SIGTERM)
 
 
 @pytest.mark.parametrize("first", STOP_SIGNALS)

@@ -1,7 +1,8 @@
 """The folder of a run, and the arguments that it keeps.
 
 `output_dir/model_type/v{number}-{time}`: the number rises by one a run, so that the newest run sorts last. The
-launcher makes the folder and tells its processes by an environment variable; a process that is alone makes its own.
+launcher makes the folder and tells its processes by an environment variable; a process that is alone makes its own, as
+does rank 0 of processes that no launcher of ours has started: the others hear of it once they have met.
 """
 
 from __future__ import annotations
@@ -92,11 +93,15 @@ def new_folder(output: Any, name: str) -> Path:
 
 @contextmanager
 def run_folder(output: Any, name: str, resumed: Path | None) -> Iterator[Path]:
-    """Give the folder of this run: that of the checkpoint it continues, the launcher's, or a new one.
+    """Give the folder of this run: that of the checkpoint it continues, the launcher's, or a new one; on a rank that
+    cannot know it yet the one in which it will stand.
 
     A numbered one that is still empty when the block fails goes again.
     """
     told = resumed.parent if resumed is not None else os.environ.get(VARIABLE)
+    if not told and log.rank():
+        yield runs_root(output, name)
+        return
     folder = Path(told) if told else new_folder(output, name)
     is_failed = True
     try:

@@ -65,6 +65,7 @@ def train_model(args: Any, ready: Ready) -> Outcome:
     needs_group = bool(args.parallel.fsdp or args.parallel.deepspeed)
     world = init_world(backend, device.torch_device, timeout_s=args.parallel.ddp_timeout, always=needs_group)
     try:
+        ready = ready._replace(folder=Path(world.broadcast(str(ready.folder))))
         if args.parallel.bind_cpu:
             bind_to_device(device, world)
         with listening() as stop, locked(ready.folder) if world.is_main else nullcontext():

@@ -2,8 +2,8 @@
 
 A process holds one item at a time and is given the next only when it has handed back its result, so neither side can
 wait for the other with a full pipe. Processes are forked where that is safe (no other Python thread runs) and spawned
-otherwise. They leave when told, when their pipe closes or when their parent is gone, and ignore Ctrl-C: the parent
-ends them. Nothing of torch is used in them.
+otherwise. They leave when told, when their pipe closes or when their parent is gone, and ignore Ctrl-C and its
+like: the parent ends them. Nothing of torch is used in them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple, TypeVar
 
 from swiftlet.errors import SwiftletError
+from swiftlet.stopping import STOP_SIGNALS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -100,7 +101,8 @@ def _start(function: Callable[[Any], Any]) -> _Worker:
 
 
 def _serve(function: Callable[[Any], Any], connection: Connection, parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOP_SIGNALS:  # a whole group of processes may hear them; the parent ends this one
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with contextlib.suppress(EOFError, ConnectionError):

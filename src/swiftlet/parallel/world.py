@@ -22,6 +22,7 @@ from swiftlet.errors import UsageError
 from swiftlet.reach import connect
 
 AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # set by torchrun, which serves the store itself
+ATTEMPT = "TORCHELASTIC_RESTART_COUNT"
 ANSWER_S = 30.0  # for the store of rank 0, which a thread of its own serves
 
 
@@ -109,14 +110,26 @@ def init_world(backend: str, device: torch.device, *, timeout_s: float = 1800, a
                 backend, store=store, rank=0, world_size=1, timeout=timedelta(seconds=timeout_s)
             )
         else:
-            if log.rank() and os.environ.get(AGENT) != "True":
-                check_main(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout_s=timeout_s)
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+            _meet(backend, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timeout_s)
     world = World(log.rank(), world_size, device)
     # torchrun says how many are here; a cluster that numbers the ranks itself may not.
     hosts = world.gather(socket.gethostname())
     told = os.environ.get("LOCAL_WORLD_SIZE")
     return replace(world, local_world_size=int(told) if told else hosts.count(hosts[world.rank]))
+
+
+def _meet(backend: str, address: str, port: int, timeout_s: float) -> None:
+    timeout = timedelta(seconds=timeout_s)
+    if os.environ.get(AGENT) != "True":
+        if log.rank():
+            check_main(address, port, timeout_s=timeout_s)
+        dist.init_process_group(backend, timeout=timeout)
+        return
+    # torchrun keeps its store when it starts the ranks again (its --max_restarts), and in it the addresses of those
+    # that are gone, at which the new ones would look for each other.
+    store = dist.TCPStore(address, port, is_master=False, timeout=timeout)
+    own = dist.PrefixStore(f"attempt-{os.environ.get(ATTEMPT, '0')}", store)
+    dist.init_process_group(backend, store=own, rank=log.rank(), world_size=log.world_size(), timeout=timeout)
 
 
 def check_main(address: str, port: int, *, timeout_s: float, answer_s: float = ANSWER_S) -> None:

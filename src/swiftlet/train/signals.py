@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a closed terminal ask for a stop at the next step boundary; a second one stops at once.
+"""Signals ask for a stop at the next step boundary; a second one stops at once.
 
 Under a watchdog the second one is the watchdog's to count: whoever signals a whole tree of processes reaches a rank
 directly, by the watchdog and by torchrun, and means it once. Before the first step there is nothing to save, and the
