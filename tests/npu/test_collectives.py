@@ -21,7 +21,7 @@ other = 1 - rank
 END = "\ndist.destroy_process_group()\n"
 
 
-def on_two_cards(folder: Path, body: str) -> str:
+def on_two_cards(folder: Path, body: str, timeout_s: int = 60) -> str:
     """Run a script on two ranks; return what they said if one failed, an assertion of theirs or otherwise."""
     script = folder / "ranks.py"
     script.write_text(BEGIN + body + END)
@@ -37,14 +37,14 @@ def on_two_cards(folder: Path, body: str) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HCCL_EXEC_TIMEOUT": "60"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HCCL_EXEC_TIMEOUT": str(timeout_s)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=300,
         check=False,
     )
-    return done.stdout[-3000:] if done.returncode else ""
+    return done.stdout[-6000:] if done.returncode else ""
 
 
 def test_gathered_booleans_are_right_each_time(tmp_path):
@@ -241,3 +241,24 @@ assert found.tolist() == [10.0 * i + rank for i in range(2) for _ in range(count
 """,
     )
     assert not failure, failure
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("if rank: time.sleep(9)\n", ("ERR02200 DIST call hccl api failed", "EI0006")),
+        ("dist.all_reduce(x)\nif rank: time.sleep(9)\n", ("error code is 507048", "EI0002")),
+        ("x = torch.ones(4 + rank).npu()\n", ("EI0005", "inconsistent between ranks")),
+    ],
+    ids=["a rank that joins late", "a rank that comes late", "other sizes"],
+)
+def test_a_rank_that_others_wait_for_in_vain(tmp_path, monkeypatch, body, words):
+    """The launch of a collective returns; its failure is seen at the next wait, except while ranks join."""
+    monkeypatch.setenv("HCCL_CONNECT_TIMEOUT", "2")
+    failure = on_two_cards(
+        tmp_path,
+        f"import time\nx = torch.ones(4).npu()\n{body}dist.all_reduce(x)\ntorch.npu.synchronize()\n",
+        timeout_s=2,
+    )
+    for word in words:
+        assert word in failure, failure

@@ -125,3 +125,32 @@ def test_causal_convolutions_of_channels(npu):
     found.sum().backward()
     for a, b in zip(card, host, strict=True):
         assert_near(a.grad, b.grad, 1e-5)
+
+
+def test_causal_convolutions_keep_the_last_inputs(npu):
+    """Samples of two, four and one tokens; the last is padding, and only the second begins with its state."""
+    x, weight, states = torch.randn(7, 4), torch.randn(3, 4), torch.randn(3, 2, 4)
+    before = {0: torch.zeros(2, 4), 2: states[2]}
+    parts = {0: x[:2], 2: x[2:6]}
+    whole = {slot: torch.cat((before[slot], part)) for slot, part in parts.items()}
+    sums = [sum(w[i : len(w) - 2 + i] * weight[i] for i in range(3)) for w in whole.values()]
+    card = states.npu()
+    how = {"query_start_loc": [0, 2, 6, 7], "cache_indices": [0, 2, -1], "initial_state_mode": [0, 1, 0]}
+    how = {name: torch.tensor(value, dtype=torch.int32).npu() for name, value in how.items()}
+    found = npu.npu_fused_causal_conv1d(x.npu(), weight.npu(), card, **how, residual_connection=1)
+    assert_near(found[:6], torch.cat(sums) + x[:6], 1e-5)
+    assert_near(card, torch.stack((whole[0][-2:], states[1], whole[2][-2:])), 1e-6)
+
+
+def test_causal_convolutions_go_on_behind_the_accepted_tokens(npu):
+    """States hold one token more than the kernel needs; of the second sample two tokens were accepted."""
+    x, weight, states = torch.randn(2, 2, 4), torch.randn(3, 4), torch.randn(2, 3, 4)
+    whole = [torch.cat((states[i, i : i + 2], x[i])) for i in range(2)]
+    expected = torch.stack([sum(w[i : i + 2] * weight[i] for i in range(3)) for w in whole])
+    card, out = states.npu(), x.npu()
+    accepted = torch.tensor([1, 2], dtype=torch.int32).npu()
+    npu.npu_fused_causal_conv1d_v2(out, weight.npu(), card, num_accepted_tokens=accepted)
+    assert_near(out, expected, 1e-5)
+    assert_near(card, torch.stack([w[-3:] for w in whole]), 1e-6)
+    with pytest.raises(RuntimeError, match="does not know activation='silu'"):
+        npu.npu_fused_causal_conv1d(x.npu(), weight.npu(), card, activation="silu")

@@ -12,6 +12,8 @@
 #include "fallback.h"
 #include "torch_npu/csrc/core/NPUStorageImpl.h"
 
+extern "C" const char* aclrtGetSocName();
+
 namespace simnpu {
 namespace {
 
@@ -92,15 +94,59 @@ void copy_each(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (size_t i = 0; i < targets.size(); i++) targets[i].copy_(sources[i], non_blocking);
 }
 
+// CANN's function and the name of a type in its messages.
+const char* cann_function(const std::string& name) {
+  if (name == "aten::addmm") return "aclnnAddmm";
+  if (name == "aten::baddbmm") return "aclnnBaddbmm";
+  return name == "aten::convolution" ? "aclnnConvolution" : "aclnnMatmul";
+}
+
+std::string cann_type(at::ScalarType type) {
+  static const std::unordered_map<at::ScalarType, std::string> names{
+      {at::kDouble, "DT_DOUBLE"}, {at::kBFloat16, "DT_BFLOAT16"}, {at::kByte, "DT_UINT8"}, {at::kChar, "DT_INT8"},
+      {at::kShort, "DT_INT16"},   {at::kInt, "DT_INT32"},         {at::kLong, "DT_INT64"}, {at::kBool, "DT_BOOL"},
+      {at::kComplexFloat, "DT_COMPLEX64"}, {at::kComplexDouble, "DT_COMPLEX128"}};
+  const auto found = names.find(type);
+  return found == names.end() ? c10::str("DT_", c10::toString(type)) : found->second;
+}
+
+// All but the chips of before the 910B1.
+bool has_bf16() {
+  static const std::unordered_set<std::string> older{"Ascend910PremiumA", "Ascend910ProA", "Ascend910A", "Ascend910ProB",
+                                                     "Ascend910B"};
+  const std::string name = aclrtGetSocName();
+  return older.count(name) == 0 && name.rfind("Ascend310P", 0) != 0;
+}
+
+// The units that multiply know few types: float64 and integers run on the CPU only, bf16 from the 910B on.
+void refuse_types_of_no_cube(const c10::OperatorHandle& op, const torch::jit::Stack& stack) {
+  const auto& arguments = op.schema().arguments();
+  for (size_t i = 0; i < arguments.size(); i++) {
+    const auto& value = stack[stack.size() - arguments.size() + i];
+    if (!value.isTensor() || !value.toTensor().defined() || !value.toTensor().device().is_privateuseone()) continue;
+    const auto type = value.toTensor().scalar_type();
+    if (type == at::kFloat || type == at::kHalf || (type == at::kBFloat16 && has_bf16())) continue;
+    TORCH_CHECK(false, "call ", cann_function(op.schema().name()), " failed, error code is 161002",
+                error_tail(value.toTensor().device().index(), "ERR00100 PTA call acl api failed."),
+                "\nAclNN_Parameter_Error(EZ1001): Tensor ", arguments[i].name(), " not implemented for ", cann_type(type),
+                ", should be in dtype support list [DT_FLOAT,DT_FLOAT16,", has_bf16() ? "DT_BFLOAT16,]." : "].");
+  }
+}
+
+void convolve(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  refuse_types_of_no_cube(op, *stack);
+  run_on_cpu(op, stack);
+}
+
 // A card multiplies matrices of two types as the wider one (a recurrent layer relies on it); the CPU refuses.
 void multiply(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  refuse_types_of_no_cube(op, *stack);
   const size_t base = stack->size() - op.schema().arguments().size();
   std::optional<at::ScalarType> widest;
   bool differ = false;
   for (size_t i = base; i < stack->size(); i++) {
     if (!(*stack)[i].isTensor()) continue;
     const auto type = (*stack)[i].toTensor().scalar_type();
-    if (!c10::isFloatingType(type)) return run_on_cpu(op, stack);
     differ = differ || (widest && *widest != type);
     widest = widest ? c10::promoteTypes(*widest, type) : type;
   }
@@ -125,6 +171,8 @@ bool replace_kernel(torch::Library& library, const c10::OperatorHandle& op, cons
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&divide_in_place>());
   } else if (name == "_foreach_copy_") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&copy_each>());
+  } else if (name == "convolution") {
+    library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&convolve>());
   } else if (name == "mm" || name == "bmm" || name == "addmm" || name == "baddbmm") {
     library.impl(name.c_str(), torch::CppFunction::makeFromBoxedFunction<&multiply>());
   } else if (has_cpu || name == "copy_" ||
