@@ -17,8 +17,9 @@ from swiftlet.config.fields import with_values
 from swiftlet.errors import SwiftletError
 from swiftlet.models import counting
 from swiftlet.models.geometry import geometry_of_config
-from swiftlet.plan.activations import peak_of_step
-from swiftlet.plan.cards import host_card
+from swiftlet.plan import timing
+from swiftlet.plan.activations import peak_of_step, saved_per_layer
+from swiftlet.plan.cards import host_card, read_cards
 from swiftlet.plan.memory import GIB, estimate, host_bytes
 from swiftlet.plan.setting import Setting, num_trained
 
@@ -33,6 +34,9 @@ EXPERTS = {
 EXPERTS |= {"first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}
 LATENT = {"q_lora_rank": 32, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16}
 LATENT |= {"v_head_dim": 32, "num_key_value_heads": 4, "head_dim": 16}
+
+
+NOTHING = dict.fromkeys(plan_layers.Layers._fields, 0)
 
 
 def compared(kind, *, dtype=torch.float32, tokens=512, sizes=(), **flags):
@@ -155,11 +159,21 @@ def test_attention_of_an_npu_keeps_its_mask_once():
     assert peak_of_step(geometry, setting)[0] - plain == 2048**2
 
 
+# The first has no attention before its third layer, so that LoRA's default matrices are only behind that.
+KINDS = {
+    "gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 2, "vocab_size": 500},
+    "lfm2": TINY | {"num_hidden_layers": 8, "block_ff_dim": 352, "head_dim": None},
+    "falcon": TINY | {"num_hidden_layers": 4, "head_dim": None},
+}
+KINDS["lfm2"]["layer_types"] = ["conv", "conv", "full_attention", *["conv"] * 5]
+KINDS = {kind: {k: v for k, v in sizes.items() if v is not None} for kind, sizes in KINDS.items()}
+
+
 def looked_at(folder, kind, **flags):
     """Return a subject whose model has dropout, and layers, that no size of the formula tells, and its setting."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = CONFIG_MAPPING[kind](n_embd=64, n_layer=4, n_head=2, vocab_size=500)
+    config = CONFIG_MAPPING[kind](**KINDS[kind])
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     args = with_values(SftArgs(), **flags)
     sized = Sized(kind, geometry_in(folder), "", folder)
@@ -174,8 +188,55 @@ def test_layers_that_the_formula_does_not_know_are_looked_at(tmp_path, recompute
     subject, setting = looked_at(tmp_path, "gpt2")
     traced, planned = plan_trace.compare(subject, setting, 768, recompute)
     assert planned == pytest.approx(traced, rel=0.1)
-    without = replace(setting, **dict.fromkeys(plan_layers.Layers._fields, 0))
+    without = replace(setting, **NOTHING)
     assert plan_trace.compare(subject, without, 768, recompute)[1] < 0.8 * traced
+
+
+@pytest.mark.parametrize("recompute", ["false", "true"])
+@pytest.mark.parametrize("kind", ["lfm2", "falcon"])
+def test_layers_that_keep_less_than_the_formula_are_planned_so(tmp_path, kind, recompute):
+    subject, setting = looked_at(tmp_path, kind, lora_dropout_p=0.0)
+    traced, planned = plan_trace.compare(subject, setting, 768, recompute)
+    assert planned == pytest.approx(traced, rel=0.08)
+
+
+def test_layers_without_adapters_keep_as_much_where_adapters_are_before_them_and_else_nothing(tmp_path):
+    subject, setting = looked_at(tmp_path, "lfm2", lora_dropout_p=0.0)
+    assert setting.num_idle == 2
+    whole, _ = looked_at(tmp_path, "lfm2", lora_dropout_p=0.0, lora_target_modules=("in_proj", "q_proj"))
+    first = replace(setting, **look(whole, replace(setting, **NOTHING))._asdict())
+    assert first.num_idle == 0
+    kept = [saved_per_layer(subject.sized.geometry, replace(s, tokens=256)) for s in (setting, first)]
+    assert kept[0] > 0.8 * kept[1]
+
+
+def test_a_sample_alone_in_its_pass_has_the_launches_and_its_layer_the_memory_of_one(tmp_path):
+    subject, setting = looked_at(tmp_path, "lfm2")
+    assert setting.is_alone
+    assert not looked_at(tmp_path, "gpt2")[1].is_alone
+    geometry, card = subject.sized.geometry, read_cards()["910B3"]
+    together = replace(setting, is_alone=False, tokens=4096, longest=512, recompute="true")
+    alone = replace(together, is_alone=True)
+    assert peak_of_step(geometry, alone)[0] < 0.5 * peak_of_step(geometry, together)[0]
+    load = timing.Load(4096, 2000, 8 * 512**2, 8)
+    times = [timing.micro_batch(geometry, s, card, load, has_dropout=False) for s in (together, alone)]
+    assert times[1].launch == 8 * times[0].launch
+    assert timing.evaluation(geometry, alone, card, load) > timing.evaluation(geometry, together, card, load)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"freeze_parameters": ("model.embed_tokens", "model.layers.0.", "model.layers.1.")},
+        {"freeze_parameters_ratio": 0.75},
+        {"freeze_parameters_ratio": 0.75, "gradient_checkpointing": "true"},
+    ],
+    ids=str,
+)
+def test_frozen_first_layers_of_a_full_run_keep_nothing_but_what_they_are_made_again_from(flags):
+    sizes = {"num_hidden_layers": 6, "vocab_size": 500}
+    _, (planned, traced) = compared("qwen3", sizes=sizes, sft_type="full", **flags)
+    assert planned == pytest.approx(traced, rel=0.03)
 
 
 def test_the_dropout_of_attention_costs_scores_where_the_operator_of_the_device_has_none(tmp_path):
@@ -183,14 +244,14 @@ def test_the_dropout_of_attention_costs_scores_where_the_operator_of_the_device_
     npu = replace(subject, card=replace(subject.card, keeps_inputs=True))
     heads, scores_and_masks = 2, 4 + 4 + 1
     assert setting.more_a_pair >= heads * scores_and_masks
-    unseen = replace(setting, **dict.fromkeys(plan_layers.Layers._fields, 0))
+    unseen = replace(setting, **NOTHING)
     assert look(npu, unseen).more_a_pair < 1
 
 
 def test_layers_that_cannot_be_looked_at_are_planned_by_sizes_alone_and_said(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path / "cache"))
     subject, setting = looked_at(tmp_path, "gpt2")
-    plain = replace(setting, **dict.fromkeys(plan_layers.Layers._fields, 0))
+    plain = replace(setting, **NOTHING)
 
     def refuse(model, *args, **kwargs):
         raise RuntimeError("data-dependent output")
@@ -204,10 +265,10 @@ def test_layers_that_cannot_be_looked_at_are_planned_by_sizes_alone_and_said(tmp
 def test_layers_are_looked_at_once_for_the_same_model_flags_and_code(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path / "cache"))
     subject, setting = looked_at(tmp_path, "gpt2")
-    plain = replace(setting, **dict.fromkeys(plan_layers.Layers._fields, 0))
+    plain = replace(setting, **NOTHING)
     assert plan_layers.with_layers_of(subject, plain) == setting
     looks = []
-    seen = plan_layers.Layers(1.0, 2.0, 3.0, 4.0, 5)
+    seen = plan_layers.Layers(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7, 1, True)
     monkeypatch.setattr(plan_layers, "look", lambda *given: looks.append(given) or seen)
     assert plan_layers.with_layers_of(subject, plain) == setting and not looks
     (kept,) = (tmp_path / "cache" / "layers").iterdir()

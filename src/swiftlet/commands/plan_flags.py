@@ -27,13 +27,15 @@ OF_ONE_LAYER = re.compile(r"\.\d+\.")
 def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Setting:
     """Return what of the arguments shapes memory; tokens are filled in for each way to run."""
     tuner, train = args.tuner, args.train
+    frozen_share, num_idle = _frozen(tuner, sizes)
     return Setting(
         itemsize=itemsize,
         tokens=1,
         is_full=tuner.sft_type == "full",
         rank=tuner.lora_rank,
         targets=_targets(tuner.lora_target_modules),
-        trained_share=1 - _frozen_share(tuner, sizes),
+        trained_share=1 - frozen_share,
+        num_idle=num_idle,
         extra_trained=_saved_whole(tuner.lora_modules_to_save, sizes),
         has_dora=tuner.use_dora,
         recompute=NONE if train.gradient_checkpointing == "AUTO" else train.gradient_checkpointing,
@@ -110,8 +112,8 @@ def _saved_whole(names: Sequence[str], sizes: Geometry) -> int:
     return number
 
 
-def _frozen_share(tuner: Any, sizes: Geometry) -> float:
-    """Return the share of the parameters that a full run does not train: by name, and from the bottom.
+def _frozen(tuner: Any, sizes: Geometry) -> tuple[float, int]:
+    """Return what a full run does not train, by name and from the bottom: a share, and its whole first layers.
 
     Names are those of most families; of a prefix that begins otherwise, or inside a layer, nothing is known.
     """
@@ -121,9 +123,11 @@ def _frozen_share(tuner: Any, sizes: Geometry) -> float:
     parts: list[tuple[str, float]] = [("model.embed_tokens.", table)]
     parts += [(f"model.layers.{number}.", layers / sizes.layers) for number in range(sizes.layers)]
     parts += [("model.norm.", sizes.hidden), ("lm_head.", 0 if sizes.tied else table)]
-    limit, passed, frozen = tuner.freeze_parameters_ratio * total, 0.0, 0.0
-    for name, size in parts:
+    limit, passed, frozen, num_whole = tuner.freeze_parameters_ratio * total, 0.0, 0.0, 0
+    for at, (name, size) in enumerate(parts):
         below = min(max(limit - passed, 0.0), size)
-        frozen += size if name.startswith(tuple(tuner.freeze_parameters)) else below
+        held = size if name.startswith(tuple(tuner.freeze_parameters)) else below
+        num_whole += held == size and num_whole == at
+        frozen += held
         passed += size
-    return frozen / total
+    return frozen / total, min(max(num_whole - 1, 0), sizes.layers)

@@ -16,6 +16,7 @@ from dataclasses import replace
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ from swiftlet.errors import first_line
 from swiftlet.files import write_whole
 from swiftlet.models.attention_cpu import flash_attention
 from swiftlet.models.causal import build_causal
-from swiftlet.models.head import decoder_layers
+from swiftlet.models.head import decoder_layers, inner_model
 from swiftlet.models.safety import CONFIG
 from swiftlet.plan.activations import layer_backward, saved_per_layer
 from swiftlet.plan.cards import Card
@@ -60,18 +61,28 @@ class Layers(NamedTuple):
     Args:
         more_a_token, more_a_pair: bytes that the mean layer keeps.
         more_backward, more_backward_a_pair: bytes that the backward pass of the largest makes.
+        more_again, more_again_a_pair: bytes of the layer that takes most of both, above that mean and that largest.
         num_adapted: parameters of all adapters.
+        num_idle: first layers with nothing trained before or in them.
+        is_alone: each sample has a pass of its own.
     """
 
     more_a_token: float
     more_a_pair: float
     more_backward: float
     more_backward_a_pair: float
+    more_again: float
+    more_again_a_pair: float
     num_adapted: int
+    num_idle: int
+    is_alone: bool
 
 
 class Watch:
-    """Hooks that write down what is alive between layers, forward, and the peaks between them, backward."""
+    """Hooks that write down what is alive between layers, forward, and the peaks between them, backward.
+
+    What comes into the first layer gets a gradient, so that layers before the first adapter keep what those behind do.
+    """
 
     def __init__(self, layers: list[nn.Module], live: LiveBytes) -> None:
         self.live = live
@@ -86,22 +97,23 @@ class Watch:
         self._pass(args or kwargs["hidden_states"])
 
     def _pass(self, states: Any) -> None:
-        self.alive.append(self.live.live)
         states_TH = states if isinstance(states, Tensor) else states[0]
-        if states_TH.requires_grad:
-            states_TH.register_hook(self._turn)
+        if not self.alive and not states_TH.requires_grad:
+            states_TH.requires_grad_()
+        self.alive.append(self.live.live)
+        states_TH.register_hook(self._turn)
 
     def _turn(self, _: Tensor) -> None:
         self.peaks.append(self.live.peak - self._start)
         self.live.reset_peak()
         self._start = self.live.live
 
-    def read(self) -> tuple[list[int], int]:
-        """Return what each layer left alive, and the highest peak of a layer's backward pass; begin anew."""
+    def read(self) -> tuple[list[int], list[int]]:
+        """Return what each layer left alive, and the peak of its backward pass above that; begin anew."""
         kept = [after - before for before, after in pairwise(self.alive)]
-        highest = max(self.peaks[1:], default=0)  # the first one is that of the head
+        peaks = self.peaks[:0:-1]  # the first one is that of the head
         self.alive, self.peaks = [], []
-        return kept, highest
+        return kept, peaks
 
 
 def with_layers_of(subject: Any, setting: Setting) -> Setting:
@@ -163,18 +175,23 @@ def look(subject: Any, setting: Setting) -> Layers:
     kinds = kinds_of(subject.sized.folder)
     config = with_layers(config_in(subject.sized.folder), num_shown(kinds)[0])
     lora = None if setting.is_full else lora_settings(args.tuner)
-    model = build_empty(config, args.tuner, dtype, lora)
+    # What a full run freezes is told by `setting`: a share of few layers would be another part.
+    tuner_args = replace(args.tuner, freeze_parameters=(), freeze_parameters_ratio=0.0)
+    model = build_empty(config, tuner_args, dtype, lora)
     adapted = _num_adapted(model, kinds)
+    idle = setting.num_idle if setting.is_full else _num_idle(model, kinds)
     host = replace(setting, is_host=True, keeps_inputs=False, keeps_attention=True, longest=0, engine="none")
-    kept, made = [], []
-    for tokens, (layers, peak) in zip(
-        LENGTHS, _watched(model, args, _attention_of(subject.card)), strict=True
-    ):
+    is_alone, watched = _watched(model, args, _attention_of(subject.card))
+    kept, made, again = [], [], []
+    for tokens, (layers, peaks) in zip(LENGTHS, watched, strict=True):
         by_kind = dict(zip(kinds, layers, strict=False))
+        mean, highest = fmean(by_kind[kind] for kind in kinds[idle:]), max(peaks)
         plain = replace(host, tokens=tokens, recompute=NONE)
-        kept.append(sum(by_kind[kind] for kind in kinds) / len(kinds) - saved_per_layer(geometry, plain))
-        made.append(peak - layer_backward(geometry, plain))
-    return Layers(*_by_tokens(*kept), *_by_tokens(*made), adapted)
+        kept.append(mean - saved_per_layer(geometry, plain))
+        made.append(highest - layer_backward(geometry, plain))
+        again.append(max(map(sum, zip(layers, peaks, strict=True))) - mean - highest)
+    found = (*_by_tokens(*kept), *_by_tokens(*made), *_by_tokens(*again))
+    return Layers(*found, adapted, idle, is_alone)
 
 
 def _attention_of(card: Card) -> PackedAttention:
@@ -190,10 +207,22 @@ def _attention_of(card: Card) -> PackedAttention:
 
 
 def _by_tokens(short: float, long: float) -> tuple[float, float]:
-    """Return the bytes a token, and a pair of tokens, that give these values for samples of LENGTHS; none below 0."""
+    """Return the bytes a token, and a pair of tokens (none below 0), that give these values for samples of LENGTHS."""
     few, many = LENGTHS
     pair = max(0.0, (long / many - short / few) / (many - few))
-    return max(0.0, long / many - pair * many), pair
+    return long / many - pair * many, pair
+
+
+def _num_idle(model: nn.Module, kinds: list[Any]) -> int:
+    """Return how many first layers of all have nothing that is trained in them or before them."""
+    if _is_trained(inner_model(model).get_input_embeddings()):
+        return 0
+    trained = {kind for kind, layer in zip(kinds, decoder_layers(model), strict=False) if _is_trained(layer)}
+    return next((at for at, kind in enumerate(kinds) if kind in trained), 0)
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _num_adapted(model: nn.Module, kinds: list[Any]) -> int:
@@ -207,8 +236,10 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for name, parameter in module.named_parameters() if "lora_" in name)
 
 
-def _watched(model: nn.Module, args: Any, attention: PackedAttention) -> list[tuple[list[int], int]]:
-    """Return what a `Watch` reads of a forward and backward pass over one sample of each of LENGTHS."""
+def _watched(
+    model: nn.Module, args: Any, attention: PackedAttention
+) -> tuple[bool, list[tuple[list[int], list[int]]]]:
+    """Return whether samples go alone, and what a `Watch` reads of a pass over one sample of each of LENGTHS."""
     live = LiveBytes(num_labels=1)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     found = []
@@ -222,4 +253,4 @@ def _watched(model: nn.Module, args: Any, attention: PackedAttention) -> list[tu
                 ids_T = torch.zeros(tokens, dtype=torch.long)
                 causal(ids_T, ids_T, [0, tokens], ids_T).loss_sum.backward()
                 found.append(watch.read())
-    return found
+    return not causal.is_packed, found

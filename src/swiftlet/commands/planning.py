@@ -236,7 +236,7 @@ def job_of(subject: Subject) -> Job:
     def feed(budget: int) -> Fed:
         cut = schedule._replace(token_budget=budget)
         steps = [
-            [Load(tokens, tokens * rows.label_share, squares) for tokens, squares in step]
+            [Load(tokens, tokens * rows.label_share, squares, samples) for tokens, squares, samples in step]
             for step in sampled_cuts(rows.train, cut)
         ]
         return Fed(largest_micro_batch(rows.train, cut).num_tokens, steps)
@@ -265,7 +265,8 @@ def _evaluation(subject: Subject) -> tuple[list[Load], int]:
     budget = max(int(lengths.max()), subject.budgets[0])  # as of training, see commands/evaluation.py
     tokens = float(lengths.sum()) / subject.world_size
     number = max(1, math.ceil(tokens / budget))
-    load = Load(tokens / number, tokens / number * subject.rows.label_share, 0.0)
+    samples = len(lengths) / subject.world_size / number
+    load = Load(tokens / number, tokens / number * subject.rows.label_share, 0.0, samples)
     return [load] * number, math.ceil(subject.schedule.num_steps / every)
 
 

@@ -107,9 +107,9 @@ def largest_micro_batch(lengths: np.ndarray, schedule: Schedule) -> Largest:
     return best
 
 
-def sampled_cuts(lengths: np.ndarray, schedule: Schedule) -> list[list[tuple[int, int]]]:
-    """Return how some steps, evenly spread over the first epoch, are cut: (tokens, squared lengths) of each micro-batch
-    of the busiest rank, by step.
+def sampled_cuts(lengths: np.ndarray, schedule: Schedule) -> list[list[tuple[int, int, int]]]:
+    """Return how some steps, evenly spread over the first epoch, are cut: (tokens, squared lengths, samples) of each
+    micro-batch of the busiest rank, by step.
     """
     sizes = np.asarray(lengths, np.int64)
     known = min(schedule.steps_per_epoch, schedule.num_steps)
@@ -122,5 +122,5 @@ def sampled_cuts(lengths: np.ndarray, schedule: Schedule) -> list[list[tuple[int
     return steps
 
 
-def _load(sizes: np.ndarray) -> tuple[int, int]:
-    return int(sizes.sum()), int((sizes**2).sum())
+def _load(sizes: np.ndarray) -> tuple[int, int, int]:
+    return int(sizes.sum()), int((sizes**2).sum()), len(sizes)

@@ -14,6 +14,7 @@ Shapes: T tokens of the largest micro-batch, N its labels, H hidden, I intermedi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from swiftlet.plan.setting import (
     ATTENTION,
@@ -190,7 +191,8 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     layer = saved_per_layer(g, s)
     stream = e * tokens * g.hidden
     spared = spared_per_layer(g, s) if s.recompute == PARTIAL else 0.0
-    kept = g.layers * (stream if s.recompute == FULL else layer - spared)
+    # A checkpoint holds its input, whether or not anything in or before the layer is trained.
+    kept = g.layers * stream if s.recompute == FULL else (g.layers - s.num_idle) * (layer - spared)
     kept += 2 * e * tokens * g.dim + e * labels * g.hidden  # cos and sin; the gradient of the hidden states
     kept += MASK_BYTES if s.keeps_inputs else 0
     if g.norms == 1 and s.recompute != FULL and not (s.is_full or s.targets & set(MLP)):
@@ -201,12 +203,23 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     else:
         reads_input = s.is_full or (s.recompute == PARTIAL and _reads_normed(g, s, ATTENTION[:3]))
     kept += stream + FP32 * tokens if reads_input or s.recompute == FULL else 0
-    inside = kept - e * labels * g.hidden - stream - FP32 * tokens + layer_backward(g, s)
-    inside += layer - (0 if _keeps_normed(g, s) else stream) if s.recompute == FULL else 0
+    inside = kept - e * labels * g.hidden - stream - FP32 * tokens
+    inside += _of_one_layer(g, s)
     if s.is_full and trains_head(s) and g.tied:
         head_weight = e * g.vocab * g.hidden
         inside = max(inside + head_weight, 3 * head_weight)
     return inside, max(0.0, kept + _head(g, s) - inside)
+
+
+def _of_one_layer(g: Sizes, s: Setting) -> float:
+    """Return what a layer's backward pass adds: of a sample where each has its own pass; what is made again too."""
+    if s.is_alone:
+        s = replace(s, tokens=min(s.longest or s.tokens, s.tokens))
+    if s.recompute != FULL:
+        return layer_backward(g, s)
+    stream = 0 if _keeps_normed(g, s) else s.itemsize * s.tokens * g.hidden
+    again = s.tokens * s.more_again + (s.longest or s.tokens) ** 2 * s.more_again_a_pair
+    return layer_backward(g, s) + saved_per_layer(g, s) - stream + again
 
 
 def _head(g: Sizes, s: Setting) -> float:

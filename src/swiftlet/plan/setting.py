@@ -40,8 +40,11 @@ class Setting:
         own_buffers: of a user's own settings of DeepSpeed: their engine, the numbers of all buckets, and those of
             parameters that are whole at most.
         more_a_token, more_a_pair: bytes that a mean layer of a build that the formula does not know keeps beside, a
-            token, and a token and token of its sample.
+            token (below 0 where it keeps less), and a token and token of its sample.
         more_backward, more_backward_a_pair: what the backward pass of a layer of it makes beside.
+        more_again, more_again_a_pair: what the layer that takes most, made again, has above that mean.
+        num_idle: first layers before all that is trained, which keep no more than a checkpoint's input.
+        is_alone: each sample has a pass of its own, as the model cannot tell samples apart.
         num_adapted: parameters of all adapters, where they were counted in the model itself.
         host_optimizer: the engine of DeepSpeed whose optimizer, and nothing else, is in the host's memory.
     """
@@ -72,6 +75,10 @@ class Setting:
     more_a_pair: float = 0.0
     more_backward: float = 0.0
     more_backward_a_pair: float = 0.0
+    more_again: float = 0.0
+    more_again_a_pair: float = 0.0
+    num_idle: int = 0
+    is_alone: bool = False
     num_adapted: int = 0
 
     @property

@@ -44,11 +44,12 @@ BAND_MEASURED, BAND_GUESSED = 0.25, 0.5
 
 
 class Load(NamedTuple):
-    """One micro-batch: tokens, labelled ones, and the sum of the squared lengths of its samples."""
+    """One micro-batch: tokens, labelled ones, the sum of the squared lengths of its samples, and their number."""
 
     tokens: float
     labels: float
     squares: float
+    samples: float = 1.0
 
 
 class Seconds(NamedTuple):
@@ -125,6 +126,11 @@ def matrix_rate(card: Card, rows: float) -> float:
     return points[-1][1] * 1e9
 
 
+def num_passes(s: Setting, load: Load) -> float:
+    """Return how often a micro-batch goes through the model: once, but where each sample needs a pass of its own."""
+    return load.samples if s.is_alone else 1.0
+
+
 def _products(card: Card, flops: float, rows: float, num_bytes: float) -> float:
     """Return the seconds of products that read so many bytes of weights; only a device reads while it multiplies."""
     computing, reading = flops / matrix_rate(card, rows), num_bytes / (card.bandwidth_gb_s * 1e9)
@@ -133,13 +139,14 @@ def _products(card: Card, flops: float, rows: float, num_bytes: float) -> float:
 
 def micro_batch(g: Sizes, s: Setting, card: Card, load: Load, *, has_dropout: bool) -> Seconds:
     """Return the time of forward and backward over one micro-batch, gathers and hooks among it."""
-    launch = num_kernels(g, s) * card.launch_us * 1e-6
+    passes = num_passes(s, load)
+    launch = passes * num_kernels(g, s) * card.launch_us * 1e-6
     bandwidth = card.bandwidth_gb_s * 1e9
     flops = flops_of(g, s, load) + card.is_host * (HOST_ATTENTION - 1) * attention_flops(g, s, load)
-    products = _products(card, flops, load.tokens, weight_bytes(g, s))
+    products = _products(card, flops, load.tokens / passes, passes * weight_bytes(g, s))
     moving = (moved_bytes(g, s, load, has_dropout=has_dropout) + added_bytes(g, s)) / bandwidth
     work = launch + products + moving if card.is_host else max(launch, products + moving)
-    communication = _gathers(g, s, card, 2 + (s.recompute == FULL)) + _hooks(g, s, card)
+    communication = passes * _gathers(g, s, card, 2 + (s.recompute == FULL)) + _hooks(g, s, card)
     return Seconds(launch, products, moving, work + communication)
 
 
@@ -176,9 +183,11 @@ def update(g: Sizes, s: Setting, card: Card) -> Seconds:
 
 def evaluation(g: Sizes, s: Setting, card: Card, load: Load) -> float:
     """Return the seconds of a forward pass over `load`."""
-    launch = g.layers * KERNELS_AGAIN[FULL] * card.launch_us * 1e-6
+    passes = num_passes(s, load)
+    launch = passes * g.layers * KERNELS_AGAIN[FULL] * card.launch_us * 1e-6
     ends = g.vocab * g.hidden * (1 if g.tied else 2)
     flops = 2 * (g.num_active_parameters - ends) * load.tokens + 2 * load.labels * g.vocab * g.hidden
-    products = _products(card, flops, load.tokens, s.itemsize * g.num_active_parameters)
+    reads = passes * s.itemsize * g.num_active_parameters
+    products = _products(card, flops, load.tokens / passes, reads)
     work = launch + products if card.is_host else max(launch, products)
-    return work + _gathers(g, s, card, 1)
+    return work + passes * _gathers(g, s, card, 1)
