@@ -136,7 +136,16 @@ def build_config(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> 
                 raise SwiftletError(
                     f"{folder} holds a {kind}, which is no causal language model", "use another model"
                 )
-            return _of_text(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+            config, model_class = _of_text(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+            if (
+                type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+            ):  # as mllama's, whose layers of text need images too
+                raise SwiftletError(
+                    f"{folder} holds a {kind}, whose text model alone ({config.model_type}) transformers does not read "
+                    "as a causal language model: nothing could use what is trained",
+                    "use a model of text alone, such as the one that it was made from",
+                )
+            return config, model_class
         config_class, model_class = _folder_code(folder, raw, trust_remote_code)
         return config_class.from_dict(safe), model_class
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
