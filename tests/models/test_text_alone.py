@@ -13,7 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from swiftlet.errors import SwiftletError, UsageError
 from swiftlet.models.adapter import load_adapter
 from swiftlet.models.counting import count_parameters
-from swiftlet.models.load import load_model
+from swiftlet.models.load import build_config, load_model
+from swiftlet.models.safety import read_config
 from swiftlet.models.save import write_model
 from swiftlet.models.targets import resolve_targets
 from swiftlet.models.tuner import LoraSettings, apply_full, apply_lora, frozen_matrices
@@ -33,6 +34,8 @@ MADE = {
     ),
     "llama4": (TEXT | {"num_local_experts": 2, "intermediate_size_mlp": 48}, EYES | {"num_hidden_layers": 2}),
 }
+GEMMA3N = TEXT | {"vocab_size_per_layer_input": 120, "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+GEMMA3N |= {"num_kv_shared_layers": 0, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.5, 0.0]}
 INDEXED = {**OWN["deepseek_v3"], "index_n_heads": 2, "index_head_dim": 16, "index_topk": 4}
 
 
@@ -109,6 +112,30 @@ def test_a_weight_of_the_text_that_is_left_over_is_still_refused(tmp_path):
     with pytest.raises(SwiftletError, match="left over: language_model.model.layers.1") as caught:
         load_model(tmp_path, dtype=torch.float32, device=CPU)
     assert "vision" not in str(caught.value)
+
+
+def test_a_model_whose_text_is_none_on_its_own_is_refused_before_it_is_trained(tmp_path):
+    """A full checkpoint of it, or what is merged, would be of a kind that no program loads as a language model."""
+    text = SIZES | {"num_hidden_layers": 4, "cross_attention_layers": [1, 3]}
+    CONFIG_MAPPING["mllama"](text_config=text).save_pretrained(tmp_path)
+    with pytest.raises(
+        SwiftletError, match=r"a mllama, whose text model alone is a mllama_text_model, which is no"
+    ) as caught:
+        build_config(tmp_path, read_config(tmp_path), trust_remote_code=False)
+    assert "one of text alone" in caught.value.hint
+
+
+def test_all_leaves_out_a_matrix_that_training_clamps():
+    """Gemma 3n clamps correction_coefs on every pass and multiplies by the copy: an adapter would be passed by."""
+    model = make("gemma3n_text", **GEMMA3N).train()
+    wrapped = apply_lora(model, LoraSettings(target_modules=("ALL",), dropout=0.0))
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    assert backward(wrapped) == []
+    assert any("correction_coefs" in name for name in frozen_matrices(wrapped))
+    with pytest.raises(UsageError, match="correction_coefs: .* past an adapter"):
+        resolve_targets(make("gemma3n_text", **GEMMA3N), ["correction_coefs"])
 
 
 def test_layers_that_only_choose_tokens_are_not_trained():

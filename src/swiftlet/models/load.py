@@ -132,11 +132,15 @@ def build_config(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> 
     try:
         if kind in CONFIG_MAPPING:
             config = CONFIG_MAPPING[kind].from_dict(safe)
-            if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-                raise SwiftletError(
-                    f"{folder} holds a {kind}, which is no causal language model", "use another model"
-                )
-            return _of_text(config, MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+            known, name = MODEL_FOR_CAUSAL_LM_MAPPING, f"a {kind}"
+            if type(config) in known:
+                config, model_class = _of_text(config, known[type(config)])
+                if config.model_type != kind:
+                    name += f", whose text model alone is a {config.model_type}"
+            if type(config) not in known:  # nobody could load what is trained of mllama's text
+                reason = f"{folder} holds {name}, which is no causal language model to transformers"
+                raise SwiftletError(reason, "use another model, one of text alone")
+            return config, model_class
         config_class, model_class = _folder_code(folder, raw, trust_remote_code)
         return config_class.from_dict(safe), model_class
     except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -159,10 +163,8 @@ def missing_package(model_class: Any, error: ImportError) -> SwiftletError:
     """Return what to say where the class of a model asks for a package that is not installed."""
     named = re.search(r"pip install ([\w.-]*\w)", str(error))
     package = named[1] if named else error.name or "the package that is named there"
-    return SwiftletError(
-        f"{model_class.__name__} needs a package that is missing: {_one_line(error)}",
-        f"pip install {package}",
-    )
+    reason = f"{model_class.__name__} needs a package that is missing: {_one_line(error)}"
+    return SwiftletError(reason, f"pip install {package}")
 
 
 def _folder_code(folder: Path, raw: dict[str, Any], trust_remote_code: bool) -> tuple[Any, Any]:
@@ -191,10 +193,8 @@ def _quantisation(folder: Path, raw: dict[str, Any]) -> str | None:
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if method not in QUANTISED:
         known = " and ".join(sorted(QUANTISED))
-        raise SwiftletError(
-            f"{folder} is quantised with {method!r}; only {known} are read here",
-            "use the model without quantisation",
-        )
+        reason = f"{folder} is quantised with {method!r}; only {known} are read here"
+        raise SwiftletError(reason, "use the model without quantisation")
     return str(method)
 
 

@@ -20,10 +20,12 @@ QKV = re.compile(
     r"|^(query_key_value|q_a_proj|q_b_proj|kv_a_proj_with_mqa|kv_b_proj|in_proj_qkv\w*)$",
     re.IGNORECASE,
 )
-# State space layers that take the matrix of these past an adapter, which would learn nothing: dt_proj always, the
-# others where their fused kernels are installed. Source: transformers, the modeling files of these names.
+# Layers that take the matrix of these past an adapter, which would learn nothing: Gemma 3n's (clamped in training) and
+# dt_proj always, the others of state spaces where their fused kernels are installed. Source: transformers, the modeling
+# files of these names.
 READ_PAST: dict[str, set[str]] = {
     "jamba": {"dt_proj"},
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), {"correction_coefs"}),
     **dict.fromkeys(("falcon_mamba", "mamba"), {"x_proj", "dt_proj", "out_proj"}),
     **dict.fromkeys(
         ("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"), {"out_proj"}
