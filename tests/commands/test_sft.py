@@ -238,6 +238,7 @@ def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(
     from swiftlet.config.args import SftArgs
     from swiftlet.config.parse import parse_mapping
     from swiftlet.data.batching import Batches
+    from swiftlet.data.cutting import Schedule
     from swiftlet.data.prepare import prepare
     from swiftlet.data.template import build_template
     from swiftlet.data.tokenizer import load_tokenizer
@@ -260,7 +261,7 @@ def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(
     template = build_template(load_tokenizer(model_folder))
     cache = rows_file.parent / "cache"
     store = prepare(args.data, template, max_length=128, cache_dir=cache, bad_rows=None).train
-    order = Batches(store, 42, 4, len(store) // 4, 0)
+    order = Batches(store, Schedule(42, 4, len(store) // 4, -1, 0))
     found = []
     for step in range(10):
         rows = order.step(step // (len(store) // 4), step % (len(store) // 4)).samples

@@ -19,13 +19,13 @@ import numpy as np
 from swiftlet.commands.model_source import check_trainable, longest_sample, open_template
 from swiftlet.commands.plan_flags import engines_of, setting_of
 from swiftlet.config.places import cache_folder
-from swiftlet.data.batching import num_steps, num_steps_per_epoch
+from swiftlet.data.cutting import Schedule, num_steps, num_steps_per_epoch
 from swiftlet.data.prepare import Prepared
 from swiftlet.data.prepare import prepare as prepare_data
 from swiftlet.data.sources import is_here, named_dataset
 from swiftlet.data.spec import DatasetSpec, parse_specs
 from swiftlet.data.split import num_held_out
-from swiftlet.data.survey import Schedule, largest_micro_batch, sampled_cuts, spread
+from swiftlet.data.survey import largest_micro_batch, sampled_cuts, spread
 from swiftlet.errors import DataError, UsageError
 from swiftlet.hub import cached_folder
 from swiftlet.models.families import Choice, find_model
