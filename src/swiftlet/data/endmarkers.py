@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from swiftlet.data.chat import REASONING_KEYS
-from swiftlet.data.rendering import TemplateError, called_name
+from swiftlet.data.rendering import Renderer, TemplateError, called_name
 from swiftlet.data.spans import Located, Locator, Messages
 from swiftlet.data.tokenizer import Tokenizer
 
@@ -191,13 +191,8 @@ class EndMarkers:
 
     def closes_thoughts(self, marker: str) -> bool:
         """Return whether a marker stands between what was thought and its answer too: generation goes on behind it."""
-        try:
-            text = self.locator.renderer.render([QUESTION, THOUGHTFUL], self._tools)
-        except TemplateError:
-            return False
-        _, _, behind = text.partition("thought-17")
-        between, answer, _ = behind.partition("answer-71")
-        return bool(answer and marker.strip()) and marker.strip() in between
+        _, between = around_thought(self.locator.renderer, self._tools)
+        return bool(marker.strip()) and marker.strip() in between
 
     @cached_property
     def _beginnings(self) -> list[Located]:
@@ -283,6 +278,17 @@ class EndMarkers:
         if header and header != self.tokenizer.special_tokens.get("eos_token") and text.endswith(header):
             text = text[: -len(header)].rstrip()
         return text
+
+
+def around_thought(renderer: Renderer, tools: list[Any] | None = None) -> tuple[str, str]:
+    """Return what is printed before a thought, and between it and its answer; '' where they are not printed so."""
+    try:
+        text = renderer.render([QUESTION, THOUGHTFUL], tools)
+    except TemplateError:
+        return "", ""
+    before, _, behind = text.partition(THOUGHTFUL[REASONING_KEYS[0]])
+    between, answer, _ = behind.partition(THOUGHTFUL["content"])
+    return (before, between) if answer else ("", "")
 
 
 def tail(located: Located) -> str:

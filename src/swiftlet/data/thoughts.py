@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from swiftlet.data.chat import REASONING_KEYS, THOUGHT, Message
-from swiftlet.data.endmarkers import QUESTION, THOUGHTFUL
+from swiftlet.data.endmarkers import around_thought
 from swiftlet.data.rendering import Renderer, TemplateError, as_template_message
 
 UNUSED, LEFT_OUT = "reasoning_unused", "reasoning_left_out"
@@ -29,7 +29,7 @@ class Thoughts:
     ) -> tuple[list[Message], tuple[str, ...]]:
         """Return messages whose thoughts are part of their contents, and codes for those that are left out."""
         plain = [{key: value for key, value in message.items() if key != THOUGHT} for message in messages]
-        if self._form is None:
+        if not self._form:
             return plain, (UNUSED,)
         thoughts = [message.get(THOUGHT, "") for message in messages]
         # white space around it may be printed from its key, and not from an answer: then it is learnt without
@@ -60,24 +60,19 @@ class Thoughts:
 
     def _as_printed(self, thought: str, text: str) -> str:
         """Return a thought as it stands in a text, with the white space around it or without, '' where it does not."""
-        before, between = self._form or ("", "")
+        before, between = self._form
         forms = (thought, thought.strip()) if thought else ()
         return next((form for form in forms if before + form + between in text), "")
 
     def _with_thought(self, message: Message, thought: str) -> Message:
-        if not thought or self._form is None:
+        if not thought:
             return message
         before, between = self._form
         return {**message, "content": before + thought + between + message["content"]}
 
     @cached_property
-    def _form(self) -> tuple[str, str] | None:
-        """What is printed before a thought and between it and the answer, None where no tag opens a thought."""
-        try:
-            text = self.renderer.render([QUESTION, THOUGHTFUL])
-        except TemplateError:
-            return None
-        head, _, rest = text.partition(THOUGHTFUL[REASONING_KEYS[0]])
-        between, answer, _ = rest.partition(THOUGHTFUL["content"])
-        places = [head.rfind(tag) for tag in self.renderer.tags() if head.rstrip().endswith(tag)]
-        return (head[min(places) :], between) if answer and places else None
+    def _form(self) -> tuple[str, ...]:
+        """What is printed before a thought and between it and the answer; nothing where no tag opens a thought."""
+        before, between = around_thought(self.renderer)
+        places = [before.rfind(tag) for tag in self.renderer.tags() if before.rstrip().endswith(tag)]
+        return (before[min(places) :], between) if places else ()
