@@ -177,11 +177,12 @@ def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Row
             "type --max_length 2048, or --truncation_strategy truncation_left",
         )
     if args.data.val_dataset:
-        return Rows(lengths, np.concatenate([_statistics(s, max_length, args) for s in val_specs]),
-                    LABEL_SHARE, _statistics_source(specs))  # fmt: skip
-    held = num_held_out(len(lengths), args.data.dataset_test_ratio)
-    picks = np.linspace(1, max(len(lengths) - 2, 1), held).astype(int) if held else np.zeros(0, int)
-    return Rows(np.delete(lengths, picks), lengths[picks], LABEL_SHARE, _statistics_source(specs))
+        val = np.concatenate([_statistics(spec, max_length, args) for spec in val_specs])
+    else:
+        held = num_held_out(len(lengths), args.data.dataset_test_ratio)
+        picks = np.linspace(1, max(len(lengths) - 2, 1), held).astype(int) if held else np.zeros(0, int)
+        lengths, val = np.delete(lengths, picks), lengths[picks]
+    return Rows(lengths, val, LABEL_SHARE, _statistics_source(specs))
 
 
 def _statistics(spec: DatasetSpec, max_length: int, args: Any) -> np.ndarray:
