@@ -6,23 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from swiftlet.data.hints import (
-    LABELS,
-    Row,
-    answer_beside,
-    flag,
-    guesses,
-    longest_first,
-    may_have_question,
-    missing,
-    shown,
-)
+from swiftlet.data.guesses import LABELS, TAKEN, Row, guesses, longest_first
+from swiftlet.data.hints import answer_beside, flag, may_have_question, missing, shown
 from swiftlet.data.reasons import RowFault
 
 CHATS = ("messages", "conversations", "conversation")
-SYSTEMS = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
-BESIDE = (*SYSTEMS, *TOOLS, "history")  # what a sample takes beside its question and its answer
+BESIDE = (*TAKEN, *TOOLS)  # what a sample takes beside its question and its answer
 QUESTIONS = (("query",), ("prompt",), ("instruction", "input"), ("question",), ("problem",))
 ASKED = tuple(name for names in QUESTIONS for name in names)
 ANSWERS = ("response", "output", "completion", "answer", "solution", "target", "targets")
@@ -113,7 +103,7 @@ def find_columns(row: Row) -> Columns:
     if questions_found:
         return Columns(questions_found[0], answers[0])
     is_plain = answers == ["response"] and not may_have_question(row)
-    if not is_plain or first_set(row, (*SYSTEMS, "history")):
+    if not is_plain or first_set(row, TAKEN):
         is_answer = not isinstance(row[answers[0]], (bool, int, float))
         raise RowFault("schema", missing(row, [], answers if is_answer else []))
     return Columns((), "response")

@@ -15,7 +15,6 @@ from swiftlet.data.columns import (
     MEDIA,
     NOTED,
     PREFERENCES,
-    SYSTEMS,
     THOUGHTS,
     TOOLS,
     Columns,
@@ -28,7 +27,8 @@ from swiftlet.data.columns import (
     how_empty,
     with_answer_beside,
 )
-from swiftlet.data.hints import are_turns, flag, not_a_text
+from swiftlet.data.guesses import SYSTEMS, are_turns
+from swiftlet.data.hints import flag, not_a_text
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
 from swiftlet.data.reasons import RowFault
