@@ -9,23 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from run_files import hashes, lines
 from swiftlet.commands.run_folder import PRINTED_DATE
 from swiftlet.errors import CheckpointError, DataError, UsageError
-from swiftlet.files import sha256
-
-
-def lines(folder):
-    return [json.loads(line) for line in (Path(folder) / "logging.jsonl").read_text("utf-8").splitlines()]
 
 
 def losses(folder, name="loss"):
     return [line[name] for line in lines(folder) if name in line]
-
-
-def hashes(folder):
-    return {
-        p.relative_to(folder).as_posix(): sha256(p) for p in sorted(Path(folder).rglob("*")) if p.is_file()
-    }
 
 
 def test_a_run_leaves_the_files_of_the_contract(fine_tune):
