@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from recorder import ATTENTION, Recorder
 
+from run_files import lines
 from swiftlet.commands import model_setup
 from swiftlet.device import cpu
 from swiftlet.errors import UsageError
@@ -17,8 +16,7 @@ FIGURES = ("loss", "acc", "grad_norm", "eval_loss")
 
 
 def figures(folder):
-    rows = map(json.loads, (Path(folder) / "logging.jsonl").read_text("utf-8").splitlines())
-    return [row[name] for row in rows for name in FIGURES if name in row]
+    return [row[name] for row in lines(folder) for name in FIGURES if name in row]
 
 
 def test_recorded_passes_train_as_those_that_are_launched(fine_tune, monkeypatch, capfd):

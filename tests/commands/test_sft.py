@@ -9,23 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from run_files import hashes, lines
 from swiftlet.commands.run_folder import PRINTED_DATE
 from swiftlet.errors import CheckpointError, DataError, UsageError
-from swiftlet.files import sha256
-
-
-def lines(folder):
-    return [json.loads(line) for line in (Path(folder) / "logging.jsonl").read_text("utf-8").splitlines()]
 
 
 def losses(folder, name="loss"):
     return [line[name] for line in lines(folder) if name in line]
-
-
-def hashes(folder):
-    return {
-        p.relative_to(folder).as_posix(): sha256(p) for p in sorted(Path(folder).rglob("*")) if p.is_file()
-    }
 
 
 def test_a_run_leaves_the_files_of_the_contract(fine_tune):
@@ -238,6 +228,7 @@ def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(
     from swiftlet.config.args import SftArgs
     from swiftlet.config.parse import parse_mapping
     from swiftlet.data.batching import Batches
+    from swiftlet.data.cutting import Schedule
     from swiftlet.data.prepare import prepare
     from swiftlet.data.template import build_template
     from swiftlet.data.tokenizer import load_tokenizer
@@ -260,7 +251,7 @@ def test_losses_equal_those_of_a_plain_loop_of_transformers_and_peft(
     template = build_template(load_tokenizer(model_folder))
     cache = rows_file.parent / "cache"
     store = prepare(args.data, template, max_length=128, cache_dir=cache, bad_rows=None).train
-    order = Batches(store, 42, 4, len(store) // 4, 0)
+    order = Batches(store, Schedule(42, 4, len(store) // 4, -1, 0))
     found = []
     for step in range(10):
         rows = order.step(step // (len(store) // 4), step % (len(store) // 4)).samples

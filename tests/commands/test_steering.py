@@ -1,6 +1,5 @@
 """What planning does to `swift sft`: nothing to its numbers, and it refuses what cannot fit before it loads."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from run_files import lines
 from swiftlet.commands import engine_setup, model_setup
 from swiftlet.commands.steering import card_of, steer
 from swiftlet.device.cpu import open_this
@@ -16,10 +16,6 @@ from swiftlet.files import sha256
 from swiftlet.parallel.engine import build_single_engine
 from swiftlet.plan.cards import read_cards
 from swiftlet.train.memory_trial import MemoryPlan, try_largest
-
-
-def lines(folder):
-    return [json.loads(line) for line in (Path(folder) / "logging.jsonl").read_text("utf-8").splitlines()]
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """A new run in the folder of an earlier one: nothing is lost, nothing mixes, and `auto` finds the run's own."""
 
 import errno
-import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from run_files import lines
 from swiftlet.commands.run_folder import VARIABLE, set_aside_former
 from swiftlet.errors import CheckpointError, DataError, UsageError
 from swiftlet.train.lock import locked
@@ -17,8 +17,7 @@ from swiftlet.train.state import parse_state
 
 
 def rates(folder):
-    lines = [json.loads(line) for line in (Path(folder) / "logging.jsonl").read_text("utf-8").splitlines()]
-    return {line["learning_rate"] for line in lines if line.get("learning_rate")}
+    return {line["learning_rate"] for line in lines(folder) if line.get("learning_rate")}
 
 
 def names(paths):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -11,16 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swiftlet.data.batching import (
-    Batches,
-    collate,
+from swiftlet.data.batching import Batches, collate, predictors
+from swiftlet.data.cutting import (
+    Schedule,
     cut,
     cut_alike,
     epoch_order,
     num_steps,
     num_steps_per_epoch,
     pad_cuts,
-    predictors,
     share,
 )
 from swiftlet.data.prefixes import MOST_TOKENS, find_prefixes
@@ -48,12 +48,12 @@ def batches_of(store, *, batch_size=1, accumulation=4, world_size=1, rank=0, tok
     steps = num_steps_per_epoch(
         len(store), batch_size=batch_size, accumulation=accumulation, world_size=world_size
     )
-    return Batches(store, seed, batch_size * accumulation * world_size, steps, token_budget, rank, world_size)
+    step_size = batch_size * accumulation * world_size
+    return Batches(store, Schedule(seed, step_size, steps, steps, token_budget, world_size), rank)
 
 
 def first_epoch(batches):
-    steps = batches.steps()
-    return [next(steps) for _ in range(batches.steps_per_epoch)]
+    return [batches.step(0, number) for number in range(batches.schedule.steps_per_epoch)]
 
 
 lengths_of = st.lists(st.integers(2, 90), min_size=1, max_size=120)
@@ -173,10 +173,10 @@ def test_a_long_system_prompt_takes_its_place_once():
     plain = sum(len(step.micro_batches) for step in first_epoch(batches))
     alike = sum(len(step.micro_batches) for step in first_epoch(replace(batches, token_cost=1 / 16)))
     assert alike < plain / 1.5
-    pair = replace(batches, token_cost=1 / 16, token_budget=100)
+    pair = replace(batches, token_cost=1 / 16, schedule=batches.schedule._replace(token_budget=100))
     assert [len(part) for part in pair._cut(long[:2])] == [2]
     assert [len(part) for part in replace(pair, token_cost=None)._cut(long[:2])] == [1, 1]
-    alone = first_epoch(replace(batches, token_cost=1 / 16, token_budget=0))
+    alone = first_epoch(replace(pair, schedule=batches.schedule._replace(token_budget=0)))
     assert {len(part) for step in alone for part in step.micro_batches} == {1}
 
 
@@ -193,10 +193,9 @@ def test_the_order_does_not_depend_on_the_number_of_ranks(lengths, accumulation,
 
 def test_going_on_in_the_middle_gives_the_steps_that_an_unbroken_run_would():
     batches = batches_of(Store(range(2, 40)))
-    unbroken = batches.steps()
-    whole = [next(unbroken) for _ in range(2 * batches.steps_per_epoch)]
-    resumed = batches.steps(epoch=1, step_in_epoch=3)
-    assert next(resumed) == whole[batches.steps_per_epoch + 3]
+    an_epoch = batches.schedule.steps_per_epoch
+    whole = list(islice(batches.places(0, 0), 2 * an_epoch))
+    assert next(batches.places(1, 3)) == whole[an_epoch + 3] == (1, 3)
 
 
 def test_epochs_have_different_orders_that_follow_from_the_seed():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from swiftlet.data import loader
-from swiftlet.data.batching import Batches, num_steps_per_epoch
+from swiftlet.data.batching import Batches
+from swiftlet.data.cutting import Schedule
 from swiftlet.data.loader import load_steps
 from swiftlet.errors import SwiftletError
 
@@ -37,8 +38,7 @@ class Store:
 
 
 def batches_of(store):
-    steps = num_steps_per_epoch(len(store), batch_size=1, accumulation=4, world_size=1)
-    return Batches(store, 3, 4, steps, 40)
+    return Batches(store, Schedule(3, 4, len(store) // 4, 17, 40))
 
 
 def take(num, **settings):

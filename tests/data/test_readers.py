@@ -32,7 +32,7 @@ def make(tmp_path):
 
 
 def rows_of(path):
-    spec = parse_spec(path)
+    spec = parse_spec(str(path))
     rows = list(read_records(spec))
     assert count_records(spec) == len(rows)
     return rows

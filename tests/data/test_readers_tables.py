@@ -6,6 +6,7 @@ import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
 import pytest
+from test_readers import rows_of
 
 from swiftlet.data.rows import BadRow, Record
 from swiftlet.data.sources import count_records, read_records
@@ -20,10 +21,7 @@ def read(tmp_path):
     def write_and_read(name, content):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        spec = parse_spec(str(path))
-        rows = list(read_records(spec))
-        assert count_records(spec) == len(rows)
-        return rows
+        return rows_of(path)
 
     return write_and_read
 

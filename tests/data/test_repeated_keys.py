@@ -7,21 +7,15 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from test_formats import fault_of, turns
+from test_readers import rows_of
 
 from swiftlet.data.rows import BadRow, Record
-from swiftlet.data.sources import count_records, read_records
+from swiftlet.data.sources import read_records
 from swiftlet.data.spec import parse_spec
 from swiftlet.errors import DataError
 
 GOOD = '{"query": "a", "response": "b"}'
 REPEATED = '{"query": "a", "response": "good", "response": "bad"}'
-
-
-def rows_of(path):
-    spec = parse_spec(str(path))
-    rows = list(read_records(spec))
-    assert count_records(spec) == len(rows)
-    return rows
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from swiftlet.data import survey
-from swiftlet.data.survey import MOST_EPOCHS, Schedule, largest_micro_batch
+from swiftlet.data import cutting, survey
+from swiftlet.data.cutting import Schedule
+from swiftlet.data.survey import MOST_EPOCHS, largest_micro_batch
 
 
 def test_a_run_of_endless_epochs_is_looked_at_for_some_of_them(monkeypatch):
@@ -13,7 +14,8 @@ def test_a_run_of_endless_epochs_is_looked_at_for_some_of_them(monkeypatch):
         looked_at.append(epoch)
         return np.random.default_rng(epoch).permutation(num_samples)
 
-    monkeypatch.setattr(survey, "epoch_order", counted)
+    for module in (cutting, survey):
+        monkeypatch.setattr(module, "epoch_order", counted)
     lengths = np.arange(10, 69, dtype=np.int32)
     endless = Schedule(seed=42, step_size=16, steps_per_epoch=3, num_steps=10**9, token_budget=256)
 

@@ -420,7 +420,7 @@ def test_the_shown_sample_has_the_masked_part_in_brackets(make):
     template = make(CHATML)
     encoded = template.encode(sample(talk("Is it?", "yes")))
     shown = "[<|start|>user\nIs it?<|end|>\n<|start|>assistant\n]yes<|end|>[\n]"
-    assert template.show(encoded) == shown
+    assert template.show_ids(*encoded) == shown
 
 
 # The system message and named templates
@@ -429,9 +429,9 @@ def test_the_shown_sample_has_the_masked_part_in_brackets(make):
 def test_the_system_message_stands_before_conversations_without_one(make):
     template = make(CHATML, system="Be kind.")
     assert template.encode_prompt(talk("q"))[:1] == [template.tokenizer.id_of("<|start|>")]
-    assert "Be kind." in template.show(template.encode(sample(talk("q", "a"))))
+    assert "Be kind." in template.show_ids(*template.encode(sample(talk("q", "a"))))
     own = [{"role": "system", "content": "Be short."}, *talk("q", "a")]
-    assert "Be kind." not in template.show(template.encode(sample(own)))
+    assert "Be kind." not in template.show_ids(*template.encode(sample(own)))
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from explaining import TABLES, explained
 
 from swiftlet.doctor.explain import explain
 from swiftlet.doctor.log_files import read_logs
 from swiftlet.doctor.logs import lines_of
-from swiftlet.doctor.tables import load
 from swiftlet.doctor.wording import in_words, look_at
-
-TABLES = load({})
-
-
-def explained(text, source="any.log"):
-    return explain(lines_of(text, source), TABLES)
 
 
 def notify(rank, other, group="hccl_world_group"):

@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from explaining import explained
 
-from swiftlet.doctor.explain import explain
-from swiftlet.doctor.logs import lines_of
-from swiftlet.doctor.tables import load
 from swiftlet.doctor.text import needed_words
 from swiftlet.doctor.wording import as_json, in_words
-
-TABLES = load({})
-
-
-def explained(text):
-    return explain(lines_of(text, "any.log"), TABLES)
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from explaining import cause_of, explained
 
-from swiftlet.doctor.explain import explain
-from swiftlet.doctor.logs import lines_of
-from swiftlet.doctor.tables import LANGUAGES, load
+from swiftlet.doctor.tables import LANGUAGES
 from swiftlet.doctor.wording import in_words
-
-TABLES = load({})
-
-
-def explained(text):
-    return explain(lines_of(text, "any.log"), TABLES)
-
-
-def cause_of(text):
-    first = explained(text).first
-    return first.cause.id if first else "unknown"
 
 
 def traceback(ending):

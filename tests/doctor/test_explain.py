@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from explaining import TABLES, cause_of, explained
 
 from swiftlet.doctor.explain import explain
 from swiftlet.doctor.log_files import LARGEST_BYTES, read_logs
@@ -12,18 +13,6 @@ from swiftlet.doctor.logs import LONGEST_LINE, lines_of
 from swiftlet.doctor.tables import LANGUAGES, TableError, fill, language, load, user_folder
 from swiftlet.doctor.wording import as_json, in_words, look_at
 from swiftlet.errors import UsageError
-
-TABLES = load({})
-
-
-def explained(text):
-    return explain(lines_of(text, "rank.log"), TABLES)
-
-
-def cause_of(text):
-    first = explained(text).first
-    return first.cause.id if first else "unknown"
-
 
 OOM = (
     "RuntimeError: NPU out of memory. Tried to allocate {} GiB (NPU 1; 60.0 GiB total capacity; {} GiB already "

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from explaining import cause_of, explained
 
-from swiftlet.doctor.explain import explain
 from swiftlet.doctor.levels import WARNING
 from swiftlet.doctor.logs import lines_of
-from swiftlet.doctor.tables import load
 from swiftlet.doctor.wording import look_at
 
-TABLES = load({})
 PROCESS = "[{0}]:\n  time      : {1}\n  rank      : {2} (local_rank: {2})\n  exitcode  : {3} (pid: 7)\n"
 KILLED = "  error_file: <N/A>\n  traceback : Signal 9 (SIGKILL) received by PID 7\n"
 ROOT = "------\nRoot Cause (first observed failure):\n"
-
-
-def explained(text):
-    return explain(lines_of(text, "any.log"), TABLES)
-
-
-def cause_of(text):
-    first = explained(text).first
-    return first.cause.id if first else "unknown"
 
 
 def summary(code, later=-9):

@@ -6,13 +6,12 @@ import gzip
 import os
 
 import pytest
+from explaining import TABLES
 
 from swiftlet.doctor.explain import explain
 from swiftlet.doctor.log_files import LARGEST_BYTES, read_logs
-from swiftlet.doctor.tables import load
 from swiftlet.errors import UsageError
 
-TABLES = load({})
 TEXT = "first\nOSError: [Errno 28] No space left on device\n"
 
 

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from explaining import cause_of, explained
 
-from swiftlet.doctor.explain import explain
 from swiftlet.doctor.levels import ERROR, PLAIN, QUIET, WARNING, level_of
 from swiftlet.doctor.logs import lines_of
-from swiftlet.doctor.tables import LANGUAGES, load
+from swiftlet.doctor.tables import LANGUAGES
 from swiftlet.doctor.wording import as_json, in_words, look_at
 
-TABLES = load({})
 OOM = (
     "RuntimeError: NPU out of memory. Tried to allocate 4.00 GiB (NPU 1; 32.00 GiB total capacity; 29.00 GiB already "
     "allocated; 29.00 GiB current active; 1.00 GiB free; 30.00 GiB reserved in total by PyTorch)"
 )
 STEP = "{'loss': 1.5, 'grad_norm': 0.3}"
 BIND = "[W socket.cpp:9] [c10d] The server socket has failed to bind to [::]:29511 (errno: 98 - Address already in use)"
-
-
-def explained(text, source="any.log"):
-    return explain(lines_of(text, source), TABLES)
-
-
-def cause_of(text):
-    first = explained(text).first
-    return first.cause.id if first else "unknown"
 
 
 @pytest.mark.parametrize(

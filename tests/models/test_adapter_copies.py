@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import start_adapters
 from torch import nn
 from transformers import Qwen2Config
 
@@ -34,9 +35,7 @@ def tuned(dtype=torch.bfloat16, dropout=0.25):
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     adapted = adapt(model.to(dtype), LoraFields(4, 8, dropout, NAMES))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.2)
+    start_adapters(adapted, 0.2)
     copies = AdapterCopies()
     assert apply_fast_lora(adapted, Parts(copies=copies)) == 14
     return adapted.train(), copies

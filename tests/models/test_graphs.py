@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from recorder import ATTENTION, Recorder, attend
-from tiny_models import save
+from tiny_models import save, start_adapters
 
 from swiftlet.data.batching import collate
 from swiftlet.device.kernels import DeviceAttention, RowDropout
@@ -46,9 +46,7 @@ def build(folder, *, dropout=0.1, **settings):
     model = load_plain(folder, dtype=torch.float32, device=CPU)
     torch.manual_seed(1)
     model = apply_lora(model, LoraSettings(dropout=dropout, target_modules=("ALL",)))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.1)
+    start_adapters(model)
     return build_causal(model, share_prefixes=False, kernels={"attention": ATTENTION}, **settings).train()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_models import make, save
+from tiny_models import make, save, start_adapters
 
 from swiftlet.data.batching import collate
 from swiftlet.models import rounding
@@ -43,9 +43,7 @@ def build(folder, *, is_own=True, dtype=torch.float32, **settings):
     model = (load_plain if is_own else load_model)(folder, dtype=dtype, device=CPU)
     torch.manual_seed(1)
     model = apply_lora(model, LoraSettings(dropout=0.25, target_modules=("ALL",)))
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.1)
+    start_adapters(model)
     return build_causal(model, **settings).train()
 
 

@@ -7,7 +7,7 @@ import gc
 import numpy as np
 import pytest
 import torch
-from tiny_models import save
+from tiny_models import save, start_adapters
 
 from swiftlet.data.batching import collate
 from swiftlet.data.prefixes import LEAST_SHARE
@@ -56,9 +56,7 @@ def build(folder, *, kind, tuner, dtype=torch.float32, **settings):
         apply_full(model)
     else:
         model = apply_lora(model, LoraSettings(dropout=0.0, target_modules=("ALL",)))
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # at 0 A would get no gradient
-                parameter.data.normal_(std=0.1)
+        start_adapters(model)
     return build_causal(model, **settings).train()
 
 

@@ -90,6 +90,13 @@ def save(folder: Path, kind: str = "qwen2", **settings: Any) -> Any:
     return model
 
 
+def start_adapters(model: torch.nn.Module, std: float = 0.1) -> None:
+    """Give B of each adapter values: at 0 A would get no gradient."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=std)
+
+
 def logits(model: Any) -> torch.Tensor:
     """Return what a model says about a fixed prompt."""
     with torch.no_grad():

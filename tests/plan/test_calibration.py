@@ -8,7 +8,8 @@ import pytest
 
 from swiftlet.cli import main
 from swiftlet.commands.calibration import calibration_file, measured_here
-from swiftlet.data.survey import Schedule, largest_micro_batch, sampled_cuts, spread
+from swiftlet.data.cutting import Schedule
+from swiftlet.data.survey import largest_micro_batch, sampled_cuts, spread
 from swiftlet.models.families import FAMILIES
 from swiftlet.plan.cards import host_card, read_cards
 from swiftlet.plan.setting import FULL, Setting

@@ -1,6 +1,5 @@
 """The loop on the toy: trajectories, resume, stops, what it writes and what it says."""
 
-import json
 import os
 import signal
 import time
@@ -11,9 +10,9 @@ from itertools import islice
 import pytest
 import torch
 
+from run_files import hashes, lines
 from swiftlet import heartbeat
 from swiftlet.errors import CheckpointError, DataError, NonFiniteError, OutOfMemoryError, SaveError
-from swiftlet.files import sha256
 from swiftlet.stopping import NOTICES, STOP_SIGNALS, is_repeated
 from swiftlet.train.loop import train
 from swiftlet.train.memory_trial import MemoryPlan
@@ -27,14 +26,6 @@ from swiftlet.train.state import parse_state
 
 def weights(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
-def hashes(folder):
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def lines(folder):
-    return [json.loads(line) for line in (folder / "logging.jsonl").read_text("utf-8").splitlines()]
 
 
 def run_to_end(job):

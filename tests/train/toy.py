@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from swiftlet.data.batching import Batches
+from swiftlet.data.cutting import Schedule
 from swiftlet.data.loader import load_steps
 from swiftlet.data.rows import IGNORE_INDEX
 from swiftlet.parallel.engine import build_single_engine
@@ -125,7 +126,7 @@ def build_job(
         model.load_state_dict(load_file(checkpoint.path / "model.safetensors"))
         engine.load_optimizer(open_optimizer(checkpoint.path))
         state = checkpoint.read_state()
-    batches = Batches(store, state.seed, step_size, state.steps_per_epoch, budget)
+    batches = Batches(store, Schedule(state.seed, step_size, state.steps_per_epoch, num_steps, budget))
     saver = Saver(
         folder,
         world,

@@ -1,4 +1,4 @@
-"""The model of a run, tuned and as far as its checkpoint was, and the engine that trains it."""
+"""The model of a run, tuned and as far as its checkpoint was."""
 
 from __future__ import annotations
 

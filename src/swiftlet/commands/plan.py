@@ -174,8 +174,7 @@ def choose_card(asked: str, environ: Mapping[str, str]) -> tuple[Card, int | Non
             f"{found.name} is not in the table of devices", "name a similar one: --device 8x910B3"
         )
     card = replace(known, memory_gib=found.total_gib or known.memory_gib)
-    measured = measured_here(card.name, environ)
-    return (with_measured(card, measured) if measured else card), None, found.note
+    return with_measured(card, measured_here(card.name, environ)), None, found.note
 
 
 def number_of_processes(environ: Mapping[str, str], named: int | None) -> int:

@@ -19,13 +19,13 @@ import numpy as np
 from swiftlet.commands.model_source import check_trainable, longest_sample, open_template
 from swiftlet.commands.plan_flags import engines_of, setting_of
 from swiftlet.config.places import cache_folder
-from swiftlet.data.batching import num_steps, num_steps_per_epoch
+from swiftlet.data.cutting import Schedule, num_steps, num_steps_per_epoch
 from swiftlet.data.prepare import Prepared
 from swiftlet.data.prepare import prepare as prepare_data
 from swiftlet.data.sources import is_here, named_dataset
 from swiftlet.data.spec import DatasetSpec, parse_specs
 from swiftlet.data.split import num_held_out
-from swiftlet.data.survey import Schedule, largest_micro_batch, sampled_cuts, spread
+from swiftlet.data.survey import largest_micro_batch, sampled_cuts, spread
 from swiftlet.errors import DataError, UsageError
 from swiftlet.hub import cached_folder
 from swiftlet.models.families import Choice, find_model
@@ -177,11 +177,12 @@ def find_rows(args: Any, folder: Path | None, environ: Mapping[str, str]) -> Row
             "type --max_length 2048, or --truncation_strategy truncation_left",
         )
     if args.data.val_dataset:
-        return Rows(lengths, np.concatenate([_statistics(s, max_length, args) for s in val_specs]),
-                    LABEL_SHARE, _statistics_source(specs))  # fmt: skip
-    held = num_held_out(len(lengths), args.data.dataset_test_ratio)
-    picks = np.linspace(1, max(len(lengths) - 2, 1), held).astype(int) if held else np.zeros(0, int)
-    return Rows(np.delete(lengths, picks), lengths[picks], LABEL_SHARE, _statistics_source(specs))
+        val = np.concatenate([_statistics(spec, max_length, args) for spec in val_specs])
+    else:
+        held = num_held_out(len(lengths), args.data.dataset_test_ratio)
+        picks = np.linspace(1, max(len(lengths) - 2, 1), held).astype(int) if held else np.zeros(0, int)
+        lengths, val = np.delete(lengths, picks), lengths[picks]
+    return Rows(lengths, val, LABEL_SHARE, _statistics_source(specs))
 
 
 def _statistics(spec: DatasetSpec, max_length: int, args: Any) -> np.ndarray:

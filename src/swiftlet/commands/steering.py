@@ -140,8 +140,7 @@ def card_of(device: Device, local_world_size: int) -> Card:
     known = find_card(device.name)
     like = like_card(device.name)
     card = known or replace(like, name=device.name, sources=f"not in the table: rates of {like.name}")
-    measured = measured_here(card.name, os.environ)
-    return replace(with_measured(card, measured) if measured else card, memory_gib=total)
+    return replace(with_measured(card, measured_here(card.name, os.environ)), memory_gib=total)
 
 
 def _subject(setup: Setup, sized: Sized, card: Card) -> Subject:

@@ -26,7 +26,8 @@ from swiftlet.commands.saving import build_saver
 from swiftlet.commands.sft import Outcome, Ready, Setup, outcome_of
 from swiftlet.commands.steering import Steered, steer
 from swiftlet.config.fields import with_values
-from swiftlet.data.batching import Batches, collate, num_steps
+from swiftlet.data.batching import Batches, collate
+from swiftlet.data.cutting import Schedule, num_steps
 from swiftlet.data.loader import load_steps
 from swiftlet.device.spec import Device, dtype_name, resolve_dtype
 from swiftlet.errors import OutOfMemoryError, first_line
@@ -159,16 +160,10 @@ def _run(
         if memory.largest is not None:
             memory = replace(memory, largest=collate(store, [int(store.lengths.argmax())]))
     train_args, output = args.train, args.output
-    batches = Batches(
-        store,
-        train_args.seed,
-        state.step_size,
-        state.steps_per_epoch,
-        budget,
-        world.rank,
-        world.world_size,
-        token_cost=model.token_cost,
+    schedule = Schedule(
+        train_args.seed, state.step_size, state.steps_per_epoch, state.num_steps, budget, world.world_size
     )
+    batches = Batches(store, schedule, world.rank, model.token_cost)
     evaluate = build_evaluator(setup, model, budget)
     warmup = num_warmup_steps(state.num_steps, train_args.warmup_ratio, train_args.warmup_steps)
     by_text = train_args.predict_with_generate

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swiftlet import log
-from swiftlet.data.columns import ANSWERS, CHATS, QUESTIONS, SYSTEMS, TOOLS
+from swiftlet.data.columns import ANSWERS, CHATS, QUESTIONS, TOOLS
+from swiftlet.data.guesses import SYSTEMS
 from swiftlet.data.roles import ROLES
 
 CARD = "README.md"

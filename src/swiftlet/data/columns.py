@@ -6,24 +6,15 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from swiftlet.data.hints import (
-    LABELS,
-    Row,
-    answer_beside,
-    flag,
-    guesses,
-    longest_first,
-    may_have_question,
-    missing,
-    shown,
-)
+from swiftlet.data.guesses import LABELS, TAKEN, Row, guesses, longest_first
+from swiftlet.data.hints import answer_beside, flag, may_have_question, missing, shown
 from swiftlet.data.reasons import RowFault
 
 CHATS = ("messages", "conversations", "conversation")
-SYSTEMS = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
-BESIDE = (*SYSTEMS, *TOOLS, "history")  # what a sample takes beside its question and its answer
+BESIDE = (*TAKEN, *TOOLS)  # what a sample takes beside its question and its answer
 QUESTIONS = (("query",), ("prompt",), ("instruction", "input"), ("question",), ("problem",))
+ASKED = tuple(name for names in QUESTIONS for name in names)
 ANSWERS = ("response", "output", "completion", "answer", "solution", "target", "targets")
 PARTS = {"instruction", "input"}
 # columns that belong together and are taken although others could be meant too
@@ -42,16 +33,7 @@ NOTED = (
 )
 TURN_KEYS = ("role", "content")
 SPEAKERS = ("user", "assistant", "tool")
-OURS = {
-    *CHATS,
-    *SYSTEMS,
-    *TOOLS,
-    *ANSWERS,
-    *(name for names in QUESTIONS for name in names),
-    "history",
-    "text",
-    *TURN_KEYS,
-}
+OURS = {*CHATS, *BESIDE, *ANSWERS, *ASKED, "text", *TURN_KEYS}
 ROW_KEYS = OURS | {*MEDIA, *PREFERENCES, "input_ids"}
 # anything but white space and the marks without width that pages and editors leave behind
 _SEEN = re.compile("[^\\s\u00ad\u200b-\u200d\u2060\ufeff]")
@@ -105,7 +87,7 @@ def find_columns(row: Row) -> Columns:
         is_there = present and answer in row and any(row[name] is not None for name in (*present, answer))
         if is_there and not _is_mixed(row, present):
             return Columns(present, answer)
-    answers = _present(row, [(name,) for name in ANSWERS])
+    answers = [name for (name,) in _present(row, [(name,) for name in ANSWERS])]
     questions_found = _present(row, QUESTIONS)
     questions_found = [
         names for names in questions_found if any(_is_set(row, name) for name in names)
@@ -113,17 +95,17 @@ def find_columns(row: Row) -> Columns:
     if not answers:
         raise RowFault("schema", missing(row, [name for names in questions_found for name in names], []))
     if len(answers) > 1:
-        raise RowFault("columns", _ambiguous(row, "answer", [names[0] for names in answers], "response"))
+        raise RowFault("columns", _ambiguous(row, "answer", answers, "response"))
     if len(questions_found) > 1:
         raise RowFault(
             "columns", _ambiguous(row, "question", [names[0] for names in questions_found], "query")
         )
     if questions_found:
-        return Columns(questions_found[0], answers[0][0])
-    is_plain = answers[0] == ("response",) and not may_have_question(row)
-    if not is_plain or first_set(row, SYSTEMS) or first_set(row, ("history",)):
-        is_answer = not isinstance(row[answers[0][0]], (bool, int, float))
-        raise RowFault("schema", missing(row, [], answers[0] if is_answer else []))
+        return Columns(questions_found[0], answers[0])
+    is_plain = answers == ["response"] and not may_have_question(row)
+    if not is_plain or first_set(row, TAKEN):
+        is_answer = not isinstance(row[answers[0]], (bool, int, float))
+        raise RowFault("schema", missing(row, [], answers if is_answer else []))
     return Columns((), "response")
 
 
@@ -180,7 +162,7 @@ def _is_mixed(row: Row, questions: tuple[str, ...]) -> bool:
     if "instruction" in questions:  # a prompt beside it mostly repeats both
         others: tuple[str, ...] = ("query",)
     else:
-        others = tuple(name for names in QUESTIONS for name in names if name not in questions)
+        others = tuple(name for name in ASKED if name not in questions)
         others = others if "input" in questions else ("instruction", "input")
     return any(_is_set(row, name) for name in others)
 

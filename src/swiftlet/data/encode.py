@@ -211,7 +211,7 @@ class Encoder:
 
     def _cut(self, ids: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Keep the last tokens, and the first one too where it is the mark of a beginning."""
-        bos = self.template.bos_token_id
+        bos = self.template.tokenizer.bos_id
         ids_cut = ids[-self.max_length :].copy()
         if bos is not None and ids[0] == bos:
             ids_cut[0] = bos

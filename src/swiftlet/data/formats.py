@@ -10,11 +10,11 @@ from typing import Any
 from swiftlet.data.chat import THOUGHT, Message, content_of, read_chat
 from swiftlet.data.columns import (
     ANSWERS,
+    ASKED,
     CHATS,
     MEDIA,
     NOTED,
     PREFERENCES,
-    SYSTEMS,
     THOUGHTS,
     TOOLS,
     Columns,
@@ -27,7 +27,8 @@ from swiftlet.data.columns import (
     how_empty,
     with_answer_beside,
 )
-from swiftlet.data.hints import are_turns, flag, not_a_text
+from swiftlet.data.guesses import SYSTEMS, are_turns
+from swiftlet.data.hints import flag, not_a_text
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
 from swiftlet.data.reasons import RowFault
@@ -142,8 +143,7 @@ def _check_one_chat(
 
 
 def _is_plain_text(row: Mapping[str, Any]) -> bool:
-    others = ("query", "prompt", "instruction", "question", "problem", "input", *ANSWERS)
-    return row.get("text") is not None and all(row.get(name) is None for name in others)
+    return row.get("text") is not None and all(row.get(name) is None for name in (*ASKED, *ANSWERS))
 
 
 def _pair(
@@ -199,14 +199,10 @@ def _question(row: Mapping[str, Any], columns: Columns) -> str:
     texts = []
     for name in columns.questions:
         value = row[name]
-        if value is None:
-            continue
-        if not isinstance(value, str):
-            raise RowFault(
-                "schema", f"column {name} is {kind_of(value)}, not a text{not_a_text(name, value)}"
-            )
-        if not how_empty(value):
-            texts.append(value)
+        if value is not None:
+            _check_kind(name, value)
+            if not how_empty(value):
+                texts.append(value)
     if not texts:
         are = "is" if len(columns.questions) == 1 else "are"
         raise RowFault("empty_user", f"{' and '.join(columns.questions)} {are} empty")
@@ -217,11 +213,15 @@ def _text_of(row: Mapping[str, Any], name: str, reason: str) -> str:
     value = row[name]
     if value is None:
         raise RowFault(reason, f"column {name} is null")
-    if not isinstance(value, str):
-        raise RowFault("schema", f"column {name} is {kind_of(value)}, not a text{not_a_text(name, value)}")
+    _check_kind(name, value)
     if empty := how_empty(value):
         raise RowFault(reason, f"column {name} is {empty}")
-    return value
+    return str(value)
+
+
+def _check_kind(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise RowFault("schema", f"column {name} is {kind_of(value)}, not a text{not_a_text(name, value)}")
 
 
 def _history(value: Any) -> list[Message]:

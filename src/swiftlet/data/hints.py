@@ -1,51 +1,30 @@
-"""The flag to type where a row has no column of ours: what its columns most likely are, by their names and values."""
+"""The flag to type where a row has no column of ours, as its columns most likely are (`guesses.py`)."""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
-Row = Mapping[str, Any]
+from swiftlet.data.guesses import (
+    TAKEN,
+    Row,
+    are_turns,
+    first_text,
+    guess,
+    guesses,
+    has_role,
+    longest_first,
+    meaning,
+    other_texts,
+)
 
 TURNS = (("role", "content"), ("from", "value"), ("role", "text"))  # the keys of a turn
-TAKEN = ("system", "system_prompt", "history")
 NUM_NAMES, LONGEST_NAME = 12, 40
 _PLAIN_WORD = re.compile(r"[\w.=-]+")
 
-# parts of column names, in the order in which they are tried, and what such a column most likely is
-GUESSES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("system", ("system", "meta_instruction", "系统")),
-    (
-        "response",
-        ("answer", "resp", "reply", "output", "completion", "assistant", "bot", "target", "solution")
-        + ("generation", "generated", "summary"),
-    ),
-    ("response", ("回答", "答案", "回复", "输出", "解答", "答")),
-    ("query", ("question", "query", "prompt", "instruction", "user", "human", "input", "problem", "ask")),
-    ("query", ("问题", "提问", "指令", "输入", "用户", "题", "问")),
-    ("messages", ("messages", "dialog", "chat", "conversation", "turns", "对话")),
-    ("text", ("text", "content", "body", "document", "正文", "文本", "内容")),
-)
-# names too short to be looked for in others
-SHORT = {
-    "q": "query",
-    "src": "query",
-    "a": "response",
-    "ans": "response",
-    "tgt": "response",
-    "code": "response",
-}
-LABELS = ("label", "labels", "标签")  # a class, or an answer that an annotator wrote
-# what ends the names of columns about a text that is elsewhere: user_id, response_source
-_ABOUT = re.compile(
-    r"(?:^|[ _-])(?:u?id|ids|uuid|idx|index|hash|source|type|model|name|lang|language|len|length|category|domain|date"
-    r"|time|timestamp|url|file|path|tags?|task|split|kind|license|difficulty|level|status|state|topic|role)$"
-)
-_THOUGHT = re.compile(r"reason|think|thought|rationale|(?:^|[ _-])cot(?:$|[ _-])|思考|推理")
 # parts of the names of what a task is done on, beside the column of the task
 INPUTS = ("input", "输入")
 ORDERS = ("instruction", "指令")
@@ -84,36 +63,36 @@ def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
         return f"name it with {' '.join([flag(turns, 'query' if answers else 'messages'), *system])}"
     question = None if questions else guess(row, "query")
     found = [] if answers else longest_first(row, guesses(row, "response"))
-    if not (questions or answers or question or found) and (inside := _whole_row_inside(row)):
-        return inside
     text = next((name for name in guesses(row, "text") if name in other_texts(row, ())), None)
     rest = other_texts(row, (*questions, *answers, question or "", *found))
-    answer = found[0] if found else None
-    if not (questions or answers or question or answer):
+    if not (questions or answers or question or found):
+        if inside := _whole_row_inside(row):
+            return inside
         if len(rest) == 2:  # which of them is the question, only their order says
-            question, answer = rest
+            question, *found = rest
         elif text is not None:
             return f"name it with {flag(text, 'text')}"
     elif not (questions or question):
         question = _alone(text, rest)
-    outside: dict[str, str] = {}  # what stands inside a list or an object, to be put under our name
-    if not (questions or question):
-        outside |= _inside(row, "query")
-    if not (answers or answer):
+    has_question = bool(questions or question)
+    # what stands inside a list or an object, to be put under our name
+    outside = {} if has_question else _inside(row, "query")
+    if not (answers or found):
         outside |= _inside(row, "response")
-        answer = _alone(text, rest) if (questions or question) and not outside else None
-    if not (answer or outside) and {"query", "question"} <= {*questions}:
+        alone = _alone(text, rest) if has_question and not outside else None
+        found = [alone] if alone else []
+    if not (found or outside) and {"query", "question"} <= {*questions}:
         both = f"{flag('question', 'query')} {flag('query', 'response')}"
         return f"where query is the answer, such as one in SQL, name both with {both}"
-    if not (questions or answers or question or answer or outside) and (split := _turns_of_texts(row)):
+    if not (has_question or answers or found or outside) and (split := _turns_of_texts(row)):
         return split
     flags = system
     if not (questions or "query" in outside):
         flags = [*_question_flags(row, question or "COLUMN"), *flags]
     if not (answers or "response" in outside):
-        flags = [*flags, flag(answer or "COLUMN", "response")]
+        flags = [*flags, flag(found[0] if found else "COLUMN", "response")]
     choices = [flag(name, "response") for name in found[1:]]
-    if text is not None and text in (question, answer):
+    if text is not None and text in (question, *found[:1]):
         choices.append(f"train on one column alone with {flag(text, 'text')}")
     if "response" in answers and first_text(row, TAKEN) is None:
         choices.append(f"train on each answer alone with {flag('response', 'text')}")
@@ -142,7 +121,7 @@ def _whole_row_inside(row: Row) -> str | None:
 def _inside(row: Row, ours: str) -> dict[str, str]:
     """Return where in a list or an object the first text of ours stands, by our name."""
     for name, value in row.items():
-        if _meaning(name) == ours and isinstance(value, (list, dict)) and (path := _path(value)) is not None:
+        if meaning(name) == ours and isinstance(value, (list, dict)) and (path := _path(value)) is not None:
             return {ours: _key(name) + path}
     return {}
 
@@ -151,13 +130,13 @@ def _path(value: Any) -> str | None:
     """Return where the first text of a list or an object stands, for jq."""
     if isinstance(value, str):
         return ""
-    if are_turns(value) and len(value) > 1 and _has_role(value[0]):
+    if are_turns(value) and len(value) > 1 and has_role(value[0]):
         return ""  # turns are a question as they are
     if isinstance(value, list) and value:
         path = _path(value[0])
         return None if path is None else f"[0]{path}"
     if isinstance(value, dict):
-        meant = [key for key in value if _meaning(key) in ("text", "response") or key == "value"]
+        meant = [key for key in value if meaning(key) in ("text", "response") or key == "value"]
         for key in meant or value if len(value) == 1 else meant:
             if (path := _path(value[key])) is not None:
                 return _key(key) + path
@@ -215,76 +194,10 @@ def _question_flags(row: Row, question: str) -> list[str]:
     return [flag(question, "query")]
 
 
-def guess(row: Row, ours: str) -> str | None:
-    """Return the column of the row that most likely is ours, by its name and what it holds."""
-    return next(iter(guesses(row, ours)), None)
-
-
-def guesses(row: Row, ours: str) -> list[str]:
-    """Return all such columns, in their order."""
-    found = []
-    for name, value in row.items():
-        is_kind = are_turns(value) if ours == "messages" else isinstance(value, str)
-        is_meant = _meaning(name) == ours or (ours == "messages" and is_kind and _has_role(value[0]))
-        if is_kind and name not in TAKEN and is_meant:
-            found.append(name)
-    return found
-
-
-def other_texts(row: Row, known: Sequence[str]) -> list[str]:
-    """Return the columns beside the known ones that may be a question or an answer: not what is about them."""
-    return [
-        name
-        for name, value in row.items()
-        if isinstance(value, str)
-        and value.strip()
-        and name not in (*known, *TAKEN)
-        and _meaning(name) != "system"
-        and not _is_about(name)
-        and not _THOUGHT.search(name.lower())
-    ]
-
-
 def may_have_question(row: Row) -> bool:
     """Return whether a column may hold what a `response` answers: a text, turns, or either inside a list or object."""
     is_asked = any(guess(row, ours) is not None for ours in ("query", "messages"))
     return is_asked or bool(other_texts(row, ["response"]) or _inside(row, "query"))
-
-
-def first_text(row: Row, names: Sequence[str]) -> str | None:
-    """Return the first of the names under which the row has a text that says something."""
-    return next((name for name in names if isinstance(row.get(name), str) and row[name].strip()), None)
-
-
-def are_turns(value: Any) -> bool:
-    """Return whether a value is a list whose items can be the turns of a conversation."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-
-
-def _has_role(turn: Row) -> bool:
-    return "role" in turn or "from" in turn
-
-
-def longest_first(row: Row, names: Sequence[str]) -> list[str]:
-    """Return columns with the longest text first where it is far longer: a worked answer, beside its result."""
-    lengths = {name: len(row[name]) if isinstance(row[name], str) else 0 for name in names}
-    longest = max(names, key=lambda name: lengths[name] > 4 * lengths[names[0]], default="")
-    return sorted(names, key=lambda name: name != longest)
-
-
-def _is_about(name: str) -> bool:
-    return _ABOUT.search(name.lower()) is not None
-
-
-@lru_cache(maxsize=4096)  # a name is looked up in every row of a file
-def _meaning(name: str) -> str | None:
-    if _is_about(name):
-        return None
-    # "task" holds "ask" and names a kind of question; "context" holds "text"
-    lowered = name.lower().replace("task", "").replace("context", "")
-    return SHORT.get(lowered) or next(
-        (ours for ours, parts in GUESSES if any(part in lowered for part in parts)), None
-    )
 
 
 def flag(theirs: str, ours: str) -> str:

@@ -38,9 +38,9 @@ class _Task(NamedTuple):
 
 def load(batches: Batches, place: Place) -> LoadedStep:
     """Return the tensors of one step; cutting it may read its samples too."""
-    fault("data.next", step=place.epoch * batches.steps_per_epoch + place.step_in_epoch + 1)
+    fault("data.next", step=place.epoch * batches.schedule.steps_per_epoch + place.step_in_epoch + 1)
     step = batches.step(*place)
-    key = np.random.SeedSequence([batches.seed, step.epoch, step.step_in_epoch])
+    key = np.random.SeedSequence([batches.schedule.seed, step.epoch, step.step_in_epoch])
     seed = int(key.generate_state(1, np.uint64)[0])
     parts = (collate(batches.store, samples, shares=True) for samples in step.micro_batches)
     return LoadedStep(step, [part._replace(mask_seed=seed) for part in parts])

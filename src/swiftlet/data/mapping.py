@@ -14,11 +14,11 @@ from swiftlet.data.columns import (
     PARTS,
     QUESTIONS,
     SPEAKERS,
-    SYSTEMS,
     TURN_KEYS,
     holds_something,
 )
-from swiftlet.data.hints import Row, shown
+from swiftlet.data.guesses import SYSTEMS, Row
+from swiftlet.data.hints import shown
 from swiftlet.data.reasons import RowFault
 from swiftlet.errors import UsageError, suggest
 

@@ -39,8 +39,7 @@ class Split:
     """The rows of a store in two parts, without a list of all of them in memory.
 
     Args:
-        num_rows: rows of the store, the first ones of which belong to --dataset, the others to --val_dataset.
-        num_dataset_rows: how many belong to --dataset.
+        num_dataset_rows: how many, the first ones, belong to --dataset; the others belong to --val_dataset.
     """
 
     def __init__(self, folder: Path, *, num_dataset_rows: int, ratio: float, seed: int) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from swiftlet.data.batching import cut, epoch_order, pad_cuts, rows_of_step, share
+from swiftlet.data.cutting import Schedule, epoch_order
 
 NEAR = 0.99  # a search ends at this share of what is possible
 MOST_STEPS = 256  # that a search cuts
@@ -17,33 +17,10 @@ MOST_ROWS, MOST_EPOCHS = 2**23, 256
 
 
 class Largest(NamedTuple):
-    """The largest micro-batch of a run (within 1 %): its samples, its tokens, and the step that has it, from 1."""
+    """The largest micro-batch of a run (within 1 %): its samples and its tokens."""
 
     samples: list[int]
     num_tokens: int
-    step: int
-
-
-class Schedule(NamedTuple):
-    """What decides which samples meet in a micro-batch."""
-
-    seed: int
-    step_size: int
-    steps_per_epoch: int
-    num_steps: int
-    token_budget: int
-    world_size: int = 1
-
-    def rows(self, num_samples: int, step: int) -> np.ndarray:
-        """Return the samples of a step, counted from 0 over the whole run."""
-        epoch, number = divmod(step, self.steps_per_epoch)
-        order = epoch_order(num_samples, self.seed, epoch)
-        return rows_of_step(order, number, self.step_size, self.steps_per_epoch)
-
-    def cuts(self, lengths: np.ndarray, rows: np.ndarray) -> list[list[list[int]]]:
-        """Return the micro-batches of each rank for the samples of a step."""
-        shares = share(rows.tolist(), lengths, self.world_size)
-        return pad_cuts([cut(part, lengths, self.token_budget) for part in shares])
 
 
 def spread(num_rows: int, mean: float, std: float, least: int, most: int) -> np.ndarray:
@@ -94,7 +71,7 @@ def largest_micro_batch(lengths: np.ndarray, schedule: Schedule) -> Largest:
         bounds.append(np.minimum(fair, np.maximum(longest, schedule.token_budget)))
         longests.append(longest)
     bound, longest = (np.concatenate(parts)[: schedule.num_steps] for parts in (bounds, longests))
-    best = Largest([], 0, 0)
+    best = Largest([], 0)
     for step in (longest.argmax(), *np.argsort(-bound, kind="stable")[:MOST_STEPS]):
         if best.num_tokens >= NEAR * bound[step]:
             break
@@ -103,7 +80,7 @@ def largest_micro_batch(lengths: np.ndarray, schedule: Schedule) -> Largest:
             for samples in micro_batches:
                 tokens = int(sizes[samples].sum()) if samples else 0
                 if tokens > best.num_tokens:
-                    best = Largest(samples, tokens, int(step) + 1)
+                    best = Largest(samples, tokens)
     return best
 
 

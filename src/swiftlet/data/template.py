@@ -69,11 +69,6 @@ class Template:
         parts += [self.printed_date] if self.printed_date else []
         return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
-    @property
-    def bos_token_id(self) -> int | None:
-        """The token that begins a text, None where the tokenizer has none."""
-        return self.tokenizer.bos_id
-
     @cached_property
     def stop_token_ids(self) -> list[int]:
         """The tokens that end an answer: the template's end markers, a header that follows it without one, and EOS."""
@@ -150,10 +145,6 @@ class Template:
             TemplateError: as `encode`.
         """
         return self._finders[bool(tools)].find(messages, tools)
-
-    def show(self, encoded: Encoded) -> str:
-        """Return the decoded text of a sample, what is not trained on in brackets."""
-        return self.show_ids(encoded.input_ids, encoded.labels)
 
     def show_ids(self, input_ids: Sequence[int], labels: Sequence[int]) -> str:
         """Return the decoded text of token ids, those without a label in brackets."""

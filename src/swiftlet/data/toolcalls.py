@@ -106,13 +106,10 @@ def _call(call: Any, what: str) -> dict[str, Any]:
 def _arguments(value: Any, what: str) -> Any:
     if value is None:
         return {}
-    if not isinstance(value, str):
-        return value
-    reader = JsonReader()
     try:
-        read = reader.read(value)
-    except (ValueError, RecursionError):
-        return value
-    if fault := reader.fault():
-        raise RowFault("repeated_key", f"{what}: {fault}")
+        read = parsed(value, what)
+    except RowFault as fault:
+        if fault.reason == "repeated_key":
+            raise
+        return value  # a text that is no JSON is the argument itself
     return read if isinstance(read, dict) else value

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from swiftlet.device.kernels import AttentionRules, PackedAttention
+from swiftlet.device.kernels import AttentionRules, PackedAttention, rms_norm
 from swiftlet.models.arena import empty_like
 from swiftlet.models.attention import segment_attention
 from swiftlet.models.decoder_config import ARCHITECTURES, DecoderConfig, Rope
@@ -105,9 +105,7 @@ class RMSNorm(nn.Module):
         self.variance_epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * wide.to(x.dtype)
+        return rms_norm(x, self.weight, self.variance_epsilon)
 
 
 def project(x: Tensor, layers: Sequence[nn.Module]) -> list[Tensor]:

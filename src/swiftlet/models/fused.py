@@ -57,7 +57,10 @@ def apply_fused(
         counts["rotary"] = apply_rotary(model, rotary)
     for module in model.modules():
         if _is_norm(module):
-            name, forwards = "rms_norm", [norm_forward(norm, again), shifted_norm_forward(norm, again)]
+            name, forwards = (
+                "rms_norm",
+                [norm_forward(norm, again, is_shifted) for is_shifted in (False, True)],
+            )
         elif _is_mlp(module):
             name, forwards = "swiglu", [mlp_forward(swiglu, again)]
         else:
@@ -71,31 +74,20 @@ def apply_fused(
     return counts
 
 
-def norm_forward(norm: Callable[..., Tensor], again: Recompute) -> Callable[..., Tensor]:
-    """Return the forward of an RMS norm that uses `norm`."""
+def norm_forward(norm: Callable[..., Tensor], again: Recompute, is_shifted: bool) -> Callable[..., Tensor]:
+    """Return the forward of an RMS norm that uses `norm`; the backward pass makes it again where it would need x.
+
+    Args:
+        is_shifted: its factor is 1 + weight, as in Gemma.
+    """
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return _normed(norm, hidden_states, self.weight, _epsilon(self), again)
+        weight_H, epsilon = 1 + self.weight.float() if is_shifted else self.weight, _epsilon(self)
+        if norm is rms_norm and keeps_output(hidden_states, weight_H):
+            return norm(hidden_states, weight_H, epsilon)
+        return _offered(again, lambda x: norm(x, weight_H, epsilon), hidden_states)
 
     return forward
-
-
-def shifted_norm_forward(norm: Callable[..., Tensor], again: Recompute) -> Callable[..., Tensor]:
-    """Return the forward of an RMS norm whose factor is 1 + weight, as in Gemma."""
-
-    def forward(self: Any, hidden_states: Tensor) -> Tensor:
-        return _normed(norm, hidden_states, 1 + self.weight.float(), _epsilon(self), again)
-
-    return forward
-
-
-def _normed(
-    norm: Callable[..., Tensor], x: Tensor, weight_H: Tensor, epsilon: float, again: Recompute
-) -> Tensor:
-    """Return the normalised x; the backward pass makes it again where it would need x as well."""
-    if norm is rms_norm and keeps_output(x, weight_H):
-        return norm(x, weight_H, epsilon)
-    return _offered(again, lambda x: norm(x, weight_H, epsilon), x)
 
 
 def _offered(again: Recompute, compute: Callable[..., Tensor], *inputs: Tensor) -> Tensor:

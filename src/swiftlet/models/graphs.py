@@ -18,12 +18,13 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from swiftlet.device.kernels import DeviceBoundaries
+from swiftlet.device.spec import Capture
 from swiftlet.device.transfer import send
 from swiftlet.errors import first_line
 from swiftlet.models.rounding import Tokens
@@ -34,15 +35,6 @@ LEAST_ROUNDING, SAMPLES = 64, 16
 TOLERANCE = (
     2e-2  # of the gradient's length; operators that add in any order differ by less, a wrong mask by more
 )
-
-
-class Losses(Protocol):
-    """Sums over the trained tokens of a micro-batch, as scalars on the device."""
-
-    @property
-    def loss_sum(self) -> Tensor: ...
-    @property
-    def num_correct(self) -> Tensor: ...
 
 
 class Shape(NamedTuple):
@@ -146,7 +138,7 @@ class Graphs:
     """The recordings of a model's training passes.
 
     Args:
-        run: the losses of a pass, with a gradient.
+        run: the summed loss of a pass, with a gradient, and the number of correct predictions.
         capture: the device's recorder: takes down some work without doing it; returns what does it and what it gives.
         parameters: those that are trained, of one type and device.
         log: gets a line where nothing is recorded any more.
@@ -154,8 +146,8 @@ class Graphs:
 
     def __init__(
         self,
-        run: Callable[[Pass], Losses],
-        capture: Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]],
+        run: Callable[[Pass], tuple[Tensor, Tensor]],
+        capture: Capture,
         parameters: Sequence[Tensor],
         log: Callable[[str], object] = lambda message: None,
     ) -> None:
@@ -190,8 +182,7 @@ class Graphs:
         if recording is None:
             if is_known:
                 self._record(shape, reads)
-            found = self.run(reads)
-            return found.loss_sum, found.num_correct
+            return self.run(reads)
         self.num_passes += 1
         if shape not in self._trusted:
             loss_sum, num_correct = self._try(shape, reads, recording)
@@ -206,11 +197,11 @@ class Graphs:
 
     def _work(self, reads: Pass) -> tuple[Tensor, Tensor]:
         """Make a pass forward and backward; leave its gradient in `gradient`."""
-        found = self.run(reads)
+        loss_sum, num_correct = self.run(reads)
         torch._foreach_copy_(
-            self.shared(self.gradient), torch.autograd.grad(found.loss_sum, tuple(self.parameters))
+            self.shared(self.gradient), torch.autograd.grad(loss_sum, tuple(self.parameters))
         )
-        return found.loss_sum.detach(), found.num_correct
+        return loss_sum.detach(), num_correct
 
     def _record(self, shape: Shape, reads: Pass) -> None:
         try:

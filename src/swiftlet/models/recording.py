@@ -10,10 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from swiftlet.device.kernels import DeviceAttention
-from swiftlet.models.causal import CausalLM, TokenLosses
+from swiftlet.device.spec import Capture
+from swiftlet.models.causal import CausalLM
 from swiftlet.models.cross_entropy import is_plain, linear_cross_entropy
 from swiftlet.models.decoder import Backbone
 from swiftlet.models.dropout import active_p
@@ -47,7 +48,7 @@ def obstacle(causal: CausalLM) -> str | None:
 
 def record_passes(
     causal: CausalLM,
-    capture: Callable[[Callable[[], Any]], tuple[Callable[[], None], Any]],
+    capture: Capture,
     log: Callable[[str], object] = lambda message: None,
 ) -> None:
     """Let the training passes of a model be recorded and played; it must have no `obstacle`."""
@@ -55,12 +56,11 @@ def record_passes(
     causal.graphs = Graphs(partial(pass_losses, causal), capture, trained, log)
 
 
-def pass_losses(causal: CausalLM, reads: Pass) -> TokenLosses:
-    """Return the losses of a pass, whose tensors are read again when it is played."""
+def pass_losses(causal: CausalLM, reads: Pass) -> tuple[Tensor, Tensor]:
+    """Return what `linear_cross_entropy` does of a pass, whose tensors are read again when it is played."""
     samples = PackedInputs(reads.input_ids_T, reads.position_ids_T, reads.boundaries, causal.attention)
     causal.keys.begin(reads.input_ids_T, reads.position_ids_T, reads.seed, None, reads.wanted_W)
     causal.copies.begin()
     hidden_WH = causal.wanted_states(samples, reads.wanted_W)
     assert causal.head is not None
-    loss_sum, num_correct = linear_cross_entropy(hidden_WH, reads.targets_W, causal.head, reads.counted_W)
-    return TokenLosses(loss_sum, num_correct, len(reads.wanted_W))
+    return linear_cross_entropy(hidden_WH, reads.targets_W, causal.head, reads.counted_W)

@@ -106,13 +106,15 @@ def host_card(memory_gib: float, measured: Mapping[str, Any] | None = None) -> C
         HOST, memory_gib, 0.0, 0.35, 0.02, 0.1, 10.0, 2.0, 1.0, 8.0, 10.0, True,
         "memory: this machine", is_host=True,
     )  # fmt: skip
-    if measured:
-        return with_measured(card, measured)
-    return replace(card, sources=f"{card.sources}; rates: guesses, swift plan --calibrate measures them")
+    if not measured:
+        card = replace(card, sources=f"{card.sources}; rates: guesses, swift plan --calibrate measures them")
+    return with_measured(card, measured)
 
 
-def with_measured(card: Card, measured: Mapping[str, Any]) -> Card:
-    """Return the card with what was measured on this machine in the place of its table's figures."""
+def with_measured(card: Card, measured: Mapping[str, Any] | None) -> Card:
+    """Return the card with what was measured on this machine, if anything, in the place of its table's figures."""
+    if not measured:
+        return card
     rates = tuple((int(rows), float(rate)) for rows, rate in measured["matrix_gflops"])
     return replace(
         card,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from swiftlet import heartbeat
-from swiftlet.data.batching import Samples, collate, cut
+from swiftlet.data.batching import Samples, collate
+from swiftlet.data.cutting import cut
 from swiftlet.errors import DataError, UsageError
 from swiftlet.faults import fault
 from swiftlet.parallel.world import World
