@@ -26,7 +26,7 @@ class _RoomyLayer(DynamicLayer):
 
     def __init__(self) -> None:
         super().__init__()
-        self._rooms: tuple[Tensor, Tensor] | None = None
+        self.rooms: tuple[Tensor, Tensor] | None = None
         self._written: Tensor | None = None  # the keys as they were left here
 
     def update(
@@ -36,14 +36,14 @@ class _RoomyLayer(DynamicLayer):
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
-        if self._rooms is None or self.keys is not self._written or self._rooms[0].shape[-2] < end:
-            self._rooms = (
+        if self.rooms is None or self.keys is not self._written or self.rooms[0].shape[-2] < end:
+            self.rooms = (
                 _with_room(self.keys, key_states, start, end),
                 _with_room(self.values, value_states, start, end),
             )
-        for room_BHTD, states_BHTD in zip(self._rooms, (key_states, value_states), strict=True):
+        for room_BHTD, states_BHTD in zip(self.rooms, (key_states, value_states), strict=True):
             room_BHTD[:, :, start:end] = states_BHTD
-        self.keys, self.values = (room_BHTD[:, :, :end] for room_BHTD in self._rooms)
+        self.keys, self.values = (room_BHTD[:, :, :end] for room_BHTD in self.rooms)
         self._written = self.keys
         return self.keys, self.values
 
@@ -98,6 +98,8 @@ def join(cache: DynamicCache, other: DynamicCache) -> None:
 
 def _put(layer: Any, keys_BHTD: Tensor, values_BHTD: Tensor, length: int) -> None:
     layer.keys, layer.values = keys_BHTD, values_BHTD
+    if isinstance(layer, _RoomyLayer):
+        layer.rooms = None  # what was kept there is not held beside its copy
     if isinstance(layer, DynamicSlidingWindowLayer):
         layer.cumulative_length = length
 

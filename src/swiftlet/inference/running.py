@@ -37,6 +37,10 @@ class _Row:
         return [*self.prompt, *self.answer]
 
     @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.answer)
+
+    @property
     def left(self) -> int:
         """Tokens that the answer may still get."""
         return 0 if self.has_ended else self.room - len(self.answer)
@@ -76,9 +80,8 @@ class Running:
         self.joins = joins
         self.streamer = streamer
         self.going: list[_Row] = []
-        self.cache: dict[
-            str, Any
-        ] = {}  # empty for a model whose rows cannot leave: each pass reads all again
+        # Empty for a model whose rows cannot leave: each pass reads all again.
+        self.cache: dict[str, Any] = {}
 
     def answers(self) -> Iterator[tuple[int, list[int]]]:
         """Yield (index, the ids of its answer) as they end."""
@@ -122,7 +125,7 @@ class Running:
 
         generator = self.generator
         device = next(generator.model.parameters()).device
-        longest = max(len(row.ids) for row in rows)
+        longest = max(row.length for row in rows)
         others = generator.other_ends([longest - len(row.answer) for row in rows])
         ended = Ended(torch.tensor(generator.stop_token_ids, device=device), others, enough)
         output_BT = generator.model.generate(
@@ -146,7 +149,7 @@ class Running:
         ended = [(row.index, self.generator.until_end(row.answer)) for row in rows if not row.left]
         going = [rows[at] for at in staying]
         if going and ended:
-            cut = max(len(row.ids) for row in rows) - max(len(row.ids) for row in going)
+            cut = max(row.length for row in rows) - max(row.length for row in going)
             for kept in cache.values():
                 leave(kept, staying, cut)
         return ended, going
