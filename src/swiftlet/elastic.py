@@ -27,9 +27,8 @@ LOG_FOLDER = "PET_LOG_DIR"  # read by torchrun, which never removes the one that
 def main(argv: Sequence[str] | None = None) -> int:
     """Run torchrun's command line; return 0, or 1 when a process of the run failed, or 128 + a signal."""
     end_with_parent()
-    for (
-        number
-    ) in NOTICES:  # a scheduler that tells every process means the watchdog; ignored, ranks would not hear it
+    # A scheduler that tells every process means the watchdog; were they ignored, ranks would not hear them either.
+    for number in NOTICES:
         signal.signal(number, lambda *_: None)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

@@ -2,10 +2,9 @@
 
 Off and free unless `SWIFTLET_HEARTBEAT_DIR` is set, which the launcher does. A rank writes where it is (phase and
 step) to `rank-N.json`, its last words to `rank-N.end.json`, and on SIGURG the stacks of its threads to
-`rank-N.stacks` (by a C handler, so a rank that holds the interpreter lock answers too; where
-nobody answers yet, the kernel ignores this signal). Times are of the machine's
-monotonic clock, which all its processes share: setting the date does not make a rank look silent. A folder that takes
-no files costs the watch, never the run.
+`rank-N.stacks` (by a C handler, so a rank that holds the interpreter lock answers too; where nobody answers yet, the
+kernel ignores this signal). Times are of the machine's monotonic clock, which all its processes share: setting the date
+does not make a rank look silent. A folder that takes no files costs the watch, never the run.
 """
 
 from __future__ import annotations
