@@ -52,8 +52,13 @@ OWN = frozenset(
     "ArithmeticError AssertionError AttributeError EOFError FileExistsError FileNotFoundError FloatingPointError "
     "ImportError IndentationError IndexError IsADirectoryError JSONDecodeError KeyError ModuleNotFoundError NameError "
     "NotADirectoryError NotImplementedError OverflowError PermissionError RecursionError SyntaxError TypeError "
-    "UnboundLocalError UnicodeDecodeError UnicodeEncodeError ValueError ZeroDivisionError".split()
+    "UnboundLocalError UnicodeDecodeError UnicodeEncodeError ValueError ZeroDivisionError "
+    # and libraries for what they are given: settings, templates, names and files of a hub
+    "ComposerError ConfigAttributeError ConfigKeyError ConstructorError EntryNotFoundError GatedRepoError "
+    "HFValidationError ParserError RepositoryNotFoundError RevisionNotFoundError SafetensorError ScannerError "
+    "TemplateError TemplateSyntaxError UndefinedError ValidationError".split()
 )
+FILES = "OSError"  # of the program where a traceback shows its line
 FOLLOWS = {"ChildFailedError", "SystemExit"}  # another process failed, and says so itself
 OTHER_ENDED = "EOFError"  # without words: the process at the other end of a pipe is gone
 # Torch raises it for a wrong call, and as often to tell that something elsewhere failed.
@@ -112,6 +117,7 @@ def find_raised(lines: Sequence[Line], words: Mapping[str, re.Pattern[str]]) -> 
         if begin and IGNORED.search(lines[begin - 1].text):
             continue
         is_own, is_open = hit["name"] in OWN and hit["text"] != OTHER_ENDED, False
+        is_own |= hit["name"] == FILES and where is not None
         if hit["name"] == RUNTIME:
             code = _code(lines, at, words["code"])
             is_open = not (code and words["class"].search(code))
