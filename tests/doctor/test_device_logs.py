@@ -62,6 +62,13 @@ def cause_of(text):
         ),
         (".: gethostbyname failed, node-7 (errno 1)", "system.host_name"),
         ("main.o: in function `main': undefined reference to `aclrtGetVersion'", "env.symbol_cann"),
+        (
+            "[ERROR] TSCH(-1,null): bs_done_exception_proc_timeout: slot_id=1, fault_task=0.",
+            "operator.timeout",
+        ),
+        ("rtModelExecute execute failed, reason=[aicpu timeout][FUNC:f]", "operator.aicpu"),
+        ("[ERROR] TEFUSION(7,atc): InitPyLogger Failed to import te.platform.log_util", "env.tbe"),
+        ("[ERROR] TEFUSION(7,python): InitCannKB call CannKbInit failed. res = [3].", "env.compiler_start"),
         ("E10016: Opname [x] in [--input_shape] is not found in the model.", "code.E10016"),
         ("E19999: Inner Error!", "unknown"),
         ("[ERROR] RUNTIME(7,python): event wait timeout occurred during task execution", "unknown"),
@@ -144,3 +151,14 @@ def test_a_mistake_of_the_program_is_its_own_also_with_tensors_of_an_npu(error):
 
 def test_an_error_of_a_file_without_a_traceback_is_only_known():
     assert cause_of("OSError: handle is closed") == "unknown"
+
+
+def test_an_error_of_a_file_yields_to_what_its_rank_said_before():
+    waited = "[rank0]: EI0002: The wait execution of the Notify register times out: remote rank [1]."
+    text = f"{waited}\nTraceback (most recent call last):\n{FRAME}OSError: [Errno 5] Input/output error"
+    text = text.replace("\n", "\n[rank0]: ")
+    assert cause_of(text) == "collective.waited" and cause_of(text.partition("\n")[2]) == "program.exception"
+
+
+def test_pieces_of_a_traceback_before_further_steps_are_no_failure():
+    assert look_at(explained(f"[rank0]:{FRAME}[rank0]: {{'loss': 0.9}}"), "en") == ""

@@ -78,7 +78,9 @@ class Raised(NamedTuple):
     at: int
     name: str
     is_own: bool
-    is_open: bool = False  # own by its words only: a RuntimeError may refer to what is told elsewhere
+    is_open: bool = (
+        False  # own by its words only: a RuntimeError or OSError may follow from what is told elsewhere
+    )
 
     @property
     def is_crash(self) -> bool:
@@ -116,8 +118,8 @@ def find_raised(lines: Sequence[Line], words: Mapping[str, re.Pattern[str]]) -> 
         where, begin = _above(tracebacks.get(line.who), at)
         if begin and IGNORED.search(lines[begin - 1].text):
             continue
-        is_own, is_open = hit["name"] in OWN and hit["text"] != OTHER_ENDED, False
-        is_own |= hit["name"] == FILES and where is not None
+        is_open = hit["name"] == FILES
+        is_own = hit["name"] in OWN and hit["text"] != OTHER_ENDED or is_open and where is not None
         if hit["name"] == RUNTIME:
             code = _code(lines, at, words["code"])
             is_open = not (code and words["class"].search(code))

@@ -68,7 +68,8 @@ class Text:
     def first_error(self) -> int | None:
         """Return the place of the first line that says that it is an error, else of a piece of a traceback."""
         errors = (at for at, line in enumerate(self.lines) if line.level == ERROR)
-        frames = (at for at, line in enumerate(self.lines) if FRAME.search(line.text))
+        ended = ((at, line) for at, line in enumerate(self.lines) if not line.is_survived)
+        frames = (at for at, line in ended if FRAME.search(line.text))
         return next(errors, next(frames, None))
 
     def excerpt(self, at: int | None) -> list[Line]:
