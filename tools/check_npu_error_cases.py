@@ -87,6 +87,8 @@ MEANS = {
     "collective.env": r"HCCL_\w+|environment variable",
     "collective.tls": r"tls",
     "collective.ranktable": r"rank ?table",
+    "collective.certificate": r"certificate|tls|clock",
+    "collective.p2p": r"p2p|connect|link|time",
     "collective.version": r"version",
     "collective.left_over": r"HCCP|leftover|last training|still running|already in use",
     "collective.unequal": r"differ|inconsisten|unequal|mismatch|count",

@@ -152,6 +152,22 @@ def test_a_card_with_a_health_that_is_not_known_keeps_its_row(health, read):
     assert not info.is_partial
 
 
+def test_colours_and_quotes_and_spaces_of_a_web_page_change_nothing():
+    text = info_text([card_lines(0), card_lines(1)], [(1, 4711, "python", 20480)])
+    coloured = "\x1b[H\x1b[2J" + text.replace("| 1 ", "\x1b[1m| 1 ")
+    quoted = "\n".join(f"> > {line}" for line in text.splitlines())
+    for other in (coloured, quoted, text.replace(" ", "\u00a0")):
+        assert is_info(other) and parse_info(other) == parse_info(text)
+
+
+def test_of_repeated_outputs_the_last_whole_one_counts():
+    earlier = info_text([card_lines(0), card_lines(1)], [(1, 4711, "python", 20480)])
+    later = info_text([card_lines(0, used=60318), card_lines(1)], [(0, 4712, "python", 57000)])
+    assert parse_info(f"Every 1.0s: npu-smi info\n\n{earlier}\n{later}") == parse_info(later)
+    assert parse_info(earlier + later[: len(later) // 2]) == parse_info(earlier)
+    assert parse_info(earlier[: len(earlier) // 2]).is_partial
+
+
 def test_windows_line_ends_and_a_prompt_change_nothing():
     text = info_text([card_lines(0), card_lines(1)])
     noisy = "root@host:~# npu-smi info\n" + text.replace("\n", "\r\n")

@@ -6,6 +6,7 @@ A card has two lines in the table: the first with its name and health, the secon
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ BUS = re.compile(r"[0-9A-Fa-f]{4,}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]")
 PAIR = re.compile(r"(\d+|NA|-)\s*/\s*(\d+|NA|-)")
 IDLE = re.compile(r"No running processes found in NPU\s*(\d+)", re.IGNORECASE)
 LEAST_CELLS = 3  # of a row of cards
+# What a terminal, a web page or a mail adds to a line.
+COLOUR, QUOTED = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]"), re.compile(r"^(?:\s*>)+", re.MULTILINE)
 UNIT = re.compile(r"Process memory\s*\((\w+)\)", re.IGNORECASE)
 
 
@@ -151,17 +154,36 @@ def _read_process(cells: list[str]) -> Process | None:
     return Process(npu, _whole(numbers[1]) if len(numbers) > 1 else None, pid, cells[2], memory)
 
 
+def _lines(text: str) -> list[str]:
+    """Return the lines as npu-smi printed them."""
+    text = QUOTED.sub("", COLOUR.sub("", text).replace("\u00a0", " "))
+    return [line.strip() for line in text.splitlines()]
+
+
 def is_info(text: str) -> bool:
     """Return whether the text holds a table of `npu-smi info`, or a part of one."""
-    return any(len(_cells(line)) >= 3 for line in text.splitlines() if line.lstrip().startswith("|"))
+    return any(len(_cells(line)) >= LEAST_CELLS for line in _lines(text) if line.startswith("|"))
 
 
 def parse_info(text: str) -> Info:
-    """Return the cards and processes of `npu-smi info`; what is cut off stays unknown."""
+    """Return the cards and processes of `npu-smi info`, of several outputs (watch) those of the last whole one.
+
+    What is cut off stays unknown.
+    """
+    outputs: list[list[str]] = [[]]
+    for line in _lines(text):
+        if VERSION.search(line) and line.startswith("|") and any(one.startswith("|") for one in outputs[-1]):
+            outputs.append([])
+        outputs[-1].append(line)
+    tables = [_parse(lines) for lines in outputs]
+    return next((table for table in reversed(tables) if not table.is_partial), tables[-1])
+
+
+def _parse(lines: Sequence[str]) -> Info:
+    """Return what the lines of one output say."""
     info = Info()
     columns, first, width = _Columns(), None, LEAST_CELLS
-    for line in text.splitlines():
-        line = line.strip()
+    for line in lines:
         if line == "...":
             info.is_partial = True
         if not line.startswith("|"):

@@ -52,8 +52,13 @@ OWN = frozenset(
     "ArithmeticError AssertionError AttributeError EOFError FileExistsError FileNotFoundError FloatingPointError "
     "ImportError IndentationError IndexError IsADirectoryError JSONDecodeError KeyError ModuleNotFoundError NameError "
     "NotADirectoryError NotImplementedError OverflowError PermissionError RecursionError SyntaxError TypeError "
-    "UnboundLocalError UnicodeDecodeError UnicodeEncodeError ValueError ZeroDivisionError".split()
+    "UnboundLocalError UnicodeDecodeError UnicodeEncodeError ValueError ZeroDivisionError "
+    # and libraries for what they are given: settings, templates, names and files of a hub
+    "ComposerError ConfigAttributeError ConfigKeyError ConstructorError EntryNotFoundError GatedRepoError "
+    "HFValidationError ParserError RepositoryNotFoundError RevisionNotFoundError SafetensorError ScannerError "
+    "TemplateError TemplateSyntaxError UndefinedError ValidationError".split()
 )
+FILES = "OSError"  # of the program where a traceback shows its line
 FOLLOWS = {"ChildFailedError", "SystemExit"}  # another process failed, and says so itself
 OTHER_ENDED = "EOFError"  # without words: the process at the other end of a pipe is gone
 # Torch raises it for a wrong call, and as often to tell that something elsewhere failed.
@@ -73,7 +78,9 @@ class Raised(NamedTuple):
     at: int
     name: str
     is_own: bool
-    is_open: bool = False  # own by its words only: a RuntimeError may refer to what is told elsewhere
+    is_open: bool = (
+        False  # own by its words only: a RuntimeError or OSError may follow from what is told elsewhere
+    )
 
     @property
     def is_crash(self) -> bool:
@@ -111,7 +118,8 @@ def find_raised(lines: Sequence[Line], words: Mapping[str, re.Pattern[str]]) -> 
         where, begin = _above(tracebacks.get(line.who), at)
         if begin and IGNORED.search(lines[begin - 1].text):
             continue
-        is_own, is_open = hit["name"] in OWN and hit["text"] != OTHER_ENDED, False
+        is_open = hit["name"] == FILES
+        is_own = hit["name"] in OWN and hit["text"] != OTHER_ENDED or is_open and where is not None
         if hit["name"] == RUNTIME:
             code = _code(lines, at, words["code"])
             is_open = not (code and words["class"].search(code))

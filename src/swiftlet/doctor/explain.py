@@ -77,7 +77,8 @@ class Explanation:
     blame: Blame = Blame()
     excerpt: list[Line] = field(default_factory=list)
     raised: Raised | None = None  # the first exception, where the cause is not shown
-    above: list[Line] = field(default_factory=list)  # of the same process, just above the excerpt
+    near: list[Line] = field(default_factory=list)  # of the same process, just below and above the excerpt
+    only_rank: str | None = None  # of all lines that say one
 
 
 def explain(lines: Sequence[Line], tables: Tables) -> Explanation:
@@ -100,9 +101,8 @@ def explain(lines: Sequence[Line], tables: Tables) -> Explanation:
     others = ranked[1:] if first else ranked
     quoted = next(iter(raised), None) if first is None else None
     at = first.at if first else symptoms[0].at if symptoms else quoted.at if quoted else text.first_error()
-    shown = text.lines[at : at + 3] if at is not None else []
-    excerpt = [line for line in shown if line.source == shown[0].source]
-    return Explanation(first, others, symptoms, who, excerpt, quoted, text.above(at) if at else [])
+    around = text.excerpt(at), quoted, text.near(at), text.only_rank
+    return Explanation(first, others, symptoms, who, *around)
 
 
 def _distinct(found: Sequence[Match]) -> list[Match]:

@@ -11,7 +11,8 @@ ERROR, PLAIN, WARNING, QUIET = range(4)
 
 # Time stamps, processes and names of loggers before the level; a token has one way to match, so this stays linear.
 HEAD = (
-    r"^\s*(?:[A-Z][a-z]{2} )?(?:\[[\d,]+\]<std(?:err|out)>:)?(?:\[(?:rank ?|default)\d+\]:? ?)?"
+    r"^\s*(?:(?:[^\s:\[]+:)?\d+:(?=\[))?"  # of grep -n
+    r"(?:[A-Z][a-z]{2} )?(?:\[[\d,]+\]<std(?:err|out)>:)?(?:\[(?:rank ?|default)\d+\]:? ?)?"
     r"(?:[^\s\d\[\]()|]*[\d\[\]()|]\S*\s+|-\s+|[A-Za-z_.-]+\s+(?=[|-]\s)|[A-Za-z_.]+:\s+(?=\[)|[A-Z]CCL\s+(?=INFO|TRACE)){0,8}?"
     r"(?:[\d:.,]+\](?=\[))?\W{0,3}"
 )
@@ -20,9 +21,10 @@ WORD = (
     r"(?:(?P<quiet>TRACE|DEBUG|INFO|EVENT|NOTICE)|(?P<warning>WARN(?:ING)?)|(?P<error>ERROR|CRITICAL|FATAL))"
     r"\b(?![=/])"
 )
-LETTER = r"(?P<letter>[DIWEF])(?:\d{4} \d\d:\d\d| ?\w+\.\w{1,4}:\d+)"
+LOWER = r"(?<=\[)(?P<lower>trace|debug|info|warn(?:ing)?|error|critical|fatal)(?=\])"  # of C++ loggers
+LETTER = r"(?P<letter>[DIWEF])(?:(?:20\d\d)?\d{4} \d\d:\d\d| ?\w+\.\w{1,4}:\d+)"
 WARNED = r"(?:[A-Z]\w*)?Warning(?=:)|W[A-Z1-9]\d{4}(?=[:\s(])"  # of Python, and a message code
-LEVEL = re.compile(f"(?:{HEAD}|{NAMED})(?:{WORD}|{LETTER}|{WARNED})")
+LEVEL = re.compile(f"(?:{HEAD}|{NAMED})(?:{WORD}|{LOWER}|{LETTER}|{WARNED})")
 # Records of fields: level=warning, and the same as JSON.
 FIELD = re.compile(
     r"^\s*(?:(?:(?:time|ts)=\S+ +)?level=|"
@@ -37,7 +39,7 @@ BEGINS_ERROR = re.compile(
 # One of these is in every head that says a level: they are found much faster than the whole.
 LEVEL_WORDS = (
     *("TRACE", "DEBUG", "INFO", "EVENT", "NOTICE", "WARN", "ERROR", "CRITICAL", "FATAL"),
-    *("Warning", "level"),
+    *("Warning", "level", "[trace]", "[debug]", "[info]", "[warn", "[error]", "[critical]", "[fatal]"),
 )
 LEVEL_LETTERS = re.compile(rf"{LETTER}|W[A-Z1-9]\d{{4}}")
 LETTERS = {"D": QUIET, "I": QUIET, "W": WARNING, "E": ERROR, "F": ERROR}
@@ -56,11 +58,16 @@ def level_of(text: str) -> int:
     if not any(word in head for word in LEVEL_WORDS) and not LEVEL_LETTERS.search(head):
         return _unsaid(text)
     record = FIELD.search(head) if "level" in head else None
-    found = WORD_ALONE.match(record["word"].upper()) if record else LEVEL.match(head)
+    found = LEVEL.match(head) if record is None else record
     if found is None:
         return _unsaid(text)
-    if not record and found["letter"]:
+    if record is None and found["letter"]:
         return LETTERS[found["letter"]]
+    lower = found["word"] if record else found["lower"]
+    if lower:
+        found = WORD_ALONE.match(lower.upper())
+        if found is None:
+            return _unsaid(text)
     return QUIET if found["quiet"] else ERROR if found["error"] else WARNING
 
 

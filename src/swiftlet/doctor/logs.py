@@ -43,7 +43,7 @@ CARRIED_RANK = re.compile(
 )
 RANK = re.compile(
     r"[Rr]ank(?:(?<=\[[Rr]ank) ?(\d+)\]|(?<=\bRank)ID:(\d+)|(?<=\brank)Id\[(\d+)|(?<=\bRank)\[(\d+)\]"
-    r"|(?<=\d\] rank)\[(\d+)\])"  # behind its role or device in HCCL's time-outs
+    r"|(?<=\brank):(\d+), rankSize\b|(?<=\d\] rank)\[(\d+)\])"  # behind its role or device in HCCL's time-outs
 )
 # A server's workers: one of several groups (DP, PP) is told from the same one of another group by all its names.
 WORKER = re.compile(r"(?:\b|Worker_)(?:TP(\d+)|((?:(?:DP|PP|PCP)\d+_)+TP\d+))(?:_[A-Z]+\d+)* pid")

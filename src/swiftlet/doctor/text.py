@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cache
-from itertools import accumulate
+from functools import cache, cached_property
+from itertools import accumulate, takewhile
 
 from swiftlet.doctor.levels import ERROR
 from swiftlet.doctor.logs import Line
@@ -33,7 +33,9 @@ OPTIONAL = re.compile(r".?[?*]\??|.?\{[^}]*\}\??|[+.^$]")
 VERBOSE = re.compile(r"\(\?[a-z]*x")  # there spaces and comments are no text
 WITHIN_LINE = re.compile(r"\[\^[^\]]*\\n[^\]]*\]|\\\\")  # all but a line break, and no escape
 ACROSS = re.compile(r"\\[nsWD]|\[\^|\(\?[a-z]*s")  # what a line break can be a part of
-NEAR = 12  # lines in which one failure tells its device before its cause
+NEAR = 12  # lines in which one failure tells its device before or after its cause
+SHOWN = 3  # lines of an excerpt
+FRAME = re.compile(r'^\W*(?:\[rank\d+\]:)?\s*File "[^"]+", line \d+')
 FEW = 8  # of so many lines one may have a pattern's words: more are faster looked at as a whole
 
 
@@ -57,14 +59,34 @@ class Text:
         """Return whether some line matches."""
         return any(pattern.search(self.joined, start, end) for start, end in self._where(pattern))
 
-    def first_error(self) -> int | None:
-        """Return the place of the first line that says of itself that it is an error."""
-        return next((at for at, line in enumerate(self.lines) if line.level == ERROR), None)
+    @cached_property
+    def only_rank(self) -> str | None:
+        """The rank of all lines that say one."""
+        ranks = {line.rank for line in self.lines} - {None}
+        return ranks.pop() if len(ranks) == 1 else None
 
-    def above(self, at: int) -> list[Line]:
-        """Return the lines of the same process that stand near above one, the nearest first."""
-        one, near = self.lines[at], self.lines[max(0, at - NEAR) : at]
-        return [line for line in near[::-1] if (line.who, line.process) == (one.who, one.process)]
+    def first_error(self) -> int | None:
+        """Return the place of the first line that says that it is an error, else of a piece of a traceback."""
+        errors = (at for at, line in enumerate(self.lines) if line.level == ERROR)
+        ended = ((at, line) for at, line in enumerate(self.lines) if not line.is_survived)
+        frames = (at for at, line in ended if FRAME.search(line.text))
+        return next(errors, next(frames, None))
+
+    def excerpt(self, at: int | None) -> list[Line]:
+        """Return the line at a place with those below it that are shown beside it."""
+        shown = self.lines[at : at + SHOWN] if at is not None else []
+        return [line for line in shown if line.source == shown[0].source]
+
+    def near(self, at: int | None) -> list[Line]:
+        """Return what the same process says below an excerpt until another one speaks, then above, nearest first."""
+        if at is None:
+            return []
+        one, above = self.lines[at], self.lines[max(0, at - NEAR) : at]
+        below = takewhile(
+            lambda line: line.who == one.who and line.process in (None, one.process),
+            self.lines[at + SHOWN : at + NEAR],
+        )
+        return [*below, *(line for line in above[::-1] if (line.who, line.process) == (one.who, one.process))]
 
     def _where(self, pattern: re.Pattern[str]) -> Sequence[tuple[int, int]]:
         """Return the parts of the text in which a pattern can match: lines that have its words, where they are few."""

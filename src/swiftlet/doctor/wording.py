@@ -72,8 +72,11 @@ LABELS = {
 # A run on one device has no ranks, but says which device it is.
 DEVICE = re.compile(
     r"\b(?:error from|occurs on the) device\((?:chipId:)?(\d+)|, Device:(\d+), RankID:-1\b|\bdevice_id=(\d+)"
+    r"|\bopen device (\d+) failed\b|\bDEVICE\[(\d+)\] PID\["
+    r"|\bdeviceI[dD][=\[](\d+)|\bdev(?:_id|[iI]d)=(\d+)"
 )
-EVERYWHERE = ("env.", "program.", "system.")
+# The cause is not in one device, or it is another one than the message names.
+EVERYWHERE = ("env.", "program.", "system.", "visible.")
 LINK_DEPTH = 40  # from here on a cause lies between two ranks
 LONGEST = 300  # characters of a line that is quoted
 MOST_CODES = 8
@@ -86,6 +89,8 @@ def look_at(found: Explanation, language: str) -> str:
     for name in ("place", "ranks", "culprit", "peer", "address"):
         if first and first.fields.get(name):
             return fill(words[name], first.fields)
+    if first and first.cause.id == "collective.unequal" and who.rank is not None:
+        return fill(words["ranks"], {"ranks": ", ".join([*who.waiting, who.rank])})
     if depth >= WAITING_DEPTH and who.circle:
         circle = ", ".join(who.circle) + (f" of {who.group}" if who.group else "")
         return fill(words["stuck" if who.is_connected else "circle"], {"circle": circle})
@@ -95,6 +100,8 @@ def look_at(found: Explanation, language: str) -> str:
     line = _reporting(found)
     if line is None or line.rank is None:
         device = _device(found)
+        if device is None and first is None and found.only_rank is not None and found.excerpt:
+            return fill(words["reports"], {"rank": found.only_rank})
         return fill(words["device"], {"device": device}) if device else ""
     return fill(words["first" if depth < WAITING_DEPTH else "reports"], {"rank": line.rank})
 
@@ -103,10 +110,12 @@ def _device(found: Explanation) -> str | None:
     """Return the device that the lines of a cause name, where the cause is not the same for all devices."""
     if found.first and found.first.cause.id.startswith(EVERYWHERE):
         return None
-    near = []
+    if found.first and found.first.fields.get("device"):
+        return found.first.fields["device"]
+    near = found.near
     if found.first and found.first.cause.id.startswith("operator."):
         # the lines beside the one that shows it tell
-        near = [one.line for one in found.symptoms if one.line.who == found.first.line.who] + found.above
+        near = [one.line for one in found.symptoms if one.line.who == found.first.line.who] + near
     hit = next((hit for one in [*found.excerpt, *near] if (hit := DEVICE.search(one.text))), None)
     return next(filter(None, hit.groups())) if hit else None
 
@@ -114,9 +123,7 @@ def _device(found: Explanation) -> str | None:
 def _reporting(found: Explanation) -> Line | None:
     if found.first:
         return found.first.line
-    if found.symptoms:
-        return found.symptoms[0].line
-    return found.raised.line if found.raised else None
+    return found.excerpt[0] if found.excerpt else None
 
 
 def _known(found: Explanation, language: str) -> str:
