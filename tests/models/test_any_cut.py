@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tiny_models import save
 
 from swiftlet.data.batching import Batches
+from swiftlet.data.cutting import Schedule
 from swiftlet.data.loader import load
 from swiftlet.models.causal import CausalLM, build_causal
 from swiftlet.models.load import load_plain
@@ -101,9 +102,8 @@ def step_of(model: torch.nn.Module, rows: Rows, cut: Cut) -> tuple[float, torch.
     )
     loss = 0.0
     for rank in range(cut.num_ranks):
-        batches = Batches(
-            rows, cut.seed, len(rows), 1, cut.budget, rank, cut.num_ranks, token_cost=causal.token_cost
-        )
+        schedule = Schedule(cut.seed, len(rows), 1, 1, cut.budget, cut.num_ranks)
+        batches = Batches(rows, schedule, rank, token_cost=causal.token_cost)
         loaded = load(batches, next(batches.places()))
         # the order of an epoch follows from the seed, as masks do: those of one seed, in the order of another
         parts = [part._replace(mask_seed=5) for part in loaded.micro_batches]
