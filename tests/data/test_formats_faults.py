@@ -655,7 +655,7 @@ def test_a_number_of_a_choice_is_told_from_an_answer_among_them():
         assert sample_of(row).messages == turns("q", "4")
 
 
-@pytest.mark.parametrize("name", ["question", "problem", "text"])
+@pytest.mark.parametrize("name", ["question", "problem", "text", "document", "正文"])
 def test_what_an_instruction_is_about_is_not_lost(name):
     row = {"instruction": "Sum it up.", name: "A long text.", "output": "b"}
     fault = fault_of(row)

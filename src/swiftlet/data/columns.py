@@ -146,14 +146,14 @@ def check_input(row: Row, used: Sequence[str]) -> None:
     if "instruction" not in used or row.get("input"):
         return
     task = row["instruction"]
-    for name in ("question", "problem", "text"):
+    for name in ("question", "problem", *guesses(row, "text")):
         other = row.get(name)
         if not isinstance(other, str) or not other.strip():
             continue
         if not isinstance(task, str) or not task or (other not in task and task not in other):
             raise RowFault(
                 "columns",
-                f"column {name} beside column instruction may be its input, and would be lost: join them with "
+                f"column {shown(name)} beside column instruction may be its input, and would be lost: join them with "
                 f"{flag(name, 'input')}, or leave it out with {flag('instruction', 'query')}",
             )
 
