@@ -42,6 +42,11 @@ def leads_out(path: Path, folder: Path) -> bool:
     return not path.resolve().is_relative_to(repository if is_snapshot else real)
 
 
+def is_at(path: Path, descriptor: int) -> bool:
+    """Return whether an open file still has this name."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
 def move(path: Path, target: Path) -> None:
     """Rename a file or folder; a folder that came with the image of a container is copied, as overlayfs renames none.
 

@@ -86,6 +86,7 @@ def test_pairs_of_columns(row, messages):
         [{"human": "a", "assistant": "b"}, {"human": "c", "assistant": "d"}],
         [{"input": "a", "output": "b"}, {"user": "c", "assistant": "d"}],
         [{"query": "a", "response": "b"}, *turns("c", "d")],
+        [{"prompt": "a", "response": "b"}, {"question": "c", "answer": "d"}],
         [{"role": "user", "content": [{"type": "text", "text": "a"}]}, *turns("x", "b", "c", "d")[1:]],
         [{"role": "user", "content": [{"type": "text", "value": "a"}, ""]}, *turns("x", "b", "c", "d")[1:]],
         json.dumps(turns("a", "b", "c", "d")),

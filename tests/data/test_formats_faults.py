@@ -389,6 +389,8 @@ def test_what_else_could_be_meant_is_said(row, end):
     assert sample_of({"text": "a", "role": "prompter"}, {"text": "text"}).text == "a"
 
 
+BY_TURNS = 'to_entries[] | {role: (if .key % 2 == 0 then "user" else "assistant" end), content: .value}]\''
+PAIR = '{role: "user", content: .[0]}, {role: "assistant", content: .[1]}'
 LIST = "FILE > rows.jsonl (where the file is one list: '.[] | ...')"
 
 
@@ -464,9 +466,7 @@ LIST = "FILE > rows.jsonl (where the file is one list: '.[] | ...')"
         ),
         (
             {"id": "1", "data": ["a", "b"]},
-            "where the texts of data are question and answer by turns: jq -c '{messages: "
-            '[.data | to_entries[] | {role: (if .key % 2 == 0 then "user" else "assistant" end), content: .value}]}\' '
-            + LIST,
+            f"where the texts of data are question and answer by turns: jq -c '.messages = [.data | {BY_TURNS} {LIST}",
         ),
         (
             {"question": "a", "answer": ["A"]},
@@ -477,6 +477,69 @@ LIST = "FILE > rows.jsonl (where the file is one list: '.[] | ...')"
             f"'.output = .output.content' {LIST}",
         ),
         ({"question": "a", "answer": [1]}, "column answer is a list, not a text"),
+        (  # as PaddleNLP's and ERNIE's: all turns, and not the first alone
+            {"src": ["a", "c"], "tgt": ["b", "d"]},
+            f"'.query = .src[0] | .response = .tgt[0]' {LIST}, or all of them where they are the turns of a chat: "
+            f"jq -c '.messages = [[.src, .tgt] | transpose[] | {PAIR}]' {LIST}",
+        ),
+        (
+            {"interactions": [["a", "b"], ["c", "d"]]},
+            f"where the pairs of interactions are question and answer: jq -c '.messages = [.interactions[] | {PAIR}]' "
+            + LIST,
+        ),
+        (  # as LIMA's
+            {"conversations": ["a", "b"]},
+            "where the texts are question and answer by turns: jq -c '.messages = [.conversations | "
+            f"{BY_TURNS} {LIST}",
+        ),
+        (  # as verl's
+            {
+                "data_source": "x",
+                "prompt": turns("a"),
+                "ability": "math",
+                "reward_model": {"style": "rule", "ground_truth": "4"},
+            },
+            f"'.response = .reward_model.ground_truth' {LIST}",
+        ),
+        (
+            {
+                "prompt": turns("a"),
+                "reward_model": {"ground_truth": "4"},
+                "extra_info": {"index": 1, "answer": "2+2 is 4"},
+            },
+            f"'.response = .extra_info.answer' {LIST}",
+        ),
+        (  # as PRM800K's
+            {"labeler": "u", "question": {"problem": "a", "ground_truth_answer": "4"}},
+            f"'.response = .question.ground_truth_answer' {LIST}",
+        ),
+        (
+            {"question": {"problem": "a", "ground_truth_answer": "4"}, "answer": "4"},
+            f"column question is an object, not a text; take one out: jq -c '.question = .question.problem' {LIST}",
+        ),
+        (  # as Gemini's
+            {
+                "systemInstruction": {"role": "system", "parts": [{"text": "s"}]},
+                "contents": [{"role": "user", "parts": [{"text": "a"}]}],
+            },
+            f"take one text out: jq -c '.system = .systemInstruction.parts[0].text' {LIST}; "
+            "name it with --columns contents=messages",
+        ),
+        (
+            {"question": "a", "answer": 4},
+            f"column answer is a number, not a text; write it as one: jq -c '.answer |= tostring' {LIST}",
+        ),
+        (
+            {"label": "1", "context": "a", "response": "b"},
+            "--columns context=query, or train on each answer alone with --columns response=text",
+        ),
+        (  # as the hotlines' of towns
+            {"工单内容": "a", "处理结果": "b", "承办单位": "c"},
+            "--columns 工单内容=query --columns 处理结果=response, or train on one column alone with "
+            "--columns 工单内容=text",
+        ),
+        ({"sql_prompt": "a", "sql": "b", "domain": "c"}, "--columns sql_prompt=query --columns sql=response"),
+        ({"utterances": [{"speaker": "USER", "text": "a"}]}, "name it with --columns utterances=messages"),
         (
             {"messages": turns("a"), "reference_answer": "b"},
             "no answer to learn; where column reference_answer holds "
@@ -558,6 +621,100 @@ def test_choices_that_would_be_lost_are_refused(more, lost):
     )
     assert sample_of({"question": "q", **more}, {"answer": "response"}).columns == ("question", "response")
     assert sample_of({"question": "q", "A": "one", "tags": ["a", "b"], "answer": "one"}).messages
+
+
+@pytest.mark.parametrize(
+    ("row", "lost", "columns"),
+    [
+        (  # as CMMLU's
+            {"Question": "q", "A": "one", "B": "two", "Answer": "B"},
+            "Answer names a choice, and column B",
+            {"Question": "query", "Answer": "response"},
+        ),
+        (  # as ARC's
+            {"question": "q", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"},
+            "answerKey names a choice, and column choices",
+            {"answerKey": "response"},
+        ),
+        ({"question": "q", "choices": ["x", "y"], "their_answer": "1"}, "their_answer names", None),
+    ],
+)
+def test_flags_that_would_lose_choices_say_so(row, lost, columns):
+    detail = fault_of(row).detail
+    assert lost in detail
+    assert "write the choices into the question, or leave them out with --columns" in detail
+    if columns:
+        assert detail.endswith(" ".join(f"--columns {theirs}={ours}" for theirs, ours in columns.items()))
+        assert sample_of(row, columns).messages == turns("q", "B")
+
+
+def test_a_number_of_a_choice_is_told_from_an_answer_among_them():
+    assert "names a choice" in fault_of({"question": "q", "choices": ["x", "y"], "answer": "1"}).detail
+    for options in (["4", "1"], ["x"], ["x", "y"]):
+        row = {"question": "q", "options": options, "answer": "4"}
+        assert sample_of(row).messages == turns("q", "4")
+
+
+@pytest.mark.parametrize("name", ["question", "problem", "text", "document", "正文"])
+def test_what_an_instruction_is_about_is_not_lost(name):
+    row = {"instruction": "Sum it up.", name: "A long text.", "output": "b"}
+    fault = fault_of(row)
+    assert fault.reason == "columns"
+    assert fault.detail == (
+        f"column {name} beside column instruction may be its input, and would be lost: join them with --columns "
+        f"{name}=input, or leave it out with --columns instruction=query"
+    )
+    assert sample_of(row, {name: "input"}).messages == turns("Sum it up.\nA long text.", "b")
+    assert sample_of(row, {"instruction": "query"}).messages == turns("Sum it up.", "b")
+    # one that repeats the instruction, is empty, or stands beside an input is none
+    for other in (
+        {name: "Sum it up. Answer: b"},
+        {name: "Sum it up."},
+        {name: " "},
+        {"input": "A long text."},
+    ):
+        assert sample_of({**row, **other}).messages[0]["content"].startswith("Sum it up.")
+
+
+GPT = {"from": "gpt", "value": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, {"chosen": "response"}),
+        ({"messages": turns("a", "b"), "rejected_response": "c"}, {"messages": "messages"}),
+        ({"query": "a", "response": "b", "rejected_response": "c"}, {"response": "response"}),
+        (
+            {
+                "prompt": "a",
+                "messages": turns("a", "c"),
+                "chosen": turns("a", "b"),
+                "rejected": turns("a", "c"),
+            },
+            {"chosen": "messages"},
+        ),
+        (
+            {"prompt": turns("a"), "chosen": turns("a", "b")[1:], "rejected": turns("a", "c")[1:]},
+            {"chosen": "response"},
+        ),
+        (  # as LLaMA-Factory's
+            {"conversations": [{"from": "human", "value": "a"}], "chosen": GPT, "rejected": GPT},
+            {"conversations": "query", "chosen": "response"},
+        ),
+    ],
+)
+def test_preferred_answers_are_learnt_with_the_flags_that_are_said(row, columns):
+    flags = " ".join(f"--columns {theirs}={ours}" for theirs, ours in columns.items())
+    assert fault_of(row).detail.endswith(f"; learn the preferred answers alone with {flags}")
+    assert sample_of(row, columns).messages == turns("a", "b")
+
+
+@pytest.mark.parametrize(
+    "row", [{"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, {"prompt": "a", "chosen": [GPT]}]
+)
+def test_no_flag_is_said_where_none_is_enough(row):
+    assert fault_of(row).detail == "column chosen: preference data has no answer to be fine-tuned on"
 
 
 def test_many_columns_and_long_names_are_cut():

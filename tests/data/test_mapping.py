@@ -88,6 +88,34 @@ def test_an_unknown_role_names_the_flag(role, detail):
     assert later == 'turn 1: unknown role "model"; name it with --columns model=assistant (or user, tool)'
 
 
+@pytest.mark.parametrize(
+    ("names", "flags"),
+    [
+        ("System User Chatbot", "--columns System=system; other roles with User=user Chatbot=assistant"),
+        ("seeker supporter seeker supporter", "--columns seeker=user (or assistant, tool); other roles with "
+        "supporter=assistant"),
+        ("user model user judge", "--columns model=assistant (or user, tool); other roles with judge=assistant"),
+    ],
+)  # fmt: skip
+def test_all_unknown_roles_of_a_conversation_are_named_at_once(names, flags):
+    said = [{"role": name, "content": "a"} for name in names.split()]
+    first, others = flags.split("; other roles with ")
+    detail = fault_of({"messages": said}).detail
+    named = " ".join(f"--columns {one}" for one in others.split())
+    assert detail.endswith(f"name it with {first}; other roles with {named}")
+    known = dict(one.split("=") for one in others.split())
+    assert fault_of({"messages": said}, known).detail.endswith(f"name it with {first}")
+
+
+def test_unknown_roles_are_named_with_a_key_that_is_missing():
+    said = [{"role": "user", "parts": ["a"]}, {"role": "model", "parts": ["b"]}]
+    assert fault_of({"messages": said}).detail.endswith(
+        "name it with --columns parts=content; other roles with --columns model=assistant"
+    )
+    names = {"parts": "content", "model": "assistant"}
+    assert sample_of({"messages": said}, names).messages == turns("a", "b")
+
+
 def test_a_system_role_by_another_name():
     said = [{"role": "System", "content": "s"}, *turns("a", "b")]
     columns = {"System": "system", "preset": "system"}

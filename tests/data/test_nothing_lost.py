@@ -97,7 +97,16 @@ def test_the_system_text_of_a_question_and_answer_in_one_object():
             "prompt, instruction",
             "--columns prompt=query",
         ),
-        ({"question": "q", "input": "n", "output": "o"}, "input, question", "--columns input=query"),
+        (
+            {"question": "q", "input": "n", "output": "o"},
+            "input, question",
+            "--columns input=query, or join them with --columns question=instruction",
+        ),
+        (  # as LawBench's
+            {"instruction": "i", "question": "q", "answer": "o"},
+            "instruction, question",
+            "--columns instruction=query, or join them with --columns question=input",
+        ),
     ],
 )
 def test_a_query_beside_a_task_or_its_input_is_ambiguous(row, names, choose):

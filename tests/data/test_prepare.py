@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -381,9 +382,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_what_to_type(kitchen):
     kitchen(path)
     for store in kitchen.stores():
         shutil.rmtree(kitchen.folder / "cache" / store)
-    for lock in (kitchen.folder / "cache").glob("*.lock"):
-        lock.unlink()
-        lock.mkdir()
+        (kitchen.folder / "cache" / f"{store}.lock").mkdir()
     with pytest.raises(UsageError, match="cache cannot be written: Is a directory"):
         kitchen(path)
 
@@ -446,13 +445,18 @@ def test_bad_rows_stop_the_run_and_are_listed(kitchen, lines):
     assert any(line.startswith(f"dataset {path}: 40 rows, 38 taken, 2 left out (") for line in lines)
 
 
-def test_the_run_stops_at_the_twentieth_bad_row(kitchen):
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_the_run_stops_at_the_twentieth_bad_row(kitchen, monkeypatch, is_kept):
+    if is_kept:
+        monkeypatch.setattr("swiftlet.data.prepare.WORTH_KEEPING", 0)
     path = kitchen.write([{"query": "hello"}] * 1000)
     for _ in range(2):
         with pytest.raises(DataError, match="the first 20 of them") as caught:
             kitchen(path)
         assert caught.value.message.count(path) == 20
-    assert kitchen.stores()[0].endswith(".draft")
+    assert [name.endswith(".draft") for name in kitchen.stores()] == [True] * is_kept
+    assert len((kitchen.output / "bad_rows.jsonl").read_text().splitlines()) >= 20
+    assert not list((kitchen.folder / "cache").glob("*.lock"))
 
 
 def test_skipped_rows_are_counted_exactly_also_after_a_stop(kitchen):
@@ -700,6 +704,23 @@ def test_ctrl_c_leaves_no_half_store_and_no_process(kitchen):
     assert "KeyboardInterrupt" in said
     assert wait_for(lambda: not members_of(run.pid))
     assert [name for name in kitchen.stores() if not name.endswith(".draft")] == []
+
+
+def test_a_lock_that_is_removed_while_one_waits_is_taken_anew(tmp_path):
+    path, other = tmp_path / "a.lock", None
+
+    def remove(is_first):
+        nonlocal other
+        path.unlink()
+        other = path.open("a")
+        holder.close()
+
+    holder = path.open("a")
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with draft_module.locked(path, remove):
+        assert os.path.samestat(path.stat(), os.fstat(other.fileno()))
+    assert not path.exists()
+    other.close()
 
 
 def test_two_runs_at_a_time_make_one_store(kitchen):

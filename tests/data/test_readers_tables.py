@@ -73,6 +73,7 @@ def test_the_index_column_of_pandas_and_empty_columns_at_the_end_are_not_taken(r
         ("bye", "cells", "1 cell, the header has 3"),
         ("a,b,c,d", "cells", "4 cells, the header has 3"),
         (",,", "cells", "all cells are empty"),
+        ("system, query ,response", "cells", "the header once more, as where tables were joined"),
         ('"a"b,c,d', "cells", 'a quote inside a quoted field is not written twice ("")'),
         ("a,b\0,c", "nul", "line 3 holds NUL bytes"),
     ],
@@ -84,6 +85,13 @@ def test_a_bad_row_costs_one_row(read, line, reason, detail):
     assert isinstance(bad, BadRow)
     assert (bad.reason, bad.origin.line) == (reason, 3)
     assert detail in bad.detail
+
+
+def test_a_quote_that_swallows_rows_names_all_their_lines(read):
+    first, bad, last = read("a.csv", 'query,response\na,b\nc,"d\ne,f\ng,"h"\ni,j\n')
+    assert (bad.origin.line, bad.reason) == (3, "cells")
+    assert bad.detail.endswith('not written twice (""): lines 3 to 5 are read as one row')
+    assert cells_of([first, last]) == [{"query": "a", "response": "b"}, {"query": "i", "response": "j"}]
 
 
 def test_a_damaged_byte_costs_one_row_of_a_table_in_utf8(read):

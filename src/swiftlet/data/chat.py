@@ -6,18 +6,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from swiftlet.data.columns import MEDIA, check_media, holds_something, how_empty
-from swiftlet.data.hints import flag
+from swiftlet.data.guesses import are_texts
+from swiftlet.data.hints import by_turns, flag
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import rename_turn
 from swiftlet.data.reasons import RowFault
-from swiftlet.data.roles import ASSISTANT, CALL, ROLES, SYSTEM, TOOL, USER, check_order, role_of
+from swiftlet.data.roles import ASSISTANT, CALL, ROLES, SYSTEM, TOOL, USER, check_order, other_roles, role_of
 from swiftlet.data.toolcalls import parsed, read_calls
 
 Message = dict[str, Any]
 MEDIA_PARTS = ("image", "video", "audio", "media")
 TEXT_PARTS = {"text", "input_text", "output_text"}
 # the keys under which one object holds a question and its answer
-PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"), ("query", "response"))
+PAIRS = (
+    ("human", "assistant"),
+    ("user", "assistant"),
+    ("input", "output"),
+    ("query", "response"),
+    ("prompt", "response"),
+    ("question", "answer"),
+)
 LOSS_KEYS = (
     "loss",
     "train",
@@ -34,6 +42,7 @@ SPEAKER_KEYS = ("speaker", "sender", "author")  # whose values may be roles by o
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 THOUGHT = "thought"  # our own key of what was thought before an answer
 NUM_NAMES = 12
+AS_OBJECT = 'write each turn as {"role": ..., "content": ...}'
 
 
 def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | None = None) -> list[Message]:
@@ -52,10 +61,19 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
         raise RowFault("schema", f"{name} is {kind_of(turns)}, expected a list")
     if not turns:
         raise RowFault("schema", f"{name} is an empty list")
+    if are_texts(turns) and len(turns) > 1:
+        made = f"where the texts are question and answer by turns: {by_turns(name)}"
+        raise RowFault("schema", f"turn 0 is a text, expected an object: {AS_OBJECT}; {made}")
     messages: list[Message] = []
     for number, turn in enumerate(turns):
-        for part in _split_pair(rename_turn(turn, keys) if keys and isinstance(turn, dict) else turn, number):
-            _add(messages, part, number, notes)
+        try:
+            renamed = rename_turn(turn, keys) if keys and isinstance(turn, dict) else turn
+            for part in _split_pair(renamed, number):
+                _add(messages, part, number, notes)
+        except RowFault as fault:
+            if fault.reason not in ("role_unknown", "schema") or "--columns" not in fault.detail:
+                raise
+            raise RowFault(fault.reason, f"{fault.detail}{other_roles(turns, number, keys or {})}") from None
     if not messages:  # a system turn that is null is none
         raise RowFault("no_answer", "only a system turn")
     is_alone = len(messages) == 1 and messages[0]["role"] == ASSISTANT
@@ -71,8 +89,7 @@ def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
     What else stands in such an object, as whether it is trained on, is the answer's.
     """
     if not isinstance(turn, dict):
-        as_object = 'write each turn as {"role": ..., "content": ...}'
-        raise RowFault("schema", f"turn {number} is {kind_of(turn)}, expected an object: {as_object}")
+        raise RowFault("schema", f"turn {number} is {kind_of(turn)}, expected an object: {AS_OBJECT}")
     if not MEDIA.isdisjoint(turn):
         check_media(turn, f"turn {number}: key")
     pairs = [] if "role" in turn or "from" in turn else [keys for keys in PAIRS if turn.keys() >= {*keys}]
@@ -140,7 +157,7 @@ def _flags(turn: Mapping[str, Any], ours: str) -> str:
         parts = texts or [key for key, value in turn.items() if isinstance(value, list)]
         return flag(parts[0] if len(parts) == 1 else "KEY", "content")
     if len(roles) != 1:
-        return f'{flag("KEY", "role")}, or write each turn as {{"role": ..., "content": ...}}'
+        return f"{flag('KEY', 'role')}, or {AS_OBJECT}"
     contents = [key for key in texts if key != roles[0]]
     has_content = "content" in turn or "value" in turn or len(contents) != 1
     return " ".join([flag(roles[0], "role"), *([] if has_content else [flag(contents[0], "content")])])

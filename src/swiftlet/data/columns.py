@@ -6,8 +6,17 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from swiftlet.data.guesses import LABELS, TAKEN, Row, guesses, longest_first
-from swiftlet.data.hints import answer_beside, flag, may_have_question, missing, shown
+from swiftlet.data.guesses import (
+    LABELS,
+    TAKEN,
+    Row,
+    are_texts,
+    are_turns,
+    guesses,
+    longest_first,
+    lost_choice,
+)
+from swiftlet.data.hints import answer_beside, flag, may_have_question, missing, names_a_choice, shown
 from swiftlet.data.reasons import RowFault
 
 CHATS = ("messages", "conversations", "conversation")
@@ -123,15 +132,30 @@ def check_choices(row: Row, used: Sequence[str], columns: Mapping[str, str]) -> 
     """
     if "response" in columns.values():
         return
-    name, answer = used[-1], row[used[-1]].strip() if isinstance(row[used[-1]], str) else ""
-    lost = [answer] if answer in row else []
-    if len(answer) == 1 and answer.isupper():
-        lost += [other for other, value in row.items() if isinstance(value, (list, dict)) and len(value) > 1]
-    lost = [other for other in lost if other not in (*used, *BESIDE)]
-    if lost:
-        what = f"column {name} names a choice, and column {shown(lost[0])} would be lost"
-        remedy = f"write the choices into the question, or leave them out with {flag(name, 'response')}"
-        raise RowFault("columns", f"{what}: {remedy}")
+    lost = lost_choice(row, used[-1], (*used, *BESIDE))
+    if lost is not None:
+        raise RowFault("columns", f"{names_a_choice(used[-1], lost)} {flag(used[-1], 'response')}")
+
+
+def check_input(row: Row, used: Sequence[str]) -> None:
+    """Make sure that an instruction is a whole question, and what it is about stands in no column that is not used.
+
+    Raises:
+        RowFault: it does not; a column that repeats the instruction, as a whole prompt does, is none.
+    """
+    if "instruction" not in used or row.get("input"):
+        return
+    task = row["instruction"]
+    for name in ("question", "problem", *guesses(row, "text")):
+        other = row.get(name)
+        if not isinstance(other, str) or not other.strip():
+            continue
+        if not isinstance(task, str) or not task or (other not in task and task not in other):
+            raise RowFault(
+                "columns",
+                f"column {shown(name)} beside column instruction may be its input, and would be lost: join them with "
+                f"{flag(name, 'input')}, or leave it out with {flag('instruction', 'query')}",
+            )
 
 
 def check_alone(row: Row, columns: Mapping[str, str]) -> None:
@@ -142,7 +166,7 @@ def check_alone(row: Row, columns: Mapping[str, str]) -> None:
     """
     if "text" in columns.values():
         return
-    labels = [name for name in LABELS if isinstance(row.get(name), str) or _are_texts(row.get(name))]
+    labels = [name for name in LABELS if isinstance(row.get(name), str) or are_texts(row.get(name))]
     for name in (*guesses(row, "response"), *labels):
         if holds_something(row[name]):
             both = f"{flag('text', 'query')} {flag(name, 'response')}"
@@ -153,8 +177,24 @@ def check_alone(row: Row, columns: Mapping[str, str]) -> None:
             )
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+def learn_preferred(row: Row, name: str) -> str:
+    """Return what to type to learn the preferred answers of a row alone, '' where no flag does it.
+
+    Args:
+        name: the column of preferences that the row has.
+    """
+    chat, asked = first_set(row, CHATS), first_set(row, ASKED)
+    flags = []
+    if "reject" in name or name.startswith("non_"):  # the answer of the row is the preferred one
+        own = chat or first_set(row, ANSWERS)
+        flags = [flag(own, "messages" if own == chat else "response")] if own else []
+    elif are_turns(row[name]) and len(row[name]) > 1:
+        flags = [flag(name, "messages")]
+    elif chat is not None:
+        flags = [flag(chat, "query"), flag(name, "response")]
+    elif asked is not None and (isinstance(row[name], str) or are_turns(row[asked])):
+        flags = [flag(name, "response")]
+    return f"; learn the preferred answers alone with {' '.join(flags)}" if flags else ""
 
 
 def _is_mixed(row: Row, questions: tuple[str, ...]) -> bool:
@@ -185,6 +225,7 @@ def _ambiguous(row: Row, what: str, names: Sequence[str], ours: str) -> str:
         choices = " or ".join(flag(name, ours) for name in names)
         return f"ambiguous answer columns: {', '.join(names)}; choose with {choices}"
     choose = f"choose with {flag(names[0], ours)}"
-    if "query" in names and (other := PARTS - row.keys()) and other != PARTS:
-        choose += f", or join them with {flag('query', *other)}"
+    whole = next((name for name in ("query", "question", "problem") if name in names), None)
+    if whole and (other := PARTS - row.keys()) and other != PARTS:
+        choose += f", or join them with {flag(whole, *other)}"
     return f"ambiguous {what} columns: {', '.join(names)}; {choose}"

@@ -102,7 +102,7 @@ def _records(path: Path) -> Iterator[tuple[list[str], list[str], Origin, Fault]]
             except StopIteration:
                 return
             except csv.Error as error:
-                cells, fault = [], _quote_fault(path, origin, error)
+                cells, fault = [], _quote_fault(path, origin, error, lines.number - 1)
             if names is None:
                 faulty = fault or lines.fault
                 names = _header(path, cells, separator, faulty, lines.last) if cells or fault else None
@@ -115,13 +115,14 @@ def _bom_size(path: Path) -> int:
         return len(UTF8_BOM) if file.read(len(UTF8_BOM)) == UTF8_BOM else 0
 
 
-def _quote_fault(path: Path, origin: Origin, error: csv.Error) -> Fault:
+def _quote_fault(path: Path, origin: Origin, error: csv.Error, last_line: int) -> Fault:
     if "end of data" in str(error) or "larger than field limit" in str(error):
         raise DataError(
             f"{path}: line {origin.line}: a quoted field is never closed",
             'close it with a quote; a quote inside a quoted field is written twice ("")',
         ) from error
-    return "cells", 'a quote inside a quoted field is not written twice ("")'
+    many = f": lines {origin.line} to {last_line} are read as one row" if last_line > origin.line else ""
+    return "cells", f'a quote inside a quoted field is not written twice (""){many}'
 
 
 def _header(path: Path, cells: list[str], separator: str, fault: Fault, line: str) -> list[str]:
@@ -167,6 +168,8 @@ def _row(cells: list[str], names: list[str], origin: Origin, fault: Fault) -> Re
         fault = ("cells", f"{of}, the header has {len(names)}")
     if fault is None and not any(cells):
         fault = ("cells", "all cells are empty")
+    if fault is None and len(names) > 1 and [cell.strip() for cell in cells] == names:
+        fault = ("cells", "the header once more, as where tables were joined")
     if fault is not None:
         raw = "\n".join(cells).encode("utf-8", "surrogateescape")
         return BadRow(origin, fault[0], fault[1], sha1(raw))

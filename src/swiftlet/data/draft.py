@@ -12,9 +12,9 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from swiftlet.data.encode import EncodedChunk
 from swiftlet.data.report import MOST_UNUSED, DataReport
 from swiftlet.data.store import FILES, ROWS, SEAL, TOKENS
 from swiftlet.errors import UsageError
-from swiftlet.files import sha256, sync, write_whole
+from swiftlet.files import is_at, sha256, sync, write_whole
 
 JOURNAL = "journal.json"
 SAVE_EVERY_S = 5.0
@@ -189,7 +189,7 @@ def _grow(path: Path, size: int) -> BinaryIO:
 
 @contextmanager
 def locked(path: Path, on_wait: Callable[[bool], None]) -> Iterator[None]:
-    """Hold the lock file `path`; the system frees it when its process ends, however that is.
+    """Hold the lock file `path`; the system frees it when its process ends, however that is. It goes with the block.
 
     Args:
         on_wait: called every GLANCE_S while another process holds it, with True the first time.
@@ -197,18 +197,31 @@ def locked(path: Path, on_wait: Callable[[bool], None]) -> Iterator[None]:
     Raises:
         UsageError: the file cannot be made.
     """
-    try:
-        opened = path.open("a")
-    except OSError as error:
-        raise unwritable(path.parent, error) from error
-    with opened as file:
-        is_first = True
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                on_wait(is_first)
-                is_first = False
-                time.sleep(GLANCE_S)
-        yield
+    with _take(path, on_wait) as file:
+        try:
+            yield
+        finally:
+            # A disk may take no changes any more; a file left there is in nobody's way.
+            with suppress(OSError):
+                if is_at(path, file.fileno()):
+                    path.unlink()
+
+
+def _take(path: Path, on_wait: Callable[[bool], None]) -> TextIO:
+    is_first = True
+    while True:
+        try:
+            file = path.open("a")
+        except OSError as error:
+            raise unwritable(path.parent, error) from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            on_wait(is_first)
+            is_first = False
+            time.sleep(GLANCE_S)
+            continue
+        if is_at(path, file.fileno()):
+            return file
+        file.close()  # whoever held it has removed it meanwhile

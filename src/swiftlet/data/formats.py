@@ -20,14 +20,16 @@ from swiftlet.data.columns import (
     Columns,
     check_alone,
     check_choices,
+    check_input,
     check_media,
     find_columns,
     first_set,
     holds_something,
     how_empty,
+    learn_preferred,
     with_answer_beside,
 )
-from swiftlet.data.guesses import SYSTEMS, are_turns
+from swiftlet.data.guesses import SYSTEMS, are_turns, has_role
 from swiftlet.data.hints import flag, not_a_text
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
@@ -85,6 +87,7 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
     else:
         messages, used = _pair(row, notes, of_turns(columns))
         check_choices(row, used, columns)
+        check_input(row, used)
     tools = None
     if not NO_PAIR.isdisjoint(row) or "tools" in messages[0]:
         tools = _tools(row, messages)
@@ -114,9 +117,8 @@ def _check_unusual(row: Mapping[str, Any], notes: set[str], *, is_mapped: bool) 
     check_media(row, "column")
     preference = first_set(row, PREFERENCES)
     if preference is not None and not is_mapped:
-        raise RowFault(
-            "preference", f"column {preference}: preference data has no answer to be fine-tuned on"
-        )
+        what = f"column {preference}: preference data has no answer to be fine-tuned on"
+        raise RowFault("preference", f"{what}{learn_preferred(row, preference)}")
     notes |= {note for names, note in NOTED if any(holds_something(row.get(name)) for name in names)}
 
 
@@ -189,6 +191,8 @@ def _turns_with_answer(
             "columns", f"columns {name} and {others[0]} are one question, and one of them is a list"
         )
     answer = row[columns.answer]
+    if isinstance(answer, dict) and has_role(answer):  # one turn, as preference data has it
+        answer = [answer]
     if not are_turns(answer):
         answer = [{"role": ASSISTANT, "content": _text_of(row, columns.answer, "empty_assistant")}]
     _check_no_history(row, name)

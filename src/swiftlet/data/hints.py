@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swiftlet.data.guesses import (
     TAKEN,
     Row,
+    are_texts,
     are_turns,
     first_text,
     guess,
     guesses,
     has_role,
     longest_first,
+    lost_choice,
     meaning,
     other_texts,
 )
@@ -60,7 +62,8 @@ def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
     system = [] if first_text(row, TAKEN) else [flag(name, "system") for name in guesses(row, "system")[:1]]
     turns = guess(row, "messages")
     if turns is not None and not questions:
-        return f"name it with {' '.join([flag(turns, 'query' if answers else 'messages'), *system])}"
+        named = f"name it with {' '.join([flag(turns, 'query' if answers else 'messages'), *system])}"
+        return "; ".join([*_taken_out(_inside(row, "system")), named])
     question = None if questions else guess(row, "query")
     found = [] if answers else longest_first(row, guesses(row, "response"))
     text = next((name for name in guesses(row, "text") if name in other_texts(row, ())), None)
@@ -73,7 +76,7 @@ def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
         elif text is not None:
             return f"name it with {flag(text, 'text')}"
     elif not (questions or question):
-        question = _alone(text, rest)
+        question = _alone(text, rest) or ("context" if "context" in rest else None)
     has_question = bool(questions or question)
     # what stands inside a list or an object, to be put under our name
     outside = {} if has_question else _inside(row, "query")
@@ -81,6 +84,8 @@ def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
         outside |= _inside(row, "response")
         alone = _alone(text, rest) if has_question and not outside else None
         found = [alone] if alone else []
+    if not (answers or found or "response" in outside):
+        outside |= _inside_others(row)
     if not (found or outside) and {"query", "question"} <= {*questions}:
         both = f"{flag('question', 'query')} {flag('query', 'response')}"
         return f"where query is the answer, such as one in SQL, name both with {both}"
@@ -97,10 +102,33 @@ def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
     if "response" in answers and first_text(row, TAKEN) is None:
         choices.append(f"train on each answer alone with {flag('response', 'text')}")
     ways = [f"name it with {', or '.join([' '.join(flags), *choices])}"] if flags else []
-    if outside:
-        steps = " | ".join(f".{ours} = {path}" for ours, path in outside.items())
-        ways.insert(0, f"take one text out: {_by_jq(steps)}")
-    return "; ".join(ways)
+    if found and (lost := lost_choice(row, found[0], (question or "", *questions, *TAKEN))):
+        ways = [f"{names_a_choice(found[0], lost)} {' '.join(flags)}"]
+    return "; ".join([*_taken_out(outside), *ways])
+
+
+def names_a_choice(answer: str, lost: str) -> str:
+    """Return what is wrong with an answer that is the name of a choice, and what to do; the flags come behind it."""
+    what = f"column {shown(answer)} names a choice, and column {shown(lost)} would be lost"
+    return f"{what}: write the choices into the question, or leave them out with"
+
+
+def _taken_out(outside: Mapping[str, str]) -> list[str]:
+    """Return how to put texts that stand inside of columns under our names: one text each, or lists turn by turn."""
+    if not outside:
+        return []
+    steps = " | ".join(f".{ours} = {path}" for ours, path in outside.items())
+    ways = f"take one text out: {_by_jq(steps)}"
+    lists = [path.removesuffix("[0]") for path in outside.values() if path.endswith("[0]")]
+    if len(lists) == 2 and "[0]" not in "".join(lists):
+        turns = _pairs_by_turns(f"[{', '.join(lists)}] | transpose[]")
+        ways += f", or all of them where they are the turns of a chat: {turns}"
+    return [ways]
+
+
+def _pairs_by_turns(pairs: str) -> str:
+    asked, said = ('{role: "user", content: .[0]}', '{role: "assistant", content: .[1]}')
+    return _by_jq(f".messages = [{pairs} | {asked}, {said}]")
 
 
 def _alone(text: str | None, rest: Sequence[str]) -> str | None:
@@ -121,24 +149,36 @@ def _whole_row_inside(row: Row) -> str | None:
 def _inside(row: Row, ours: str) -> dict[str, str]:
     """Return where in a list or an object the first text of ours stands, by our name."""
     for name, value in row.items():
-        if meaning(name) == ours and isinstance(value, (list, dict)) and (path := _path(value)) is not None:
+        is_meant = meaning(name) == ours and name not in TAKEN
+        if is_meant and isinstance(value, (list, dict)) and (path := _path(value, ours)) is not None:
             return {ours: _key(name) + path}
     return {}
 
 
-def _path(value: Any) -> str | None:
-    """Return where the first text of a list or an object stands, for jq."""
+def _inside_others(row: Row) -> dict[str, str]:
+    """Return where an answer stands in an object of another name, as those of rewards hold it."""
+    inside = [(name, key) for name, value in row.items() if isinstance(value, dict) for key in value]
+    texts = [(name, key) for name, key in inside if isinstance(row[name][key], str)]
+    for is_answer in (lambda key: meaning(key) == "response", lambda key: key == "ground_truth"):
+        for name, key in texts:
+            if is_answer(key):
+                return {"response": _key(name) + _key(key)}
+    return {}
+
+
+def _path(value: Any, ours: str) -> str | None:
+    """Return where the first text of a list or an object that may be ours stands, for jq."""
     if isinstance(value, str):
         return ""
     if are_turns(value) and len(value) > 1 and has_role(value[0]):
         return ""  # turns are a question as they are
     if isinstance(value, list) and value:
-        path = _path(value[0])
+        path = _path(value[0], ours)
         return None if path is None else f"[0]{path}"
     if isinstance(value, dict):
-        meant = [key for key in value if meaning(key) in ("text", "response") or key == "value"]
+        meant = [key for key in value if meaning(key) in ("text", ours) or key in ("value", "parts")]
         for key in meant or value if len(value) == 1 else meant:
-            if (path := _path(value[key])) is not None:
+            if (path := _path(value[key], ours)) is not None:
                 return _key(key) + path
     return None
 
@@ -156,19 +196,29 @@ def _key(name: str) -> str:
 
 
 def _turns_of_texts(row: Row) -> str | None:
-    """Return how to make turns of a list of texts, None where the row has none."""
+    """Return how to make turns of a list of texts, or of pairs of them; None where the row has none."""
     for name, value in row.items():
-        if isinstance(value, list) and len(value) > 1 and all(isinstance(item, str) for item in value):
-            role = 'if .key % 2 == 0 then "user" else "assistant" end'
-            turns = f"[{_key(name)} | to_entries[] | {{role: ({role}), content: .value}}]"
-            made = _by_jq(f"{{messages: {turns}}}")
-            return f"where the texts of {shown(name)} are question and answer by turns: {made}"
+        if not isinstance(value, list) or not value:
+            continue
+        if len(value) > 1 and are_texts(value):
+            return f"where the texts of {shown(name)} are question and answer by turns: {by_turns(name)}"
+        if all(isinstance(item, list) and len(item) == 2 and are_texts(item) for item in value):
+            made = _pairs_by_turns(f"{_key(name)}[]")
+            return f"where the pairs of {shown(name)} are question and answer: {made}"
     return None
 
 
+def by_turns(name: str) -> str:
+    """Return how to make a chat of a list of texts, which are question and answer by turns."""
+    role = 'if .key % 2 == 0 then "user" else "assistant" end'
+    return _by_jq(f".messages = [{_key(name)} | to_entries[] | {{role: ({role}), content: .value}}]")
+
+
 def not_a_text(name: str, value: Any) -> str:
-    """Return how to take a text out of a column that holds a list or an object, '' where there is none in it."""
-    path = _path(value)
+    """Return how to take a text out of a column that holds something else, '' where there is none in it."""
+    if isinstance(value, (int, float)):
+        return f"; write it as one: {_by_jq(f'{_key(name)} |= tostring')}"
+    path = _path(value, meaning(name) or "response")
     return f"; take one out: {_by_jq(f'{_key(name)} = {_key(name)}{path}')}" if path else ""
 
 

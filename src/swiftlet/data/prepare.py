@@ -34,6 +34,7 @@ from swiftlet.errors import DataError, UsageError
 
 TRAIN, VAL = "train", "val"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WORTH_KEEPING = 10_000  # rows of a draft that --bad_rows skip goes on with: fewer are made in seconds
 LARGE_BYTES = 10 * 2**30  # of all stores, from where on it is said: nothing removes them
 
 
@@ -194,6 +195,8 @@ def _make(request: _Request, folder: Path, hashes: dict[str, str], refused_rows:
         if not is_whole:
             _tell(draft.report)
             _put_bad_rows(draft.report, draft.folder, refused_rows)
+            if draft.num_rows < WORTH_KEEPING:  # once the rows are mended, nothing goes on with it
+                shutil.rmtree(draft.folder)
             check_bad(draft.report, request.args, is_whole=False)
         request.check_unchanged(hashes, folder.parent)
         _finish(draft, request.args)

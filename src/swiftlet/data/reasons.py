@@ -9,7 +9,7 @@ REASONS: dict[str, str] = {
     "nesting": "the row is nested too deep",
     "surrogate": "half of a surrogate pair, which no UTF-8 text can hold",
     "repeated_key": "one object has two values under one name, and either could be meant",
-    "cells": "the row has more or fewer cells than the header",
+    "cells": "the row has more or fewer cells than the header, or is the header once more",
     "schema": "a column is missing or holds something else than text",
     "columns": "two columns could be the answer or the question",
     "tokenized": "the row holds token ids, and text is expected",

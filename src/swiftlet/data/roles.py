@@ -30,6 +30,7 @@ ROLES: Mapping[str, str] = {
     "function_call": CALL,
     "tool_call": CALL,
 }
+MOST_ROLES = 4
 _SHORT_NAME = re.compile(r"[\w .-]{1,24}")
 # what every notation has that writes a call into the text of an answer: <tool_call>, {"name": ...}, Action: f, f(x)
 _CALL_IN_TEXT = re.compile(r"[<{\[(`:：（【]")
@@ -53,7 +54,7 @@ def role_of(name: Any, turn: int) -> str:
         raise RowFault("schema", f"turn {turn}: the role is not a text")
     if name in ROLES:
         return ROLES[name]
-    near = difflib.get_close_matches(name.strip().lower()[:40], ROLES, n=1, cutoff=0.8)
+    near = _near(name)
     meant = f" (did you mean {near[0]}?)" if near else ""
     if not _SHORT_NAME.fullmatch(name):
         raise RowFault("role_unknown", f"turn {turn}: unknown role{meant}")
@@ -61,6 +62,29 @@ def role_of(name: Any, turn: int) -> str:
     others = "" if near else f" (or {', '.join(one for one in SPEAKERS if one != ours)})"
     remedy = f"; name it with {flag(name, ours)}{others}" if ours in (SYSTEM, *SPEAKERS) else ""
     raise RowFault("role_unknown", f'turn {turn}: unknown role "{name}"{meant}{remedy}')
+
+
+def _near(name: str) -> list[str]:
+    return difflib.get_close_matches(name.strip().lower()[:40], ROLES, n=1, cutoff=0.8)
+
+
+def other_roles(turns: Sequence[Any], turn: int, columns: Mapping[str, str]) -> str:
+    """Return the flags for the unknown roles of the turns behind one that has a fault, '' where all are known.
+
+    Args:
+        columns: what roles are called already, theirs -> ours.
+    """
+    known = {*ROLES, *columns, *_names(turns[turn])}
+    unknown = [name for one in turns[turn + 1 :] for name in _names(one) if name not in known]
+    short = [name for name in dict.fromkeys(unknown) if _SHORT_NAME.fullmatch(name)]
+    meant = {name: ROLES[near[0]] if (near := _near(name)) else ASSISTANT for name in short[:MOST_ROLES]}
+    flags = [flag(name, ours) for name, ours in meant.items() if ours in (SYSTEM, *SPEAKERS)]
+    return f"; other roles with {' '.join(flags)}" if flags else ""
+
+
+def _names(turn: Any) -> list[str]:
+    names = [turn.get(key) for key in ("role", "from")] if isinstance(turn, dict) else []
+    return [name for name in names if isinstance(name, str)]
 
 
 def check_order(messages: Sequence[Mapping[str, Any]]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from swiftlet import log
 from swiftlet.errors import UsageError
+from swiftlet.files import is_at
 from swiftlet.train.manifest import DRAFT, saving
 
 NAME = ".lock"
@@ -48,7 +49,7 @@ def locked(folder: Path) -> Iterator[None]:
         descriptor = _owned.pop(folder)
         # A disk may take no changes any more; a file left there is in nobody's way.
         with contextlib.suppress(OSError):
-            if _is_at(path, descriptor):
+            if is_at(path, descriptor):
                 path.unlink()
         os.close(descriptor)
 
@@ -60,7 +61,7 @@ def keep_owned(folder: Path) -> None:
         OSError: another run owns the folder by now, or it cannot be written.
     """
     former = _owned.get(folder)
-    if former is None or _is_at(folder / NAME, former):
+    if former is None or is_at(folder / NAME, former):
         return
     try:
         _owned[folder] = _take(folder, folder / NAME)
@@ -122,7 +123,7 @@ def _take(folder: Path, path: Path) -> int:
                     continue
                 raise _refusal(path, _read_owner(path)) from error
             log.warning(f"the file system of {folder} has no locks: a second run in it would not be noticed")
-        if _is_at(path, descriptor):
+        if is_at(path, descriptor):
             try:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, json.dumps(_owner()).encode())
@@ -132,11 +133,6 @@ def _take(folder: Path, path: Path) -> int:
                 raise unwritable(folder, error) from error
             return descriptor
         os.close(descriptor)
-
-
-def _is_at(path: Path, descriptor: int) -> bool:
-    """Return whether an open file still has this name."""
-    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def _open(folder: Path, path: Path) -> int:
