@@ -19,6 +19,15 @@ def test_many_answers_are_printed_by_no_process(capsys):
         assert capsys.readouterr().out.count("[RESPONSE] r") == 3
 
 
+def test_a_row_without_an_answer_says_why(capsys):
+    list(
+        _shown(
+            iter([(0, {"query": "q", "response": None, "label": None, "error": "too long"})]), 1, World(0, 1)
+        )
+    )
+    assert "[QUERY] q\n[NO RESPONSE] too long\n---" in capsys.readouterr().out
+
+
 def test_a_log_without_a_terminal_tells_each_tenth_of_many_answers(capsys):
     pairs = [(at, {}) for at in range(150)]
     assert list(_shown(iter(pairs), 300, World(0, 2))) == pairs

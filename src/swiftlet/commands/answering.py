@@ -157,7 +157,12 @@ def _shown(answers: Any, total: int, world: World) -> Any:
         return
     for index, result in answers:
         label = "" if result["label"] is None else f"[LABELS] {result['label']}\n"
-        print(f"[QUERY] {result['query']}\n[RESPONSE] {result['response']}\n{label}{LINE}")
+        said = (
+            f"[RESPONSE] {result['response']}"
+            if "error" not in result
+            else f"[NO RESPONSE] {result['error']}"
+        )
+        print(f"[QUERY] {result['query']}\n{said}\n{label}{LINE}")
         yield index, result
 
 
