@@ -200,6 +200,16 @@ def _report(error: SwiftletError) -> int:
     return error.exit_code
 
 
+def _stopped(text: str, exit_code: int) -> int:
+    """Say that a signal has ended this process, unless its watchdog, which passed it on, says so once for all."""
+    from swiftlet import heartbeat
+    from swiftlet.log import tell
+
+    if not heartbeat.is_watched():
+        tell(text)
+    return exit_code
+
+
 def _output_error() -> OSError | None:
     """Return why standard output takes nothing more, not even an empty line; what is left for it is then given up."""
     try:
@@ -224,11 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SwiftletError as error:
         return _report(error)
     except KeyboardInterrupt:
-        tell("interrupted")
-        return INTERRUPTED
+        return _stopped("interrupted", INTERRUPTED)
     except Stopped as stop:
-        tell(f"stopped by signal {stop.number}")
-        return 128 + stop.number
+        return _stopped(f"stopped by signal {stop.number}", 128 + stop.number)
     except (RuntimeError, ImportError, OSError) as error:
         from swiftlet import heartbeat
 

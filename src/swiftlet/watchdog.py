@@ -198,7 +198,7 @@ def tell_end(
             tell(text, end="\n" if text else "")
         return first.exit_code
     if launcher_code and asked:
-        tell(f"stopped by signal {asked[0]} before the first step")
+        tell(f"stopped by signal {asked[0]}")
         return 128 + asked[0]
     if launcher_code:
         first_gone = f"rank {gone[0].rank} in phase {gone[0].phase}, step {gone[0].step}" if gone else "all"

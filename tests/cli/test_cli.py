@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import swiftlet
-from swiftlet import cli
+from swiftlet import cli, heartbeat, watchdog
 from swiftlet.errors import Mistakes, UsageError, describe, pick, raise_all, suggest
 from swiftlet.models.families import FAMILIES
 
@@ -38,6 +38,8 @@ MISTAKES = [
     (["train"], "unknown command 'train'", "use swift sft"),
     (["--model", "x"], "unknown command '--model'", "the command comes first: swift sft --model ..."),
     (["doctor", "a.log"], "unexpected word 'a.log'", "type --log a.log"),
+    (["doctor", "—logs"], "unexpected word '—logs'", "flags start with two dashes"),
+    (["pt"], "unknown command 'pt'", "use swift sft: rows of plain text"),
     (["web-ui"], "unknown command 'web-ui'", "there is no server here; other engines load"),
     (
         ["sft", "--model_type", "tiny-math-cha", "--dataset", "demo-math-zh"],
@@ -289,6 +291,18 @@ def test_ctrl_c_exits_130(monkeypatch, capsys):
     monkeypatch.setattr(cli, "run_command", interrupted)
     assert cli.main(["sft"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_signal_to_all_processes_of_a_run_is_said_once_by_their_watchdog(monkeypatch, tmp_path, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_command", interrupted)
+    monkeypatch.setenv(heartbeat.VARIABLE, str(tmp_path))
+    assert cli.main(["infer"]) == 130
+    assert capsys.readouterr().err == ""
+    assert watchdog.tell_end([], 1, asked=[signal.SIGINT]) == 130
+    assert capsys.readouterr().err == "stopped by signal 2\n"
 
 
 LEFT = """

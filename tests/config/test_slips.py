@@ -102,6 +102,7 @@ def test_a_word_with_other_dashes_is_no_value_of_a_list(word, reason):
         ("helpful”", "the quotes of a shell are straight: 'a value with spaces'"),
         ("lora_rank=4", "type --lora_rank=4"),
         ("word", "flags start with two dashes: --name value"),
+        ("~nobody-here", "flags start with two dashes: --name value"),
     ],
 )
 def test_a_word_that_nothing_takes(word, hint):
@@ -120,6 +121,16 @@ def test_a_bare_folder_is_perhaps_a_checkpoint(tmp_path):
 def test_quotes_of_a_word_processor_make_no_folder(args, check, flag):
     found = [str(one) for one in check(parse(args, [f"--{flag}", "“out”"]))]
     assert f"--{flag} “out”: the shell takes such quotes for letters\nhint: type --{flag} out" in found
+
+
+@pytest.mark.parametrize("flag", ["dataset", "model_id_or_path", "sft_type"])
+def test_quotes_of_a_word_processor_are_no_part_of_a_name(flag):
+    (found,) = parse(SftArgs, [f"--{flag}", "“train.jsonl”"]).mistakes
+    assert (
+        str(found)
+        == f"--{flag} “train.jsonl”: the shell takes such quotes for letters\nhint: type --{flag} train.jsonl"
+    )
+    assert not parse(SftArgs, ["--system", "“be brief”"]).mistakes
 
 
 def test_a_file_is_no_system_prompt(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from swiftlet.config.args import DataArgs
 from swiftlet.data.report import DataReport, DatasetCount, LeftOut, Lengths, lengths_of
-from swiftlet.data.verdict import check_bad, check_report
+from swiftlet.data.verdict import SKIP, check_bad, check_report
 from swiftlet.errors import DataError
 
 
@@ -141,6 +141,17 @@ def test_more_bad_rows_than_are_listed_are_counted():
     )
     assert caught.value.message.endswith("\n  ... and 10 more")
     assert caught.value.message.count("a.jsonl:") == 20
+
+
+def test_columns_that_a_bad_row_names_are_hinted_at():
+    for what, hint in (
+        ("what is wrong", SKIP),
+        ("no answer: --columns A=query", "add the --columns that is named"),
+    ):
+        row = LeftOut("a.jsonl", 1, 100, "schema", what, "ab" * 20, True, None)
+        with pytest.raises(DataError) as caught:
+            check_bad(report_of(1, row), DataArgs())
+        assert caught.value.hint.startswith(hint)
 
 
 def test_rows_that_are_bad_alike_are_told_of_once():

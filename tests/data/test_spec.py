@@ -140,3 +140,12 @@ def test_a_path_means_the_same_from_another_folder_and_other_names_stay(tmp_path
     assert absolute_text("rows:en/zh#20") == f"{tmp_path}/rows:en/zh#20"
     for text in ("demo-math-zh#20", "HF::openai/gsm8k:main#7", "self-cognition:Ada/ACME"):
         assert absolute_text(text) == text
+
+
+def test_a_name_of_llama_factorys_registry_says_how_it_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/dataset_info.json").write_text('{"mine": {"file_name": "mine.json"}}')
+    with pytest.raises(UsageError, match="unknown dataset 'mine'") as raised:
+        parse_spec("mine#20")
+    assert raised.value.hint == "for a name of data/dataset_info.json type --dataset data:mine"

@@ -104,7 +104,7 @@ def step_of(model: torch.nn.Module, rows: Rows, cut: Cut) -> tuple[float, torch.
     for rank in range(cut.num_ranks):
         schedule = Schedule(cut.seed, len(rows), 1, 1, cut.budget, cut.num_ranks)
         batches = Batches(rows, schedule, rank, token_cost=causal.token_cost)
-        loaded = load(batches, next(batches.places()))
+        loaded = load(batches, next(batches.places(0, 0)))
         # the order of an epoch follows from the seed, as masks do: those of one seed, in the order of another
         parts = [part._replace(mask_seed=5) for part in loaded.micro_batches]
         loaded = loaded._replace(micro_batches=parts)

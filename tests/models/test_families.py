@@ -216,6 +216,7 @@ def test_a_name_a_folder_and_an_id_are_told_apart(tmp_path):
         (None, "./nowhere", "does not exist", "config.json"),
         (None, "/no/such/folder", "does not exist", "config.json"),
         (None, "a/b/c", "does not exist", "config.json"),
+        (None, "gpt2", "does not exist", "or a hub id with its owner: OWNER/gpt2"),
         (None, "XX::a/b", "unknown hub 'XX'", "MS::owner/name"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from swiftlet.models.adapter import load_adapter
 from swiftlet.models.load import load_model
 from swiftlet.parallel.world import World, close_world, init_world
 from swiftlet.startup import without_collector
+from swiftlet.train.progress import short_time
 
+TENTHS = 10
 LINE = "-" * 50
 
 
@@ -150,17 +153,33 @@ def _shown(answers: Any, total: int, world: World) -> Any:
         yield from answers
         return
     if total > PROGRESS_BAR_ABOVE:
-        from rich.console import Console
-        from rich.progress import track
-
-        yield from track(
-            answers, "answering", total=-(-total // world.world_size), console=Console(stderr=True)
-        )
+        yield from _counted(answers, -(-total // world.world_size))
         return
     for index, result in answers:
         label = "" if result["label"] is None else f"[LABELS] {result['label']}\n"
-        print(f"[QUERY] {result['query']}\n[RESPONSE] {result['response']}\n{label}{LINE}")
+        said = (
+            f"[RESPONSE] {result['response']}"
+            if "error" not in result
+            else f"[NO RESPONSE] {result['error']}"
+        )
+        print(f"[QUERY] {result['query']}\n{said}\n{label}{LINE}")
         yield index, result
+
+
+def _counted(answers: Any, total: int) -> Any:
+    """Yield the answers; show a bar at a terminal, and log each tenth of them elsewhere, where a bar shows nothing."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        yield from track(answers, "answering", total=total, console=Console(stderr=True))
+        return
+    start_s = time.monotonic()
+    for count, answer in enumerate(answers, start=1):
+        yield answer
+        if count * TENTHS // total > (count - 1) * TENTHS // total and count < total:
+            left_s = (time.monotonic() - start_s) / count * (total - count)
+            log.info(f"answered {count} of {total}, {short_time(left_s)} left")
 
 
 def _finish(file: ResultFile, path: Path, world: World, end_of_thought: str) -> list[dict[str, Any]]:

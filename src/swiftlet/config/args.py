@@ -280,7 +280,7 @@ class GenerationArgs:
 
     max_new_tokens: int = arg(2048, "Longest answer [tokens]", at_least=1)
     do_sample: bool = arg(True, "Sample; false takes the likeliest token")
-    temperature: float = arg(0.3, "Temperature of sampling", at_least=0)
+    temperature: float = arg(0.3, "Temperature of sampling; 0 takes the likeliest token", at_least=0)
     top_k: int = arg(20, "Sample among the k likeliest tokens; 0 for all", at_least=0)
     top_p: float = arg(0.7, "Sample among the likeliest tokens of this total probability", above=0, at_most=1)
     repetition_penalty: float = arg(1.0, "Above 1: tokens already written become unlikely", above=0)
@@ -298,7 +298,9 @@ class AnswerArgs:
     show_dataset_sample: int = arg(10, "Rows of the dataset to answer; -1 for all", minus_one="all")
     eval_human: bool = arg(False, "Chat although a dataset is known")
     infer_backend: str = arg("pt", "Engine", choices=("pt",))
-    infer_batch_tokens: int = arg(4096, "Most tokens in a batch of prompts", at_least=1)
+    infer_batch_tokens: int = arg(
+        4096, "Most tokens in a batch: its prompts, and up to 256 of each answer", at_least=1
+    )
     stream: bool = arg(True, "Print the answer while it is written")
     merge_lora: bool = arg(False, "Write the merged model beside the checkpoint first and use it")
     result_dir: str | None = arg(None, "Folder of the results; infer_result in the checkpoint when not given")

@@ -21,7 +21,6 @@ from swiftlet.config.fields import to_flat
 from swiftlet.config.filenames import REPLACED
 from swiftlet.config.parse import Parsed
 from swiftlet.config.places import expanded, record_in
-from swiftlet.config.slips import QUOTES
 from swiftlet.errors import SwiftletError, UsageError, describe
 
 PAGE = re.compile(r"://[^/]+/(?:models/)?([\w.-]+/[\w.-]+)")  # of a model on its hub
@@ -138,9 +137,6 @@ def _writable(args: Any, given: frozenset[str]) -> UsageError | None:
 def _writable_mistake(flag: str, path: str) -> UsageError | None:
     if "\0" in path:
         return UsageError(f"--{flag} holds a NUL character", "give a plain path")
-    if path[0] in QUOTES and path[-1] in QUOTES:
-        hint = f"type --{flag} {path[1:-1]}"
-        return UsageError(f"--{flag} {path}: the shell takes such quotes for letters", hint)
     folder = Path(path).absolute()
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent

@@ -21,7 +21,7 @@ SAME_THING: dict[str, str] = {
     "use --columns FIELD=text": "dataset_text_field",
     "use --val_dataset FILE": "validation_file eval_file eval_data",
     "use --model_id_or_path": "base_model base_model_name_or_path pretrained_model_name_or_path",
-    "use --max_length": "sequence_len seq_length max_seq_len max_source_length block_size",
+    "use --max_length": "sequence_len seq_len seq_length max_seq_len max_source_length block_size",
     "use --batch_size": "micro_batch_size train_batch_size per_gpu_train_batch_size train_micro_batch_size_per_gpu",
     "samples a step are --batch_size x --gradient_accumulation_steps x processes": "total_batch_size "
     "global_batch_size",
@@ -149,7 +149,7 @@ ELSEWHERE: dict[str, str] = {
     "disable_gradient_checkpointing": "use --gradient_checkpointing false",
     "only_save_model": "use --save_only_model",
     "merge_lora_and_save": "use --merge_lora true",
-    "exist_ok": "use --overwrite true",
+    **dict.fromkeys(("exist_ok", "replace_if_exists"), "use --overwrite true"),
     "result_path": "use --result_dir FOLDER",
     "max_batch_size": "use --infer_batch_tokens",
     "loraplus_lr_ratio": "use --lora_lr_ratio",
@@ -256,10 +256,11 @@ SERVING = f"there is no server here; {OTHER_ENGINES}"
 COMMANDS_ELSEWHERE: dict[str, str] = {
     **dict.fromkeys(("train", "finetune"), "use swift sft"),
     "chat": "use swift infer",
+    "pt": 'use swift sft: rows of plain text, {"text": ...}, are learnt whole',
     "merge": "use swift merge-lora",
     "eval": "swift infer --ckpt_dir FOLDER --load_dataset_config true answers the held-out rows and scores them",
     **dict.fromkeys(
-        ("pt", "rlhf", "dpo", "grpo", "kto", "sample", "rollout"),
+        ("rlhf", "dpo", "grpo", "kto", "sample", "rollout"),
         "supervised fine-tuning alone is built in: swift sft",
     ),
     **dict.fromkeys(("deploy", "api", "app", "app-ui", "web-ui", "webui", "webchat"), SERVING),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from swiftlet.config.aliases import canonical
 from swiftlet.config.configfile import is_config_file
@@ -62,13 +64,19 @@ def unexpected(word: str, flags: Mapping[str, Flag]) -> UsageError:
         hint = f"type --{word}"
     elif "ckpt_dir" in flags and os.path.isdir(word):
         hint = f"type --ckpt_dir {word}, or --model_id_or_path {word}"
-    elif "resume_from_checkpoint" in flags and (record := record_in(word)):
+    elif "resume_from_checkpoint" in flags and (record := _record(word)):
         hint = f"put {record} first: it has --model_type, --dataset and the other flags of that run"
     elif "model_type" in flags and is_config_file(word):
         hint = f"put {word} first, before flags such as --model_type and --dataset"
-    elif "log" in flags:
+    elif "log" in flags and word[:1] not in DASHES:
         hint = f"type --log {word}"
     return UsageError(f"unexpected word {describe(word)}", hint)
+
+
+def _record(word: str) -> Path | None:
+    with suppress(UsageError):  # ~ and a name that is no user's
+        return record_in(word)
+    return None
 
 
 def line_end(word: str) -> str:
@@ -90,6 +98,10 @@ def value_mistake(flag: Flag, word: str) -> UsageError | None:
         return UsageError(f"{name} {describe(word)} holds the end of a line", hint)
     if word == "=":
         return UsageError(f"{name} {word} is no value", f"type {name} VALUE, or {name}=VALUE without spaces")
+    if flag.kind in (str, tuple) and len(word) > 2 and word[0] in QUOTES and word[-1] in QUOTES:
+        return UsageError(
+            f"{name} {word}: the shell takes such quotes for letters", f"type {name} {word[1:-1]}"
+        )
     if word != word.strip() and not flag.is_list:
         return UsageError(f"{name} {describe(word)} has white space around it", f"type {name} {word.strip()}")
     return None

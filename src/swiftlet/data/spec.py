@@ -15,6 +15,7 @@ from swiftlet.data.datasets import DATASETS
 from swiftlet.errors import UsageError, describe, suggest
 
 HUBS = {"ms": "ms", "hf": "hf", "modelscope": "ms", "huggingface": "hf"}
+REGISTRY = "data/dataset_info.json"  # where LLaMA-Factory looks for the names of its datasets
 _COUNT = re.compile(r"#([0-9]+)$")
 _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 _PAGE = re.compile(r"/datasets/([\w.-]+/[\w.-]+)")
@@ -181,6 +182,8 @@ def _named_or_placed(
         hint = "write it behind the name, without a space: NAME#2000"
     elif head.endswith((".yaml", ".yml")):
         hint = f"for a file of arguments type --config {head}"
+    elif os.path.exists(REGISTRY):
+        hint = f"for a name of {REGISTRY} type --dataset {Path(REGISTRY).parent}:{head}"
     else:
         hint = f"{suggest(head, DATASETS)}; or give a hub id (ORGANISATION/DATASET), a file or a folder"
     raise UsageError(f"unknown dataset {describe(head or text)}", hint)

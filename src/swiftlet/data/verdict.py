@@ -65,7 +65,8 @@ def check_bad(report: DataReport, args: DataArgs, *, is_whole: bool = True) -> N
             if is_whole and num_bad > len(report.first_bad)
             else ""
         )
-        raise DataError(f"{title}\n{listed}{more}", SKIP)
+        named = "add the --columns that is named there, " if "--columns" in listed else ""
+        raise DataError(f"{title}\n{listed}{more}", named + SKIP)
     share = num_bad / report.num_rows
     if share > args.max_bad_fraction:
         raise DataError(

@@ -6,6 +6,7 @@ and its tokenizer say all that is needed.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +60,11 @@ def find_model(model_type: str | None, model_id_or_path: str | None) -> Choice:
         reason = "is a file, not a folder" if path.exists() else "does not exist"
         ids = [repo for row in FAMILIES.values() for repo in (row.hf_id, row.ms_id) if repo]
         same = [repo for repo in ids if repo.lower().rpartition("/")[2] == given.lower()]
-        hint = f"did you mean {same[0]}?" if same else "give the folder that holds config.json"
+        hint = "give the folder that holds config.json"
+        if same:
+            hint = f"did you mean {same[0]}?"
+        elif not path.exists() and re.fullmatch(r"\w[\w.-]*", given):
+            hint += f", or a hub id with its owner: OWNER/{given}"
         raise UsageError(f"--model_id_or_path {given} {reason}", hint)
     return _by_id(given, family)
 
