@@ -321,8 +321,11 @@ def test_no_process_outlives_the_one_that_started_it(number):
     )
     pids = [int(parent.stdout.readline()) for _ in range(2)]
     parent.send_signal(number)
-    parent.wait(10)
-    parent.stdout.close()
+    try:
+        parent.wait(10)
+    finally:
+        parent.kill()
+        parent.stdout.close()
     deadline = time.monotonic() + 10
     while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
