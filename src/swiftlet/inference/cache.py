@@ -18,6 +18,8 @@ from swiftlet.models.head import inner_model
 ROOM = 64  # tokens; so seldom is what is kept copied as it grows
 # Chunks of attention begin at a place in the whole row, which moves where a longer row joins.
 KINDS = {"full_attention", "sliding_attention"}
+# What their layers keep: keys and values, of a window, or nothing where they read those of a layer before (Gemma 3n, 4).
+KEPT = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
 NAMES = ("cache", "past_key_values")  # of the argument, in new and older releases of transformers
 
 
@@ -72,7 +74,7 @@ def open_cache(model: Any) -> dict[str, Any]:
     ):
         return {}
     cache = DynamicCache(config=text)
-    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+    if not KEPT.issuperset(type(layer).__name__ for layer in cache.layers):
         return {}
     cache.layers = [_RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return {name: cache}
@@ -81,7 +83,7 @@ def open_cache(model: Any) -> dict[str, Any]:
 def leave(cache: DynamicCache, staying: list[int], cut: int) -> None:
     """Keep some rows only, without the first `cut` tokens, which are padding in all that stay."""
     for layer in cache.layers:
-        if layer.is_initialized:
+        if layer.keys is not None:
             rows = torch.tensor(staying, device=layer.keys.device)
             length = layer.get_seq_length() - cut
             first = max(layer.keys.shape[-2] - length, 0)  # a window has fewer tokens than the row
@@ -91,7 +93,7 @@ def leave(cache: DynamicCache, staying: list[int], cut: int) -> None:
 def join(cache: DynamicCache, other: DynamicCache) -> None:
     """Put the rows of another cache behind those of this one; the shorter are padded on their left."""
     for layer, new in zip(cache.layers, other.layers, strict=True):
-        if new.is_initialized:
+        if new.keys is not None:
             length = max(layer.get_seq_length(), new.get_seq_length())
             _put(layer, _together(layer.keys, new.keys), _together(layer.values, new.values), length)
 
