@@ -18,7 +18,7 @@ from swiftlet.models.head import inner_model
 ROOM = 64  # tokens; so seldom is what is kept copied as it grows
 # Chunks of attention begin at a place in the whole row, which moves where a longer row joins.
 KINDS = {"full_attention", "sliding_attention"}
-# What their layers keep: keys and values, of a window, or nothing where they read those of a layer before (Gemma 3n, 4).
+# What layers keep: keys and values, those of a window, or none where they read those of a layer before (Gemma 3n, 4).
 KEPT = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
 NAMES = ("cache", "past_key_values")  # of the argument, in new and older releases of transformers
 
