@@ -157,7 +157,9 @@ def _checked_run(name: str, module: ModuleType, words: list[str]) -> int:
     from swiftlet import launch
 
     shape, found = launch.read_shape(os.environ)
-    raise_all([*mistakes, *found])
+    if wrong := [*mistakes, *found]:
+        launch.report_mistakes(shape, wrong)
+        raise_all(wrong)
     with nullcontext() if shape.is_worker else leaving():
         if launch.is_watched(shape, parsed):
             return launch.launch(name, words, shape, module)

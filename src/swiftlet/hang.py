@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ NOBODY = 0  # stands for the process of a rank that has not shown itself
 STACK_LINES = 40
 COLLECTIVE = re.compile(r"/torch/distributed/|/deepspeed/comm/|/swiftlet/parallel/")
 INNERMOST = 4
+HELD = ": it was stopped, by SIGSTOP or a debugger"
 
 
 class Hang(NamedTuple):
@@ -33,6 +34,7 @@ class Hang(NamedTuple):
     culprit: Beat
     silence_s: float
     limit_s: float
+    is_stopped: bool = False
 
 
 @dataclass
@@ -103,15 +105,24 @@ def find_hang(beats: Sequence[Beat], pace: Pace, now_s: float) -> Hang | None:
     return Hang(culprit, now_s - culprit.time_s, pace.limit_s(culprit))
 
 
-def blame(hang: Hang, beats: Sequence[Beat], texts: Mapping[int, str], now_s: float) -> Hang:
-    """Return the hang with the right culprit among the ranks at the same place: the one that waits for no other."""
+def blame(
+    hang: Hang, beats: Sequence[Beat], texts: Mapping[int, str], now_s: float, stopped: Collection[int] = ()
+) -> Hang:
+    """Return the hang with the right culprit among the ranks at the same place: the one that waits for no other.
+
+    Args:
+        stopped: ranks that a signal had stopped, wherever they were, before they were asked for their stacks.
+    """
     step, phase = hang.culprit.step, hang.culprit.phase
     same = [beat for beat in beats if (beat.step, beat.phase) == (step, phase)]
     own = [beat for beat in same if not is_waiting(texts.get(beat.rank, ""))]
-    if not own or len(own) == len(same):
+    if len(own) == len(same):
+        own = []
+    held = [beat for beat in beats if beat.rank in stopped]
+    if not held and not own:
         return hang
-    culprit = min(own, key=lambda beat: beat.time_s)
-    return Hang(culprit, now_s - culprit.time_s, hang.limit_s)
+    culprit = min(held or own, key=lambda beat: beat.time_s)
+    return Hang(culprit, now_s - culprit.time_s, hang.limit_s, bool(held))
 
 
 def is_waiting(text: str) -> bool:
@@ -130,12 +141,23 @@ def with_missing(
 
 
 def is_running(pid: int) -> bool:
+    return _state(pid) not in ("", "Z")
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a signal (SIGSTOP) or a debugger holds a process."""
+    return _state(pid) in ("T", "t")
+
+
+def _state(pid: int) -> str:
+    """Return the letter by which the kernel says what a process does; empty where there is none."""
     if pid == NOBODY:
-        return False
+        return ""
     try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
+        status = Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return ""
+    return status.partition("State:")[2].strip()[:1]
 
 
 def report_hang(hang: Hang, beats: Sequence[Beat], texts: dict[int, str], *, num_nodes: int = 1) -> str:
@@ -143,7 +165,7 @@ def report_hang(hang: Hang, beats: Sequence[Beat], texts: dict[int, str], *, num
     who = hang.culprit
     lines = [
         f"rank {who.rank} shows no progress for {hang.silence_s:.0f} s in phase {who.phase}, step {who.step} "
-        f"(limit {hang.limit_s:.0f} s); the run is ended"
+        f"(limit {hang.limit_s:.0f} s){HELD if hang.is_stopped else ''}; the run is ended"
     ]
     if num_nodes > 1 and len({(beat.phase, beat.step) for beat in beats}) == 1:
         lines.append(

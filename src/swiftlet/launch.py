@@ -27,12 +27,12 @@ from swiftlet.device.processors import usable_processors
 from swiftlet.device.visible import PROCESSES, check_visible, processes_per_node, read_whole
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.faults import RESTARTS
-from swiftlet.log import redact, warning
+from swiftlet.log import info, redact, warning
 from swiftlet.ranks import check_ranks
 from swiftlet.startup import module_command
 from swiftlet.stopping import STOP_SIGNALS
 from swiftlet.train.resume import list_checkpoints
-from swiftlet.watchdog import watch
+from swiftlet.watchdog import GO_ON, watch
 
 RESUME = "--resume_from_checkpoint"
 SHUTDOWN = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"  # [s]; read by torchrun
@@ -104,6 +104,14 @@ def check_alone(environ: Mapping[str, str], command: str) -> list[SwiftletError]
         return []
     message = f"{' '.join(told)} asks for {shape.world_size} processes, and a run from Python is one"
     return [UsageError(message, f"type {' '.join(told)} {command} with the same flags, or unset it")]
+
+
+def report_mistakes(shape: Shape, mistakes: Sequence[SwiftletError]) -> None:
+    """Tell node 0 of a command line that is wrong on this node alone, such as a file that is not there."""
+    if 0 < shape.node_rank < shape.num_nodes and not shape.is_worker:
+        text = redact("; ".join(mistake.message for mistake in mistakes))
+        facts = preflight.Facts(shape.node_rank, socket.gethostname(), problem=text)
+        preflight.report_problem(facts, shape.master_addr, shape.master_port)
 
 
 def worker_command(name: str, words: Sequence[str], shape: Shape) -> list[str]:
@@ -188,6 +196,7 @@ def _run_watched(command: list[str], shape: Shape, told: Mapping[str, str], sett
             ranks=range(first, first + shape.processes_per_node),
             hang_timeout_s=settings.hang_timeout,
             num_nodes=shape.num_nodes,
+            go_on=GO_ON if FOLDER in told else "",
         )
 
 
@@ -221,6 +230,9 @@ def _prepared(name: str, words: list[str], shape: Shape, command: ModuleType) ->
         check_shared=lambda shared: _missing(shape, shared),
     )
     raise_all([problem] if problem else [UsageError(text) for text in found.mistakes])
+    if shape.node_rank and FOLDER in found.shared:
+        start = found.shared.get(RESUMED) or "its beginning"
+        info(f"node 0 makes the run in {found.shared[FOLDER]}, from {start}")
     return {**own, **found.shared, **interface_variables(found.address, os.environ)}
 
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from swiftlet.errors import SwiftletError, UsageError
 from swiftlet.log import info
 from swiftlet.reach import PROBE_S, RETRY_S, TELL_S, connect
 
 ANSWER_S = 60.0
+REPORT_S = 0.5
 MOST_BYTES = 2**20
+NODE_0 = "node 0"
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,18 @@ class Facts:
     problem: str = ""
     address: str = ""
     port: int = 0
+
+
+class Arrival(NamedTuple):
+    """Another node that has come to node 0: what it says of itself, and the connection to it."""
+
+    facts: Facts
+    line: socket.socket
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"node {self.facts.node} ({self.facts.host})"
 
 
 @dataclass(frozen=True)
@@ -85,79 +100,118 @@ def meet(
         if server is not None:
             stack.enter_context(server)
             return _host(facts, own_port, server, num_nodes, timeout_s)
-        line = stack.enter_context(connect("node 0", address, port, timeout_s))
+        line = stack.enter_context(connect(NODE_0, address, port, timeout_s))
         own = line.getsockname()[0]
         mine = Facts(**{**vars(facts), "address": own, "port": own_port})
-        _send(line, vars(mine))
-        peers = _receive(line, timeout_s)
+        _send(line, vars(mine), NODE_0)
+        peers = _receive(line, timeout_s, NODE_0)
         problems = [*unreached(facts.node, peers["peers"]), *check_shared(peers["shared"])]
-        _send(line, {"problems": problems})
-        verdict = _receive(line, timeout_s)
+        _send(line, {"problems": problems}, NODE_0)
+        verdict = _receive(line, timeout_s, NODE_0)
         return Verdict(verdict["mistakes"], verdict["shared"], own)
 
 
+def report_problem(facts: Facts, address: str, port: int) -> None:
+    """Tell node 0, where it listens already, why this node does not come: it would wait for it."""
+    until = time.monotonic() + REPORT_S
+    while True:
+        try:
+            with socket.create_connection((address, port), timeout=REPORT_S) as line:
+                if line.getsockname() != line.getpeername():
+                    line.sendall(json.dumps(vars(facts)).encode() + b"\n")
+                    return
+        except OSError:  # it has the same mistake, or comes later
+            pass
+        if time.monotonic() > until:
+            return
+        time.sleep(REPORT_S / 5)
+
+
 def _host(facts: Facts, own_port: int, server: socket.socket, num_nodes: int, timeout_s: float) -> Verdict:
-    lines: dict[int, socket.socket] = {}
-    known = [facts]
     with ExitStack() as stack:
-        deadline, told = time.monotonic() + timeout_s, time.monotonic()
-        while len(known) < num_nodes:
-            missing = sorted(set(range(num_nodes)) - {one.node for one in known})
-            if time.monotonic() > deadline:
-                raise SwiftletError(
-                    f"of {num_nodes} nodes, these did not come within {timeout_s:.0f} s: {missing}",
-                    "start the same command there, with their NODE_RANK",
-                )
-            if time.monotonic() - told > TELL_S:
-                info(f"waiting for nodes {missing}")
-                told = time.monotonic()
-            found = _accept(server, stack)
-            if found is not None:
-                known.append(found[0])
-                lines[len(known) - 1] = found[1]
-        address = next(iter(lines.values())).getsockname()[0]
-        known[0] = Facts(**{**vars(facts), "address": address, "port": own_port})
-        peers = [{"node": one.node, "address": one.address, "port": one.port} for one in known]
-        mistakes = find_mistakes(known)
-        for at, line in lines.items():
-            with _noted(known[at], mistakes):
-                _send(line, {"peers": peers, "shared": facts.shared})
+        came = _wait_for_all(server, stack, num_nodes, timeout_s)
+        mistakes = find_mistakes([facts, *(one.facts for one in came)])
+        came = [one for one in came if not (one.facts.problem and _has_left(one.line))]
+        address = came[0].line.getsockname()[0] if came else ""
+        places = [(0, address, own_port), *((one.node, one.address, one.port) for one, _ in came)]
+        peers = [{"node": node, "address": address, "port": port} for node, address, port in places]
+        for one in came:
+            with _noted(mistakes):
+                _send(one.line, {"peers": peers, "shared": facts.shared}, one.name)
         mistakes += unreached(facts.node, peers)
-        for at, line in lines.items():
-            with _noted(known[at], mistakes):
-                mistakes += _receive(line, timeout_s)["problems"]
-        for at, line in lines.items():
-            with _noted(known[at], mistakes):
-                _send(line, {"mistakes": mistakes, "shared": facts.shared})
-        for line in lines.values():
-            line.settimeout(ANSWER_S)
+        for one in came:
+            with _noted(mistakes):
+                mistakes += _receive(one.line, timeout_s, one.name)["problems"]
+        for one in came:
+            with _noted(mistakes):
+                _send(one.line, {"mistakes": mistakes, "shared": facts.shared}, one.name)
+        for one in came:
+            one.line.settimeout(ANSWER_S)
             with suppress(OSError):
-                line.recv(1)  # the other side closes first, so that the port is free at once
+                one.line.recv(1)  # the other side closes first, so that the port is free at once
     return Verdict(mistakes, facts.shared, address)
 
 
+def _wait_for_all(server: socket.socket, stack: ExitStack, num_nodes: int, timeout_s: float) -> list[Arrival]:
+    """Return the other nodes, once all are there at the same time: one that was ended and started again comes twice."""
+    came: list[Arrival] = []
+    deadline, told = time.monotonic() + timeout_s, time.monotonic()
+    while True:
+        numbers = Counter(one.facts.node for one in came)
+        for one in came[:]:
+            # What is wrong on a node counts after it has left, until the node is there again.
+            if _has_left(one.line) and (not one.facts.problem or numbers[one.facts.node] > 1):
+                info(f"{one.name} has left; waiting for it to be started again")
+                came.remove(one)
+        if len(came) == num_nodes - 1:
+            return came
+        missing = sorted(set(range(1, num_nodes)) - {one.facts.node for one in came})
+        if time.monotonic() > deadline:
+            raise SwiftletError(
+                f"of {num_nodes} nodes, these did not come within {timeout_s:.0f} s: {missing}",
+                "start the same command there, with their NODE_RANK; a larger --ddp_timeout waits longer for nodes "
+                "that still prepare their data",
+            )
+        if time.monotonic() - told > TELL_S:
+            info(f"waiting for nodes {missing}")
+            told = time.monotonic()
+        found = _accept(server, stack)
+        if found is not None:
+            came.append(found)
+
+
+def _has_left(line: socket.socket) -> bool:
+    """Return whether the other side has closed a connection on which it has nothing to say."""
+    line.settimeout(0.0)
+    try:
+        return not line.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
 @contextmanager
-def _noted(node: Facts, mistakes: list[str]) -> Iterator[None]:
+def _noted(mistakes: list[str]) -> Iterator[None]:
     """Note a node that breaks off, so that the others hear of it instead of waiting."""
     try:
         yield
-    except (OSError, SwiftletError) as error:
-        reason = error.message if isinstance(error, SwiftletError) else error.strerror
-        mistakes.append(f"node {node.node} ({node.host}): {reason}")
+    except SwiftletError as error:
+        mistakes.append(error.message)
 
 
-def _accept(server: socket.socket, stack: ExitStack) -> tuple[Facts, socket.socket] | None:
+def _accept(server: socket.socket, stack: ExitStack) -> Arrival | None:
     server.settimeout(RETRY_S)
     try:
         line, _ = server.accept()
     except TimeoutError:
         return None
     try:
-        found = Facts(**_receive(line, PROBE_S))
+        found = Facts(**_receive(line, PROBE_S, "a node"))
     except (TypeError, SwiftletError):  # somebody else, such as a port scanner
         line.close()
         return None
-    return found, stack.enter_context(line)
+    return Arrival(found, stack.enter_context(line))
 
 
 def unreached(node: int, peers: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -190,22 +244,44 @@ def find_mistakes(known: Sequence[Facts]) -> list[str]:
     return mistakes
 
 
-def _send(line: socket.socket, content: Mapping[str, Any]) -> None:
-    line.sendall(json.dumps(content).encode() + b"\n")
+def _send(line: socket.socket, content: Mapping[str, Any], who: str) -> None:
+    line.settimeout(ANSWER_S)
+    try:
+        line.sendall(json.dumps(content).encode() + b"\n")
+    except OSError as error:
+        raise _ended(who) from error
 
 
-def _receive(line: socket.socket, timeout_s: float) -> dict[str, Any]:
-    line.settimeout(timeout_s)
-    content = b""
+def _ended(who: str) -> SwiftletError:
+    return SwiftletError(f"{who} has ended before the start", f"see the log of {who}")
+
+
+def _receive(line: socket.socket, timeout_s: float, who: str) -> dict[str, Any]:
+    """Return the next message of `who`; every half a minute of waiting is said."""
+    content, until, told = b"", time.monotonic() + timeout_s, time.monotonic()
     try:
         while not content.endswith(b"\n") and len(content) < MOST_BYTES:
-            part = line.recv(2**16)
+            line.settimeout(max(0.01, min(until - time.monotonic(), told + TELL_S - time.monotonic())))
+            try:
+                part = line.recv(2**16)
+            except TimeoutError:
+                now = time.monotonic()
+                if now >= until:
+                    raise
+                info(f"waiting for {who}, which is there and has not answered yet")
+                told = now
+                continue
             if not part:
-                break
+                raise ConnectionResetError
             content += part
         found = json.loads(content)
-    except (OSError, ValueError) as error:
-        raise SwiftletError(f"another node broke off before the start: {error}", "see its log") from error
+    except TimeoutError as error:
+        hint = f"see the log of {who}; a larger --ddp_timeout waits longer"
+        raise SwiftletError(f"{who} is there, but said nothing for {timeout_s:.0f} s", hint) from error
+    except OSError as error:
+        raise _ended(who) from error
+    except ValueError:
+        found = None
     if not isinstance(found, dict):
-        raise SwiftletError("another node sent something else than expected", "use one version on all nodes")
+        raise SwiftletError(f"{who} sent something else than expected", "use one version on all nodes")
     return found

@@ -15,7 +15,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from swiftlet import heartbeat
-from swiftlet.hang import NOBODY, Pace, blame, find_hang, is_running, report_hang, shown, with_missing
+from swiftlet.hang import (
+    NOBODY,
+    Hang,
+    Pace,
+    blame,
+    find_hang,
+    is_running,
+    is_stopped,
+    report_hang,
+    shown,
+    with_missing,
+)
 from swiftlet.heartbeat import Beat, End
 from swiftlet.log import tell, warning
 from swiftlet.stopping import is_repeated, leave_closed_terminal, stop_signals
@@ -96,6 +107,7 @@ def watch(
     ranks: Sequence[int],
     hang_timeout_s: float | None,
     num_nodes: int = 1,
+    go_on: str = GO_ON,
 ) -> int:
     """Run the launcher's command under watch and return the exit code of the run.
 
@@ -104,14 +116,13 @@ def watch(
 
     Args:
         ranks: the ranks of this node, which must all show themselves.
+        go_on: what to type after an end without a word of the ranks; empty for a command that keeps no checkpoints.
     """
     environ = {**environ, heartbeat.VARIABLE: str(folder)}
     process = subprocess.Popen(list(command), env=environ, start_new_session=True)
     asked: list[int] = []
-    old = {
-        number: signal.signal(number, _passing(folder, process, asked, len(ranks)))
-        for number in stop_signals()
-    }
+    pass_on = _passing(folder, process, asked, len(ranks))
+    old = {number: signal.signal(number, pass_on) for number in stop_signals()}
     pace, started_s = Pace(hang_timeout_s), time.monotonic()
     texts: dict[int, str] = {}
     try:
@@ -120,7 +131,7 @@ def watch(
             pace.look(time.monotonic())
             if len(asked) > 1:
                 end_group(process, folder, grace_s=0.0)
-                tell(f"ended at once by signal {asked[-1]}, the second one; {GO_ON}")
+                tell(f"ended at once by signal {asked[-1]}, the second one{go_on and f'; {go_on}'}")
                 return 128 + asked[-1]
             beats = with_missing(heartbeat.read_beats(folder), ranks, started_s, pace.last)
             is_new = pace.see(beats)
@@ -128,10 +139,9 @@ def watch(
             if hang is not None and not heartbeat.takes_signs(folder):
                 pace.excused_s = time.monotonic()  # who cannot be heard is not silent
             elif hang is not None:
-                texts = stacks(folder, beats)
-                hang = blame(hang, beats, texts, time.monotonic())
-                warning(report_hang(hang, beats, texts, num_nodes=num_nodes))
+                _tell_hang(hang, beats, folder, num_nodes)
                 end_group(process, folder)
+                tell(go_on, end="\n" if go_on else "")
                 return heartbeat.FAILED
             if is_new and not texts and not asked:
                 texts = stacks(folder, [beat for beat in beats if beat not in pace.gone])
@@ -148,6 +158,13 @@ def watch(
     if code and answers and not is_told:
         tell("\n".join(shown(answers)))
     return code
+
+
+def _tell_hang(hang: Hang, beats: Sequence[Beat], folder: Path, num_nodes: int) -> None:
+    stopped = [beat.rank for beat in beats if is_stopped(beat.pid)]  # stacks() lets them go on
+    texts = stacks(folder, beats)
+    hang = blame(hang, beats, texts, time.monotonic(), stopped)
+    warning(report_hang(hang, beats, texts, num_nodes=num_nodes))
 
 
 def _passing(

@@ -94,7 +94,7 @@ def test_f26_a_stopped_rank_is_named_with_all_stacks_and_the_group_is_ended(runs
     assert f"stacks of rank {rank}:" in done.text
     assert f"stacks of rank {1 - rank}:" in done.text
     assert done.text.count(STACK) >= 2
-    assert "(limit 8 s); the run is ended" in done.text
+    assert "(limit 8 s): it was stopped, by SIGSTOP or a debugger; the run is ended" in done.text
     check_ended(run, done)
     if number == 0:
         check_resumed(runs, golden_of_two)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch.distributed.launcher.api
 
-from swiftlet import elastic, heartbeat, infer, launch, sft
+from swiftlet import elastic, heartbeat, infer, launch, preflight, sft
 from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED, VARIABLE
 from swiftlet.config.args import ParallelArgs, SftArgs
 from swiftlet.config.parse import parse
@@ -182,6 +182,33 @@ def test_a_node_without_the_checkpoint_of_node_0_says_so(tmp_path):
     assert launch._missing(node, {}) == launch._missing(node, {RESUMED: str(tmp_path)}) == []
     (message,) = launch._missing(node, {RESUMED: gone})
     assert message == f"node 1 has no {gone}: --output_dir must be on storage that all nodes see"
+
+
+def test_a_node_tells_node_0_what_is_wrong_with_its_command_line_alone(tmp_path, swift_here):
+    with preflight.listen(0) as server:
+        node = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+        node["MASTER_PORT"] = str(server.getsockname()[1])
+        gone = str(tmp_path / "rows.jsonl")
+        done = swift_here(
+            node, "sft", "--model_type", "qwen1half-7b-chat", "--dataset", gone, "--device", "cpu"
+        )
+        assert done.returncode == 2
+        line, _ = server.accept()
+        with line:
+            facts = preflight._receive(line, 5.0, "node 1")
+    assert (facts["node"], facts["problem"]) == (1, f"no such data file or folder: {gone}")
+
+
+def test_another_node_says_where_node_0_makes_the_run(tmp_path, monkeypatch, capfd):
+    shared = {VARIABLE: "/runs/v3", RESUMED: "/runs/v3/checkpoint-4"}
+    found = preflight.Verdict([], shared, "127.0.0.1")
+    monkeypatch.setenv(VARIABLE, "")  # put back afterwards
+    monkeypatch.setattr(preflight, "meet", lambda *_, **__: found)
+    words = ["--model_type", "x", "--dataset", "y", "--resume_from_checkpoint", "auto"]
+    command = SimpleNamespace(ARGS=SftArgs, prepare=lambda parsed: {VARIABLE: "aside", RESUMED: ""})
+    told = launch._prepared("sft", words, Shape(1, 2, 1, "127.0.0.1", 7, False), command)
+    assert told[RESUMED] == shared[RESUMED]
+    assert "node 0 makes the run in /runs/v3, from /runs/v3/checkpoint-4" in capfd.readouterr().err
 
 
 def test_the_ranks_of_the_nodes_of_a_cluster_are_answered_with_the_variables_of_nodes():

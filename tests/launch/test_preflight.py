@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -139,6 +140,13 @@ def test_a_node_that_cannot_be_reached_from_another_is_named():
     ]
 
 
+def come(at, node, host, port=0):
+    """Say to node 0 what a node says of itself; return the connection."""
+    line = socket.create_connection(("127.0.0.1", at))
+    preflight._send(line, vars(Facts(node, host, address="127.0.0.1", port=port)), "node 0")
+    return line
+
+
 def test_all_hear_of_a_node_that_breaks_off():
     server, heard = preflight.listen(0), {}
     port = server.getsockname()[1]
@@ -148,26 +156,106 @@ def test_all_hear_of_a_node_that_breaks_off():
         own = None if node else server
         heard[node] = meet(facts, num_nodes=3, address="127.0.0.1", port=port, server=own, timeout_s=20)
 
-    with socket.create_server(("", 0)) as probe:
-        with socket.create_connection(("127.0.0.1", port)) as gone:
-            facts = Facts(1, "gone", address="127.0.0.1", port=probe.getsockname()[1])
-            preflight._send(gone, vars(facts))
+    with socket.create_server(("", 0)) as probe, come(port, 1, "gone", port=probe.getsockname()[1]) as gone:
         threads = [threading.Thread(target=one, args=(node,)) for node in (2, 0)]
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join(60)
+        assert "peers" in preflight._receive(gone, 20.0, "node 0")
+    for thread in threads:
+        thread.join(60)
     assert sorted(heard) == [0, 2]
     for verdict in heard.values():
-        assert any(line.startswith("node 1 (gone): ") for line in verdict.mistakes)
+        assert "node 1 (gone) has ended before the start" in verdict.mistakes
+
+
+def test_a_node_that_is_ended_and_started_again_is_waited_for(capfd):
+    server, heard = preflight.listen(0), []
+    port = server.getsockname()[1]
+    come(port, 1, "too-early").close()
+
+    def one(node):
+        own = None if node else server
+        facts = Facts(node, f"host{node}")
+        heard.append(meet(facts, num_nodes=2, address="127.0.0.1", port=port, server=own, timeout_s=20))
+
+    threads = [threading.Thread(target=one, args=(node,)) for node in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [verdict.mistakes for verdict in heard] == [[], []]
+    assert "node 1 (too-early) has left; waiting for it to be started again" in capfd.readouterr().err
+
+
+def test_a_node_whose_command_line_is_wrong_says_so_and_leaves():
+    server, heard = preflight.listen(0), {}
+    port = server.getsockname()[1]
+    problem = "no such data file or folder: /data/rows.jsonl"
+
+    def one(node):
+        own = None if node else server
+        facts = Facts(node, f"host{node}", {"dataset": "abc"})
+        heard[node] = meet(facts, num_nodes=3, address="127.0.0.1", port=port, server=own, timeout_s=20)
+
+    preflight.report_problem(Facts(1, "wrong", problem=problem), "127.0.0.1", port)
+    threads = [threading.Thread(target=one, args=(node,)) for node in (2, 0)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert heard[0].mistakes == heard[2].mistakes == [f"node 1 (wrong): {problem}"]
+
+
+def test_a_node_that_comes_again_without_its_mistake_is_taken():
+    server = preflight.listen(0)
+    port = server.getsockname()[1]
+    preflight.report_problem(Facts(1, "wrong", problem="unknown flag --seeed"), "127.0.0.1", port)
+    with server, ExitStack() as stack, come(port, 1, "again"), come(port, 2, "other"):
+        came = preflight._wait_for_all(server, stack, 3, 20.0)
+    assert [one.facts.host for one in came] == ["again", "other"]
+
+
+def test_where_nobody_listens_a_mistake_is_reported_in_vain_and_soon():
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    preflight.report_problem(Facts(1, "b", problem="x"), "127.0.0.1", port)
+    assert time.monotonic() - started < 5
+
+
+def test_a_node_0_that_ends_while_others_wait_is_named():
+    with preflight.listen(0) as server:
+        port, found = server.getsockname()[1], []
+
+        def one():
+            with pytest.raises(SwiftletError) as caught:
+                meet(Facts(1, "b"), num_nodes=2, address="127.0.0.1", port=port, server=None, timeout_s=20)
+            found.append(caught.value)
+
+        thread = threading.Thread(target=one)
+        thread.start()
+        server.accept()[0].close()
+        thread.join(60)
+    assert str(found[0].message) == "node 0 has ended before the start"
+    assert found[0].hint == "see the log of node 0"
+
+
+def test_a_node_0_that_does_not_answer_is_said_and_given_up(monkeypatch, capfd):
+    monkeypatch.setattr(preflight, "TELL_S", 0.2)
+    with preflight.listen(0) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(SwiftletError, match="node 0 is there, but said nothing for 1 s") as caught:
+            meet(Facts(1, "b"), num_nodes=2, address="127.0.0.1", port=port, server=None, timeout_s=1)
+    assert "--ddp_timeout" in caught.value.hint
+    assert "waiting for node 0, which is there and has not answered yet" in capfd.readouterr().err
 
 
 def test_a_peer_that_breaks_off_is_an_error():
     ours, theirs = socket.socketpair()
     theirs.sendall(b'{"mistakes": ')
     theirs.close()
-    with ours, pytest.raises(SwiftletError, match="another node broke off before the start"):
-        preflight._receive(ours, 1.0)
+    with ours, pytest.raises(SwiftletError, match="node 1 has ended before the start"):
+        preflight._receive(ours, 1.0, "node 1")
 
 
 def test_the_interface_of_an_address_and_the_variables_that_keep_to_it():

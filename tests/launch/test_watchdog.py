@@ -111,12 +111,14 @@ def test_a_clock_that_is_set_ahead_makes_no_rank_look_silent(tmp_path, said, mon
 
 
 @pytest.mark.parametrize("what", ["hang", "stop", "busy"])
-def test_a_rank_without_progress_is_named_and_everything_is_ended(tmp_path, said, what):
+def test_a_rank_without_progress_is_named_and_everything_is_ended(tmp_path, said, what, capfd):
     code, seconds, pids = run(tmp_path, what)
     assert code == 1
     assert seconds < 25
     assert said[0].startswith("rank 1 shows no progress for ")
-    assert "in phase step, step 3 (limit 2 s)" in said[0]
+    held = ": it was stopped, by SIGSTOP or a debugger" if what == "stop" else ""
+    assert f"in phase step, step 3 (limit 2 s){held}; the run is ended" in said[0]
+    assert watchdog.GO_ON in capfd.readouterr().err
     assert "stacks of rank 0:" in said[0]
     assert 'File "<string>"' in said[0]
     assert len(pids) == 2
@@ -336,6 +338,14 @@ def test_at_the_same_step_the_one_that_waits_for_nobody_is_to_blame(texts, rank)
     hang = find_hang(beats, Pace(hang_timeout_s=5), 60.0)
     assert hang.culprit.rank == 1
     assert hangs.blame(hang, beats, texts, 60.0).culprit.rank == rank
+
+
+def test_a_rank_that_was_stopped_in_a_collective_is_to_blame_and_not_who_waits_longer():
+    beats = [Beat(0, 1, "step", 7, 50.0), Beat(1, 2, "step", 7, 49.9)]
+    hang = find_hang(beats, Pace(hang_timeout_s=5), 60.0)
+    assert hang.culprit.rank == 1
+    hang = hangs.blame(hang, beats, {0: WAITS, 1: WAITS}, 60.0, stopped=[0])
+    assert (hang.culprit.rank, hang.is_stopped) == (0, True)
 
 
 def test_a_rank_that_never_shows_itself_is_named():

@@ -204,7 +204,8 @@ def _checkpoint(args: Any, source: Source, environ: Mapping[str, str]) -> Checkp
             is_settled = not is_first or seen == list_checkpoints(place)
         if is_settled:
             break
-    if found is None:
+    is_first_node = not int(environ.get("NODE_RANK") or 0)  # another one goes on with what node 0 finds
+    if found is None and is_first_node:
         log.info(f"no checkpoint below {root}: the run starts from its beginning")
     return found
 
