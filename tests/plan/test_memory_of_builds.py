@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from swiftlet.commands.plan_layers import look
 from swiftlet.commands.planning import Rows, Sized, Subject, geometry_in
 from swiftlet.config.args import SftArgs
 from swiftlet.config.fields import with_values
+from swiftlet.device.kernels import plain_attention
 from swiftlet.errors import SwiftletError
 from swiftlet.models import counting
 from swiftlet.models.geometry import geometry_of_config
@@ -39,7 +41,7 @@ LATENT |= {"v_head_dim": 32, "num_key_value_heads": 4, "head_dim": 16}
 NOTHING = dict.fromkeys(plan_layers.Layers._fields, 0)
 
 
-def compared(kind, *, dtype=torch.float32, tokens=512, sizes=(), **flags):
+def compared(kind, *, dtype=torch.float32, tokens=512, sizes=(), setting=(), **flags):
     """Return (planned, traced) trained numbers and bytes of a tiny model of this kind."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -50,13 +52,13 @@ def compared(kind, *, dtype=torch.float32, tokens=512, sizes=(), **flags):
     model = plan_trace.build_empty(config, args.tuner, dtype, lora)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = plan_trace.trace_step(model, args, [tokens // 2] * 2, num_labels=tokens - 2)
+    given = {"is_host": True, "keeps_attention": dtype == torch.float32} | dict(setting)
     setting = replace(
         setting_of(args, geometry, 1, dtype.itemsize),
         tokens=tokens,
         labels=tokens - 2,
         longest=tokens // 2,
-        is_host=True,
-        keeps_attention=dtype == torch.float32,
+        **given,
     )
     needed = estimate(geometry, setting).needed
     return (num_trained(geometry, setting), trained), (needed, found.resident + found.peak)
@@ -164,12 +166,14 @@ KINDS = {
     "gpt2": {"n_embd": 64, "n_layer": 4, "n_head": 2, "vocab_size": 500},
     "lfm2": TINY | {"num_hidden_layers": 8, "block_ff_dim": 352, "head_dim": None},
     "falcon": TINY | {"num_hidden_layers": 4, "head_dim": None},
+    "gpt_oss": TINY | {"num_hidden_layers": 4, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
+KINDS["gpt_oss"]["sliding_window"] = 128
 KINDS["lfm2"]["layer_types"] = ["conv", "conv", "full_attention", *["conv"] * 5]
 KINDS = {kind: {k: v for k, v in sizes.items() if v is not None} for kind, sizes in KINDS.items()}
 
 
-def looked_at(folder, kind, **flags):
+def looked_at(folder, kind, *, longest=384, **flags):
     """Return a subject whose model has dropout, and layers, that no size of the formula tells, and its setting."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -177,7 +181,7 @@ def looked_at(folder, kind, **flags):
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
     args = with_values(SftArgs(), **flags)
     sized = Sized(kind, geometry_in(folder), "", folder)
-    rows = Rows(np.array([384]), np.array([]), 1.0, "")
+    rows = Rows(np.array([longest]), np.array([]), 1.0, "")
     subject = Subject(args, sized, rows, host_card(16, None), 1, None, "fp32")
     setting = setting_of(args, sized.geometry, 1, 4)
     return subject, replace(setting, **look(subject, setting)._asdict())
@@ -246,6 +250,36 @@ def test_the_dropout_of_attention_costs_scores_where_the_operator_of_the_device_
     assert setting.more_a_pair >= heads * scores_and_masks
     unseen = replace(setting, **NOTHING)
     assert look(npu, unseen).more_a_pair < 1
+
+
+@pytest.fixture
+def by_definition(monkeypatch):
+    """Let the trace run the attention of a card that has no operator for it."""
+    kernels = {"attention": lambda *given: plain_attention(*given)}  # noqa: PLW0108 the plain one itself is replaced
+    monkeypatch.setattr(plan_trace, "build_causal", partial(plan_trace.build_causal, kernels=kernels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_the_backward_pass_of_capped_scores_overtakes_that_of_the_mlp(by_definition, recompute, dtype):
+    sizes = {"num_attention_heads": 8, "vocab_size": 512}
+    card = {"is_host": False, "keeps_attention": False}
+    _, (planned, traced) = compared(
+        "gemma2", dtype=dtype, tokens=1024, sizes=sizes, setting=card, gradient_checkpointing=recompute
+    )
+    assert planned == pytest.approx(traced, rel=0.05)
+
+
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_scores_with_sinks_and_windows_are_looked_at_in_samples_as_long_as_those_of_the_run(
+    tmp_path, by_definition, recompute
+):
+    subject, setting = looked_at(tmp_path, "gpt_oss", longest=2048, lora_dropout_p=0.0)
+    assert setting.more_backward_a_pair > 0
+    traced, planned = plan_trace.compare(subject, setting, 2 * 2048, recompute)
+    assert (
+        0.98 * traced < planned < 1.13 * traced
+    )  # the kinds of layers differ most where they are made again
 
 
 def test_layers_that_cannot_be_looked_at_are_planned_by_sizes_alone_and_said(tmp_path, monkeypatch, capfd):

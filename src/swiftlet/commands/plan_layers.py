@@ -51,6 +51,7 @@ from swiftlet.plan.setting import NONE, Setting
 KEPT = "layers"  # a folder of the cache: what was seen, a file each
 PACKAGE = Path(__file__).parents[1]
 LENGTHS = (256, 512)  # of one sample [tokens]: what grows with its square shows between them
+LONGEST = 4096  # that is looked at, where attention runs by its definition
 # What code of a model raises that does not run on fake tensors, or whose layers are no decoder's.
 NOT_SEEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
@@ -141,7 +142,7 @@ def _key(subject: Any) -> str:
     """Return a hash of all that a look follows from: the model, the flags, our own code and the libraries."""
     args = subject.args
     parts = [(subject.sized.folder / CONFIG).read_text(encoding="utf-8"), subject.dtype, repr(args.tuner)]
-    parts += [args.model.fused_operators, repr(subject.card.keeps_inputs)]
+    parts += [args.model.fused_operators, repr(subject.card.keeps_inputs), repr(_longer(subject.longest))]
     parts += [metadata.version(library) for library in ("torch", "transformers", "peft")]
     parts += [path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -181,36 +182,53 @@ def look(subject: Any, setting: Setting) -> Layers:
     adapted = _num_adapted(model, kinds)
     idle = setting.num_idle if setting.is_full else _num_idle(model, kinds)
     host = replace(setting, is_host=True, keeps_inputs=False, keeps_attention=True, longest=0, engine="none")
-    is_alone, watched = _watched(model, args, _attention_of(subject.card))
-    kept, made, again = [], [], []
-    for tokens, (layers, peaks) in zip(LENGTHS, watched, strict=True):
+    is_alone, watched = _watched(model, args, subject)
+    kept, made, again = {}, {}, {}
+    for tokens, (layers, peaks) in watched.items():
         by_kind = dict(zip(kinds, layers, strict=False))
         mean, highest = fmean(by_kind[kind] for kind in kinds[idle:]), max(peaks)
         plain = replace(host, tokens=tokens, recompute=NONE)
-        kept.append(mean - saved_per_layer(geometry, plain))
-        made.append(highest - layer_backward(geometry, plain))
-        again.append(max(map(sum, zip(layers, peaks, strict=True))) - mean - highest)
-    found = (*_by_tokens(*kept), *_by_tokens(*made), *_by_tokens(*again))
+        kept[tokens] = mean - saved_per_layer(geometry, plain)
+        made[tokens] = highest - layer_backward(geometry, plain)
+        again[tokens] = max(map(sum, zip(layers, peaks, strict=True))) - mean - highest
+    found = (*_by_tokens(kept), *_by_tokens(made, is_peak=True), *_by_tokens(again))
     return Layers(*found, adapted, idle, is_alone)
 
 
-def _attention_of(card: Card) -> PackedAttention:
-    """Return what the operator of a device does, or where it cannot, attention by its definition."""
+def _longer(longest: int) -> tuple[int, ...]:
+    """Return the lengths beyond LENGTHS to look at where attention runs by its definition, up to that of a run.
+
+    There its backward pass overtakes that of the MLP, and layers with a window no longer keep the square of a sample.
+    """
+    upper = min(LONGEST, 1 << (longest - 1).bit_length())
+    return tuple(length for length in (upper // 2, upper) if length > LENGTHS[-1])
+
+
+def _attention_of(card: Card, by_definition: list[AttentionRules]) -> PackedAttention:
+    """Return what the operator of a device does, or where it cannot, attention by its definition, noted in a list."""
     draws = card.keeps_inputs  # an NPU's draws the mask of dropout itself, and again in the backward pass
 
     def attention(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: list[int], rules: AttentionRules) -> Tensor:
         if rules.is_plain and (draws or rules.dropout_p == 0) and v.shape[-1] == q.shape[-1]:
             return flash_attention(q, k, v, cu_seqlens, rules.scale)
+        if not rules.is_plain:
+            by_definition.append(rules)
         return plain_attention(q, k, v, cu_seqlens, rules)
 
     return attention
 
 
-def _by_tokens(short: float, long: float) -> tuple[float, float]:
-    """Return the bytes a token, and a pair of tokens (none below 0), that give these values for samples of LENGTHS."""
-    few, many = LENGTHS
-    pair = max(0.0, (long / many - short / few) / (many - few))
-    return long / many - pair * many, pair
+def _by_tokens(found: dict[int, float], *, is_peak: bool = False) -> tuple[float, float]:
+    """Return the bytes a token, and a pair of tokens (none below 0), that give these values for the longest samples.
+
+    Args:
+        found: the bytes for a sample of each length.
+        is_peak: give no shorter one less than it takes either, but for the first: its peak may lie elsewhere.
+    """
+    few, many = list(found)[-2:]
+    pair = max(0.0, (found[many] / many - found[few] / few) / (many - few))
+    lengths = list(found)[1:] if is_peak else [many]
+    return max(found[length] / length - pair * length for length in lengths), pair
 
 
 def _num_idle(model: nn.Module, kinds: list[Any]) -> int:
@@ -237,20 +255,24 @@ def _count(module: nn.Module) -> int:
 
 
 def _watched(
-    model: nn.Module, args: Any, attention: PackedAttention
-) -> tuple[bool, list[tuple[list[int], list[int]]]]:
-    """Return whether samples go alone, and what a `Watch` reads of a pass over one sample of each of LENGTHS."""
+    model: nn.Module, args: Any, subject: Any
+) -> tuple[bool, dict[int, tuple[list[int], list[int]]]]:
+    """Return whether samples go alone, and what a `Watch` reads of a pass over one sample of each length."""
+    by_definition: list[AttentionRules] = []
+    attention = _attention_of(subject.card, by_definition)
     live = LiveBytes(num_labels=1)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    found = []
+    found = {}
     with quiet():
         give_fake_tensors(model, mode)
         with mode, live:
             is_fused = args.model.fused_operators != "false"
             causal = build_causal(model, use_fused=is_fused, kernels={"attention": attention}).train()
             watch = Watch(decoder_layers(model), live)
-            for tokens in LENGTHS:
+            for tokens in (*LENGTHS, *_longer(subject.longest)):
+                if tokens > LENGTHS[-1] and not by_definition:
+                    break
                 ids_T = torch.zeros(tokens, dtype=torch.long)
                 causal(ids_T, ids_T, [0, tokens], ids_T).loss_sum.backward()
-                found.append(watch.read())
+                found[tokens] = watch.read()
     return not causal.is_packed, found

@@ -218,7 +218,8 @@ def _of_one_layer(g: Sizes, s: Setting) -> float:
     if s.recompute != FULL:
         return layer_backward(g, s)
     stream = 0 if _keeps_normed(g, s) else s.itemsize * s.tokens * g.hidden
-    again = s.tokens * s.more_again + (s.longest or s.tokens) ** 2 * s.more_again_a_pair
+    # What is kept of all samples of the micro-batch: in that layer more than in the mean one.
+    again = s.tokens * (s.more_again + s.more_again_a_pair * min(s.longest or s.tokens, s.tokens))
     return layer_backward(g, s) + saved_per_layer(g, s) - stream + again
 
 
@@ -239,7 +240,24 @@ def _head(g: Sizes, s: Setting) -> float:
 
 
 def layer_backward(g: Sizes, s: Setting) -> float:
-    """Return the bytes that the backward pass of a layer makes beside what is kept, nearly always in its gated MLP."""
+    """Return the bytes that the backward pass of a layer makes beside what is kept, in its MLP or its attention."""
+    return max(_mlp_backward(g, s), _scores_backward(g, s))
+
+
+def _scores_backward(g: Sizes, s: Setting) -> float:
+    """Return what attention by its definition makes of its longest sample, the layer's MLP being done and gone.
+
+    That are the gradients of the weights and of the scores, in fp32; weights of a shorter type are no longer needed.
+    """
+    if not g.has_plain_scores or s.is_host:
+        return 0
+    weights = s.itemsize if s.itemsize < FP32 else 0
+    pairs = g.heads * min(s.longest or s.tokens, s.tokens) ** 2
+    made = (2 * FP32 - weights) * pairs + s.itemsize * s.tokens * (g.hidden + g.heads * g.dim)
+    return made - _saved_mlp(g, s)
+
+
+def _mlp_backward(g: Sizes, s: Setting) -> float:
     more = s.tokens * s.more_backward + (s.longest or s.tokens) ** 2 * s.more_backward_a_pair
     e, wide = s.itemsize, s.itemsize * s.tokens * widest(g)
     stream = e * s.tokens * g.hidden + more
