@@ -17,10 +17,12 @@ from safetensors.torch import load_file, save_file
 from swiftlet import cli, export, infer
 from swiftlet.commands import infer as infer_command
 from swiftlet.commands.checkpoint_source import open_checkpoint_source
+from swiftlet.commands.model_source import open_template
 from swiftlet.config.args import InferArgs
 from swiftlet.config.parse import parse_mapping
 from swiftlet.errors import CheckpointError, DataError, SaveError, UsageError
 from swiftlet.faults import damage
+from swiftlet.inference.generate import Reply
 from swiftlet.inference.proof import MergeError
 from swiftlet.models.safety import read_header
 
@@ -424,7 +426,6 @@ def test_a_merge_by_infer_trusts_what_infer_trusts(checkpoint, monkeypatch):
 
 def test_a_stop_word_that_is_a_control_token_ends_an_answer(checkpoint):
     from swiftlet.commands.evaluation import stop_ids
-    from swiftlet.commands.model_source import open_template
 
     _, template = open_template(checkpoint, template_type=None, system=None)
     start = template.tokenizer.id_of("<|im_start|>")
@@ -477,6 +478,29 @@ def test_chat_at_the_terminal(checkpoint, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert code == 0
     assert out.count("-" * 50) == 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_was_thought_is_not_in_the_next_prompt_of_a_chat(checkpoint, stream, monkeypatch, capsys):
+    asked = []
+
+    class Thinking:
+        def answer(self, prompt, on_text):
+            [(_, reply)] = self.replies_as_they_end([prompt])
+            on_text(reply.text)
+            return reply
+
+        def replies_as_they_end(self, prompts):
+            asked.append(prompts[0])
+            return [(0, Reply("w7 w8", "w8"))]
+
+    monkeypatch.setattr("swiftlet.commands.answering.load_generator", lambda ready, device: Thinking())
+    monkeypatch.setattr("sys.stdin", io.StringIO("w1\nw2\nexit\n"))
+    infer(ckpt_dir=str(checkpoint), stream=stream, device="cpu")
+    _, template = open_template(checkpoint, template_type=None, system=None)
+    assert template.tokenizer.decode(asked[1]).count("w8") == 1
+    assert "w7" not in template.tokenizer.decode(asked[1])
+    assert "w7 w8" in capsys.readouterr().out
 
 
 def record(checkpoint, **changes):

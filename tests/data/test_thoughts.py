@@ -161,6 +161,9 @@ def test_a_marker_that_ends_thoughts_too_ends_only_an_answer(make):
     ):
         assert thoughts.ends_answer(encode(text)) is ends, text
     assert thoughts.answer(encode(thought + answer)) == "yes"
+    assert (
+        thoughts.answer(encode("<answer>no<|end|>")) == "no"
+    )  # its header is no part of an answer without a thought
     assert make(KEPT).thoughts.markers == () and make(KEPT).thoughts.opening == "<think>"
 
 

@@ -364,3 +364,66 @@ def test_calls_that_are_printed_without_a_text_alone_are_text_beside_one(make):
     expected = [printed("add"), "Now less.\n" + written("sub"), "It is 5."]
     assert trained(template, encoded) == [text + "<|end|>" for text in expected]
     assert notes == ("calls_as_text",)
+
+
+SEPARATOR = "{{ '<sep>' if m.tool_calls else '<|end|>' }}\n"
+ONE_CALL = "{% if m.tool_calls and m.tool_calls | length > 1 %}{{ raise_exception('one call') }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("turn", "is_end"),
+    [
+        (TURN.replace("<|end|>\n", SEPARATOR), True),  # as Solar and HyperCLOVA X have it
+        (ONE_CALL + TURN.replace("<|end|>\n", SEPARATOR), True),  # as gpt-oss has it
+        (TURN.replace("</call>", "<sep>"), False),
+        (
+            TURN.replace("</call>", "<sep>").replace("<|end|>\n", "{{ '' if m.tool_calls else '<|end|>' }}"),
+            False,
+        ),
+        (TURN, False),
+    ],
+)
+def test_a_token_that_ends_all_calls_of_an_answer_ends_it_at_inference(make, turn, is_end):
+    template = make(NATIVE.replace(TURN, turn))
+    tokens = [template.tokenizer.decode([one]) for one in template.stop_token_ids]
+    assert tokens == ["<|end|>", "</s>", *["<sep>"] * is_end]
+
+
+@pytest.mark.parametrize(
+    ("chat", "label"),
+    [
+        (NATIVE.replace("<|end|>\n", SEPARATOR), "First." + printed("add", "sub")),
+        (CHATML, "First.\n" + written("add", "sub")),
+    ],
+)
+def test_the_label_of_an_answer_that_calls_tools_is_what_the_model_writes(make, chat, label):
+    from swiftlet.commands.evaluation import sample_row
+
+    last = {**call("add", "sub", content="First."), "thought": "So.", "loss": False}
+    asked = sample([QUESTION, call("add"), RESULT, ANSWER, QUESTION, last], TOOLS)
+    row = sample_row(asked, make(chat))
+    assert (row.label, row.query) == (label, "2 and 3?")
+    spoken = sample([QUESTION, call("add"), RESULT, ANSWER], TOOLS)
+    assert sample_row(spoken, make(chat)).label == "It is 5."
+
+
+def test_the_label_of_calls_that_cannot_be_printed_is_not_known(make):
+    from swiftlet.commands.evaluation import sample_row
+
+    template = make(NATIVE.replace(TURN, ONE_CALL + TURN))
+    assert sample_row(sample([QUESTION, call("add", "sub")], TOOLS), template).label is None
+
+
+def test_rows_that_a_template_refuses_are_not_asked_where_they_may_be_skipped(make, capsys):
+    from swiftlet.commands.evaluation import sample_rows
+
+    template = make(NATIVE.replace(TURN, ONE_CALL + TURN))
+    samples = [sample([QUESTION, call(*names), RESULT, ANSWER], TOOLS) for names in (["add"], ["add", "sub"])]
+    rows = sample_rows(samples, template, "skip")
+    assert [row.label for row in rows] == ["It is 5."]
+    assert f"1 of 2 rows are not asked, such as {samples[1].origin}: chat template" in capsys.readouterr().err
+    with pytest.raises(
+        TemplateError, match=f"^{samples[1].origin}: chat template .* cannot render"
+    ) as caught:
+        sample_rows(samples, template, "error")
+    assert caught.value.hint.startswith("leave such rows out with --bad_rows skip")

@@ -100,13 +100,13 @@ def test_an_answer_ends_where_the_model_itself_says_so(tiny_qwen2, tiny_tokenize
         expected = [ids[: min([*(ids.index(one) for one in stop if one in ids), 6])] for ids in expected]
         assert ids_of(engine, PROMPTS) == expected
         pieces = []
-        assert engine.answer(PROMPTS[0], pieces.append) == "".join(pieces) == engine.text(expected[0])
+        assert engine.answer(PROMPTS[0], pieces.append).text == "".join(pieces) == engine.text(expected[0])
 
 
 def test_streamed_pieces_add_up_to_the_answer(tiny_qwen2, tiny_tokenizer):
     engine = generator(tiny_qwen2, tiny_tokenizer)
     pieces = []
-    answer = engine.answer(PROMPTS[0], pieces.append)
+    answer = engine.answer(PROMPTS[0], pieces.append).text
     assert "".join(pieces) == answer == engine.answers([PROMPTS[0]])[0]
     assert len(pieces) > 1
 
@@ -123,7 +123,7 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_whole(tiny_qwen2, tin
     monkeypatch.setattr(engine, "decode", lambda ids: bytes(ids).decode("utf-8", "replace"))
     monkeypatch.setattr(engine, "_ids", ids)
     pieces = []
-    assert engine.answer(PROMPTS[0], pieces.append) == "a你b好\ufffd"
+    assert engine.answer(PROMPTS[0], pieces.append).text == "a你b好\ufffd"
     assert pieces == ["a", "你", "b", "好", "\ufffd"]
 
 
@@ -169,7 +169,7 @@ def test_a_long_answer_is_streamed_without_decoding_all_of_it_at_each_token(
     engine.decode = decode
     monkeypatch.setattr(engine, "_ids", ids)
     pieces = []
-    assert engine.answer(PROMPTS[0], pieces.append) == "".join(pieces) == decoder.decode(tokens)
+    assert engine.answer(PROMPTS[0], pieces.append).text == "".join(pieces) == decoder.decode(tokens)
     assert len(pieces) > 100
     assert max(sizes[:-1]) <= 2 * WINDOW + 32  # the last one is of the whole answer
 
@@ -188,7 +188,7 @@ def test_nothing_of_a_stop_word_is_streamed(tiny_qwen2, tiny_tokenizer):
     for word in (" ".join(full[2:5]), full[-1] + " and more"):  # the second one is begun and never ended
         engine = generator(tiny_qwen2, tiny_tokenizer, stop_words=(word,))
         pieces = []
-        answer = engine.answer(PROMPTS[0], pieces.append)
+        answer = engine.answer(PROMPTS[0], pieces.append).text
         assert "".join(pieces) == answer == engine.answers([PROMPTS[0]])[0]
         assert len(pieces) > 1
 
@@ -323,3 +323,4 @@ def test_a_marker_that_ends_thoughts_too_ends_an_answer_behind_one(tiny_qwen2, m
     monkeypatch.setattr(running, "SHARE_OF_ENDED", 1)  # no row leaves, so that rows stay those of `says`
     replies = dict(engine.replies_as_they_end([[2, 5], [2, 6], [2, 7]]))
     assert replies == {0: ("5 7 4 8 9", "5 tokens"), 1: ("8", None), 2: (" ".join("8" * 9), None)}
+    assert [replies[at].said for at in range(2)] == ["5 tokens", "8"]

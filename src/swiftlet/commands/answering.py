@@ -12,7 +12,7 @@ import torch
 
 from swiftlet import heartbeat, log
 from swiftlet.commands.device_setup import bind_to_device, open_own_device
-from swiftlet.commands.evaluation import build_generator, sample_row, stop_ids
+from swiftlet.commands.evaluation import build_generator, sample_rows, stop_ids
 from swiftlet.commands.infer import Ready
 from swiftlet.commands.model_source import context_length, longest_sample
 from swiftlet.data.held_out import read_split
@@ -105,14 +105,16 @@ def _rows(ready: Ready) -> list[Row]:
         raise DataError("there are no rows to answer", "add --val_dataset FILE, or --dataset_test_ratio 0.1")
     most = args.answer.show_dataset_sample
     chosen = samples if most < 0 else samples[:most]
+    rows = sample_rows(chosen, ready.template, args.data.bad_rows)
+    if not rows:
+        raise DataError("the chat template refuses all rows", "choose another one with --template_type")
     notes = ["--show_dataset_sample -1 for all"] if len(chosen) < len(samples) else []
     notes += [f"{num_train} rows are not held out"] if num_train else []
     others = f" ({'; '.join(notes)})" if notes else ""
     rows_said = "held-out rows" if num_train else "rows"
-    log.info(f"{len(chosen)} of {len(samples)} {rows_said} are answered{others}")
+    log.info(f"{len(rows)} of {len(samples)} {rows_said} are answered{others}")
     if log.rank() == 0:
         _tell_over_long(ready, samples)
-    rows = [sample_row(sample, ready.template) for sample in chosen]
     # rows without a system message of their own are asked with that of the command line or the checkpoint
     system = ready.template.system
     return [row if row.system is not None else row._replace(system=system) for row in rows]
@@ -220,10 +222,10 @@ def chat(ready: Ready) -> None:
         def answer(messages: list[dict[str, Any]], on_text: Any) -> str:
             prompt = ready.template.encode_prompt(messages)
             if is_streaming:
-                return generator.answer(prompt, on_text)
-            text = generator.answers([prompt])[0]
-            on_text(text)
-            return text
+                return generator.answer(prompt, on_text).said
+            [(_, reply)] = generator.replies_as_they_end([prompt])
+            on_text(reply.text or "")
+            return reply.said
 
         def write(text: str) -> None:
             sys.stdout.write(text)

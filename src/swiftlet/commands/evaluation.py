@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from swiftlet import heartbeat, log
@@ -10,9 +11,11 @@ from swiftlet.commands.model_setup import needs_even_passes
 from swiftlet.commands.model_source import context_length
 from swiftlet.commands.sft import Setup
 from swiftlet.config.check_engines import is_sharded
+from swiftlet.data.chat import THOUGHT
 from swiftlet.data.formats import Sample
 from swiftlet.data.held_out import read_split
-from swiftlet.data.template import Template
+from swiftlet.data.rows import IGNORE_INDEX
+from swiftlet.data.template import Template, TemplateError
 from swiftlet.errors import UsageError
 from swiftlet.inference.answers import Row, answer_rows, compared, row_of
 from swiftlet.inference.generate import Generator, Settings
@@ -80,15 +83,56 @@ def stop_ids(template: Template, words: Sequence[str]) -> list[int]:
     return [*template.stop_token_ids, *(token for token in controls if token is not None)]
 
 
+def sample_rows(samples: Sequence[Sample], template: Template, bad_rows: str) -> list[Row]:
+    """Return the last turn of each sample as a question, but for those that the template refuses.
+
+    Args:
+        bad_rows: `skip` to leave those out, `error` to stop at the first.
+
+    Raises:
+        TemplateError: the template refuses a sample that may not be left out.
+    """
+    rows, refused = [], []
+    for sample in samples:
+        try:
+            rows.append(sample_row(sample, template))
+        except TemplateError as error:
+            refused.append(f"{sample.origin}: {error.message}")
+            if bad_rows == "error":
+                raise TemplateError(refused[0], error.hint) from error
+    if refused and log.rank() == 0:
+        log.warning(f"{len(refused)} of {len(samples)} rows are not asked, such as {refused[0]}")
+    return rows
+
+
 def sample_row(sample: Sample, template: Template) -> Row:
-    """Return the last turn of a sample as a question, whose prompt has the sample's tools."""
-    return row_of(sample.messages, lambda messages: template.encode_prompt(messages, sample.tools))
+    """Return the last turn of a sample as a question, whose prompt has the sample's tools.
+
+    The label of an answer that calls tools is what the template prints of it, as the model writes it.
+    """
+    row = row_of(sample.messages, lambda messages: template.encode_prompt(messages, sample.tools))
+    if not (sample.messages or [{}])[-1].get("tool_calls"):
+        return row
+    return row._replace(label=_printed_answer(sample, template))
+
+
+def _printed_answer(sample: Sample, template: Template) -> str | None:
+    """Return what the template prints of the last answer but its thought, None where it cannot be told."""
+    *before, last = sample.messages
+    messages = [{**message, "loss": False} for message in before]
+    messages.append({key: value for key, value in last.items() if key not in (THOUGHT, "loss")})
+    try:
+        labels = template.encode(replace(sample, messages=messages)).labels
+    except TemplateError:
+        return None
+    ends = {IGNORE_INDEX, *template.stop_token_ids}
+    return template.tokenizer.decode([one for one in labels if one not in ends], skip_special=True).strip()
 
 
 def _generated_scores(setup: Setup, model: CausalLM) -> Callable[[Asked], Scores | None]:
     args, ready, _, world = setup
     _, samples = read_split(args.data)
-    rows = [sample_row(sample, ready.template) for sample in samples if sample.messages]
+    rows = sample_rows([sample for sample in samples if sample.messages], ready.template, args.data.bad_rows)
     length = ready.max_length + args.generation.max_new_tokens
     generator = build_generator(
         model.model,

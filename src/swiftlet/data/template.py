@@ -31,7 +31,7 @@ from swiftlet.data.spans import Locator
 from swiftlet.data.system_message import check_system, without_system
 from swiftlet.data.thoughts import Thoughts, thoughts_of
 from swiftlet.data.tokenizer import Tokenizer
-from swiftlet.data.tooltext import ToolText, with_form_of_calls
+from swiftlet.data.tooltext import ToolText, end_of_calls, with_form_of_calls
 from swiftlet.data.turns import TurnFinder
 from swiftlet.errors import UsageError, describe
 
@@ -71,8 +71,9 @@ class Template:
 
     @cached_property
     def stop_token_ids(self) -> list[int]:
-        """The tokens that end an answer: the template's end markers, a header that follows it without one, and EOS."""
-        ids = [*self._finders[False].end_markers.plain_ids, self.tokenizer.eos_id]
+        """The tokens that end an answer: the template's end markers, EOS, and the end of calls where it is another."""
+        plain, calls = self._finders[False].end_markers.plain_ids, end_of_calls(self._finders[True])
+        ids = [*plain, self.tokenizer.eos_id, calls]
         return list(dict.fromkeys(one for one in ids if one is not None and one not in self.thoughts.markers))
 
     @cached_property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from swiftlet.data.chat import REASONING_KEYS
-from swiftlet.data.endmarkers import QUESTION, THOUGHTFUL, EndMarkers
+from swiftlet.data.endmarkers import ANSWER, QUESTION, THOUGHTFUL, EndMarkers
 from swiftlet.data.rendering import TemplateError
 from swiftlet.data.tokenizer import Tokenizer
 
@@ -17,8 +17,9 @@ class Thoughts:
 
     Args:
         opening: between the prompt and a thought, '' where the prompt has it.
-        closing: between a thought and its answer, '' where the template prints no thoughts.
-        markers: the tokens that end an answer and stand in `closing` too.
+        closing: between a thought and its answer, or the end of that where it opens an answer without a thought too;
+            '' where the template prints no thoughts.
+        markers: the tokens that end an answer and stand between a thought and its answer too.
     """
 
     tokenizer: Tokenizer
@@ -27,7 +28,7 @@ class Thoughts:
     markers: tuple[int, ...]
 
     def answer(self, ids: Sequence[int]) -> str | None:
-        """Return the text of what a model wrote behind its thought, None where no thought ends in it."""
+        """Return the text of what a model wrote behind its thought, None where no answer is opened in it."""
         if not self.closing:
             return None
         _, found, answer = self.tokenizer.decode(ids).rpartition(self.closing)
@@ -47,6 +48,7 @@ def thoughts_of(end_markers: EndMarkers) -> Thoughts:
     thought, answer = THOUGHTFUL[REASONING_KEYS[0]], THOUGHTFUL["content"]
     try:
         text = renderer.render([QUESTION, THOUGHTFUL], end_markers.plain_tools)
+        plain = renderer.render([QUESTION, {**ANSWER, "content": answer}], end_markers.plain_tools)
         prompt = renderer.render([QUESTION], end_markers.plain_tools, generation_prompt=True)
     except TemplateError:
         return Thoughts(tokenizer, "", "", ())
@@ -56,4 +58,8 @@ def thoughts_of(end_markers: EndMarkers) -> Thoughts:
         return Thoughts(tokenizer, "", "", ())
     opening = before.removeprefix(prompt).strip() if before.startswith(prompt) else ""
     shared = {token for token in end_markers.plain_ids if tokenizer.decode([token]) in closing}
-    return Thoughts(tokenizer, opening, closing.strip(), tuple(sorted(shared)))
+    closing = closing.strip()
+    header = plain.partition(answer)[0].removeprefix(prompt).strip() if plain.startswith(prompt) else ""
+    if header and closing.endswith(header):  # gpt-oss names a channel before every answer
+        closing = header
+    return Thoughts(tokenizer, opening, closing, tuple(sorted(shared)))

@@ -16,6 +16,7 @@ from typing import Any
 
 from swiftlet.data.endmarkers import ANSWER, QUESTION, TOOL
 from swiftlet.data.rendering import Renderer, TemplateError, as_template_message, called_name
+from swiftlet.data.turns import TurnFinder
 
 Message = dict[str, Any]
 # what is tried with each template
@@ -25,6 +26,11 @@ _CALL: Message = {
     "role": "assistant",
     "content": "",
     "tool_calls": [{"id": _ID, "type": "function", "function": _FUNCTION}],
+}
+
+_CALLS: Message = {
+    **_CALL,
+    "tool_calls": [{**_CALL["tool_calls"][0], "id": number} for number in (_ID, _ID[::-1])],
 }
 
 _INTRODUCTION = "You can call these tools; each line describes one in JSON:"
@@ -230,3 +236,22 @@ def _with_tools_as_text(messages: list[Message], tools: list[Any]) -> list[Messa
         first, *rest = messages
         return [{**first, "content": "\n\n".join(filter(None, [first.get("content"), text]))}, *rest]
     return [{"role": "system", "content": text}, *messages]
+
+
+def end_of_calls(finder: TurnFinder) -> int | None:
+    """Return the token that ends an answer of tool calls, None where it has none of its own.
+
+    A token that is in the answer more often ends each of two calls; where the template takes one call alone, its last
+    token ends the answer.
+    """
+    tokenizer = finder.end_markers.tokenizer
+    for calls in (_CALLS, _CALL):
+        try:
+            found = finder.find([QUESTION, calls], [TOOL])
+        except TemplateError:
+            continue
+        text = "".join(found.text[turn.begin : turn.end] for turn in found.turns).rstrip()
+        last = tokenizer.added_pattern.findall(text)[-1:]
+        is_end = last != [] and text.endswith(last[0]) and text.count(last[0]) == 1
+        return tokenizer.id_of(last[0]) if is_end else None
+    return None

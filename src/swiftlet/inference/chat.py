@@ -31,7 +31,7 @@ def line_reader() -> Callable[[str], str]:
 
 
 class Answerer(Protocol):
-    """What a chat needs of a model: the answer to a conversation, told piece by piece."""
+    """What a chat needs of a model: what it writes to a conversation, piece by piece, and what of it is its answer."""
 
     def __call__(self, messages: list[dict[str, Any]], on_text: Callable[[str], None]) -> str: ...
 

@@ -53,6 +53,11 @@ class Reply(NamedTuple):
     text: str | None
     answer: str | None
 
+    @property
+    def said(self) -> str:
+        """What stays in a conversation: templates put what was thought elsewhere, or leave it out of later prompts."""
+        return (self.text or "") if self.answer is None else self.answer
+
 
 class Generator:
     """A model with its way from ids to text, its end tokens and the settings of generation.
@@ -172,15 +177,15 @@ class Generator:
         for at, ids in self._ids(prompts, most_tokens):
             yield at, self._reply(ids)
 
-    def answer(self, prompt: Sequence[int], on_text: Callable[[str], None]) -> str:
-        """Return the answer to one prompt; `on_text` gets each piece as soon as its characters are whole."""
+    def answer(self, prompt: Sequence[int], on_text: Callable[[str], None]) -> Reply:
+        """Return what the model wrote to one prompt; `on_text` gets each piece as soon as its characters are whole."""
         pieces = Pieces(
             lambda ids: self.text(self.until_end(list(ids))), self.decode, self.settings.stop_words, on_text
         )
         [(_, ids)] = self._ids([prompt], streamer=pieces)
-        text = self.text(ids)
-        pieces.finish(text)
-        return text
+        reply = self._reply(ids)
+        pieces.finish(reply.text or "")
+        return reply
 
     @torch.inference_mode()
     def _ids(
