@@ -324,3 +324,21 @@ def test_a_marker_that_ends_thoughts_too_ends_an_answer_behind_one(tiny_qwen2, m
     replies = dict(engine.replies_as_they_end([[2, 5], [2, 6], [2, 7]]))
     assert replies == {0: ("5 7 4 8 9", "5 tokens"), 1: ("8", None), 2: (" ".join("8" * 9), None)}
     assert [replies[at].said for at in range(2)] == ["5 tokens", "8"]
+
+
+def test_an_answer_behind_a_long_thought_is_shown_as_it_is_written(tiny_qwen2, tiny_tokenizer, monkeypatch):
+    engine = generator(tiny_qwen2, tiny_tokenizer)
+    made = [5, *[7] * (3 * WINDOW), 4, *range(100, 140)]
+    seen: list[int] = []
+
+    def ids(prompts, streamer):
+        for token in [prompts[0], *made]:
+            streamer.put(torch.tensor(token))
+            seen.append(len(pieces))
+        return [(0, made)]
+
+    engine.thoughts, engine.decode = Thinking(), lambda ids: "".join(f"<{token}>" for token in ids)
+    monkeypatch.setattr(engine, "_ids", ids)
+    pieces: list[str] = []
+    assert engine.answer(PROMPTS[0], pieces.append).text == "".join(pieces)
+    assert seen == list(range(len(made) + 1))  # one piece a token

@@ -134,13 +134,15 @@ class Generator:
 
     def until_end(self, ids_N: list[int]) -> list[int]:
         """Return an answer without what ends it and follows: an end token, or a marker that may end a thought too."""
-        stops, thoughts = set(self.stop_token_ids), self.thoughts
-        markers = () if thoughts is None else thoughts.markers
-        for at, token in enumerate(ids_N):
-            is_marker = token in markers and thoughts is not None
-            if token in stops or (is_marker and thoughts.ends_answer(ids_N[: at + 1])):
-                return ids_N[:at]
-        return ids_N
+        ids_N, thoughts = self._until_stop(ids_N), self.thoughts
+        if thoughts is None:
+            return ids_N
+        marked = (at for at, token in enumerate(ids_N) if token in thoughts.markers)
+        return ids_N[: next((at for at in marked if thoughts.ends_answer(ids_N[: at + 1])), None)]
+
+    def _until_stop(self, ids_N: list[int]) -> list[int]:
+        stops = set(self.stop_token_ids)
+        return ids_N[: next((at for at, token in enumerate(ids_N) if token in stops), None)]
 
     def text(self, ids_N: Sequence[int]) -> str:
         """Return the text of an answer, cut at the first stop word."""
@@ -179,8 +181,9 @@ class Generator:
 
     def answer(self, prompt: Sequence[int], on_text: Callable[[str], None]) -> Reply:
         """Return what the model wrote to one prompt; `on_text` gets each piece as soon as its characters are whole."""
+        # the pieces are of the last tokens, which do not tell a marker that ends the answer from one of a thought
         pieces = Pieces(
-            lambda ids: self.text(self.until_end(list(ids))), self.decode, self.settings.stop_words, on_text
+            lambda ids: self.text(self._until_stop(list(ids))), self.decode, self.settings.stop_words, on_text
         )
         [(_, ids)] = self._ids([prompt], streamer=pieces)
         reply = self._reply(ids)
