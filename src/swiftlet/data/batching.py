@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
-from swiftlet.data.cutting import Schedule, cut, cut_alike, pad_cuts, share
+from swiftlet.data.cutting import Schedule, cut, cut_alike
 from swiftlet.data.prefixes import Prefixes, find_prefixes, prompt_of
 from swiftlet.data.rows import IGNORE_INDEX
 
@@ -95,14 +95,13 @@ class Batches:
         """Return one step of an epoch; both count from 0."""
         schedule, lengths = self.schedule, self.store.lengths
         rows = schedule.rows(len(self.store), epoch * schedule.steps_per_epoch + step_in_epoch)
-        cuts = [self._cut(part) for part in share(rows.tolist(), lengths, schedule.world_size)]
         return Step(
             epoch=epoch,
             step_in_epoch=step_in_epoch,
             samples=rows.tolist(),
             num_tokens=int(lengths[rows].sum()),
             num_label_tokens=int(self.store.num_labels[rows].sum()),
-            micro_batches=pad_cuts(cuts)[self.rank],
+            micro_batches=schedule.cuts(lengths, rows, self._cut)[self.rank],
         )
 
     def _cut(self, samples: list[int]) -> list[list[int]]:

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from swiftlet.data.prefixes import LEAST_SHARE, MOST_TOKENS, Beginnings
+
+Cut = Callable[[list[int]], list[list[int]]]
 
 
 def num_steps_per_epoch(num_samples: int, *, batch_size: int, accumulation: int, world_size: int) -> int:
@@ -154,7 +156,13 @@ class Schedule(NamedTuple):
         order, start = epoch_order(num_samples, self.seed, epoch), number * self.step_size
         return order[start : None if number == self.steps_per_epoch - 1 else start + self.step_size]
 
-    def cuts(self, lengths: np.ndarray, rows: np.ndarray) -> list[list[list[int]]]:
-        """Return the micro-batches of each rank for the samples of a step."""
-        shares = share(rows.tolist(), lengths, self.world_size)
-        return pad_cuts([cut(part, lengths, self.token_budget) for part in shares])
+    def cuts(
+        self, lengths: np.ndarray, rows: np.ndarray, cut_share: Cut | None = None
+    ) -> list[list[list[int]]]:
+        """Return the micro-batches of each rank for the samples of a step.
+
+        Args:
+            cut_share: cuts the samples of a rank; by their lengths alone when None.
+        """
+        cut_share = cut_share or (lambda samples: cut(samples, lengths, self.token_budget))
+        return pad_cuts([cut_share(part) for part in share(rows.tolist(), lengths, self.world_size)])
