@@ -52,7 +52,7 @@ def check_ranks(environ: Mapping[str, str]) -> list[SwiftletError]:
     nodes = environ.get("NNODES", "")
     if (rank or world_size > 1) and not nodes:
         return [_no_local_rank(rank, world_size)]
-    return [] if nodes.isdigit() and int(nodes) > 1 else _check_starters(environ)
+    return [] if nodes.isdecimal() and int(nodes) > 1 else _check_starters(environ)
 
 
 def _check_worker(
@@ -93,7 +93,7 @@ def _no_local_rank(rank: int, world_size: int) -> UsageError:
 def _check_starters(environ: Mapping[str, str]) -> list[SwiftletError]:
     for starter in OF_PROCESSES:
         size = environ.get(starter.size, "")
-        if size.isdigit() and int(size) > 1:
+        if size.isdecimal() and int(size) > 1:
             message = f"{starter.name} starts this command {size} times ({starter.size}={size}), each a run of its own"
             hint = (
                 f"start it once on each node, with {PROCESSES}=devices of one; or type RANK=${starter.rank} "
@@ -102,7 +102,7 @@ def _check_starters(environ: Mapping[str, str]) -> list[SwiftletError]:
             )
             return [UsageError(message, hint)]
     hosts = environ.get(HOSTS, "")
-    if hosts.isdigit() and int(hosts) > 1:
+    if hosts.isdecimal() and int(hosts) > 1:
         message = f"{HOSTS}={hosts}, but NNODES is not set: each node would make a run of its own"
         return [
             UsageError(message, f"type {HOSTS_HINT} before the command; or, for separate runs, unset {HOSTS}")

@@ -35,5 +35,8 @@ def expanded(text: str) -> Path:
 
 def record_in(folder: str | None) -> Path | None:
     """Return the file with the arguments of the run whose folder, or checkpoint, this is; None where there is none."""
-    record = expanded(folder or "") / ARGS_FILE
+    try:
+        record = expanded(folder or "") / ARGS_FILE
+    except UsageError:  # ~ and a name that is no user's
+        return None
     return record if folder and record.is_file() else None

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from swiftlet.config.aliases import canonical
 from swiftlet.config.configfile import is_config_file
@@ -64,19 +62,13 @@ def unexpected(word: str, flags: Mapping[str, Flag]) -> UsageError:
         hint = f"type --{word}"
     elif "ckpt_dir" in flags and os.path.isdir(word):
         hint = f"type --ckpt_dir {word}, or --model_id_or_path {word}"
-    elif "resume_from_checkpoint" in flags and (record := _record(word)):
+    elif "resume_from_checkpoint" in flags and (record := record_in(word)):
         hint = f"put {record} first: it has --model_type, --dataset and the other flags of that run"
     elif "model_type" in flags and is_config_file(word):
         hint = f"put {word} first, before flags such as --model_type and --dataset"
     elif "log" in flags and word[:1] not in DASHES:
         hint = f"type --log {word}"
     return UsageError(f"unexpected word {describe(word)}", hint)
-
-
-def _record(word: str) -> Path | None:
-    with suppress(UsageError):  # ~ and a name that is no user's
-        return record_in(word)
-    return None
 
 
 def line_end(word: str) -> str:

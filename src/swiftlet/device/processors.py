@@ -27,6 +27,6 @@ def quota_of_container() -> float | None:
     if not all(path.is_file() for path in paths):
         return None
     words = " ".join(path.read_text(encoding="ascii") for path in paths).split()
-    if len(words) != 2 or not all(word.isdigit() and int(word) for word in words):
+    if len(words) != 2 or not all(word.isdecimal() and int(word) for word in words):
         return None
     return int(words[0]) / int(words[1])
