@@ -76,7 +76,7 @@ def generator(model, *, ends=tuple(range(3, 120, 9)), words=(), context=None, **
     )
 
 
-def texts_of(engine, prompts, most_tokens):
+def texts_of(engine, prompts, most_tokens=None):
     return {at: reply.text for at, reply in engine.replies_as_they_end(prompts, most_tokens)}
 
 
@@ -103,7 +103,7 @@ def test_each_row_is_answered_as_alone(name):
         {"repetition_penalty": 1.5, "ends": (7, 19, 33, 44, 58)},
     ):
         engine = generator(model, **settings)
-        alone = [engine.answers([prompt])[0] for prompt in prompts]
+        alone = [texts_of(engine, [prompt])[0] for prompt in prompts]
         assert len({text.count("<") for text in alone}) > 2
         for most_tokens in (80, 200, None):
             assert texts_of(engine, prompts, most_tokens) == dict(enumerate(alone))
@@ -122,9 +122,9 @@ def test_a_row_that_has_ended_makes_room_for_another():
 
 def test_rows_leave_a_batch_to_which_none_can_come():
     model, prompts = model_of("whole"), prompts_of(12)
-    texts, rows = rows_of_passes(model, lambda: generator(model, max_new_tokens=40).answers(prompts))
+    texts, rows = rows_of_passes(model, lambda: texts_of(generator(model, max_new_tokens=40), prompts))
     assert rows[0] == 12 or rows.count(12)
-    assert sum(rows) < 0.6 * 12 * max(text.count("<") + 1 for text in texts)
+    assert sum(rows) < 0.6 * 12 * max(text.count("<") + 1 for text in texts.values())
 
 
 def test_the_shortest_answers_come_first():
@@ -140,7 +140,7 @@ def test_padding_of_rows_that_left_is_cut():
     hook = model.register_forward_pre_hook(
         lambda module, args, kwargs: caches.append(kwargs["cache"].get_seq_length()), with_kwargs=True
     )
-    engine.answers([[5] * 22, [7, 8]])  # the first has room for two tokens
+    texts_of(engine, [[5] * 22, [7, 8]])  # the first has room for two tokens
     hook.remove()
     assert type(opened) is DynamicCache
     assert caches[-1] == 2 + 14 - 2  # all but the last token of the short row, which no pass reads

@@ -224,7 +224,7 @@ def chat(ready: Ready) -> None:
             if is_streaming:
                 return generator.answer(prompt, on_text).said
             [(_, reply)] = generator.replies_as_they_end([prompt])
-            on_text(reply.text or "")
+            on_text(reply.text)
             return reply.said
 
         def write(text: str) -> None:

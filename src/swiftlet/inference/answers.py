@@ -61,7 +61,7 @@ def answer_rows(
         try:
             generator.room(len(rows[index].prompt_ids))
         except DataError as error:
-            yield index, {**_result(rows[index], Reply(None, None)), "error": error.message}
+            yield index, {**_result(rows[index], None), "error": error.message}
         else:
             prompts[index] = rows[index].prompt_ids
     indices = list(prompts)
@@ -69,15 +69,16 @@ def answer_rows(
         yield indices[at], _result(rows[indices[at]], reply)
 
 
-def _result(row: Row, reply: Reply) -> dict[str, Any]:
+def _result(row: Row, reply: Reply | None) -> dict[str, Any]:
+    """Return what is written of a row; None for one that was not asked."""
     result = {
-        "response": reply.text,
+        "response": None if reply is None else reply.text,
         "query": row.query,
         "label": row.label,
         "history": row.history,
         "system": row.system,
     }
-    return result if reply.answer is None else {**result, "answer": reply.answer}
+    return result if reply is None or reply.answer is None else {**result, "answer": reply.answer}
 
 
 def compared(result: Mapping[str, Any], end_of_thought: str) -> str:

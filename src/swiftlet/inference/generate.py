@@ -48,15 +48,15 @@ class Settings:
 
 
 class Reply(NamedTuple):
-    """What a model wrote, None where it was not asked, and what of it stands behind a thought, None without one."""
+    """What a model wrote, and what of it stands behind a thought, None without one."""
 
-    text: str | None
+    text: str
     answer: str | None
 
     @property
     def said(self) -> str:
         """What stays in a conversation: templates put what was thought elsewhere, or leave it out of later prompts."""
-        return (self.text or "") if self.answer is None else self.answer
+        return self.text if self.answer is None else self.answer
 
 
 class Generator:
@@ -118,7 +118,9 @@ class Generator:
             "use_cache": True,
         }
 
-    def other_ends(self, starts: Sequence[int]) -> list[Callable[[torch.Tensor], torch.Tensor]]:
+    def other_ends(
+        self, starts: Sequence[int], device: torch.device
+    ) -> list[Callable[[torch.Tensor], torch.Tensor]]:
         """Return what ends the rows of a batch beside end tokens.
 
         Args:
@@ -129,7 +131,7 @@ class Generator:
         if words:
             found.append(SaysWord(self.decode, words, starts))
         if thoughts is not None and thoughts.markers:
-            found.append(EndsAnswer(thoughts, starts))
+            found.append(EndsAnswer(thoughts, starts, device))
         return found
 
     def until_end(self, ids_N: list[int]) -> list[int]:
@@ -156,15 +158,6 @@ class Generator:
         answer = None if self.thoughts is None else self.thoughts.answer(ids_N)
         return Reply(self.text(ids_N), None if answer is None else self._until_word(answer))
 
-    def answers(self, prompts: Sequence[Sequence[int]]) -> list[str]:
-        """Return what the model writes to each prompt, in their order.
-
-        Raises:
-            DataError: a prompt leaves no room in the context.
-        """
-        replies = dict(self.replies_as_they_end(prompts))
-        return [replies[at].text for at in range(len(prompts))]
-
     def replies_as_they_end(
         self, prompts: Sequence[Sequence[int]], most_tokens: int | None = None
     ) -> Iterator[tuple[int, Reply]]:
@@ -187,7 +180,7 @@ class Generator:
         )
         [(_, ids)] = self._ids([prompt], streamer=pieces)
         reply = self._reply(ids)
-        pieces.finish(reply.text or "")
+        pieces.finish(reply.text)
         return reply
 
     @torch.inference_mode()

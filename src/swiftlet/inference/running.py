@@ -126,7 +126,7 @@ class Running:
         generator = self.generator
         device = next(generator.model.parameters()).device
         longest = max(row.length for row in rows)
-        others = generator.other_ends([longest - len(row.answer) for row in rows])
+        others = generator.other_ends([longest - len(row.answer) for row in rows], device)
         ended = Ended(torch.tensor(generator.stop_token_ids, device=device), others, enough)
         output_BT = generator.model.generate(
             **left_padded([row.ids for row in rows], generator.pad_id, device),

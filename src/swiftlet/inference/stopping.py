@@ -76,13 +76,13 @@ class EndsAnswer:
         starts: where the answer of each row begins, padding and prompt before it.
     """
 
-    def __init__(self, thoughts: Thoughts, starts: Sequence[int]) -> None:
+    def __init__(self, thoughts: Thoughts, starts: Sequence[int], device: torch.device) -> None:
         self.thoughts = thoughts
         self.starts = starts
+        self.markers = torch.tensor(thoughts.markers, device=device)
 
     def __call__(self, input_ids: Tensor) -> Tensor:
-        markers = torch.tensor(self.thoughts.markers, device=input_ids.device)
-        is_marked = torch.isin(input_ids[:, -1], markers)
+        is_marked = torch.isin(input_ids[:, -1], self.markers)
         for row in is_marked.nonzero().flatten().tolist():
             is_marked[row] = self.thoughts.ends_answer(input_ids[row, self.starts[row] :].tolist())
         return is_marked
