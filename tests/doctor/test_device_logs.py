@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from swiftlet.doctor.explain import explain
-from swiftlet.doctor.levels import ERROR, PLAIN, QUIET, WARNING, level_of
 from swiftlet.doctor.logs import lines_of
 from swiftlet.doctor.tables import load
 from swiftlet.doctor.wording import in_words, look_at
@@ -77,26 +76,6 @@ def cause_of(text):
 )
 def test_causes_that_only_device_logs_tell(text, cause):
     assert cause_of(text) == cause
-
-
-@pytest.mark.parametrize(
-    ("text", "level"),
-    [
-        ("plog/plog-7_2026.log:305:[ERROR] HCCP(7,python): a", ERROR),
-        ("75:[WARNING] HCCP(7,python): a", WARNING),
-        ("run/plog/plog-7.log:3:[INFO] HCCL(7,python): a error", QUIET),
-        ("[2026-01-01 10:00:00.12345] [error] [36815] [runner.cpp:132] a", ERROR),
-        ("[2026-01-01 10:00:00.12345] [info] [36815] [runner.cpp:132] a", QUIET),
-        ("[warning] a", WARNING),
-        ("E20260101 06:43:02.966156  5793 transport.cpp:820] a", ERROR),
-        ("I20260101 06:43:02.966156  5793 transport.cpp:820] a error", QUIET),
-        ("an [error] of a sentence", PLAIN),
-        ('{"level":"error","msg":"a"}', ERROR),
-        ("level=loud a", PLAIN),
-    ],
-)
-def test_levels_as_grep_and_loggers_of_cpp_write_them(text, level):
-    assert level_of(text) == level
 
 
 @pytest.mark.parametrize(

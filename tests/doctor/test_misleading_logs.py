@@ -54,6 +54,18 @@ BIND = "[W socket.cpp:9] [c10d] The server socket has failed to bind to [::]:295
         ("EI0002: [PID: 1] a", ERROR),
         ("LEVEL=INFO was given", PLAIN),
         ("step 3 of INFO", PLAIN),
+        # as grep -n and loggers of C++ write them
+        ("plog/plog-7_2026.log:305:[ERROR] HCCP(7,python): a", ERROR),
+        ("75:[WARNING] HCCP(7,python): a", WARNING),
+        ("run/plog/plog-7.log:3:[INFO] HCCL(7,python): a error", QUIET),
+        ("[2026-01-01 10:00:00.12345] [error] [36815] [runner.cpp:132] a", ERROR),
+        ("[2026-01-01 10:00:00.12345] [info] [36815] [runner.cpp:132] a", QUIET),
+        ("[warning] a", WARNING),
+        ("E20260101 06:43:02.966156  5793 transport.cpp:820] a", ERROR),
+        ("I20260101 06:43:02.966156  5793 transport.cpp:820] a error", QUIET),
+        ("an [error] of a sentence", PLAIN),
+        ('{"level":"error","msg":"a"}', ERROR),
+        ("level=loud a", PLAIN),
     ],
 )
 def test_level_of_a_line(text, level):

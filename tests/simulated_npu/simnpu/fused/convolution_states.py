@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import wraps
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,12 +39,16 @@ def check_use(
         raise NotSimulated("npu_fused_causal_conv1d: the simulator has no cache_indices of blocks")
 
 
+@kernel("npu_fused_causal_conv1d")
 def convolve(
     x: Tensor, weight: Tensor, conv_states: Tensor, query_start_loc: Tensor | None, cache_indices: Tensor | None,
     initial_state_mode: Tensor | None, num_accepted_tokens: Tensor | None, activation: str, pad_slot_id: int,
-    run_mode: int, residual_connection: int, conv_mode: str,
+    run_mode: int, residual_connection: int, conv_mode: str, max_query_len: int,
 ) -> Tensor:  # fmt: skip
-    """The result in the shape of x, zeros for samples that are padding; the states are written."""
+    """The result in the shape of x, zeros for samples that are padding; the states are written.
+
+    `max_query_len` is a hint about sizes.
+    """
     check_use(x, weight, cache_indices, activation, conv_mode)
     check(run_mode in WITHOUT_EFFECT, f"npu_fused_causal_conv1d: run_mode {run_mode} must be 0 or 1")
     out, kept = torch.zeros_like(x), weight.shape[0] - 1
@@ -67,29 +74,8 @@ def convolve(
     return out
 
 
-@kernel("npu_fused_causal_conv1d")
-def fused_causal_conv1d(
-    x: Tensor, weight: Tensor, conv_states: Tensor, query_start_loc: Tensor | None, cache_indices: Tensor | None,
-    initial_state_mode: Tensor | None, num_accepted_tokens: Tensor | None, activation: str, pad_slot_id: int,
-    run_mode: int, residual_connection: int, conv_mode: str, max_query_len: int,
-) -> Tensor:  # fmt: skip
-    """`max_query_len` is a hint about sizes."""
-    return convolve(
-        x, weight, conv_states, query_start_loc, cache_indices, initial_state_mode, num_accepted_tokens, activation,
-        pad_slot_id, run_mode, residual_connection, conv_mode,
-    )  # fmt: skip
-
-
 @kernel("npu_fused_causal_conv1d_v2")
-def fused_causal_conv1d_v2(
-    x: Tensor, weight: Tensor, conv_states: Tensor, query_start_loc: Tensor | None, cache_indices: Tensor | None,
-    initial_state_mode: Tensor | None, num_accepted_tokens: Tensor | None, activation: str, pad_slot_id: int,
-    run_mode: int, residual_connection: int, conv_mode: str, max_query_len: int,
-) -> None:  # fmt: skip
+@wraps(convolve)  # whose arguments it takes
+def convolve_in_place(**arguments: Any) -> None:
     """The same, in the place of x."""
-    x.copy_(
-        convolve(
-            x, weight, conv_states, query_start_loc, cache_indices, initial_state_mode, num_accepted_tokens, activation,
-            pad_slot_id, run_mode, residual_connection, conv_mode,
-        )
-    )  # fmt: skip
+    arguments["x"].copy_(convolve(**arguments))
