@@ -6,6 +6,7 @@ ever waits in a collective for a tokeniser.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import socket
@@ -17,7 +18,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from swiftlet import preflight
-from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED
+from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, PRINTED_DATE, RESUMED
 from swiftlet.commands.run_folder import VARIABLE as FOLDER
 from swiftlet.config.args import ParallelArgs
 from swiftlet.config.fields import to_flat
@@ -107,11 +108,15 @@ def check_alone(environ: Mapping[str, str], command: str) -> list[SwiftletError]
 
 
 def report_mistakes(shape: Shape, mistakes: Sequence[SwiftletError]) -> None:
-    """Tell node 0 of a command line that is wrong on this node alone, such as a file that is not there."""
-    if 0 < shape.node_rank < shape.num_nodes and not shape.is_worker:
-        text = redact("; ".join(mistake.message for mistake in mistakes))
-        facts = preflight.Facts(shape.node_rank, socket.gethostname(), problem=text)
+    """Tell the nodes that wait of a command line that is wrong on this node alone, such as a file that is not there."""
+    if shape.is_worker or not 0 <= shape.node_rank < shape.num_nodes or shape.num_nodes == 1:
+        return
+    text = redact("; ".join(mistake.message for mistake in mistakes))
+    facts = preflight.Facts(shape.node_rank, socket.gethostname(), problem=text)
+    if shape.node_rank:
         preflight.report_problem(facts, shape.master_addr, shape.master_port)
+    else:
+        preflight.turn_away(facts, shape.master_port, shape.num_nodes)
 
 
 def worker_command(name: str, words: Sequence[str], shape: Shape) -> list[str]:
@@ -220,6 +225,7 @@ def _prepared(name: str, words: list[str], shape: Shape, command: ModuleType) ->
             own = command.prepare(parsed)
         except SwiftletError as error:
             problem = error
+            warning(f"{str(error).splitlines()[0]} (the other nodes are told before this one ends)")
     found = preflight.meet(
         _facts(name, parsed, shape, own, problem),
         num_nodes=shape.num_nodes,
@@ -242,18 +248,29 @@ def _facts(
     installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
     same = {package: installed.get(package, "none") for package in PACKAGES}
     same |= {
+        "the code of swiftlet": _code_hash(),
         "python": platform.python_version(),
         "NNODES": str(shape.num_nodes),
         "NPROC_PER_NODE": str(shape.processes_per_node),
         "the command": name,
         "dataset": own.get(DATA_HASH, "none"),
         "base model": own.get(BASE_HASH, "none"),
+        "the day that the chat template prints (by clock and TZ)": own.get(PRINTED_DATE) or "none",
     }
     flags = to_flat(parsed.args).items()
     same |= {f"--{flag}": redact(str(value)) for flag, value in flags if flag not in OF_THIS_START}
     shared = {key: own[key] for key in (FOLDER, RESUMED) if key in own}
     text = redact(str(problem)) if problem else ""
     return preflight.Facts(shape.node_rank, socket.gethostname(), same, shared, text)
+
+
+def _code_hash() -> str:
+    """Return a hash of this program's code: a copy that was changed on one node has the same version as the others."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _missing(shape: Shape, shared: Mapping[str, str]) -> list[str]:

@@ -18,11 +18,9 @@ from typing import Any, NamedTuple
 
 from swiftlet.errors import SwiftletError, UsageError
 from swiftlet.log import info
-from swiftlet.reach import PROBE_S, RETRY_S, TELL_S, connect
+from swiftlet.reach import ANSWER_S, PROBE_S, RETRY_S, TELL_S, connect, receive, send
 
-ANSWER_S = 60.0
 REPORT_S = 0.5
-MOST_BYTES = 2**20
 NODE_0 = "node 0"
 
 
@@ -103,11 +101,11 @@ def meet(
         line = stack.enter_context(connect(NODE_0, address, port, timeout_s))
         own = line.getsockname()[0]
         mine = Facts(**{**vars(facts), "address": own, "port": own_port})
-        _send(line, vars(mine), NODE_0)
-        peers = _receive(line, timeout_s, NODE_0)
+        send(line, vars(mine), NODE_0)
+        peers = receive(line, timeout_s, NODE_0)
         problems = [*unreached(facts.node, peers["peers"]), *check_shared(peers["shared"])]
-        _send(line, {"problems": problems}, NODE_0)
-        verdict = _receive(line, timeout_s, NODE_0)
+        send(line, {"problems": problems}, NODE_0)
+        verdict = receive(line, timeout_s, NODE_0)
         return Verdict(verdict["mistakes"], verdict["shared"], own)
 
 
@@ -127,6 +125,22 @@ def report_problem(facts: Facts, address: str, port: int) -> None:
         time.sleep(REPORT_S / 5)
 
 
+def turn_away(facts: Facts, port: int, num_nodes: int) -> None:
+    """Tell the nodes that wait for node 0 by now why it does not come; it stays as long as they take to try again."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(listen(port))
+        except UsageError:  # another run's; nobody waits here
+            return
+        came: list[Arrival] = []
+        until = time.monotonic() + 2 * RETRY_S
+        while len(came) < num_nodes - 1 and time.monotonic() < until:
+            found = _accept(server, stack)
+            came += [found] if found is not None else []
+        came = [one for one in came if not _has_left(one.line)]
+        _tell_all(came, facts, [], find_mistakes([facts]), PROBE_S)
+
+
 def _host(facts: Facts, own_port: int, server: socket.socket, num_nodes: int, timeout_s: float) -> Verdict:
     with ExitStack() as stack:
         came = _wait_for_all(server, stack, num_nodes, timeout_s)
@@ -135,21 +149,32 @@ def _host(facts: Facts, own_port: int, server: socket.socket, num_nodes: int, ti
         address = came[0].line.getsockname()[0] if came else ""
         places = [(0, address, own_port), *((one.node, one.address, one.port) for one, _ in came)]
         peers = [{"node": node, "address": address, "port": port} for node, address, port in places]
-        for one in came:
-            with _noted(mistakes):
-                _send(one.line, {"peers": peers, "shared": facts.shared}, one.name)
-        mistakes += unreached(facts.node, peers)
-        for one in came:
-            with _noted(mistakes):
-                mistakes += _receive(one.line, timeout_s, one.name)["problems"]
-        for one in came:
-            with _noted(mistakes):
-                _send(one.line, {"mistakes": mistakes, "shared": facts.shared}, one.name)
-        for one in came:
-            one.line.settimeout(ANSWER_S)
-            with suppress(OSError):
-                one.line.recv(1)  # the other side closes first, so that the port is free at once
+        _tell_all(came, facts, peers, mistakes, timeout_s)
     return Verdict(mistakes, facts.shared, address)
+
+
+def _tell_all(
+    came: Sequence[Arrival], facts: Facts, peers: list[dict[str, Any]], mistakes: list[str], timeout_s: float
+) -> None:
+    """Tell the nodes that came where the others are, hear whom they do not reach, and give all the same verdict.
+
+    Args:
+        mistakes: those known so far; what turns up here is added.
+    """
+    for one in came:
+        with _noted(mistakes):
+            send(one.line, {"peers": peers, "shared": facts.shared}, one.name)
+    mistakes += unreached(facts.node, peers)
+    for one in came:
+        with _noted(mistakes):
+            mistakes += receive(one.line, timeout_s, one.name)["problems"]
+    for one in came:
+        with _noted(mistakes):
+            send(one.line, {"mistakes": mistakes, "shared": facts.shared}, one.name)
+    for one in came:
+        one.line.settimeout(ANSWER_S)
+        with suppress(OSError):
+            one.line.recv(1)  # the other side closes first, so that the port is free at once
 
 
 def _wait_for_all(server: socket.socket, stack: ExitStack, num_nodes: int, timeout_s: float) -> list[Arrival]:
@@ -207,7 +232,7 @@ def _accept(server: socket.socket, stack: ExitStack) -> Arrival | None:
     except TimeoutError:
         return None
     try:
-        found = Facts(**_receive(line, PROBE_S, "a node"))
+        found = Facts(**receive(line, PROBE_S, "a node"))
     except (TypeError, SwiftletError):  # somebody else, such as a port scanner
         line.close()
         return None
@@ -242,46 +267,3 @@ def find_mistakes(known: Sequence[Facts]) -> list[str]:
             told = ", ".join(f"{one.same.get(name, 'none')} on node {one.node}" for one in known)
             mistakes.append(f"{name} differs between nodes: {told}")
     return mistakes
-
-
-def _send(line: socket.socket, content: Mapping[str, Any], who: str) -> None:
-    line.settimeout(ANSWER_S)
-    try:
-        line.sendall(json.dumps(content).encode() + b"\n")
-    except OSError as error:
-        raise _ended(who) from error
-
-
-def _ended(who: str) -> SwiftletError:
-    return SwiftletError(f"{who} has ended before the start", f"see the log of {who}")
-
-
-def _receive(line: socket.socket, timeout_s: float, who: str) -> dict[str, Any]:
-    """Return the next message of `who`; every half a minute of waiting is said."""
-    content, until, told = b"", time.monotonic() + timeout_s, time.monotonic()
-    try:
-        while not content.endswith(b"\n") and len(content) < MOST_BYTES:
-            line.settimeout(max(0.01, min(until - time.monotonic(), told + TELL_S - time.monotonic())))
-            try:
-                part = line.recv(2**16)
-            except TimeoutError:
-                now = time.monotonic()
-                if now >= until:
-                    raise
-                info(f"waiting for {who}, which is there and has not answered yet")
-                told = now
-                continue
-            if not part:
-                raise ConnectionResetError
-            content += part
-        found = json.loads(content)
-    except TimeoutError as error:
-        hint = f"see the log of {who}; a larger --ddp_timeout waits longer"
-        raise SwiftletError(f"{who} is there, but said nothing for {timeout_s:.0f} s", hint) from error
-    except OSError as error:
-        raise _ended(who) from error
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise SwiftletError(f"{who} sent something else than expected", "use one version on all nodes")
-    return found

@@ -1,10 +1,15 @@
-"""Reaching the first node or process of a run at MASTER_ADDR:MASTER_PORT, which may start later than the others."""
+"""Reaching the first node or process of a run at MASTER_ADDR:MASTER_PORT, which may start later than the others, and
+the messages on such a connection: lines of JSON.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
 import socket
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from swiftlet.errors import SwiftletError
 from swiftlet.log import logger
@@ -13,6 +18,8 @@ RETRY_S = 0.5
 TELL_S = 30.0
 UNREACHABLE_S = 45.0
 PROBE_S = 5.0
+ANSWER_S = 60.0
+MOST_BYTES = 2**20
 
 
 def connect(who: str, address: str, port: int, timeout_s: float) -> socket.socket:
@@ -45,3 +52,55 @@ def connect(who: str, address: str, port: int, timeout_s: float) -> socket.socke
             logger().info(f"waiting for {who} at {address}:{port}: {reason}")
             told = now
         time.sleep(RETRY_S)
+
+
+def send(line: socket.socket, content: Mapping[str, Any], who: str) -> None:
+    """Send a message.
+
+    Raises:
+        SwiftletError: `who`, the other side, has closed the connection.
+    """
+    line.settimeout(ANSWER_S)
+    try:
+        line.sendall(json.dumps(content).encode() + b"\n")
+    except OSError as error:
+        raise _ended(who) from error
+
+
+def _ended(who: str) -> SwiftletError:
+    return SwiftletError(f"{who} has ended before the start", f"see the log of {who}")
+
+
+def receive(line: socket.socket, timeout_s: float, who: str) -> dict[str, Any]:
+    """Return the next message of `who`; every half a minute of waiting is said.
+
+    Raises:
+        SwiftletError: nothing came, `who` has ended, or what came is no message.
+    """
+    content, until, told = b"", time.monotonic() + timeout_s, time.monotonic()
+    try:
+        while not content.endswith(b"\n") and len(content) < MOST_BYTES:
+            line.settimeout(max(0.01, min(until - time.monotonic(), told + TELL_S - time.monotonic())))
+            try:
+                part = line.recv(2**16)
+            except TimeoutError:
+                now = time.monotonic()
+                if now >= until:
+                    raise
+                logger().info(f"waiting for {who}, which is there and has not answered yet")
+                told = now
+                continue
+            if not part:
+                raise ConnectionResetError
+            content += part
+        found = json.loads(content)
+    except TimeoutError as error:
+        hint = f"see the log of {who}; a larger --ddp_timeout waits longer"
+        raise SwiftletError(f"{who} is there, but said nothing for {timeout_s:.0f} s", hint) from error
+    except OSError as error:
+        raise _ended(who) from error
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise SwiftletError(f"{who} sent something else than expected", "use one version on all nodes")
+    return found

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import inspect
+import socket
+import threading
 from types import SimpleNamespace
 
 import pytest
 import torch.distributed.launcher.api
 
-from swiftlet import elastic, heartbeat, infer, launch, preflight, sft
-from swiftlet.commands.run_folder import BASE_HASH, DATA_HASH, OF_THIS_START, RESUMED, VARIABLE
+from swiftlet import elastic, heartbeat, infer, launch, preflight, reach, sft
+from swiftlet.commands.run_folder import (
+    BASE_HASH,
+    DATA_HASH,
+    OF_THIS_START,
+    PRINTED_DATE,
+    RESUMED,
+    VARIABLE,
+)
 from swiftlet.config.args import ParallelArgs, SftArgs
 from swiftlet.config.parse import parse
-from swiftlet.errors import UsageError
+from swiftlet.errors import DataError, UsageError
 from swiftlet.launch import Shape, is_watched, read_shape, worker_command
 from swiftlet.startup import module_command
 
@@ -176,6 +185,72 @@ def test_nodes_compare_what_shapes_the_run_and_not_how_it_was_started(tmp_path):
     assert facts.same.keys().isdisjoint(f"--{name}" for name in OF_THIS_START)
 
 
+def test_nodes_compare_their_code_and_the_day_that_a_template_prints(tmp_path, monkeypatch):
+    """A copy that was changed has the version of the others, and another time zone another day for hours."""
+
+    def same(day):
+        words, node = ["--model_type", "x", "--dataset", "y"], Shape(1, 2, 1, "h", 7, False)
+        return launch._facts("sft", parse(SftArgs, words), node, {PRINTED_DATE: day}, None).same
+
+    for content in ("a = 1", "a = 2"):
+        (tmp_path / "launch.py").write_text(content)
+        monkeypatch.setattr(launch, "__file__", str(tmp_path / "launch.py"))
+        content, here = launch._code_hash(), same("29 Nov 2026")
+        assert here["the code of swiftlet"] == content
+    (tmp_path / "launch.py").write_text("a = 1")
+    first, second = preflight.Facts(0, "a", here), preflight.Facts(1, "b", same("30 Nov 2026"))
+    differences = preflight.find_mistakes([first, second])
+    assert [text.partition(" differs")[0] for text in differences] == [
+        "the code of swiftlet",
+        "the day that the chat template prints (by clock and TZ)",
+    ]
+    assert differences[1].endswith(": 29 Nov 2026 on node 0, 30 Nov 2026 on node 1")
+
+
+def test_a_node_whose_data_are_bad_says_so_before_it_waits_for_the_others(monkeypatch, capfd):
+    def prepare(parsed):
+        raise DataError("rows.jsonl:3: not JSON\n  and more", "mend it")
+
+    def meet(facts, **_):
+        assert facts.problem.startswith("rows.jsonl:3: not JSON")
+        assert "rows.jsonl:3: not JSON (the other nodes are told" in capfd.readouterr().err
+        return preflight.Verdict([f"node 1 (b): {facts.problem}"], {}, "127.0.0.1")
+
+    monkeypatch.setenv(VARIABLE, "")  # put back afterwards
+    monkeypatch.setattr(preflight, "meet", meet)
+    words, command = ["--model_type", "x", "--dataset", "y"], SimpleNamespace(ARGS=SftArgs, prepare=prepare)
+    with pytest.raises(DataError):
+        launch._prepared("sft", words, Shape(1, 2, 1, "127.0.0.1", 7, False), command)
+
+
+def test_a_node_0_whose_command_line_is_wrong_tells_those_that_wait(tmp_path, swift_here):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    heard = []
+
+    def wait():
+        heard.append(
+            preflight.meet(
+                preflight.Facts(1, "b"),
+                num_nodes=2,
+                address="127.0.0.1",
+                port=port,
+                server=None,
+                timeout_s=30,
+            )
+        )
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    node = {"NNODES": "2", "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    gone = str(tmp_path / "rows.jsonl")
+    done = swift_here(node, "sft", "--model_type", "qwen1half-7b-chat", "--dataset", gone, "--device", "cpu")
+    waiting.join(40)
+    assert done.returncode == 2
+    (verdict,) = heard
+    assert verdict.mistakes == [f"node 0 ({socket.gethostname()}): no such data file or folder: {gone}"]
+
+
 def test_a_node_without_the_checkpoint_of_node_0_says_so(tmp_path):
     node = Shape(2, 2, 1, "h", 7, False)
     gone = str(tmp_path / "checkpoint-4")
@@ -195,7 +270,7 @@ def test_a_node_tells_node_0_what_is_wrong_with_its_command_line_alone(tmp_path,
         assert done.returncode == 2
         line, _ = server.accept()
         with line:
-            facts = preflight._receive(line, 5.0, "node 1")
+            facts = reach.receive(line, 5.0, "node 1")
     assert (facts["node"], facts["problem"]) == (1, f"no such data file or folder: {gone}")
 
 

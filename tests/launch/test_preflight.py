@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from swiftlet import preflight
+from swiftlet import preflight, reach
 from swiftlet.device.interfaces import check_interfaces, interface_of, interface_variables
 from swiftlet.errors import SwiftletError, UsageError
 from swiftlet.preflight import Facts, find_mistakes, meet
@@ -143,7 +143,7 @@ def test_a_node_that_cannot_be_reached_from_another_is_named():
 def come(at, node, host, port=0):
     """Say to node 0 what a node says of itself; return the connection."""
     line = socket.create_connection(("127.0.0.1", at))
-    preflight._send(line, vars(Facts(node, host, address="127.0.0.1", port=port)), "node 0")
+    reach.send(line, vars(Facts(node, host, address="127.0.0.1", port=port)), "node 0")
     return line
 
 
@@ -160,7 +160,7 @@ def test_all_hear_of_a_node_that_breaks_off():
         threads = [threading.Thread(target=one, args=(node,)) for node in (2, 0)]
         for thread in threads:
             thread.start()
-        assert "peers" in preflight._receive(gone, 20.0, "node 0")
+        assert "peers" in reach.receive(gone, 20.0, "node 0")
     for thread in threads:
         thread.join(60)
     assert sorted(heard) == [0, 2]
@@ -215,6 +215,16 @@ def test_a_node_that_comes_again_without_its_mistake_is_taken():
     assert [one.facts.host for one in came] == ["again", "other"]
 
 
+def test_a_node_0_that_turns_others_away_does_not_wait_for_those_that_never_come(capfd):
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    preflight.turn_away(Facts(0, "a", problem="x"), port, 3)
+    assert time.monotonic() - started < 5
+    with preflight.listen(port):  # free again, and where another run has it this one does not speak
+        preflight.turn_away(Facts(0, "a", problem="x"), port, 3)
+
+
 def test_where_nobody_listens_a_mistake_is_reported_in_vain_and_soon():
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
@@ -241,7 +251,7 @@ def test_a_node_0_that_ends_while_others_wait_is_named():
 
 
 def test_a_node_0_that_does_not_answer_is_said_and_given_up(monkeypatch, capfd):
-    monkeypatch.setattr(preflight, "TELL_S", 0.2)
+    monkeypatch.setattr(reach, "TELL_S", 0.2)
     with preflight.listen(0) as server:
         port = server.getsockname()[1]
         with pytest.raises(SwiftletError, match="node 0 is there, but said nothing for 1 s") as caught:
@@ -255,7 +265,7 @@ def test_a_peer_that_breaks_off_is_an_error():
     theirs.sendall(b'{"mistakes": ')
     theirs.close()
     with ours, pytest.raises(SwiftletError, match="node 1 has ended before the start"):
-        preflight._receive(ours, 1.0, "node 1")
+        reach.receive(ours, 1.0, "node 1")
 
 
 def test_the_interface_of_an_address_and_the_variables_that_keep_to_it():
