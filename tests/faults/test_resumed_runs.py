@@ -81,6 +81,26 @@ def test_f03_an_edited_row_is_noticed(runs, stopped_at_8, rows_file, number):
     assert runs.valid_steps() == [4, 8]
 
 
+def test_f03_other_rows_are_said_with_the_flags_that_they_follow_from(runs, stopped_at_8, rows_file):
+    shutil.copytree(stopped_at_8, runs.output)
+    done = runs.run(resume_from_checkpoint="auto", max_length=16, dataset_seed=7, dataloader_num_workers=0)
+    assert done.code == 3
+    assert (
+        "  --dataset_seed: 42 in the checkpoint, 7 now\n  --max_length: 2048 in the checkpoint, 16 now\n"
+        in done.text
+    )
+    assert "--dataset:" not in done.text and "no flag" not in done.text
+    own = runs.another("own")
+    own.options["dataset"] = own.folder.parent / "mine.jsonl"
+    shutil.copyfile(rows_file, own.options["dataset"])
+    assert own.run(fault="opt:step=6=exc").code == 1
+    with own.options["dataset"].open("a", encoding="utf-8") as file:
+        file.write('{"query": "w1", "response": "w2"}\n')
+    done = own.run(resume_from_checkpoint="auto")
+    assert done.code == 3
+    assert "  no flag of the data differs: the files, the tokenizer or this program do\nhint: " in done.text
+
+
 CHANGES = {
     "learning_rate": 2e-3,
     "batch_size": 2,

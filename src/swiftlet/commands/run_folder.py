@@ -57,6 +57,11 @@ OF_THE_WEIGHTS = frozenset(
     "sft_type lora_rank lora_alpha lora_dropout_p lora_bias_trainable lora_target_modules lora_modules_to_save "
     "use_dora use_rslora init_lora_weights".split()
 )
+# What the rows follow from, beside the files, the tokenizer and the template.
+OF_THE_ROWS = (
+    "dataset val_dataset dataset_test_ratio dataset_seed columns max_length truncation_strategy check_dataset_strategy "
+    "bad_rows"
+).split()
 # What shows that a folder holds a run, and what else belongs to it.
 OF_A_RUN = (f"{PREFIX}*", LOGGING_FILE, ARGS_FILE)
 BESIDE_IT = (EVENTS, IMAGES, BAD_ROWS)
@@ -204,3 +209,16 @@ def read_args(checkpoint: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no arguments", "restore the checkpoint from a copy")
     return content
+
+
+def data_changes(args: Any, checkpoint: Path) -> list[str]:
+    """Return one line for each flag of the data in which a checkpoint differs, whose rows are known to be others."""
+    former, now = read_args(checkpoint), json.loads(args_text(args, {}))
+    if not former:
+        return []
+    changed = [
+        f"--{name}: {former[name]!r} in the checkpoint, {now[name]!r} now"
+        for name in OF_THE_ROWS
+        if name in former and former[name] != now[name]
+    ]
+    return changed or ["no flag of the data differs: the files, the tokenizer or this program do"]

@@ -21,7 +21,7 @@ from swiftlet.commands.engine_setup import Trainer, build_engine
 from swiftlet.commands.evaluation import build_evaluator
 from swiftlet.commands.model_setup import build_model, needs_even_passes
 from swiftlet.commands.planning import schedule_of
-from swiftlet.commands.run_folder import OF_THE_WEIGHTS, args_text, shaping_settings, write_args
+from swiftlet.commands.run_folder import OF_THE_WEIGHTS, args_text, data_changes, shaping_settings, write_args
 from swiftlet.commands.saving import build_saver
 from swiftlet.commands.sft import Outcome, Ready, Setup, outcome_of
 from swiftlet.commands.steering import Steered, steer
@@ -129,10 +129,16 @@ def _state(setup: Setup, base: str) -> tuple[TrainState, Identity]:
     if ready.checkpoint is None:
         log.info(f"{total} steps of {batch} samples, {steps_per_epoch} an epoch")
         return TrainState(total, batch, steps_per_epoch, seed=train_args.seed), identity
-    check_identity(ready.checkpoint, identity, is_override=args.output.resume_override, fixed=OF_THE_WEIGHTS)
+    of_data = ready.checkpoint.manifest.identity.data_hash
+    check_identity(
+        ready.checkpoint,
+        identity,
+        is_override=args.output.resume_override,
+        fixed=OF_THE_WEIGHTS,
+        notes=[] if of_data == ready.data.data_hash else data_changes(args, ready.checkpoint.path),
+    )
     state = ready.checkpoint.read_state()
     if args.output.resume_override:
-        of_data = ready.checkpoint.manifest.identity.data_hash
         if (of_data, state.step_size) != (ready.data.data_hash, batch):  # the same step of their own schedule
             state.step_size, state.steps_per_epoch = batch, steps_per_epoch
             state.epoch, state.step_in_epoch = divmod(state.global_step, steps_per_epoch)

@@ -201,11 +201,17 @@ def choose_checkpoint(
 
 
 def check_identity(
-    checkpoint: Checkpoint, identity: Identity, *, is_override: bool, fixed: Collection[str] = ()
+    checkpoint: Checkpoint,
+    identity: Identity,
+    *,
+    is_override: bool,
+    fixed: Collection[str] = (),
+    notes: Sequence[str] = (),
 ) -> None:
     """Check that a checkpoint belongs to this run.
 
     Args:
+        notes: what is known of the differences beside them.
         fixed: settings that no override changes, because the weights in the checkpoint follow from them.
 
     Raises:
@@ -214,7 +220,7 @@ def check_identity(
     differences = checkpoint.manifest.identity.differences(identity)
     if not differences:
         return
-    lines = "\n".join(f"  {line}" for line in differences)
+    lines = "\n".join(f"  {line}" for line in (*differences, *notes))
     kept = [name for line in differences if (name := line.partition(":")[0]) in fixed]
     if kept or not is_override:
         hint = "repeat the first command with --resume_from_checkpoint, or add --resume_override true"
