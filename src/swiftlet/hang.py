@@ -44,6 +44,7 @@ class Pace:
     Args:
         gone: the last beats of ranks whose process has ended, in the order in which that was seen.
         excused_s: no silence before this moment counts, because no rank could be heard.
+        held_s: since when ranks have been seen stopped, by a signal or a debugger.
         looked_s: when the watchdog looked last.
     """
 
@@ -52,6 +53,7 @@ class Pace:
     step_times_s: list[float] = field(default_factory=list)
     gone: list[Beat] = field(default_factory=list)
     excused_s: float = 0.0
+    held_s: dict[int, float] = field(default_factory=dict)
     looked_s: float = 0.0
 
     def look(self, now_s: float) -> None:
@@ -70,6 +72,10 @@ class Pace:
         ]
         self.gone += gone
         for beat in beats:
+            if not is_stopped(beat.pid):
+                self.held_s.pop(beat.rank, None)
+            elif beat.rank not in self.held_s:
+                self.held_s[beat.rank] = self.looked_s
             before = self.last.get(beat.rank)
             if before and before.phase == beat.phase == "step" and beat.step > before.step:
                 self.step_times_s.append((beat.time_s - before.time_s) / (beat.step - before.step))
@@ -79,8 +85,10 @@ class Pace:
 
     def limit_s(self, beat: Beat) -> float:
         """Return how long a rank may be silent where it is."""
-        if beat.phase != "step":
-            return LIMITS_S.get(beat.phase, FIRST_STEP_S)
+        return self.step_s() if beat.phase == "step" else LIMITS_S.get(beat.phase, FIRST_STEP_S)
+
+    def step_s(self) -> float:
+        """Return how long a rank may be silent in a step; a stopped one anywhere, as no phase needs that."""
         if self.hang_timeout_s is not None:
             return self.hang_timeout_s
         if not self.step_times_s:
@@ -94,15 +102,20 @@ def find_hang(beats: Sequence[Beat], pace: Pace, now_s: float) -> Hang | None:
     All ranks of a step wait for the slowest, so the one to blame is, of those that are silent, the one furthest
     behind: the lowest step, and at the same step the one that has been silent longest, unless `blame` finds out more.
     """
+    held = {
+        rank for rank, since_s in pace.held_s.items() if now_s - max(since_s, pace.excused_s) > pace.step_s()
+    }
     silent = [
         beat
         for beat in beats
-        if beat.phase != "end" and now_s - max(beat.time_s, pace.excused_s) > pace.limit_s(beat)
+        if beat.phase != "end"
+        and (beat.rank in held or now_s - max(beat.time_s, pace.excused_s) > pace.limit_s(beat))
     ]
     if not silent:
         return None
     culprit = min(silent, key=lambda beat: (beat.step, beat.time_s))
-    return Hang(culprit, now_s - culprit.time_s, pace.limit_s(culprit))
+    limit_s = pace.step_s() if culprit.rank in held else pace.limit_s(culprit)
+    return Hang(culprit, now_s - culprit.time_s, limit_s)
 
 
 def blame(

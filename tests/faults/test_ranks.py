@@ -101,6 +101,14 @@ def test_f26_a_stopped_rank_is_named_with_all_stacks_and_the_group_is_ended(runs
 
 
 @pytest.mark.slow
+def test_f26_a_rank_that_is_stopped_while_a_checkpoint_is_begun_is_named(runs):
+    done = runs.launch(2, fault="ckpt.begin:rank=1:step=4=stop", hang_timeout=6).wait(120)
+    assert done.code == 1
+    assert "rank 1 shows no progress for " in done.text
+    assert "(limit 6 s): it was stopped, by SIGSTOP or a debugger; the run is ended" in done.text
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(10))
 def test_f27_a_rank_that_falls_behind_is_named_by_its_step(runs, number):
     rank = number % 2

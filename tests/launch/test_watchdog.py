@@ -348,6 +348,32 @@ def test_a_rank_that_was_stopped_in_a_collective_is_to_blame_and_not_who_waits_l
     assert (hang.culprit.rank, hang.is_stopped) == (0, True)
 
 
+def test_a_rank_stopped_in_a_save_has_the_limit_of_a_step_from_then_on():
+    """A save may last half an hour without a sign, but nobody needs to be stopped in it."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        try:
+            beats = [Beat(0, os.getpid(), "save", 4, 9.0), Beat(1, process.pid, "save", 4, 10.0)]
+            pace = Pace(hang_timeout_s=5)
+            for now_s, number, culprit in (
+                (100.0, signal.SIGSTOP, None),
+                (104.0, signal.SIGSTOP, None),
+                (106.0, signal.SIGSTOP, 1),
+                (107.0, signal.SIGCONT, None),
+                (108.0, signal.SIGSTOP, None),
+            ):
+                os.kill(process.pid, number)
+                while hangs.is_stopped(process.pid) != (number == signal.SIGSTOP):
+                    time.sleep(0.01)
+                pace.look(now_s)
+                pace.see(beats)
+                hang = find_hang(beats, pace, now_s)
+                assert (hang and (hang.culprit.rank, hang.limit_s)) == (culprit and (culprit, 5)), now_s
+            pace.look(200.0)  # the watchdog itself was suspended
+            assert find_hang(beats, pace, 204.0) is None
+        finally:
+            process.kill()
+
+
 def test_a_rank_that_never_shows_itself_is_named():
     beats = hangs.with_missing([Beat(0, 1, "start", 0, 100.0)], (0, 1), 100.0, {})
     assert find_hang(beats, Pace(), 200.0) is None
