@@ -39,6 +39,17 @@ for kind, (dispatch, combine, name) in kinds.items():
                    expert_scales=weights[rank].npu(), **{name: info}, **where)
     wanted = (x[rank][:, None] * ((ids[rank] + 1) * weights[rank])[..., None]).sum(1)
     torch.testing.assert_close(back.cpu(), wanted)
+    if not kind:
+        residual, gamma = torch.randn(tokens, 1, hidden), torch.rand(hidden)
+        y, rstd, total = torch_npu.npu_moe_distribute_combine_add_rms_norm(
+            rows * factors.npu()[:, None], ids[rank].npu(), ep_send_counts=sums, expand_idx=info,
+            expert_scales=weights[rank].npu(), residual_x=residual.npu(), gamma=gamma.npu(), **where)
+        torch.testing.assert_close(total.cpu(), wanted[:, None] + residual)
+        normed = torch.nn.functional.rms_norm(total.cpu(), (hidden,), gamma, 1e-6)
+        torch.testing.assert_close(y.cpu(), normed)
+        assert rstd.shape == (tokens, 1, 1)
+reference = torch.ones(1, device="npu")
+assert torch_npu._npu_distribute_barrier(reference, group, 2).tolist() == [1]
 """
 
 QUANTISED_AND_MASKED = """

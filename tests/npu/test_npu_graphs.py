@@ -92,6 +92,39 @@ def test_work_of_a_group_is_replaced(npu):
     torch.testing.assert_close(out[0], many)
 
 
+def test_attention_of_training_is_replaced_with_its_gradients(npu):
+    q, k, v, dy = (torch.randn(12, 2, 8, device="npu") for _ in range(4))
+    keys = {"head_num": 2, "input_layout": "TND"}
+
+    def both(queries, ends):
+        lengths = {"actual_seq_qlen": torch.tensor(queries), "actual_seq_kvlen": torch.tensor(ends)}
+        out, maximum, total, *_ = npu.npu_fusion_attention_v3(q, k, v, scale=0.3, **keys, **lengths)
+        statistics = {"softmax_max": maximum, "softmax_sum": total, "attention_in": out}
+        back = npu.npu_fusion_attention_grad_v3(q, k, v, dy, scale_value=0.3, **statistics, **keys, **lengths)
+        return out, maximum, total, *back[:3], lengths
+
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph, auto_dispatch_capture=True):
+        *captured, _ = both([6, 12], [6, 12])
+    for queries, ends in ([3, 12], [9, 12]), ([9, 12], [3, 12]):
+        *expected, lengths = both(queries, ends)
+        graph.update(cpu_update_input=[lengths, lengths])
+        graph.replay()
+        torch.testing.assert_close(captured, expected)
+
+
+@pytest.mark.parametrize("layout", ["BSH", "SBH", "BSND"])
+def test_results_of_captured_attention_have_their_places(npu, layout):
+    shape = {"BSH": (3, 4, 16), "SBH": (4, 3, 16), "BSND": (3, 4, 2, 8)}[layout]
+    q, k, v = (torch.randn(shape, device="npu") for _ in range(3))
+    expected = npu.npu_fusion_attention_v3(q, k, v, 2, layout, scale=0.3)
+    graph = torch.npu.NPUGraph()
+    with torch.npu.graph(graph, auto_dispatch_capture=True):
+        captured = npu.npu_fusion_attention_v3(q, k, v, 2, layout, scale=0.3)
+    graph.replay()
+    torch.testing.assert_close(captured[:3], expected[:3])
+
+
 def test_a_training_step_replays(npu):
     torch.manual_seed(0)
     plain = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).npu()

@@ -71,6 +71,29 @@ def test_multi_head_attention(npu):
     assert torch.equal(again[0], dropped[0])
 
 
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_multi_head_attention_trains(npu, drop):
+    samples, length, heads, width = 2, 4, 2, 8
+    rows = [torch.randn(samples * length, width) for _ in range(3)]
+    weights, biases = [torch.randn(width, width) for _ in range(4)], [torch.randn(width) for _ in range(4)]
+    mask, upstream = torch.randn(samples, heads, length, length), torch.randn(samples * length, width)
+    on_card = [x.npu().requires_grad_() for x in (*rows, *weights[:3], weights[3], *biases)]
+    given = (*on_card[:6], mask.npu(), *on_card[6:], None, heads, width // heads, length, length, drop, True)
+    out, _, *_, attention, kept, _ = npu.npu_multi_head_attention(*given)
+    out.backward(upstream.npu())
+    leaves = [x.requires_grad_() for x in (*rows, *weights, *biases)]
+    q, k, v = (
+        F.linear(x, w, b).view(samples, length, heads, -1).transpose(1, 2)
+        for x, w, b in zip(rows, weights, biases, strict=False)
+    )
+    shares = (q @ k.transpose(-1, -2) * (width // heads) ** -0.5 + mask).softmax(-1)
+    shares = shares * (kept.detach().cpu() != 0) / (1 - drop)
+    context = (shares @ v).transpose(1, 2).reshape(samples * length, width)
+    F.linear(context, weights[3], biases[3]).backward(upstream)
+    for found, leaf in zip(on_card, leaves, strict=True):
+        assert_near(found.grad, leaf.grad)
+
+
 def test_attention_of_bert_trains(npu):
     q, k, v = (torch.randn(2, 3, 4, 8) for _ in range(3))
     mask = torch.where(torch.rand(2, 1, 4, 4) < 0.3, -10000.0, 0.0)

@@ -119,7 +119,7 @@ def fusion_attention_grad_v2(
     return dq, dk, dv, dpse, torch.empty(0), torch.empty(0), dsink
 
 
-@kernel("npu_fusion_attention_v3", host=HOST_LENGTHS)
+@kernel("npu_fusion_attention_v3", "npu_fusion_attention_v3.out", host=HOST_LENGTHS)
 def fusion_attention_v3(
     query: Tensor, key: Tensor, value: Tensor, head_num: int, input_layout: str, pse: Tensor | None,
     atten_mask: Tensor | None, scale: float, keep_prob: float, pre_tockens: int, next_tockens: int,
@@ -135,7 +135,7 @@ def fusion_attention_v3(
     return *tensors, torch.tensor([seed]), torch.tensor([offset])
 
 
-@kernel("npu_fusion_attention_grad_v3", host=HOST_LENGTHS)
+@kernel("npu_fusion_attention_grad_v3", "npu_fusion_attention_grad_v3.out", host=HOST_LENGTHS)
 def fusion_attention_grad_v3(
     query: Tensor, key: Tensor, value: Tensor, dy: Tensor, head_num: int, input_layout: str, pse: Tensor | None,
     atten_mask: Tensor | None, softmax_max: Tensor | None, softmax_sum: Tensor | None, softmax_in: Tensor | None,

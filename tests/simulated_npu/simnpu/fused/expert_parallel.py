@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from simnpu.fused.collective_products import exchanged, group_of_size, of_ranks, transposed
 from simnpu.fused.kernels import NotSimulated, check, kernel
+from simnpu.fused.norms import rms_norm
 from simnpu.fused.quantisation import dynamic
 
 NOT_QUANTISED, DYNAMIC = 0, 2  # values of quant_mode
@@ -152,6 +154,31 @@ def distribute_combine_v2(
         ep_rank_id, moe_expert_num, tp_send_counts, x_active_mask, shared_expert_x, tp_world_size, shared_expert_num,
         shared_expert_rank_num, global_bs,
     )  # fmt: skip
+
+
+@kernel("npu_moe_distribute_combine_add_rms_norm")
+def distribute_combine_add_rms_norm(
+    expand_x: Tensor, expert_ids: Tensor, expand_idx: Tensor, ep_send_counts: Tensor, expert_scales: Tensor,
+    residual_x: Tensor, gamma: Tensor, group_ep: str, ep_world_size: int, ep_rank_id: int, moe_expert_num: int,
+    tp_send_counts: Tensor | None, x_active_mask: Tensor | None, shared_expert_x: Tensor | None, tp_world_size: int,
+    shared_expert_num: int, shared_expert_rank_num: int, global_bs: int, norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The same added to the residual [B, 1, H], normed; then rstd, and the sum itself."""
+    combined = distribute_combine(
+        expand_x, expert_ids, expand_idx, ep_send_counts, expert_scales, group_ep, ep_world_size, ep_rank_id,
+        moe_expert_num, tp_send_counts, x_active_mask, shared_expert_x, tp_world_size, shared_expert_num,
+        shared_expert_rank_num, global_bs,
+    )  # fmt: skip
+    total = combined.float().view(residual_x.shape) + residual_x.float()
+    y, rstd = rms_norm(total, gamma.float(), norm_eps)
+    return y.to(residual_x.dtype), rstd, total.to(residual_x.dtype)
+
+
+@kernel("_npu_distribute_barrier")
+def distribute_barrier(x_ref: Tensor, group: str, world_size: int, time_out: Tensor | None) -> Tensor:
+    """Waits for all ranks; HCCL's own timeout counts, whatever `time_out` says."""
+    dist.barrier(group_of_size(group, world_size))
+    return x_ref.clone()
 
 
 @kernel("npu_attention_worker_combine")

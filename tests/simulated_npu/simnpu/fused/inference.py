@@ -189,12 +189,44 @@ def infer_output_v2(
     )  # fmt: skip
 
 
+@kernel("_npu_fusion_attention_v3_infer_output")
+def infer_output_of_training(
+    query: Tensor, key: Tensor, value: Tensor, head_num: int, input_layout: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Places of the result and of both statistics, which are repeated eight times."""
+    queries = heads_of(query, head_num, input_layout)
+    packed = input_layout in ("BSH", "SBH")
+    width = value.shape[-1] * queries.shape[-1] // key.shape[-1] if packed else value.shape[-1]
+    out, statistic = query.new_empty(*queries.shape[:3], width), torch.empty(*queries.shape[:3], 8)
+    if input_layout == "TND":
+        out, statistic = (x[0].transpose(0, 1).contiguous() for x in (out, statistic))
+    else:
+        out = join_heads(out, input_layout).contiguous()
+    return out, statistic, statistic.clone()
+
+
+@kernel("_npu_fusion_attention_grad_v3_infer_output")
+def infer_output_of_gradients(
+    query: Tensor, key: Tensor, value: Tensor, pse: Tensor | None, sink: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Places of the gradients, empty for what was not given."""
+    return tuple(
+        torch.empty(0) if x is None else torch.empty(x.shape, dtype=x.dtype)
+        for x in (query, key, value, pse, sink)
+    )
+
+
 def workspace(query: Tensor, *args: object, **kwargs: object) -> Tensor:
     """Kernels here take their own memory of the host."""
     return torch.empty(1, dtype=torch.uint8, device=query.device)
 
 
-for version in ("fused_infer_attention_score", "fused_infer_attention_score_v2"):
+for version in (
+    "fused_infer_attention_score",
+    "fused_infer_attention_score_v2",
+    "fusion_attention_v3",
+    "fusion_attention_grad_v3",
+):
     libraries["npu"].impl(f"_npu_{version}_get_max_workspace", workspace, "PrivateUse1")
 
 

@@ -197,9 +197,21 @@ def register_one(name: str, function: Callable, host: Sequence[str], on_host: bo
     libraries[space].impl(operator, call, "PrivateUse1")
 
 
+@contextmanager
+def recording_gradients() -> Iterator[None]:
+    """Autograd and its versions of views, also below a TorchDispatchMode, which leaves them out."""
+    keys, exclude = torch._C.DispatchKey, torch._C._SetExcludeDispatchKeyGuard
+    with (
+        torch.enable_grad(),
+        exclude(keys.AutogradFunctionality, False),
+        exclude(keys.ADInplaceOrView, False),
+    ):
+        yield
+
+
 def gradients(function: Callable, inputs: Sequence[Tensor], output_gradients: Sequence[Tensor]) -> tuple:
     """Gradients of `inputs` (zeros where unused) by autograd through the plain maths."""
-    with torch.enable_grad():
+    with recording_gradients():
         leaves = [tensor.detach().requires_grad_(True) for tensor in inputs]
         outputs = function(*leaves)
         outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)[: len(output_gradients)]

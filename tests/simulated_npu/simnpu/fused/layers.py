@@ -123,6 +123,38 @@ def multi_head_attention(
     return out, mask, *(x.contiguous() for x in rest)
 
 
+def linear_gradients(grad: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the input, the weight and the bias of a linear layer, from rows."""
+    return grad @ weight, grad.t() @ x, grad.sum(0)
+
+
+@kernel("npu_multi_head_attention_backward")
+def multi_head_attention_backward(
+    query: Tensor, key: Tensor, value: Tensor, query_weight: Tensor, key_weight: Tensor, value_weight: Tensor,
+    out_proj_weight: Tensor, query_bias: Tensor | None, key_bias: Tensor | None, value_bias: Tensor | None,
+    out_proj_bias: Tensor | None, query_res: Tensor, key_res: Tensor, value_res: Tensor, attn_scores: Tensor,
+    attn_res: Tensor, context: Tensor, y_grad: Tensor, dropout_mask: Tensor, attn_head_num: int,
+    attn_dim_per_head: int, src_len: int, tgt_len: int, dropout_prob: float, softmax_use_float: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Gradients of the four weights, of query, key and value, then of the four biases, from what forward kept."""
+    q, k, v, attention, kept = (x.float() for x in (query_res, key_res, value_res, attn_scores, attn_res))
+    on_context, *of_output = linear_gradients(y_grad.float(), context.float(), out_proj_weight.float())
+    upstream = on_context.view(-1, tgt_len, attn_head_num, v.shape[-1]).transpose(1, 2)
+    inner = upstream @ v.transpose(-1, -2)
+    if dropout_prob > 0:
+        inner = inner * unpacked(dropout_mask, attention.numel()).view(inner.shape) / (1 - dropout_prob)
+    scores = attention * (inner - (inner * attention).sum(-1, keepdim=True))
+    heads = scores @ k * k.shape[-1] ** -0.5, scores.transpose(-1, -2) @ q, kept.transpose(-1, -2) @ upstream
+    inputs = (query, query_weight), (key, key_weight), (value, value_weight)
+    found = [
+        linear_gradients(head.transpose(1, 2).flatten(0, 1).flatten(1), x.float(), weight.float())
+        for head, (x, weight) in zip(heads, inputs, strict=True)
+    ]
+    by_kind = list(zip(*found, strict=True))
+    whole = (*by_kind[1], of_output[0], *by_kind[0], *by_kind[2], of_output[1])
+    return tuple(grad.to(query.dtype) for grad in whole)
+
+
 def bert_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """softmax(scale q k + mask) of [B, N, S, D], and v."""
     return ((q @ k.transpose(-1, -2)).float() * scale + mask.float()).softmax(-1).to(q.dtype), v
