@@ -259,8 +259,7 @@ def by_definition(monkeypatch):
     monkeypatch.setattr(plan_trace, "build_causal", partial(plan_trace.build_causal, kernels=kernels))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("recompute", ["false", "true"])
+@pytest.mark.parametrize(("recompute", "dtype"), [("false", torch.float32), ("true", torch.bfloat16)])
 def test_the_backward_pass_of_capped_scores_overtakes_that_of_the_mlp(by_definition, recompute, dtype):
     sizes = {"num_attention_heads": 8, "vocab_size": 512}
     card = {"is_host": False, "keeps_attention": False}
@@ -270,16 +269,14 @@ def test_the_backward_pass_of_capped_scores_overtakes_that_of_the_mlp(by_definit
     assert planned == pytest.approx(traced, rel=0.05)
 
 
-@pytest.mark.parametrize("recompute", ["false", "true"])
 def test_scores_with_sinks_and_windows_are_looked_at_in_samples_as_long_as_those_of_the_run(
-    tmp_path, by_definition, recompute
+    tmp_path, by_definition
 ):
     subject, setting = looked_at(tmp_path, "gpt_oss", longest=2048, lora_dropout_p=0.0)
     assert setting.more_backward_a_pair > 0
-    traced, planned = plan_trace.compare(subject, setting, 2 * 2048, recompute)
-    assert (
-        0.98 * traced < planned < 1.13 * traced
-    )  # the kinds of layers differ most where they are made again
+    # recomputed, where the kinds of layers differ most
+    traced, planned = plan_trace.compare(subject, setting, 2 * 2048, "true")
+    assert 0.98 * traced < planned < 1.13 * traced
 
 
 def test_layers_that_cannot_be_looked_at_are_planned_by_sizes_alone_and_said(tmp_path, monkeypatch, capfd):
