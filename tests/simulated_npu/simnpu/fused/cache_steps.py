@@ -113,10 +113,3 @@ def dequant_rope_quant_kvcache(
         x, cos, sin, k_cache, v_cache, indices, scale_k, scale_v, size_splits, offset_k, offset_v, quant_mode,
         input_layout, kv_output, cache_mode,
     )  # fmt: skip
-
-
-@kernel("npu_prefetch")
-def prefetch(input: Tensor, dependency: Tensor | None, max_size: int, offset: int) -> None:
-    """Nothing is fetched ahead here; what the operator refuses is refused."""
-    check(max_size > 0, f"max_size should be greater than zero, but got {max_size}")
-    check(offset >= 0, f"offset should not be smaller than zero, but got {offset}")
