@@ -35,6 +35,11 @@ FAMILIES = {
     ),
     # rotates neighbours, and half of each head
     "Glm": ({}, {"attention": 2, "rms_norm": 5, "rotary": 0, "swiglu": 0}),
+    # angles for half of each head, experts
+    "GptOss": (
+        {"num_local_experts": 4, "num_experts_per_tok": 2},
+        {"attention": 2, "rms_norm": 5, "rotary": 0, "swiglu": 0},
+    ),
     # one matrix for gate and up
     "Phi3": ({}, {"attention": 2, "rms_norm": 5, "rotary": 4, "swiglu": 0}),
 }

@@ -64,6 +64,13 @@ def test_gradients_are_found_below_what_watches_operators(npu):
     torch.testing.assert_close(x.grad, expected)
 
 
+@pytest.mark.parametrize("kind", [torch.int32, torch.int64, torch.float32])
+def test_tokens_of_experts_are_counted(kind):
+    chosen = torch.tensor([0, 3, 3, 1, 3], dtype=kind, device="npu")
+    counts = torch.histc(chosen, bins=4, min=0, max=3)
+    assert counts.dtype == kind and counts.tolist() == [1, 1, 0, 3]
+
+
 def test_results_may_be_given_a_place():
     x = draw(3, 4)
     out = torch.empty(3, device="npu")

@@ -82,11 +82,20 @@ def _pair(rotary: Callable[[Tensor, Tensor, Tensor], Tensor], own: Rotate) -> Ro
 
 @torch.no_grad()
 def _agrees(own: Rotate, fused: Rotate, head_dim: int, weight: Tensor) -> bool:
-    """Return whether both rotate the same pairs, on a few random vectors."""
+    """Return whether both rotate the same pairs, on a few random vectors.
+
+    Its own runs on the CPU, where what fails can only be the shapes: gpt_oss has angles for half a head.
+    """
     if weight.device.type == "meta":
         return False
     generator = torch.Generator().manual_seed(0)
     shapes = ((1, 4, 3, head_dim), (1, 2, 3, head_dim), (1, 3, head_dim), (1, 3, head_dim))
-    tensors = [torch.randn(shape, generator=generator).to(weight.device, weight.dtype) for shape in shapes]
-    pairs = zip(own(*tensors), fused(*tensors), strict=True)
-    return all(torch.allclose(a.float(), b.float(), rtol=TOLERANCE, atol=4 * TOLERANCE) for a, b in pairs)
+    tensors = [torch.randn(shape, generator=generator).to(weight.dtype) for shape in shapes]
+    try:
+        expected = own(*tensors)
+    except RuntimeError:
+        return False
+    pairs = zip(expected, fused(*(tensor.to(weight.device) for tensor in tensors)), strict=True)
+    return all(
+        torch.allclose(a.float(), b.float().cpu(), rtol=TOLERANCE, atol=4 * TOLERANCE) for a, b in pairs
+    )

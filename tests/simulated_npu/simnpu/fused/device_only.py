@@ -250,3 +250,11 @@ def conv_depthwise2d(
     dilation: list[int],
 ) -> Tensor:
     return F.conv2d(self, weight, bias, stride, padding, dilation, groups=self.shape[1])
+
+
+@kernel("aten::histc", "aten::histc.out")
+def histc(self: Tensor, bins: int, min: float, max: float) -> Tensor:
+    """Integers too, as devices count them and the CPU does not: tokens of experts."""
+    if self.is_floating_point():
+        return torch.histc(self, bins, min, max)
+    return torch.histc(self.double(), bins, min, max).to(self.dtype)
