@@ -22,6 +22,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def code_hash(folder: Path) -> str:
+    """Return the sha256 of the names and contents of a folder's Python files: a changed copy keeps its version."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk; a folder only where the file system can, as databases do."""
     descriptor = os.open(path, os.O_RDONLY)

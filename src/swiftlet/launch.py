@@ -6,7 +6,6 @@ ever waits in a collective for a tokeniser.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import socket
@@ -28,6 +27,7 @@ from swiftlet.device.processors import usable_processors
 from swiftlet.device.visible import PROCESSES, check_visible, processes_per_node, read_whole
 from swiftlet.errors import SwiftletError, UsageError, raise_all
 from swiftlet.faults import RESTARTS
+from swiftlet.files import code_hash
 from swiftlet.log import info, redact, warning
 from swiftlet.ranks import check_ranks
 from swiftlet.startup import module_command
@@ -248,7 +248,7 @@ def _facts(
     installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
     same = {package: installed.get(package, "none") for package in PACKAGES}
     same |= {
-        "the code of swiftlet": _code_hash(),
+        "the code of swiftlet": code_hash(Path(__file__).parent)[:12],
         "python": platform.python_version(),
         "NNODES": str(shape.num_nodes),
         "NPROC_PER_NODE": str(shape.processes_per_node),
@@ -262,15 +262,6 @@ def _facts(
     shared = {key: own[key] for key in (FOLDER, RESUMED) if key in own}
     text = redact(str(problem)) if problem else ""
     return preflight.Facts(shape.node_rank, socket.gethostname(), same, shared, text)
-
-
-def _code_hash() -> str:
-    """Return a hash of this program's code: a copy that was changed on one node has the same version as the others."""
-    digest = hashlib.sha256()
-    root = Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _missing(shape: Shape, shared: Mapping[str, str]) -> list[str]:

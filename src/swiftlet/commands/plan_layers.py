@@ -38,7 +38,7 @@ from swiftlet.config.places import cache_folder
 from swiftlet.device.kernels import AttentionRules, PackedAttention, plain_attention
 from swiftlet.device.spec import DTYPES
 from swiftlet.errors import first_line
-from swiftlet.files import write_whole
+from swiftlet.files import code_hash, write_whole
 from swiftlet.models.attention_cpu import flash_attention
 from swiftlet.models.causal import build_causal
 from swiftlet.models.head import decoder_layers, inner_model
@@ -144,7 +144,7 @@ def _key(subject: Any) -> str:
     parts = [(subject.sized.folder / CONFIG).read_text(encoding="utf-8"), subject.dtype, repr(args.tuner)]
     parts += [args.model.fused_operators, repr(subject.card.keeps_inputs), repr(_longer(subject.longest))]
     parts += [metadata.version(library) for library in ("torch", "transformers", "peft")]
-    parts += [path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))]
+    parts.append(code_hash(PACKAGE))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

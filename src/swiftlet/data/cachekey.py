@@ -20,7 +20,7 @@ from swiftlet.config.args import DataArgs
 from swiftlet.data.draft import write_json
 from swiftlet.data.sources import files_of
 from swiftlet.data.spec import parse_specs
-from swiftlet.files import sha256
+from swiftlet.files import code_hash, sha256
 
 ALWAYS_READ_BYTES = 64 * 2**20
 SETTLED_S = 5.0
@@ -84,17 +84,10 @@ def _load(path: Path) -> dict[str, Any]:
     return {name: entry for name, entry in entries if isinstance(entry, dict) and entry.keys() == ENTRY}
 
 
-def code_hash() -> str:
-    """Return a hash of this room's code and of the libraries that make tokens: other code, other stores."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
-    for library in ("tokenizers", "jinja2", "numpy"):
-        digest.update(metadata.version(library).encode())
-    return digest.hexdigest()
-
-
 def store_key(**parts: Any) -> str:
-    """Return the name of the store that follows from `parts`, JSON values, and from the code."""
-    text = json.dumps({**parts, "code": code_hash()}, sort_keys=True)
+    """Return the name of the store that follows from `parts`, JSON values, this room's code, and the libraries that
+    make tokens.
+    """
+    code = [code_hash(Path(__file__).parent), *map(metadata.version, ("tokenizers", "jinja2", "numpy"))]
+    text = json.dumps({**parts, "code": code}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
