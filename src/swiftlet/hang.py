@@ -25,6 +25,7 @@ NOBODY = 0  # stands for the process of a rank that has not shown itself
 STACK_LINES = 40
 COLLECTIVE = re.compile(r"/torch/distributed/|/deepspeed/comm/|/swiftlet/parallel/")
 INNERMOST = 4
+ENDED, STOPPED = ("", "Z"), ("T", "t")  # what the kernel says of a process
 HELD = ": it was stopped, by SIGSTOP or a debugger"
 
 
@@ -65,14 +66,12 @@ class Pace:
     def see(self, beats: Sequence[Beat]) -> bool:
         """Take in the latest beats; return whether a rank has gone since the last time that was not at its end."""
         known = {beat.rank for beat in self.gone}
-        gone = [
-            beat
-            for beat in beats
-            if beat.rank not in known and beat.pid != NOBODY and not is_running(beat.pid)
-        ]
-        self.gone += gone
+        gone = []
         for beat in beats:
-            if not is_stopped(beat.pid):
+            process = _state(beat.pid)
+            if beat.rank not in known and beat.pid != NOBODY and process in ENDED:
+                gone.append(beat)
+            if process not in STOPPED:
                 self.held_s.pop(beat.rank, None)
             elif beat.rank not in self.held_s:
                 self.held_s[beat.rank] = self.looked_s
@@ -81,6 +80,7 @@ class Pace:
                 self.step_times_s.append((beat.time_s - before.time_s) / (beat.step - before.step))
                 del self.step_times_s[:-200]
             self.last[beat.rank] = beat
+        self.gone += gone
         return any(beat.phase != "end" for beat in gone)
 
     def limit_s(self, beat: Beat) -> float:
@@ -154,12 +154,12 @@ def with_missing(
 
 
 def is_running(pid: int) -> bool:
-    return _state(pid) not in ("", "Z")
+    return _state(pid) not in ENDED
 
 
 def is_stopped(pid: int) -> bool:
     """Return whether a signal (SIGSTOP) or a debugger holds a process."""
-    return _state(pid) in ("T", "t")
+    return _state(pid) in STOPPED
 
 
 def _state(pid: int) -> str:

@@ -7,7 +7,6 @@ has given up; a node whose data is bad says so here too. Messages are lines of J
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections import Counter
@@ -116,9 +115,9 @@ def report_problem(facts: Facts, address: str, port: int) -> None:
         try:
             with socket.create_connection((address, port), timeout=REPORT_S) as line:
                 if line.getsockname() != line.getpeername():
-                    line.sendall(json.dumps(vars(facts)).encode() + b"\n")
+                    send(line, vars(facts), NODE_0)
                     return
-        except OSError:  # it has the same mistake, or comes later
+        except (OSError, SwiftletError):  # it has the same mistake, or comes later
             pass
         if time.monotonic() > until:
             return

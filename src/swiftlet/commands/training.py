@@ -129,17 +129,17 @@ def _state(setup: Setup, base: str) -> tuple[TrainState, Identity]:
     if ready.checkpoint is None:
         log.info(f"{total} steps of {batch} samples, {steps_per_epoch} an epoch")
         return TrainState(total, batch, steps_per_epoch, seed=train_args.seed), identity
-    of_data = ready.checkpoint.manifest.identity.data_hash
+    has_same_rows = ready.checkpoint.manifest.identity.data_hash == ready.data.data_hash
     check_identity(
         ready.checkpoint,
         identity,
         is_override=args.output.resume_override,
         fixed=OF_THE_WEIGHTS,
-        notes=[] if of_data == ready.data.data_hash else data_changes(args, ready.checkpoint.path),
+        notes=[] if has_same_rows else data_changes(args, ready.checkpoint.path),
     )
     state = ready.checkpoint.read_state()
     if args.output.resume_override:
-        if (of_data, state.step_size) != (ready.data.data_hash, batch):  # the same step of their own schedule
+        if not has_same_rows or state.step_size != batch:  # the same step of their own schedule
             state.step_size, state.steps_per_epoch = batch, steps_per_epoch
             state.epoch, state.step_in_epoch = divmod(state.global_step, steps_per_epoch)
         state.num_steps = num_steps(state.steps_per_epoch, train_args.num_train_epochs, train_args.max_steps)
