@@ -92,10 +92,3 @@ def test_keys_and_values_are_kept_as_integers(npu, mode, is_sum):
     for value, wanted in zip(found, (q, k, v, *expected), strict=True):
         assert_near(value.float(), wanted.float())
     assert torch.equal(on_card[0], found[3])
-
-
-def test_weights_are_fetched_ahead(npu):
-    weight = torch.ones(4, device="npu")
-    npu.npu_prefetch(weight, None, 16)
-    with pytest.raises(RuntimeError, match="max_size should be greater than zero"):
-        npu.npu_prefetch(weight, None, 0)

@@ -98,6 +98,8 @@ def test_memory_may_be_fetched_ahead():
         RuntimeError, match="offset out of range of tensor size, tensor size: 256, offset: 1000"
     ):
         torch_npu.npu_prefetch(x, None, 256, 1000)
+    with pytest.raises(RuntimeError, match="max_size should be greater than zero"):
+        torch_npu.npu_prefetch(x, None, 0)
 
 
 def test_profilers_start_and_stop(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from simnpu.fused.caches import write_slots
+from simnpu.fused.caches import scaled, write_slots
 from simnpu.fused.kernels import NotSimulated, check, kernel
 from simnpu.fused.norms import rms_norm
 from simnpu.fused.quantisation import dequant_bias, integers
@@ -83,8 +83,7 @@ def rope_quant_kvcache(
     angles = [value.float().view(*lead, -1, dim) for value in (cos, sin)]
     q, k = turned(q, *angles), turned(k, *angles)
     for cache, values, scale, offset in ((k_cache, k, scale_k, offset_k), (v_cache, v, scale_v, offset_v)):
-        values = values * scale.float()
-        values = integers(values if offset is None else values + offset.float(), 1)
+        values = scaled(values, scale, offset, cache)
         if cache_mode == "page":
             rows = values.flatten(0, -3)
             cache.view(-1, *cache.shape[2:])[indices.flatten().long()] = rows

@@ -255,6 +255,5 @@ def conv_depthwise2d(
 @kernel("aten::histc", "aten::histc.out")
 def histc(self: Tensor, bins: int, min: float, max: float) -> Tensor:
     """Integers too, as devices count them and the CPU does not: tokens of experts."""
-    if self.is_floating_point():
-        return torch.histc(self, bins, min, max)
-    return torch.histc(self.double(), bins, min, max).to(self.dtype)
+    values = self if self.is_floating_point() else self.double()
+    return torch.histc(values, bins, min, max).to(self.dtype)

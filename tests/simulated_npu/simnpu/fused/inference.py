@@ -160,6 +160,17 @@ def fused_infer_attention_score_v2(
     ), return_softmax_lse)  # fmt: skip
 
 
+def places(queries: Tensor, width: int, num_statistics: int, layout: str) -> tuple[Tensor, Tensor]:
+    """Of a result as wide as this and of the statistics of each row, for queries [B, N, S, D]."""
+    out, statistics = (
+        queries.new_empty(*queries.shape[:3], width),
+        torch.empty(*queries.shape[:3], num_statistics),
+    )
+    if layout == "TND":
+        return out[0].transpose(0, 1).contiguous(), statistics[0].transpose(0, 1).contiguous()
+    return join_heads(out, layout).contiguous(), statistics
+
+
 # Captured graphs ask for the results' place before they run the variants with `out`.
 @kernel("_npu_fused_infer_attention_score_infer_output")
 def infer_output(
@@ -170,13 +181,7 @@ def infer_output(
     queries = heads_of(query, num_heads, layout)
     packed_heads = layout in ("BSH", "SBH") or (block_table is not None and value.dim() == 3)
     width = value.shape[-1] // (num_key_value_heads or num_heads) if packed_heads else value.shape[-1]
-    out = query.new_empty(*queries.shape[:3], width)
-    lse = torch.empty(*queries.shape[:3], 1)
-    if (out_layout or layout) == "TND":
-        out, lse = (x[0].transpose(0, 1).contiguous() for x in (out, lse))
-    else:
-        out = join_heads(out, out_layout or layout).contiguous()
-    return with_lse((out, lse), softmax_lse_flag)
+    return with_lse(places(queries, width, 1, out_layout or layout), softmax_lse_flag)
 
 
 @kernel("_npu_fused_infer_attention_score_v2_infer_output")
@@ -197,11 +202,7 @@ def infer_output_of_training(
     queries = heads_of(query, head_num, input_layout)
     packed = input_layout in ("BSH", "SBH")
     width = value.shape[-1] * queries.shape[-1] // key.shape[-1] if packed else value.shape[-1]
-    out, statistic = query.new_empty(*queries.shape[:3], width), torch.empty(*queries.shape[:3], 8)
-    if input_layout == "TND":
-        out, statistic = (x[0].transpose(0, 1).contiguous() for x in (out, statistic))
-    else:
-        out = join_heads(out, input_layout).contiguous()
+    out, statistic = places(queries, width, 8, input_layout)
     return out, statistic, statistic.clone()
 
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from simnpu.fused.convolutions import backward as convolution_gradients
 from simnpu.fused.kernels import gradients, kernel
 
-REDUCTIONS = ("none", "mean", "sum")
-
 
 @kernel("l1_loss_backward")
 def l1_loss_backward(grad_output: Tensor, input: Tensor, target: Tensor, reduction: int) -> Tensor:
-    return gradients(lambda x: F.l1_loss(x, target, reduction=REDUCTIONS[reduction]), [input], [grad_output])[
-        0
-    ]
+    return gradients(lambda x: torch.ops.aten.l1_loss(x, target, reduction), [input], [grad_output])[0]
 
 
 def of_kl_div(
@@ -48,8 +43,8 @@ def binary_cross_entropy_with_logits_backward(
     reduction: int,
 ) -> Tensor:  # fmt: skip
     def loss(x: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(
-            x, target, weight_opt, pos_weight=pos_weight_opt, reduction=REDUCTIONS[reduction]
+        return torch.ops.aten.binary_cross_entropy_with_logits(
+            x, target, weight_opt, pos_weight_opt, reduction
         )
 
     return gradients(loss, [input], [grad_output])[0]
