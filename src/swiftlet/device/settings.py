@@ -54,18 +54,30 @@ def _cuda_environment(timeout_s: int, deterministic: bool) -> dict[str, str]:
 
 
 def _cpu_environment(timeout_s: int, deterministic: bool) -> dict[str, str]:
-    """Return the variables of a CPU. Sources: the manual of libgomp, which torch uses; torch's alloc_cpu.cpp."""
+    """Return the variables of a CPU.
+
+    Sources: the manual of libgomp, which torch uses; torch's alloc_cpu.cpp; oneDNN's guide on its primitive cache;
+    ideep's lru_cache.hpp.
+    """
     return {
         # Its threads wait for each other by spinning for milliseconds, which starves them where other programs run too.
         "GOMP_SPINCOUNT": "1000",
         # Huge pages for large tensors: new gradients of whole weights otherwise spend half of a step in page faults.
         "THP_MEM_ALLOC_ENABLE": "1",
+        # Products of bf16 are compiled for their shape and kept, 1 024 of them in two caches, a gigabyte in all. As many
+        # as a few micro-batches use are enough; the second cache keeps only what the first one has.
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+        "LRU_CACHE_CAPACITY": "16",
     }
 
 
 ENVIRONMENTS = {"npu": _npu_environment, "cuda": _cuda_environment, "cpu": _cpu_environment}
 # Other names of a setting: where the user has set one, ours stays away.
-OLDER_NAMES = {"PYTORCH_ALLOC_CONF": ("PYTORCH_CUDA_ALLOC_CONF",), "GOMP_SPINCOUNT": ("OMP_WAIT_POLICY",)}
+OLDER_NAMES = {
+    "PYTORCH_ALLOC_CONF": ("PYTORCH_CUDA_ALLOC_CONF",),
+    "GOMP_SPINCOUNT": ("OMP_WAIT_POLICY",),
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": ("DNNL_PRIMITIVE_CACHE_CAPACITY",),
+}
 
 
 def environment(

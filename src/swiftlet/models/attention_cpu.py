@@ -4,7 +4,12 @@ fp32 uses torch's flash operator. In bf16 that operator spends its time converti
 processor's bf16 multiplier and a softmax that keeps its sums in fp32 are two to five times faster, so there (and where
 scores are capped or the window is short) weights are made block by block and made again in the backward pass.
 
-Shapes: T tokens, Q heads, K key-value heads, G = Q / K heads of a group, D head size, M queries and N keys of a block.
+There a product is compiled for its shape at its first use and what is compiled is kept, half a megabyte each (see
+rounding.py), so the last block of a sample gets zeros behind it: queries whose results nobody reads, and keys behind
+all queries.
+
+Shapes: T tokens, Q heads, K key-value heads, G = Q / K heads of a group, D head size, M queries and N keys of a block,
+zeros included.
 """
 
 from __future__ import annotations
@@ -14,28 +19,33 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swiftlet.device.kernels import AttentionRules
 from swiftlet.models.arena import empty, empty_like
+from swiftlet.models.rounding import MULTIPLE
 
 BLOCK = 256
 MOST_KEPT = 2**13  # keys before a block, for which a bias is kept: 4 MB in bf16
 
 
 class Block(NamedTuple):
-    """Queries [start, end) and the keys [first, end) that they see, counted over all tokens."""
+    """Queries [start, end) and the keys [first, end) that they see, counted over all tokens; zeros go behind both."""
 
     first: int
     start: int
     end: int
+    num_zeros: int = 0
 
 
-def blocks_of(begin: int, end: int, window: int | None) -> list[Block]:
-    """Return the blocks of a sample [begin, end)."""
-    starts = range(begin, end, BLOCK)
+def blocks_of(begin: int, end: int, window: int | None, multiple: int = 1) -> list[Block]:
+    """Return the blocks of a sample [begin, end); with zeros, the queries of each are a multiple of `multiple`."""
     reach = end - begin if window is None else window - 1
-    return [Block(max(begin, start - reach), start, min(start + BLOCK, end)) for start in starts]
+    starts_and_ends = [(start, min(start + BLOCK, end)) for start in range(begin, end, BLOCK)]
+    return [
+        Block(max(begin, start - reach), start, end, (start - end) % multiple)
+        for start, end in starts_and_ends
+    ]
 
 
 def bias_of(block: Block, window: int | None, like: Tensor) -> Tensor:
@@ -44,7 +54,8 @@ def bias_of(block: Block, window: int | None, like: Tensor) -> Tensor:
     reach = 1 << (before - 1).bit_length() if before else 0  # few different ones
     is_kept = reach <= MOST_KEPT and type(like) is Tensor  # what a trace makes has no numbers
     whole = (_band if is_kept else _band.__wrapped__)(reach, window, like.dtype)
-    return whole[: block.end - block.start, reach - before : reach + block.end - block.start]
+    num_queries = block.end - block.start + block.num_zeros
+    return whole[:num_queries, reach - before : reach + num_queries]
 
 
 @lru_cache(maxsize=16)
@@ -65,12 +76,10 @@ class _BlockAttention(torch.autograd.Function):
         out_KGTD = _grouped(out_TQD.transpose(0, 1), k_KTD.shape[0])
         q_KGTD = _grouped(q_QTD, k_KTD.shape[0])
         for begin, end in pairwise(cu_seqlens):
-            for block in blocks_of(begin, end, rules.window):
-                keys, values = k_KTD[:, block.first : block.end], v_KTD[:, block.first : block.end]
-                weights, _ = _weights(_rows(q_KGTD, block), keys, block, rules)
-                out_KGTD[:, :, block.start : block.end] = torch.bmm(weights, values).view(
-                    *q_KGTD.shape[:2], -1, size
-                )
+            for block in blocks_of(begin, end, rules.window, _multiple(q_QTD)):
+                keys, values = _keys(k_KTD, block), _keys(v_KTD, block)
+                weights, _ = _weights(_queries(q_KGTD, block), keys, block, rules)
+                _put_queries(out_KGTD, block, torch.bmm(weights, values))
         ctx.save_for_backward(q_QTD, k_KTD, v_KTD)
         ctx.cu_seqlens, ctx.rules = cu_seqlens, rules
         return out_TQD
@@ -83,7 +92,7 @@ class _BlockAttention(torch.autograd.Function):
             _grouped(tensor, k_KTD.shape[0]) for tensor in (q_QTD, grad_q, grad_TQD.transpose(0, 1))
         )
         for begin, end in pairwise(ctx.cu_seqlens):
-            blocks = blocks_of(begin, end, ctx.rules.window)
+            blocks = blocks_of(begin, end, ctx.rules.window, _multiple(q_QTD))
             sums = (
                 [
                     tensor.new_zeros((tensor.shape[0], end - begin, tensor.shape[2]), dtype=torch.float32)
@@ -93,17 +102,16 @@ class _BlockAttention(torch.autograd.Function):
                 else None
             )
             for block in blocks:
-                keys, values = k_KTD[:, block.first : block.end], v_KTD[:, block.first : block.end]
-                rows, grad_rows = _rows(q_KGTD, block), _rows(grad_KGTD, block)
+                keys, values = _keys(k_KTD, block), _keys(v_KTD, block)
+                rows, grad_rows = _queries(q_KGTD, block), _queries(grad_KGTD, block)
                 weights, slope = _weights(rows, keys, block, ctx.rules)
-                found_v = torch.bmm(weights.transpose(1, 2), grad_rows)
+                num_keys = block.end - block.first
+                found_v = torch.bmm(weights.transpose(1, 2), grad_rows)[:, :num_keys]
                 grad_weights = torch.bmm(grad_rows, values.transpose(1, 2))
                 grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
                 grad_scores.mul_(ctx.rules.scale if slope is None else slope)
-                grad_q_KGTD[:, :, block.start : block.end] = torch.bmm(grad_scores, keys).view(
-                    *q_KGTD.shape[:2], -1, q_QTD.shape[2]
-                )
-                found_k = torch.bmm(grad_scores.transpose(1, 2), rows)
+                _put_queries(grad_q_KGTD, block, torch.bmm(grad_scores, keys))
+                found_k = torch.bmm(grad_scores.transpose(1, 2), rows)[:, :num_keys]
                 if sums is None:
                     grad_k[:, begin:end], grad_v[:, begin:end] = found_k, found_v
                 else:
@@ -115,14 +123,34 @@ class _BlockAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, None
 
 
+def _multiple(tensor: Tensor) -> int:
+    """Return what the queries of a block are to be a multiple of; 1 where nothing is compiled."""
+    return 1 if tensor.dtype == torch.float32 else MULTIPLE
+
+
 def _grouped(tensor_QTD: Tensor, num_groups: int) -> Tensor:
     """Return [Q, T, D] as a view [K, G, T, D]."""
     return tensor_QTD.unflatten(0, (num_groups, -1))
 
 
-def _rows(tensor_KGTD: Tensor, block: Block) -> Tensor:
+def _queries(tensor_KGTD: Tensor, block: Block) -> Tensor:
     """Return the queries of a block as [K, G M, D]: the heads of a group share their keys, so they are one product."""
-    return tensor_KGTD[:, :, block.start : block.end].flatten(1, 2)
+    return _with_zeros(tensor_KGTD[:, :, block.start : block.end], block).flatten(1, 2)
+
+
+def _put_queries(tensor_KGTD: Tensor, block: Block, found_KMD: Tensor) -> None:
+    """Write what was found [K, G M, D] for the queries of a block."""
+    found_KGMD = found_KMD.unflatten(1, (tensor_KGTD.shape[1], -1))
+    tensor_KGTD[:, :, block.start : block.end] = found_KGMD[:, :, : block.end - block.start]
+
+
+def _keys(tensor_KTD: Tensor, block: Block) -> Tensor:
+    """Return the keys or values [K, N, D] of a block."""
+    return _with_zeros(tensor_KTD[:, block.first : block.end], block)
+
+
+def _with_zeros(rows: Tensor, block: Block) -> Tensor:
+    return nn.functional.pad(rows, (0, 0, 0, block.num_zeros)) if block.num_zeros else rows
 
 
 def _weights(rows: Tensor, keys: Tensor, block: Block, rules: AttentionRules) -> tuple[Tensor, Tensor | None]:

@@ -10,13 +10,14 @@ Shapes: T tokens of a micro-batch, U rows that are computed, N rows that the hea
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swiftlet.models.sharing import Spread
+if TYPE_CHECKING:  # which imports attention, which rounds by this
+    from swiftlet.models.sharing import Spread
 
 MULTIPLE = 32
 MOST_PARAMETERS = (
