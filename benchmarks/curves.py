@@ -30,6 +30,10 @@ RUNS = {
     "trl fp32": ("trl", "best", "fp32"),
     "llama-factory fp32": ("llama-factory", "best", "fp32"),
     "ms-swift fp32": ("ms-swift", "best", "fp32"),
+    "swiftlet as it comes": ("swiftlet", "default", "auto"),
+    "trl as it comes": ("trl", "default", "auto"),
+    "llama-factory as it comes": ("llama-factory", "default", "auto"),
+    "ms-swift as it comes": ("ms-swift", "default", "auto"),
 }
 
 
@@ -77,7 +81,8 @@ def main() -> None:
     """Run all of them and write their losses."""
     parser = parser_of(__doc__)
     parser.add_argument("--model", type=Path, default=EMBEDDED["tiny-math-chat"])
-    parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
+    precisions = [name for name, run in RUNS.items() if run[2] != "auto"]
+    parser.add_argument("--runs", nargs="+", choices=RUNS, default=precisions)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--samples", type=int, default=8, help="a step")
     parser.add_argument("--learning_rate", type=float, default=4e-3)

@@ -203,7 +203,10 @@ def test_variables_of_other_devices_do_not_mix():
         "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
         "GOMP_SPINCOUNT": "1000",
         "THP_MEM_ALLOC_ENABLE": "1",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
+        "LRU_CACHE_CAPACITY": "16",
     }
+    assert "ONEDNN_PRIMITIVE_CACHE_CAPACITY" not in environment("cpu", {"DNNL_PRIMITIVE_CACHE_CAPACITY": "9"})
     assert "GOMP_SPINCOUNT" not in environment("cpu", {"OMP_WAIT_POLICY": "ACTIVE"})
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from swiftlet.device.kernels import AttentionRules, reference_attention
 from swiftlet.models import attention_cpu
 from swiftlet.models.attention_cpu import BLOCK, Block, bias_of, blocks_of, cpu_attention
+from swiftlet.models.rounding import MULTIPLE
 
 LENGTHS = [1, BLOCK - 1, BLOCK, 2 * BLOCK + 70]
 ENDS = [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
@@ -68,3 +70,48 @@ def test_a_trace_leaves_no_bias_behind_for_a_run():
     torch.testing.assert_close(found, torch.ones_like(found), rtol=0, atol=0.02)
     with FakeTensorMode():
         assert isinstance(attended(), FakeTensor)
+
+
+class Products(TorchDispatchMode):
+    """Notes the shapes of products."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function._overloadpacket.__name__ in ("bmm", "baddbmm"):
+            self.shapes.add(tuple(tuple(one.shape) for one in args[-2:]))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_samples_of_any_length_ask_for_few_products_in_bf16(groups):
+    """Each shape is compiled at its first use, and what is compiled is kept."""
+
+    def shapes_of(lengths, dtype):
+        ends = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        leaves = [torch.randn(n, ends[-1], 8, dtype=dtype, requires_grad=True) for n in (2 * groups, 2, 2)]
+        with Products() as products:
+            cpu_attention(*leaves, ends, AttentionRules(0.5)).float().sum().backward()
+        return products.shapes
+
+    few = shapes_of([MULTIPLE, 2 * MULTIPLE, BLOCK + MULTIPLE], torch.bfloat16)
+    assert shapes_of([7, MULTIPLE - 1, MULTIPLE + 1, 2 * MULTIPLE, BLOCK + 3, 20], torch.bfloat16) == few
+    window = AttentionRules(0.5, window=300)  # fp32 has blocks here too
+    exact = torch.randn(2, 301, 8)
+    with Products() as products:
+        cpu_attention(exact, exact, exact, [0, 301], window)
+    assert {left[1] for left, _ in products.shapes} == {BLOCK, 301 - BLOCK}
+
+
+def test_a_sample_that_is_not_finite_does_not_touch_the_ones_beside_it():
+    torch.manual_seed(0)
+    leaves = [torch.randn(2, 90, 8, dtype=torch.bfloat16) for _ in range(3)]
+    for leaf in leaves:
+        leaf[:, 40:] = torch.nan
+        leaf.requires_grad_()
+    out = cpu_attention(*leaves, [0, 40, 90], AttentionRules(0.5))
+    out.backward(torch.ones_like(out))
+    for found in (out.transpose(0, 1), *(leaf.grad for leaf in leaves)):
+        assert found[:, :40].isfinite().all() and found[:, 40:].isnan().all()

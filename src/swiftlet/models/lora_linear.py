@@ -82,9 +82,10 @@ def _thin(x_TI: Tensor, matrix_RI: Tensor) -> Tensor:
 
 
 def _sum_of_products(thin_TR: Tensor, x_TI: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return thin^T [R, T] times x [T, I]: on a CPU in parts of I, as BLAS shares so few rows badly among threads."""
+    """Return thin^T [R, T] times x [T, I]: in fp32 on a CPU by parts of I, as BLAS shares so few rows badly."""
     num_parts = 2 * torch.get_num_threads()
-    if x_TI.device.type != "cpu" or x_TI.shape[1] % num_parts or x_TI.shape[1] < num_parts * SMALLEST_PART:
+    is_blas = x_TI.device.type == "cpu" and x_TI.dtype == torch.float32
+    if not is_blas or x_TI.shape[1] % num_parts or x_TI.shape[1] < num_parts * SMALLEST_PART:
         return product(thin_TR.t(), x_TI, dtype)
     parts_PTi = x_TI.view(x_TI.shape[0], num_parts, -1).transpose(0, 1)
     sums_PRi = torch.bmm(thin_TR.t().expand(num_parts, -1, -1), parts_PTi)
