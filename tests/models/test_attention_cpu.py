@@ -25,6 +25,17 @@ def outputs(attend, dtype, groups):
     return [tensor.detach().float() for tensor in (out, *(leaf.grad for leaf in leaves))]
 
 
+def test_short_samples_of_a_small_model_are_multiplied_in_fp32():
+    """A softmax of bf16 would be off by more than what rounding the result is."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 50, 8).to(torch.bfloat16)
+    with Products() as products:
+        found = cpu_attention(q, k, v, [0, 20, 50], AttentionRules(0.5))
+    assert not products.shapes and found.dtype == torch.bfloat16
+    right = reference_attention(q.float(), k.float(), v.float(), [0, 20, 50], AttentionRules(0.5))
+    torch.testing.assert_close(found.float(), right, rtol=4e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("window", [None, 1, 60, BLOCK + 40, 5000])
@@ -86,8 +97,9 @@ class Products(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_samples_of_any_length_ask_for_few_products_in_bf16(groups):
+def test_samples_of_any_length_ask_for_few_products_in_bf16(monkeypatch, groups):
     """Each shape is compiled at its first use, and what is compiled is kept."""
+    monkeypatch.setattr(attention_cpu, "SMALL", 0)
 
     def shapes_of(lengths, dtype):
         ends = [0, *torch.tensor(lengths).cumsum(0).tolist()]
@@ -97,7 +109,9 @@ def test_samples_of_any_length_ask_for_few_products_in_bf16(groups):
         return products.shapes
 
     few = shapes_of([MULTIPLE, 2 * MULTIPLE, BLOCK + MULTIPLE], torch.bfloat16)
-    assert shapes_of([7, MULTIPLE - 1, MULTIPLE + 1, 2 * MULTIPLE, BLOCK + 3, 20], torch.bfloat16) == few
+    assert (
+        few and shapes_of([7, MULTIPLE - 1, MULTIPLE + 1, 2 * MULTIPLE, BLOCK + 3, 20], torch.bfloat16) == few
+    )
     window = AttentionRules(0.5, window=300)  # fp32 has blocks here too
     exact = torch.randn(2, 301, 8)
     with Products() as products:
@@ -105,7 +119,9 @@ def test_samples_of_any_length_ask_for_few_products_in_bf16(groups):
     assert {left[1] for left, _ in products.shapes} == {BLOCK, 301 - BLOCK}
 
 
-def test_a_sample_that_is_not_finite_does_not_touch_the_ones_beside_it():
+@pytest.mark.parametrize("small", [0, attention_cpu.SMALL])
+def test_a_sample_that_is_not_finite_does_not_touch_the_ones_beside_it(monkeypatch, small):
+    monkeypatch.setattr(attention_cpu, "SMALL", small)
     torch.manual_seed(0)
     leaves = [torch.randn(2, 90, 8, dtype=torch.bfloat16) for _ in range(3)]
     for leaf in leaves:

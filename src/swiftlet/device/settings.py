@@ -64,8 +64,8 @@ def _cpu_environment(timeout_s: int, deterministic: bool) -> dict[str, str]:
         "GOMP_SPINCOUNT": "1000",
         # Huge pages for large tensors: new gradients of whole weights otherwise spend half of a step in page faults.
         "THP_MEM_ALLOC_ENABLE": "1",
-        # Products of bf16 are compiled for their shape and kept, 1 024 of them in two caches, a gigabyte in all. As many
-        # as a few micro-batches use are enough; the second cache keeps only what the first one has.
+        # Products of bf16 are compiled for their shape and kept, 1 024 of them in two caches, a gigabyte in all. As
+        # many as a few micro-batches use are enough; the second cache has nothing that the first one lacks.
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256",
         "LRU_CACHE_CAPACITY": "16",
     }

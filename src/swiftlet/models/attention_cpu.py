@@ -1,8 +1,9 @@
 """Attention of packed samples on a CPU, forward and backward, block of queries by block of queries.
 
-fp32 uses torch's flash operator. In bf16 that operator spends its time converting; products of whole blocks with the
-processor's bf16 multiplier and a softmax that keeps its sums in fp32 are two to five times faster, so there (and where
-scores are capped or the window is short) weights are made block by block and made again in the backward pass.
+fp32 uses torch's flash operator, and so do short samples of small models. In bf16 that operator spends its time
+converting; products of whole blocks with the processor's bf16 multiplier and a softmax that keeps its sums in fp32 are
+two to five times faster, so there (and where scores are capped or the window is short) weights are made block by block
+and made again in the backward pass.
 
 There a product is compiled for its shape at its first use and what is compiled is kept, half a megabyte each (see
 rounding.py), so the last block of a sample gets zeros behind it: queries whose results nobody reads, and keys behind
@@ -26,6 +27,7 @@ from swiftlet.models.arena import empty, empty_like
 from swiftlet.models.rounding import MULTIPLE
 
 BLOCK = 256
+SMALL = 4e6  # multiplications of a sample's scores; below, the calls for a block take longer than fp32's one
 MOST_KEPT = 2**13  # keys before a block, for which a bias is kept: 4 MB in bf16
 
 
@@ -226,6 +228,8 @@ def cpu_attention(
     longest = max(end - begin for begin, end in pairwise(cu_seqlens))
     if rules.window is not None and rules.window >= longest:
         rules = rules._replace(window=None)
-    if q_QTD.dtype == torch.float32 and rules.window is None and rules.softcap is None:
-        return flash_attention(q_QTD, k_KTD, v_KTD, cu_seqlens, rules.scale)
+    is_small = q_QTD.shape[0] * longest**2 * q_QTD.shape[2] < SMALL
+    if (q_QTD.dtype == torch.float32 or is_small) and rules.window is None and rules.softcap is None:
+        wide = (tensor.float() for tensor in (q_QTD, k_KTD, v_KTD))
+        return flash_attention(*wide, cu_seqlens, rules.scale).to(q_QTD.dtype)
     return _BlockAttention.apply(q_QTD, k_KTD, v_KTD, cu_seqlens, rules)
