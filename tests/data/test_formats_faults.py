@@ -489,7 +489,7 @@ LIST = "FILE > rows.jsonl (where the file is one list: '.[] | ...')"
         ),
         (  # as LIMA's
             {"conversations": ["a", "b"]},
-            "where the texts are question and answer by turns: jq -c '.messages = [.conversations | "
+            "where the texts are question and answer by turns: jq -c '.conversations = [.conversations | "
             f"{BY_TURNS} {LIST}",
         ),
         (  # as verl's

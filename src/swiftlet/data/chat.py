@@ -7,9 +7,10 @@ from typing import Any
 
 from swiftlet.data.columns import MEDIA, check_media, holds_something, how_empty
 from swiftlet.data.guesses import are_texts
-from swiftlet.data.hints import by_turns, flag
+from swiftlet.data.hints import by_turns
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import rename_turn
+from swiftlet.data.names import flag, flag_of, in_file, shown
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.roles import ASSISTANT, CALL, ROLES, SYSTEM, TOOL, USER, check_order, other_roles, role_of
 from swiftlet.data.toolcalls import parsed, read_calls
@@ -49,7 +50,7 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
     """Return the messages of a conversation whose order is that of a chat, or the one answer that stands alone.
 
     Args:
-        name: the column, for messages.
+        name: what the column is called in the file, for messages.
         notes: gets the codes of what was not used.
         keys: other names of the keys of a turn and of roles, theirs -> ours.
 
@@ -62,7 +63,7 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
     if not turns:
         raise RowFault("schema", f"{name} is an empty list")
     if are_texts(turns) and len(turns) > 1:
-        made = f"where the texts are question and answer by turns: {by_turns(name)}"
+        made = f"where the texts are question and answer by turns: {by_turns(name, name)}"
         raise RowFault("schema", f"turn 0 is a text, expected an object: {AS_OBJECT}; {made}")
     messages: list[Message] = []
     for number, turn in enumerate(turns):
@@ -145,7 +146,7 @@ def _role_and_content(turn: Mapping[str, Any], number: int) -> tuple[str, Any]:
 
 
 def _without(turn: Mapping[str, Any], what: str, ours: str) -> str:
-    names = ", ".join(sorted(key[:40].encode("utf-8", "replace").decode() for key in turn)[:NUM_NAMES])
+    names = ", ".join(shown(name) for name in sorted(in_file(turn, key) for key in turn)[:NUM_NAMES])
     return f"{what} (its keys: {names}); name it with {_flags(turn, ours)}"
 
 
@@ -155,12 +156,14 @@ def _flags(turn: Mapping[str, Any], ours: str) -> str:
     roles = [key for key in texts if turn[key] in ROLES] or [key for key in texts if key in SPEAKER_KEYS]
     if ours == "content":
         parts = texts or [key for key, value in turn.items() if isinstance(value, list)]
-        return flag(parts[0] if len(parts) == 1 else "KEY", "content")
+        return flag_of(turn, parts[0] if len(parts) == 1 else "KEY", "content")
     if len(roles) != 1:
         return f"{flag('KEY', 'role')}, or {AS_OBJECT}"
     contents = [key for key in texts if key != roles[0]]
-    has_content = "content" in turn or "value" in turn or len(contents) != 1
-    return " ".join([flag(roles[0], "role"), *([] if has_content else [flag(contents[0], "content")])])
+    has_content = len(contents) != 1 or any(key in turn for key in ("content", "value") if key != roles[0])
+    return " ".join(
+        [flag_of(turn, roles[0], "role"), *([] if has_content else [flag_of(turn, contents[0], "content")])]
+    )
 
 
 def _has_calls(turn: Mapping[str, Any]) -> bool:

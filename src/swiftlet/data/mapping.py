@@ -18,7 +18,7 @@ from swiftlet.data.columns import (
     holds_something,
 )
 from swiftlet.data.guesses import SYSTEMS, Row
-from swiftlet.data.hints import shown
+from swiftlet.data.names import Renamed, shown
 from swiftlet.data.reasons import RowFault
 from swiftlet.errors import UsageError, suggest
 
@@ -50,7 +50,7 @@ def of_turns(columns: Mapping[str, str]) -> dict[str, str]:
     return {theirs: ours for theirs, ours in columns.items() if ours in TURN_NAMES or ours == SYSTEM}
 
 
-def rename_turn(turn: Row, names: Mapping[str, str]) -> dict[str, Any]:
+def rename_turn(turn: Row, names: Mapping[str, str]) -> Renamed:
     """Return a turn under our names of its keys, and its role by our name.
 
     Raises:
@@ -64,7 +64,7 @@ def rename_turn(turn: Row, names: Mapping[str, str]) -> dict[str, Any]:
     return renamed
 
 
-def rename(values: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+def rename(values: Row, columns: Mapping[str, str]) -> Renamed:
     """Return a row, or a turn, under our names.
 
     A column that was mapped wins over one that had the name before, and over others that mean the same.
@@ -85,7 +85,8 @@ def rename(values: Row, columns: Mapping[str, str]) -> dict[str, Any]:
             )
         mapped[ours], chosen[ours] = values[theirs], theirs
     gone = columns.keys() | _rivals(mapped.keys())
-    return {name: value for name, value in values.items() if name not in gone} | mapped
+    kept = {name: value for name, value in values.items() if name not in gone}
+    return Renamed(kept | mapped, chosen)
 
 
 def _rivals(chosen: Set[str]) -> set[str]:

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swiftlet.data.hints import NUM_NAMES, shown
+from swiftlet.data.hints import NUM_NAMES
+from swiftlet.data.names import shown
 from swiftlet.data.reasons import NOTES
 from swiftlet.data.store import TokenStore, blocks
 
