@@ -123,6 +123,31 @@ def said(role, content, **more):
         ([said("user", [{"type": "text", "text": None}])], "schema", "content part text holds no text"),
         ([said("user", [5])], "schema", "a content part is a number"),
         (
+            [said("user", [{"type": "thinking", "thinking": "x"}])],
+            "schema",
+            "content part thinking is not text; one is read, as the first part of an answer",
+        ),
+        (
+            [*turns("a"), said("assistant", ["b", {"type": "thinking", "thinking": "x"}])],
+            "schema",
+            "turn 1 (assistant): content part thinking is not text; one is read",
+        ),
+        (
+            [*turns("a"), said("assistant", [{"type": "thinking", "thinking": []}, "b"])],
+            "schema",
+            "turn 1 (assistant): content part thinking holds no text",
+        ),
+        (
+            [*turns("a"), said("assistant", [{"type": "thinking", "thinking": "x"}])],
+            "empty_assistant",
+            "turn 1 (assistant): content is empty",
+        ),
+        (
+            [*turns("a"), said("assistant", [{"type": "thinking", "thinking": "x"}, "b"], thinking="y")],
+            "columns",
+            "turn 1: two thoughts before one answer say different things",
+        ),
+        (
             [said("user", "a"), said("assistant", "b", loss=False)],
             "no_label_tokens",
             "loss is false in every answer",
@@ -715,6 +740,15 @@ def test_preferred_answers_are_learnt_with_the_flags_that_are_said(row, columns)
 )
 def test_no_flag_is_said_where_none_is_enough(row):
     assert fault_of(row).detail == "column chosen: preference data has no answer to be fine-tuned on"
+
+
+def test_a_column_of_thoughts_beside_another_one_is_refused():
+    row = {"messages": [*turns("a"), said("assistant", "b", thinking="t")], "cot": "other"}
+    fault = fault_of(row, {"cot": "reasoning_content"})
+    assert (fault.reason, fault.detail) == (
+        "columns",
+        "column cot: two thoughts before one answer say different things",
+    )
 
 
 def test_many_columns_and_long_names_are_cut():

@@ -189,14 +189,19 @@ def test_which_columns_go_into_no_sample(row, columns, unused):
 
 
 def test_the_log_says_which_columns_are_not_used(tmp_path):
-    rows = [{"query": f"hi {n}", "response": "yo", "topic": "t" if n == 5 else ""} for n in range(6)]
+    rows = [
+        {"query": f"hi {n}", "response": "yo", "topic": "t" if n == 5 else "", "cot": "so"} for n in range(6)
+    ]
     path = str(write_rows(tmp_path / "rows.jsonl", rows))
     args = DataArgs(dataset=(path,), dataset_test_ratio=0.0)
     for _ in range(2):  # made, and found again
         made = prepare(
             args, make_template(tmp_path), max_length=64, cache_dir=tmp_path / "cache", bad_rows=None
         )
-        assert made.report.lines()[1] == "  columns not used: topic"
+        assert made.report.lines()[1:3] == [
+            "  columns not used: cot, topic",
+            "    where cot holds thoughts before the answers, learn them with --columns cot=reasoning_content",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -204,6 +209,10 @@ def test_the_log_says_which_columns_are_not_used(tmp_path):
     [
         ({"nosuch": "query"}, "--columns nosuch=query: no row has a column 'nosuch'"),
         ({"nosuch": "tool"}, "--columns nosuch=tool: no turn of a row has the role 'nosuch'"),
+        (
+            {"nosuch": "reasoning_content"},
+            "--columns nosuch=reasoning_content: no row, and no turn of one, has 'nosuch'",
+        ),
         ({"nosuch": "role"}, "--columns nosuch=role: no turn of a row has a key 'nosuch'"),
     ],
 )

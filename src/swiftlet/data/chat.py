@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swiftlet.data.columns import MEDIA, check_media, holds_something, how_empty
-from swiftlet.data.guesses import are_texts
+from swiftlet.data.columns import MEDIA, REASONING_KEYS, THOUGHTS, check_media, holds_something, how_empty
+from swiftlet.data.guesses import are_texts, first_text
 from swiftlet.data.hints import by_turns
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import rename_turn
-from swiftlet.data.names import flag, flag_of, in_file, shown
+from swiftlet.data.names import flag, flag_of, in_file, named, shown
+from swiftlet.data.parts import content_of, split_thought
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.roles import ASSISTANT, CALL, ROLES, SYSTEM, TOOL, USER, check_order, other_roles, role_of
 from swiftlet.data.toolcalls import parsed, read_calls
 
 Message = dict[str, Any]
-MEDIA_PARTS = ("image", "video", "audio", "media")
-TEXT_PARTS = {"text", "input_text", "output_text"}
 # the keys under which one object holds a question and its answer
 PAIRS = (
     ("human", "assistant"),
@@ -40,7 +39,6 @@ LOSS_KEYS = (
 # some tools mean by it what is trained on, others what is not, or only parts of a text
 UNCLEAR_LOSS_KEYS = ("mask", "masked", "train_detail")
 SPEAKER_KEYS = ("speaker", "sender", "author")  # whose values may be roles by other names
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 THOUGHT = "thought"  # our own key of what was thought before an answer
 NUM_NAMES = 12
 AS_OBJECT = 'write each turn as {"role": ..., "content": ...}'
@@ -115,9 +113,12 @@ def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: s
         is_trained = _is_trained_on(turn, number, notes)
         _add_calls(messages, read_calls(raw, number), number, is_trained)
         return
+    of_part, raw = split_thought(raw, number, role) if role == ASSISTANT else (None, raw)
     message: Message = {"role": role, "content": content_of(raw, number, role)}
     if role == ASSISTANT:
         _add_extras(message, turn, number, notes)
+        of_key = next((turn[key] for key in REASONING_KEYS if holds_something(turn.get(key))), None)
+        _add_thought(message, (of_part, of_key), f"turn {number}", notes)
     elif role == TOOL:
         message |= {key: turn[key] for key in ("tool_call_id", "name") if isinstance(turn.get(key), str)}
     elif role == SYSTEM and holds_something(turn.get("tools")):
@@ -185,40 +186,8 @@ def _add_calls(
     messages[-1].setdefault("tool_calls", []).extend(calls)
 
 
-def content_of(value: Any, number: int, role: str) -> str | None:
-    """Return the text of a turn: a text, or text parts joined.
-
-    Raises:
-        RowFault: it holds media, or something else than text.
-    """
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise RowFault("schema", f"turn {number} ({role}): content is {kind_of(value)}, not a text")
-    return "".join(_part(part, number, role) for part in value)
-
-
-def _part(part: Any, number: int, role: str) -> str:
-    where = f"turn {number} ({role})"
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, dict):
-        raise RowFault("schema", f"{where}: a content part is {kind_of(part)}")
-    kind = part.get("type", "text")
-    name = kind[:24] if isinstance(kind, str) and kind[:24].isidentifier() else "of unknown type"
-    if any(medium in name for medium in MEDIA_PARTS):
-        raise RowFault("multimodal", f"{where}: multimodal content part {name}")
-    if name not in TEXT_PARTS:
-        calls = "; write calls as tool_calls and results as turns of the role tool" if "tool" in name else ""
-        raise RowFault("schema", f"{where}: content part {name} is not text{calls}")
-    text = part.get("text") if part.get("text") is not None else part.get("value")
-    if not isinstance(text, str):
-        raise RowFault("schema", f"{where}: content part {name} holds no text")
-    return text
-
-
 def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
-    """Take over an assistant's tool calls, what it thought before, and whether it is trained on."""
+    """Take over an assistant's tool calls, and whether it is trained on."""
     value = turn.get("tool_calls") if turn.get("tool_calls") is not None else turn.get("function_call")
     if value is not None and value != "":
         calls = read_calls(value, number)
@@ -228,11 +197,40 @@ def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: s
     is_trained = _is_trained_on(turn, number, notes)
     if is_trained is not None:
         message["loss"] = is_trained
-    thought = next((turn[key] for key in REASONING_KEYS if holds_something(turn.get(key))), None)
-    if isinstance(thought, str) and not how_empty(thought):
-        message[THOUGHT] = thought
-    elif thought is not None:
+
+
+def _add_thought(message: Message, found: Sequence[Any], where: str, notes: set[str]) -> None:
+    """Put what was thought before an answer beside it, where it is a text.
+
+    Raises:
+        RowFault: two thoughts were found that differ.
+    """
+    thoughts = [one for one in found if holds_something(one)]
+    texts = [one for one in thoughts if isinstance(one, str) and not how_empty(one)]
+    if len({*texts}) > 1:
+        raise RowFault("columns", f"{where}: two thoughts before one answer say different things")
+    if texts:
+        message[THOUGHT] = texts[0]
+    elif thoughts:
         notes.add("reasoning_unused")
+
+
+def add_thought(messages: list[Message], row: Mapping[str, Any], notes: set[str]) -> str | None:
+    """Put what a column says that was thought before the last answer beside it, and return the column, None for none.
+
+    Raises:
+        RowFault: the last turn says otherwise.
+    """
+    name = first_text(row, THOUGHTS)
+    if name is None or messages[0]["role"] == ASSISTANT:  # a text without a question has no turns
+        if any(holds_something(row.get(other)) for other in THOUGHTS):
+            notes.add("reasoning_unused")
+        return None
+    answer, thought = messages[-1], row[name]
+    is_written = "<think>" in answer["content"] and thought.strip() in answer["content"]
+    if not is_written:
+        _add_thought(answer, (answer.get(THOUGHT), thought), f"column {named(row, name)}", notes)
+    return name
 
 
 def _is_trained_on(turn: Mapping[str, Any], number: int, notes: set[str]) -> bool | None:

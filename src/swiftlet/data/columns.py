@@ -34,16 +34,16 @@ PREFERENCES = (
     "preferred_output", "non_preferred_output",
 )  # fmt: skip
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
-THOUGHTS = ("reasoning_content", "thinking")  # `reasoning` mostly says whether there is some
-# columns that are not used, or only beside an answer, with the code of the note that says so
+THOUGHTS = ("reasoning_content", "thinking")  # a column `reasoning` mostly says whether there is some
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # of a turn
+# columns that are not used, with the code of the note that says so
 NOTED = (
     (("label", "kto_tag"), "label_unused"),
-    (THOUGHTS, "reasoning_unused"),
     (("chat_template_kwargs", "documents"), "template_inputs_unused"),
 )
 TURN_KEYS = ("role", "content")
 SPEAKERS = ("user", "assistant", "tool")
-OURS = {*CHATS, *BESIDE, *ANSWERS, *ASKED, "text", *TURN_KEYS}
+OURS = {*CHATS, *BESIDE, *ANSWERS, *ASKED, "text", *TURN_KEYS, *THOUGHTS}
 ROW_KEYS = OURS | {*MEDIA, *PREFERENCES, "input_ids"}
 # anything but white space and the marks without width that pages and editors leave behind
 _SEEN = re.compile("[^\\s\u00ad\u200b-\u200d\u2060\ufeff]")

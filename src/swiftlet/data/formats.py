@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from swiftlet.data.chat import THOUGHT, Message, content_of, read_chat
+from swiftlet.data.chat import Message, add_thought, read_chat
 from swiftlet.data.columns import (
     ANSWERS,
     ASKED,
@@ -34,6 +34,7 @@ from swiftlet.data.hints import not_a_text
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
 from swiftlet.data.names import flag_of, in_file, named
+from swiftlet.data.parts import content_of
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.roles import ASSISTANT, SYSTEM, USER
 from swiftlet.data.rows import BadRow, Record, Sample
@@ -42,6 +43,7 @@ from swiftlet.data.toolcalls import parsed, read_tools
 
 # most rows have none of these, and one look at all names is cheaper than one each
 UNUSUAL = frozenset({*MEDIA, *PREFERENCES}).union(*(names for names, _ in NOTED))
+NO_TURN = frozenset(THOUGHTS)
 NO_PAIR = frozenset({*CHATS, *SYSTEMS, *TOOLS})
 
 
@@ -89,6 +91,8 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
         messages, used = _pair(row, notes, of_turns(columns))
         check_choices(row, used, columns)
         check_input(row, used)
+    if not NO_TURN.isdisjoint(row) and (thought := add_thought(messages, row, notes)):
+        used = (*used, thought)
     tools = None
     if not NO_PAIR.isdisjoint(row) or "tools" in messages[0]:
         tools = _tools(row, messages)
@@ -173,13 +177,6 @@ def _pair(
     if "context" in row and isinstance(row["context"], str) and row["context"].strip():
         notes.add("context_unused")
     turns: list[Message] = [{"role": USER, "content": question}, {"role": ASSISTANT, "content": answer}]
-    thought = next(
-        (name for name in THOUGHTS if isinstance(row.get(name), str) and not how_empty(row[name])), None
-    )
-    if thought is not None:
-        turns[-1][THOUGHT] = row[thought]
-        notes.discard("reasoning_unused")
-        used = (*used, thought)
     return [*_history(row), *turns], used
 
 
