@@ -33,10 +33,10 @@ def split_thought(value: Any, number: int, role: str) -> tuple[str | None, Any]:
         RowFault: that part holds no text.
     """
     first = value[0] if isinstance(value, list) and value else None
-    kind = first.get("type") if isinstance(first, dict) else None
-    if kind not in THOUGHT_PARTS:
+    name = first.get("type") if isinstance(first, dict) else None
+    if not isinstance(first, dict) or name not in THOUGHT_PARTS:
         return None, value
-    where, name = f"turn {number} ({role})", str(kind)
+    where = f"turn {number} ({role})"
     held = first[name] if first.get(name) is not None else first.get("text")
     texts = [_part(part, where) for part in held] if isinstance(held, list) else [held]
     if not texts or not all(isinstance(text, str) for text in texts):
