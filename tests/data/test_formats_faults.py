@@ -735,9 +735,7 @@ def test_preferred_answers_are_learnt_with_the_flags_that_are_said(row, columns)
     assert sample_of(row, columns).messages == turns("a", "b")
 
 
-@pytest.mark.parametrize(
-    "row", [{"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, {"prompt": "a", "chosen": [GPT]}]
-)
+@pytest.mark.parametrize("row", [{"chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": [GPT]}])
 def test_no_flag_is_said_where_none_is_enough(row):
     assert fault_of(row).detail == "column chosen: preference data has no answer to be fine-tuned on"
 

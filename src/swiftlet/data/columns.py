@@ -19,6 +19,7 @@ from swiftlet.data.guesses import (
 from swiftlet.data.hints import answer_beside, may_have_question, missing, names_a_choice
 from swiftlet.data.names import flag_of, named
 from swiftlet.data.reasons import RowFault
+from swiftlet.data.rewrites import rewritten
 
 CHATS = ("messages", "conversations", "conversation")
 TOOLS = ("tools", "functions")
@@ -182,7 +183,7 @@ def check_alone(row: Row, columns: Mapping[str, str]) -> None:
 
 
 def learn_preferred(row: Row, name: str) -> str:
-    """Return what to type to learn the preferred answers of a row alone, '' where no flag does it.
+    """Return what to type to learn the preferred answers of a row alone, '' where nothing does it.
 
     Args:
         name: the column of preferences that the row has.
@@ -198,7 +199,9 @@ def learn_preferred(row: Row, name: str) -> str:
         flags = [flag_of(row, chat, "query"), flag_of(row, name, "response")]
     elif asked is not None and (isinstance(row[name], str) or are_turns(row[asked])):
         flags = [flag_of(row, name, "response")]
-    return f"; learn the preferred answers alone with {' '.join(flags)}" if flags else ""
+    if flags:
+        return f"; learn the preferred answers alone with {' '.join(flags)}"
+    return f"; {how}" if (how := rewritten(row)) else ""
 
 
 def _is_mixed(row: Row, questions: tuple[str, ...]) -> bool:

@@ -20,6 +20,7 @@ from swiftlet.data.guesses import (
     other_texts,
 )
 from swiftlet.data.names import by_jq, flag_of, in_file, key, named, shown
+from swiftlet.data.rewrites import rewritten
 
 TURNS = (("role", "content"), ("from", "value"), ("role", "text"))  # the keys of a turn
 NUM_NAMES = 12
@@ -52,7 +53,7 @@ def missing(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
         return (
             f'{found}; that is one turn: put the turns of a chat into one row, {{"messages": [...]}}{alone}'
         )
-    return f"{found}; {_remedy(row, questions, answers)}"
+    return f"{found}; {rewritten(row) or _remedy(row, questions, answers)}"
 
 
 def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:

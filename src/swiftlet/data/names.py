@@ -60,4 +60,5 @@ def key(name: str) -> str:
 
 def by_jq(program: str) -> str:
     """Return the command that rewrites a file of rows, one at a time."""
+    program = program.replace("'", "'\\''")  # as a shell reads it
     return f"jq -c '{program}' FILE > rows.jsonl (where the file is one list: '.[] | ...')"

@@ -38,10 +38,10 @@ def split_thought(value: Any, number: int, role: str) -> tuple[str | None, Any]:
         return None, value
     where = f"turn {number} ({role})"
     held = first[name] if first.get(name) is not None else first.get("text")
-    texts = [_part(part, where) for part in held] if isinstance(held, list) else [held]
-    if not texts or not all(isinstance(text, str) for text in texts):
+    thought = "".join(_part(part, where) for part in held) if held and isinstance(held, list) else held
+    if not isinstance(thought, str):
         raise RowFault("schema", f"{where}: content part {name} holds no text")
-    return "".join(texts), value[1:]
+    return thought, value[1:]
 
 
 def _part(part: Any, where: str) -> str:
