@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from swiftlet.data.guesses import Row, are_texts, are_turns, guess, other_texts
 from swiftlet.data.names import by_jq, in_file, key, named
 
@@ -68,7 +70,7 @@ def _transcript_with_calls(row: Row) -> Found:
 
 def _segments(row: Row) -> Found:
     """Axolotl's rows without a template: texts, and whether each is learnt."""
-    segments = row.get("segments")
+    segments: Any = row.get("segments")
     if not are_turns(segments) or not {"label", "text"} <= segments[0].keys():
         return NONE
     return "write segments with the label true as answers, and the others as questions", _SEGMENTS
@@ -76,7 +78,8 @@ def _segments(row: Row) -> Found:
 
 def _steps(row: Row) -> Found:
     """Rows of stepwise supervision: the steps of an answer, and whether each is right."""
-    steps, labels = row.get("completions"), row.get("labels")
+    steps: Any = row.get("completions")
+    labels = row.get("labels")
     is_judged = isinstance(labels, list) and are_texts(steps) and len(labels) == len(steps) > 0
     if not is_judged or not isinstance(row.get("prompt"), str):
         return NONE
