@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from swiftlet.data.formats import to_sample
-from swiftlet.data.mapping import check_columns, used_columns
+from swiftlet.data.mapping import check_columns, unused_columns, used_columns
 from swiftlet.data.reasons import NOTES, REASONS
 from swiftlet.data.rows import BadRow, Origin, Record, Sample
 from swiftlet.errors import UsageError
@@ -376,6 +376,31 @@ def test_a_thought_may_be_the_first_part_of_an_answer(part):
     calling = {**answer, "content": [part], "tool_calls": [{"name": "f"}]}
     chat = [*turns("a"), calling, {"role": "tool", "content": "1"}, *turns("a", "b")[1:]]
     assert sample_of({"messages": chat}).messages[1]["thought"] == "c"
+
+
+def test_the_text_of_a_turn_may_stand_under_text():
+    for role in ("role", "from"):
+        said = [{role: "user", "text": "a"}, {role: "assistant", "text": "b", "reasoning": "c"}]
+        thoughtful = [*turns("a"), {"role": "assistant", "content": "b", "thought": "c"}]
+        assert sample_of({"messages": said}).messages == thoughtful
+    named = [{"role": "user", "content": "a", "text": "x"}, {"role": "assistant", "value": "b", "text": "x"}]
+    assert sample_of({"messages": named}).messages == turns("a", "b")
+    inside = [
+        {"role": "user", "content": {"text": "a"}},
+        {"role": "assistant", "content": {"type": "text", "text": "b"}},
+    ]
+    assert sample_of({"messages": inside}).messages == turns("a", "b")
+    calling = [
+        *turns("a"),
+        {"role": "assistant", "content": None, "text": "x", "tool_calls": [{"name": "f"}]},
+    ]
+    assert sample_of({"messages": calling}).messages[1]["content"] == ""
+
+
+def test_nan_is_no_picture_and_no_thought():
+    row = {"query": "a", "response": "b", "image": float("nan"), "thinking": float("nan")}
+    assert (sample_of(row).messages, sample_of(row).notes) == (turns("a", "b"), ())
+    assert unused_columns(row | {"score": float("nan")}, {}, ("query", "response")) == set()
 
 
 def test_a_thought_in_a_column_belongs_to_the_last_answer():

@@ -201,7 +201,26 @@ def test_f39_f40_conversations_that_are_none(chat, reason, detail):
         ({"query": "q", "response": None, "answer": "4"}, "empty_assistant", "column response is null"),
         ({"query": "q", "response": 4}, "schema", "column response is a number, not a text"),
         ({"query": "q", "response": True}, "schema", "column response is true or false, not a text"),
-        ({"query": "q", "response": float("nan")}, "schema", "column response is a number (NaN), not a text"),
+        (
+            {"query": "q", "response": float("nan")},
+            "schema",
+            "column response is a number (NaN), not a text; where it stands for a missing value, write null: jq -c '.'",
+        ),
+        (
+            {"query": "q", "response": float("inf")},
+            "schema",
+            "column response is a number (Infinity), not a text",
+        ),
+        (
+            {"messages": [*turns("a"), said("assistant", float("nan"))]},
+            "schema",
+            "turn 1 (assistant): content is a number (NaN), not a text",
+        ),
+        (
+            {"text": turns("a", "b")},
+            "schema",
+            "column text is a list, not a text; name the chat with --columns text=messages",
+        ),
         ({"query": "q", "response": {"a": 1}}, "schema", "column response is an object, not a text"),
         ({"query": "q", "response": ["a"]}, "schema", "column response is a list, not a text"),
         ({"query": "q", "response": b"a"}, "schema", "column response is a value of type bytes, not a text"),

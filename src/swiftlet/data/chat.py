@@ -39,6 +39,7 @@ LOSS_KEYS = (
 # some tools mean by it what is trained on, others what is not, or only parts of a text
 UNCLEAR_LOSS_KEYS = ("mask", "masked", "train_detail")
 SPEAKER_KEYS = ("speaker", "sender", "author")  # whose values may be roles by other names
+CONTENTS = frozenset({"content", "value", "text"})
 THOUGHT = "thought"  # our own key of what was thought before an answer
 NUM_NAMES = 12
 AS_OBJECT = 'write each turn as {"role": ..., "content": ...}'
@@ -107,7 +108,7 @@ def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
 
 def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
     role, raw = _role_and_content(turn, number)
-    if raw is None and "content" not in turn and "value" not in turn and not _has_calls(turn):
+    if raw is None and CONTENTS.isdisjoint(turn) and not _has_calls(turn):
         raise RowFault("schema", _without(turn, f"turn {number} ({role}) has no content", "content"))
     if role == CALL:
         is_trained = _is_trained_on(turn, number, notes)
@@ -141,6 +142,8 @@ def _role_and_content(turn: Mapping[str, Any], number: int) -> tuple[str, Any]:
     if isinstance(other, str) and ROLES.get(other, role) != role:
         raise RowFault("columns", f"turn {number}: role and from say different things")
     content, value = turn.get("content"), turn.get("value")
+    if "content" not in turn and "value" not in turn:
+        return role, turn.get("text")
     if content is not None and value is not None and content != value:
         raise RowFault("columns", f"turn {number}: content and value say different things")
     return role, value if content is None else content
@@ -161,7 +164,7 @@ def _flags(turn: Mapping[str, Any], ours: str) -> str:
     if len(roles) != 1:
         return f"{flag('KEY', 'role')}, or {AS_OBJECT}"
     contents = [key for key in texts if key != roles[0]]
-    has_content = len(contents) != 1 or any(key in turn for key in ("content", "value") if key != roles[0])
+    has_content = len(contents) != 1 or any(key in turn for key in CONTENTS - {roles[0]})
     return " ".join(
         [flag_of(turn, roles[0], "role"), *([] if has_content else [flag_of(turn, contents[0], "content")])]
     )

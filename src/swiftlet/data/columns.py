@@ -63,10 +63,10 @@ def first_set(row: Row, names: Sequence[str]) -> str | None:
 
 
 def holds_something(value: Any) -> bool:
-    """Return whether a value is more than null, empty, or a list of such."""
+    """Return whether a value is more than null, NaN, empty, or a list of such."""
     if isinstance(value, list):
         return any(holds_something(item) for item in value)
-    return value is not None and value != "" and value != {}
+    return value is not None and value != "" and value != {} and value == value
 
 
 def how_empty(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -217,8 +218,12 @@ def by_turns(name: str, chat: str = "messages") -> str:
 def not_a_text(row: Row, name: str) -> str:
     """Return how to take a text out of a column that holds something else, '' where there is none in it."""
     value, place = row[name], key(in_file(row, name))
-    if isinstance(value, (int, float)):
+    if isinstance(value, float) and math.isnan(value):
+        return f"; where it stands for a missing value, write null: {by_jq('.')}"
+    if isinstance(value, (int, float)) and math.isfinite(value):
         return f"; write it as one: {by_jq(f'{place} |= tostring')}"
+    if are_turns(value) and has_role(value[0]):
+        return f"; name the chat with {flag_of(row, name, 'messages')}"
     path = _path(value, meaning(name) or "response")
     return f"; take one out: {by_jq(f'{place} = {place}{path}')}" if path else ""
 

@@ -13,7 +13,7 @@ THOUGHT_PARTS = ("thinking", "reasoning")  # their text stands under the same na
 
 
 def content_of(value: Any, number: int, role: str) -> str | None:
-    """Return the text of a turn: a text, or text parts joined.
+    """Return the text of a turn: a text, a part that holds one, or such parts joined.
 
     Raises:
         RowFault: it holds media, or something else than text.
@@ -21,6 +21,8 @@ def content_of(value: Any, number: int, role: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     where = f"turn {number} ({role})"
+    if isinstance(value, dict) and "text" in value:
+        value = [value]
     if not isinstance(value, list):
         raise RowFault("schema", f"{where}: content is {kind_of(value)}, not a text")
     return "".join(_part(part, where) for part in value)
