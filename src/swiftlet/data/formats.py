@@ -230,8 +230,10 @@ def _check_kind(row: Mapping[str, Any], name: str) -> None:
 
 
 def _history(row: Mapping[str, Any]) -> list[Message]:
-    value, name = row.get("history"), named(row, "history")
-    history = None if value == "" else parsed(value, name)
+    if row.get("history") in (None, ""):
+        return []
+    name = named(row, "history")
+    history = parsed(row["history"], name)
     if history is None:
         return []
     if not isinstance(history, list):
