@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from swiftlet.data.formats import to_sample
-from swiftlet.data.mapping import check_columns
+from swiftlet.data.mapping import check_columns, unused_columns, used_columns
 from swiftlet.data.reasons import NOTES, REASONS
 from swiftlet.data.rows import BadRow, Origin, Record, Sample
 from swiftlet.errors import UsageError
@@ -329,7 +329,7 @@ def test_which_answers_are_trained_on():
         ({"instruction": "a", "output": "b", "kto_tag": True}, "label_unused"),
         ({"instruction": "a", "context": "c", "response": "b"}, "context_unused"),
         ({"text": "a", "reasoning_content": "c"}, "reasoning_unused"),
-        ({"messages": turns("a", "b"), "reasoning_content": "c"}, "reasoning_unused"),
+        ({"messages": turns("a", "b"), "reasoning_content": ["c"]}, "reasoning_unused"),
         ({"query": "a", "response": "b", "thinking": True}, "reasoning_unused"),
         (
             {"messages": [*turns("a"), {"role": "assistant", "content": "b", "reasoning": ["c"]}]},
@@ -346,7 +346,9 @@ def test_what_was_thought_before_an_answer_is_kept_beside_it(key):
     answer = {"role": "assistant", "content": "b", "thought": "c"}
     beside = {"role": "assistant", "content": "b", key: "c"}
     rows = [{"messages": [*turns("a"), beside]}]
-    rows += [{"query": "a", "response": "b", key: "c"}] if key != "reasoning" else []
+    if key != "reasoning":
+        rows += [{"query": "a", "response": "b", key: "c"}, {"messages": turns("a", "b"), key: "c"}]
+        rows += [{"prompt": turns("a"), "completion": "b", key: "c"}, {**rows[0], key: "c"}]
     for row in rows:
         sample = sample_of(row)
         assert (sample.messages, sample.notes) == ([*turns("a"), answer], ())
@@ -354,6 +356,80 @@ def test_what_was_thought_before_an_answer_is_kept_beside_it(key):
     assert empty.messages == turns("a", "b")
     bad = to_sample(Record({"messages": [*turns("a"), {**beside, key: "\ud800"}]}, ORIGIN), {})
     assert (bad.reason, bad.detail[:20]) == ("surrogate", "turn 1 (assistant): ")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "thinking", "thinking": "c", "signature": "s"},  # as Anthropic's
+        {"type": "thinking", "thinking": [{"type": "text", "text": "c"}], "closed": True},  # as Mistral's
+        {"type": "reasoning", "reasoning": "c"},
+        {"type": "reasoning", "text": "c"},
+    ],
+)
+def test_a_thought_may_be_the_first_part_of_an_answer(part):
+    answer = {"role": "assistant", "content": [part, {"type": "text", "text": "b"}]}
+    thoughtful = [*turns("a"), {"role": "assistant", "content": "b", "thought": "c"}]
+    for more in ({}, {"thinking": "c"}):
+        sample = sample_of({"messages": [*turns("a"), {**answer, **more}]})
+        assert (sample.messages, sample.notes) == (thoughtful, ())
+    calling = {**answer, "content": [part], "tool_calls": [{"name": "f"}]}
+    chat = [*turns("a"), calling, {"role": "tool", "content": "1"}, *turns("a", "b")[1:]]
+    assert sample_of({"messages": chat}).messages[1]["thought"] == "c"
+
+
+def test_the_text_of_a_turn_may_stand_under_text():
+    for role in ("role", "from"):
+        said = [{role: "user", "text": "a"}, {role: "assistant", "text": "b", "reasoning": "c"}]
+        thoughtful = [*turns("a"), {"role": "assistant", "content": "b", "thought": "c"}]
+        assert sample_of({"messages": said}).messages == thoughtful
+    named = [{"role": "user", "content": "a", "text": "x"}, {"role": "assistant", "value": "b", "text": "x"}]
+    assert sample_of({"messages": named}).messages == turns("a", "b")
+    inside = [
+        {"role": "user", "content": {"text": "a"}},
+        {"role": "assistant", "content": {"type": "text", "text": "b"}},
+    ]
+    assert sample_of({"messages": inside}).messages == turns("a", "b")
+    calling = [
+        *turns("a"),
+        {"role": "assistant", "content": None, "text": "x", "tool_calls": [{"name": "f"}]},
+    ]
+    assert sample_of({"messages": calling}).messages[1]["content"] == ""
+
+
+def test_nan_is_no_picture_and_no_thought():
+    row = {"query": "a", "response": "b", "image": float("nan"), "thinking": float("nan")}
+    assert (sample_of(row).messages, sample_of(row).notes) == (turns("a", "b"), ())
+    assert unused_columns(row | {"score": float("nan")}, {}, ("query", "response")) == set()
+
+
+def test_a_thought_in_a_column_belongs_to_the_last_answer():
+    chat = sample_of({"messages": turns("a", "b", "c", "d"), "reasoning_content": "t"})
+    assert [message.get("thought") for message in chat.messages] == [None, None, None, "t"]
+    assert chat.columns == ("messages", "reasoning_content")
+    written = turns("a", "<think>\nt\n</think>\n\nb")
+    sample = sample_of({"messages": written, "reasoning_content": "t\n"})
+    assert (sample.messages, sample.notes) == (written, ())  # it is learnt as a part of the answer
+
+
+@pytest.mark.parametrize("ours", ["reasoning_content", "thinking"])
+def test_thoughts_have_other_names(ours):
+    check_columns({"cot": ours})
+    thoughtful = [*turns("a"), {"role": "assistant", "content": "b", "thought": "c"}]
+    in_turn = {
+        "role": "assistant",
+        "content": "b",
+        "cot": "c",
+        "reasoning_content": "old",
+        "reasoning": "old",
+    }
+    for row in (
+        {"query": "a", "response": "b", "cot": "c", "reasoning_content": "old"},
+        {"messages": turns("a", "b"), "cot": "c"},
+        {"messages": [*turns("a"), in_turn]},
+    ):
+        assert sample_of(row, {"cot": ours}).messages == thoughtful
+        assert used_columns(row, {"cot": ours}) == {"cot"}
 
 
 def test_other_column_names_through_the_mapping():

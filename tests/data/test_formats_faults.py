@@ -123,6 +123,31 @@ def said(role, content, **more):
         ([said("user", [{"type": "text", "text": None}])], "schema", "content part text holds no text"),
         ([said("user", [5])], "schema", "a content part is a number"),
         (
+            [said("user", [{"type": "thinking", "thinking": "x"}])],
+            "schema",
+            "content part thinking is not text; one is read, as the first part of an answer",
+        ),
+        (
+            [*turns("a"), said("assistant", ["b", {"type": "thinking", "thinking": "x"}])],
+            "schema",
+            "turn 1 (assistant): content part thinking is not text; one is read",
+        ),
+        (
+            [*turns("a"), said("assistant", [{"type": "thinking", "thinking": []}, "b"])],
+            "schema",
+            "turn 1 (assistant): content part thinking holds no text",
+        ),
+        (
+            [*turns("a"), said("assistant", [{"type": "thinking", "thinking": "x"}])],
+            "empty_assistant",
+            "turn 1 (assistant): content is empty",
+        ),
+        (
+            [*turns("a"), said("assistant", [{"type": "thinking", "thinking": "x"}, "b"], thinking="y")],
+            "columns",
+            "turn 1: two thoughts before one answer say different things",
+        ),
+        (
             [said("user", "a"), said("assistant", "b", loss=False)],
             "no_label_tokens",
             "loss is false in every answer",
@@ -176,7 +201,26 @@ def test_f39_f40_conversations_that_are_none(chat, reason, detail):
         ({"query": "q", "response": None, "answer": "4"}, "empty_assistant", "column response is null"),
         ({"query": "q", "response": 4}, "schema", "column response is a number, not a text"),
         ({"query": "q", "response": True}, "schema", "column response is true or false, not a text"),
-        ({"query": "q", "response": float("nan")}, "schema", "column response is a number (NaN), not a text"),
+        (
+            {"query": "q", "response": float("nan")},
+            "schema",
+            "column response is a number (NaN), not a text; where it stands for a missing value, write null: jq -c '.'",
+        ),
+        (
+            {"query": "q", "response": float("inf")},
+            "schema",
+            "column response is a number (Infinity), not a text",
+        ),
+        (
+            {"messages": [*turns("a"), said("assistant", float("nan"))]},
+            "schema",
+            "turn 1 (assistant): content is a number (NaN), not a text",
+        ),
+        (
+            {"text": turns("a", "b")},
+            "schema",
+            "column text is a list, not a text; name the chat with --columns text=messages",
+        ),
         ({"query": "q", "response": {"a": 1}}, "schema", "column response is an object, not a text"),
         ({"query": "q", "response": ["a"]}, "schema", "column response is a list, not a text"),
         ({"query": "q", "response": b"a"}, "schema", "column response is a value of type bytes, not a text"),
@@ -489,7 +533,7 @@ LIST = "FILE > rows.jsonl (where the file is one list: '.[] | ...')"
         ),
         (  # as LIMA's
             {"conversations": ["a", "b"]},
-            "where the texts are question and answer by turns: jq -c '.messages = [.conversations | "
+            "where the texts are question and answer by turns: jq -c '.conversations = [.conversations | "
             f"{BY_TURNS} {LIST}",
         ),
         (  # as verl's
@@ -710,11 +754,18 @@ def test_preferred_answers_are_learnt_with_the_flags_that_are_said(row, columns)
     assert sample_of(row, columns).messages == turns("a", "b")
 
 
-@pytest.mark.parametrize(
-    "row", [{"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, {"prompt": "a", "chosen": [GPT]}]
-)
+@pytest.mark.parametrize("row", [{"chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": [GPT]}])
 def test_no_flag_is_said_where_none_is_enough(row):
     assert fault_of(row).detail == "column chosen: preference data has no answer to be fine-tuned on"
+
+
+def test_a_column_of_thoughts_beside_another_one_is_refused():
+    row = {"messages": [*turns("a"), said("assistant", "b", thinking="t")], "cot": "other"}
+    fault = fault_of(row, {"cot": "reasoning_content"})
+    assert (fault.reason, fault.detail) == (
+        "columns",
+        "column cot: two thoughts before one answer say different things",
+    )
 
 
 def test_many_columns_and_long_names_are_cut():

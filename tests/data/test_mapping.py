@@ -39,7 +39,11 @@ def test_turns_with_unknown_keys_name_the_flag():
         "--columns utterance=content"
     )
     assert fault_of({"messages": spoken("a", "b")}, {"speaker": "role"}).detail == (
-        "turn 0 (user) has no content (its keys: role, utterance); name it with --columns utterance=content"
+        "turn 0 (user) has no content (its keys: speaker, utterance); name it with --columns utterance=content"
+    )
+    assert fault_of({"messages": spoken("a", "b")}, {"speaker": "content"}).detail == (
+        "turn 0 has no role (its keys: speaker, utterance); name it with --columns speaker=role "
+        "--columns utterance=content"
     )
 
 
@@ -185,14 +189,19 @@ def test_which_columns_go_into_no_sample(row, columns, unused):
 
 
 def test_the_log_says_which_columns_are_not_used(tmp_path):
-    rows = [{"query": f"hi {n}", "response": "yo", "topic": "t" if n == 5 else ""} for n in range(6)]
+    rows = [
+        {"query": f"hi {n}", "response": "yo", "topic": "t" if n == 5 else "", "cot": "so"} for n in range(6)
+    ]
     path = str(write_rows(tmp_path / "rows.jsonl", rows))
     args = DataArgs(dataset=(path,), dataset_test_ratio=0.0)
     for _ in range(2):  # made, and found again
         made = prepare(
             args, make_template(tmp_path), max_length=64, cache_dir=tmp_path / "cache", bad_rows=None
         )
-        assert made.report.lines()[1] == "  columns not used: topic"
+        assert made.report.lines()[1:3] == [
+            "  columns not used: cot, topic",
+            "    where cot holds thoughts before the answers, learn them with --columns cot=reasoning_content",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -200,6 +209,10 @@ def test_the_log_says_which_columns_are_not_used(tmp_path):
     [
         ({"nosuch": "query"}, "--columns nosuch=query: no row has a column 'nosuch'"),
         ({"nosuch": "tool"}, "--columns nosuch=tool: no turn of a row has the role 'nosuch'"),
+        (
+            {"nosuch": "reasoning_content"},
+            "--columns nosuch=reasoning_content: no row, and no turn of one, has 'nosuch'",
+        ),
         ({"nosuch": "role"}, "--columns nosuch=role: no turn of a row has a key 'nosuch'"),
     ],
 )
@@ -217,3 +230,47 @@ def test_a_flag_without_effect_stops_also_when_the_rows_are_known_already(tmp_pa
         with pytest.raises(UsageError, match=message) as caught:
             act(columns | {"q": "query"})
         assert caught.value.hint == "write the name as it is in the rows, or leave the flag out"
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "detail"),
+    [
+        ({"q": "a", "reply": None}, "q=query reply=response", "column reply is null"),
+        ({"q": "a", "reply": " "}, "q=query reply=response", "column reply is empty"),
+        ({"q": "a", "reply": ["b"]}, "q=query reply=response", "column reply is a list, not a text; take one out: jq "
+        "-c '.reply = .reply[0]' FILE"),
+        ({"q": "", "reply": "b"}, "q=query reply=response", "q is empty"),
+        ({"q": "a", "reply": "\ud800"}, "q=query reply=response", "column reply: half of a surrogate pair"),
+        ({"q": "a", "x": "b", "y": "c"}, "q=query", "no answer column; columns: q, x, y; name it with"),
+        ({"q": "a", "old": [["b"]], "response": "c"}, "q=query old=history", "old[0] has 1 items"),
+        ({"q": "a", "fs": 3, "response": "c"}, "q=query fs=tools", "fs is not a list"),
+        ({"q": "a", "sys": 3, "response": "c"}, "q=query sys=system", "column sys is a number"),
+        ({"a1": "a", "key": "B", "B": "b"}, "a1=query key=answer", "column key names a choice, and column B would be "
+        "lost: write the choices into the question, or leave them out with --columns key=response"),
+        ({"q": "a", "prompt": "b", "query": "c", "r": "d"}, "q=instruction r=output", "ambiguous question columns: "
+        "query, prompt, q; choose with --columns query=query"),
+        ({"talk": ["a", "b"]}, "talk=messages", "turn 0 is a text, expected an object: write each turn as {\"role\": "
+        "..., \"content\": ...}; where the texts are question and answer by turns: jq -c '.talk = [.talk | "),
+        ({"talk": []}, "talk=messages", "column talk is empty"),
+        ({"talk": "words"}, "talk=messages", "talk is a text that is not JSON"),
+        ({"talk": turns("a", "b"), "old": [["a", "b"]]}, "talk=messages old=history", "column old beside column talk"),
+    ],
+)  # fmt: skip
+def test_a_message_names_what_is_in_the_file(row, columns, detail):
+    assert fault_of(row, dict(pair.split("=") for pair in columns.split())).detail.startswith(detail)
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "messages"),
+    [
+        ({"talk": turns("a"), "reply": "b"}, {"talk": "conversations"}, turns("a", "b")),
+        ({"task": "a", "question": "b", "output": "c"}, {"task": "instruction"}, turns("a\nb", "c")),
+        ({"said": turns("a"), "chosen": turns("", "b")[1:]}, {"said": "conversations"}, turns("a", "b")),
+    ],
+)
+def test_the_flags_of_a_message_work_beside_those_that_were_given(row, columns, messages):
+    detail = fault_of(row, columns).detail
+    flags = dict(word.strip(",").split("=") for word in detail.split() if "=" in word)
+    assert flags.keys() <= row.keys()
+    first = dict([*flags.items()][:1]) if "or leave it out" in detail else flags
+    assert sample_of(row, columns | first).messages == messages

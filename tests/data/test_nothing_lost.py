@@ -149,7 +149,7 @@ def test_part_of_a_question_replaces_no_other_question():
     fault = fault_of({"question": "q", "context": "c", "answer": "a"}, {"context": "input"})
     assert (fault.reason, fault.detail.split(";")[0]) == (
         "columns",
-        "ambiguous question columns: input, question",
+        "ambiguous question columns: context, question",
     )
     columns = {"context": "input", "question": "instruction"}
     assert sample_of({"question": "q", "context": "c", "answer": "a"}, columns).messages == turns("q\nc", "a")

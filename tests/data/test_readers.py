@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
+import shutil
+import subprocess
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -372,6 +374,85 @@ def test_one_object_that_is_no_row_stops_and_says_how_to_take_the_rows_out(make,
     error = stop(path)
     assert message in error.message
     assert hint.replace("{path}", str(path)) in error.hint
+
+
+def as_cesu8(text):
+    """Return a text as Java and old MySQL write it: a character beyond the first 65536 as two halves."""
+    halves = text.encode("utf-16-le")
+    units = [halves[at : at + 2].decode("utf-16-le", "surrogatepass") for at in range(0, len(halves), 2)]
+    return "".join(units).encode("utf-8", "surrogatepass")
+
+
+def run_hint(path, tmp_path):
+    """Type what the error of a file says, and return the file that it writes."""
+    hint = stop(path).hint
+    command = hint.partition(": ")[2]
+    tools = [part.split()[0] for part in command.split(" | ")]
+    if not all(map(shutil.which, tools)):
+        pytest.skip(f"not here: {tools}")
+    subprocess.run(["bash", "-c", f"set -o pipefail; {command}"], cwd=tmp_path, check=True, timeout=60)
+    return str(tmp_path / command.rpartition("> ")[2].strip("'"))
+
+
+@pytest.mark.parametrize("pack", [None, gzip.compress])
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.jsonl", '{"text": "a😀"}\n', 1),
+        ("a.jsonl", '{"text": "é"}\n{"text": "a😀"}\n', 2),  # other characters are as in UTF-8
+        ("a.json", '[{"text": "é"},\n {"text": "a😀"}]', 2),
+        ("a.csv", "text,é\na😀,b\n", 2),
+        ("a.txt", "\ufeffé\na😀\n", 2),
+    ],
+)
+def test_halves_of_characters_are_named_with_the_command_that_joins_them(
+    make, tmp_path, name, content, line, pack
+):
+    raw = as_cesu8(content)
+    path = make(name if pack is None else f"{name}.gz", raw if pack is None else pack(raw))
+    error = stop(path)
+    byte = raw.index(0xED)
+    assert error.message == f"{path}: not UTF-8 at line {line}, byte {byte} (0xed); it looks like CESU-8"
+    mended = run_hint(path, tmp_path)
+    assert mended == str(tmp_path / f"utf8-{name}")
+    assert good_rows(mended)[-1]["text"] == "a😀"
+
+
+def test_one_half_of_a_character_costs_its_line(make):
+    path = make("a.jsonl", GOOD.encode() + b'\n{"text": "\xed\xa0\xbd"}\n')
+    assert [row.reason for row in bad_rows(path)] == ["utf8"]
+    alone = make("b.jsonl", b'{"text": "\xed\xa0\xbd"}\n' * 3)  # and is no letter of another encoding
+    assert [row.reason for row in bad_rows(alone)] == ["utf8"] * 3
+
+
+def test_a_packed_file_in_another_encoding_is_unpacked_by_the_command_that_converts_it(make, tmp_path):
+    path = make("A.jsonl.gz", gzip.compress(f"{GOOD}\n".encode("gbk")))
+    assert stop(path).hint == f"convert it: gzip -dc {path} | iconv -f GBK -t UTF-8 > utf8-a.jsonl"
+    assert good_rows(run_hint(path, tmp_path)) == [json.loads(GOOD)]
+
+
+@pytest.mark.parametrize(
+    ("name", "outer", "inner", "tools"),
+    [
+        ("a.jsonl.gz.gz", gzip.compress, gzip.compress, "gzip inside gzip"),
+        ("a.jsonl.gz", gzip.compress, gzip.compress, "gzip inside gzip"),
+        ("a.jsonl", gzip.compress, bz2.compress, "bzip2 inside gzip"),
+        ("a.jsonl.gz.bz2", bz2.compress, gzip.compress, "gzip inside bzip2"),
+        ("a.jsonl.xz", lzma.compress, bz2.compress, "bzip2 inside xz"),
+    ],
+)
+def test_files_that_are_compressed_twice_are_named(make, tmp_path, name, outer, inner, tools):
+    path = make(name, outer(inner(GOOD.encode())))
+    assert stop(path).message == f"{path}: compressed twice ({tools})"
+    unpacked = run_hint(path, tmp_path)
+    assert unpacked == str(tmp_path / "unpacked-a.jsonl")
+    assert good_rows(unpacked) == [json.loads(GOOD)]
+
+
+def test_zstd_inside_another_compression_is_named(make):
+    path = make("a.jsonl.zst.gz", gzip.compress(b"\x28\xb5\x2f\xfd and more"))
+    assert stop(path).message == f"{path}: compressed twice (zstd inside gzip)"
+    assert "gzip -dc" in stop(path).hint and "| zstd -dc >" in stop(path).hint
 
 
 def test_commands_that_mend_a_file_can_be_pasted_whatever_its_name_is(make):

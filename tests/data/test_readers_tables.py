@@ -1,10 +1,12 @@
 """Tables: csv, tsv, parquet, arrow."""
 
+import base64
 import json
 
 import pyarrow
 import pyarrow.ipc
 import pyarrow.parquet
+import pyarrow.parquet.encryption
 import pytest
 from test_readers import rows_of
 
@@ -196,6 +198,32 @@ def test_no_rows_and_a_cut_file_stop(tmp_path):
     for act in (lambda spec: list(read_records(spec)), count_records):
         with pytest.raises(DataError, match="a damaged table"):
             act(parse_spec(str(tmp_path / "b.parquet")))
+
+
+class OpenKeys(pyarrow.parquet.encryption.KmsClient):
+    """Keys that anybody can read."""
+
+    def wrap_key(self, key_bytes, master_key_identifier):
+        return base64.b64encode(key_bytes)
+
+    def unwrap_key(self, wrapped_key, master_key_identifier):
+        return base64.b64decode(wrapped_key)
+
+
+@pytest.mark.parametrize("is_footer_plain", [False, True])
+def test_an_encrypted_table_is_named(tmp_path, is_footer_plain):
+    table, path = pyarrow.table({"query": ["a"], "response": ["b"]}), tmp_path / "a.parquet"
+    config = pyarrow.parquet.encryption.EncryptionConfiguration(
+        footer_key="key", column_keys={"key": ["response"]}, plaintext_footer=is_footer_plain
+    )
+    crypto = pyarrow.parquet.encryption.CryptoFactory(lambda _: OpenKeys())
+    keys = crypto.file_encryption_properties(pyarrow.parquet.encryption.KmsConnectionConfig(), config)
+    with pyarrow.parquet.ParquetWriter(path, table.schema, encryption_properties=keys) as writer:
+        writer.write_table(table)
+    with pytest.raises(DataError) as caught:
+        list(read_records(parse_spec(str(path))))
+    assert caught.value.message == f"{path}: an encrypted Parquet file"
+    assert caught.value.hint == "write it without encryption: no keys are taken here"
 
 
 def test_a_text_that_is_not_utf8_costs_its_row(tmp_path):

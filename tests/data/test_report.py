@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import re
+import shlex
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -147,11 +154,38 @@ def test_columns_that_a_bad_row_names_are_hinted_at():
     for what, hint in (
         ("what is wrong", SKIP),
         ("no answer: --columns A=query", "add the --columns that is named"),
+        ("a list: jq -c '.' FILE", f"type the jq that is named there, {SKIP}"),
+        ("--columns a=query, or jq -c '.' FILE", "add the --columns that is named there, type the jq"),
     ):
         row = LeftOut("a.jsonl", 1, 100, "schema", what, "ab" * 20, True, None)
         with pytest.raises(DataError) as caught:
             check_bad(report_of(1, row), DataArgs())
         assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("name", ["my rows.parquet", "rows.jsonl.gz", "rows.csv"])
+def test_rows_that_jq_cannot_read_are_written_as_json_first(tmp_path, name):
+    path, row = tmp_path / name, {"query": "é", "response": "b"}
+    if name.endswith(".parquet"):
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row, row]), path)
+    elif name.endswith(".gz"):
+        path.write_bytes(gzip.compress(json.dumps(row).encode() + b"\n" + json.dumps(row).encode()))
+    else:
+        path.write_text("query,response\né,b\né,b\n", encoding="utf-8")
+    bad = LeftOut(str(path), 1, 100, "schema", "a list: jq -c '.' FILE", "ab" * 20, True, None)
+    with pytest.raises(DataError) as caught:
+        check_bad(report_of(1, bad), DataArgs())
+    found = re.fullmatch(
+        r"write the rows as JSON with python3 (.*) and type the jq that is .*", caught.value.hint
+    )
+    subprocess.run(
+        ["bash", "-c", f"{shlex.quote(sys.executable)} {found.group(1)}"],
+        cwd=tmp_path,
+        check=True,
+        timeout=120,
+    )
+    written = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in written] == [row, row]
 
 
 def test_rows_that_are_bad_alike_are_told_of_once():

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swiftlet.data.columns import MEDIA, check_media, holds_something, how_empty
-from swiftlet.data.guesses import are_texts
-from swiftlet.data.hints import by_turns, flag
+from swiftlet.data.columns import MEDIA, REASONING_KEYS, THOUGHTS, check_media, holds_something, how_empty
+from swiftlet.data.guesses import are_texts, first_text
+from swiftlet.data.hints import by_turns
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import rename_turn
+from swiftlet.data.names import flag, flag_of, in_file, named, shown
+from swiftlet.data.parts import content_of, split_thought
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.roles import ASSISTANT, CALL, ROLES, SYSTEM, TOOL, USER, check_order, other_roles, role_of
 from swiftlet.data.toolcalls import parsed, read_calls
 
 Message = dict[str, Any]
-MEDIA_PARTS = ("image", "video", "audio", "media")
-TEXT_PARTS = {"text", "input_text", "output_text"}
 # the keys under which one object holds a question and its answer
 PAIRS = (
     ("human", "assistant"),
@@ -39,7 +39,7 @@ LOSS_KEYS = (
 # some tools mean by it what is trained on, others what is not, or only parts of a text
 UNCLEAR_LOSS_KEYS = ("mask", "masked", "train_detail")
 SPEAKER_KEYS = ("speaker", "sender", "author")  # whose values may be roles by other names
-REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+CONTENTS = frozenset({"content", "value", "text"})
 THOUGHT = "thought"  # our own key of what was thought before an answer
 NUM_NAMES = 12
 AS_OBJECT = 'write each turn as {"role": ..., "content": ...}'
@@ -49,7 +49,7 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
     """Return the messages of a conversation whose order is that of a chat, or the one answer that stands alone.
 
     Args:
-        name: the column, for messages.
+        name: what the column is called in the file, for messages.
         notes: gets the codes of what was not used.
         keys: other names of the keys of a turn and of roles, theirs -> ours.
 
@@ -62,7 +62,7 @@ def read_chat(value: Any, name: str, notes: set[str], keys: Mapping[str, str] | 
     if not turns:
         raise RowFault("schema", f"{name} is an empty list")
     if are_texts(turns) and len(turns) > 1:
-        made = f"where the texts are question and answer by turns: {by_turns(name)}"
+        made = f"where the texts are question and answer by turns: {by_turns(name, name)}"
         raise RowFault("schema", f"turn 0 is a text, expected an object: {AS_OBJECT}; {made}")
     messages: list[Message] = []
     for number, turn in enumerate(turns):
@@ -108,15 +108,18 @@ def _split_pair(turn: Any, number: int) -> list[dict[str, Any]]:
 
 def _add(messages: list[Message], turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
     role, raw = _role_and_content(turn, number)
-    if raw is None and "content" not in turn and "value" not in turn and not _has_calls(turn):
+    if raw is None and CONTENTS.isdisjoint(turn) and not _has_calls(turn):
         raise RowFault("schema", _without(turn, f"turn {number} ({role}) has no content", "content"))
     if role == CALL:
         is_trained = _is_trained_on(turn, number, notes)
         _add_calls(messages, read_calls(raw, number), number, is_trained)
         return
+    of_part, raw = split_thought(raw, number, role) if role == ASSISTANT else (None, raw)
     message: Message = {"role": role, "content": content_of(raw, number, role)}
     if role == ASSISTANT:
         _add_extras(message, turn, number, notes)
+        of_key = next((turn[key] for key in REASONING_KEYS if holds_something(turn.get(key))), None)
+        _add_thought(message, (of_part, of_key), f"turn {number}", notes)
     elif role == TOOL:
         message |= {key: turn[key] for key in ("tool_call_id", "name") if isinstance(turn.get(key), str)}
     elif role == SYSTEM and holds_something(turn.get("tools")):
@@ -139,13 +142,15 @@ def _role_and_content(turn: Mapping[str, Any], number: int) -> tuple[str, Any]:
     if isinstance(other, str) and ROLES.get(other, role) != role:
         raise RowFault("columns", f"turn {number}: role and from say different things")
     content, value = turn.get("content"), turn.get("value")
+    if "content" not in turn and "value" not in turn:
+        return role, turn.get("text")
     if content is not None and value is not None and content != value:
         raise RowFault("columns", f"turn {number}: content and value say different things")
     return role, value if content is None else content
 
 
 def _without(turn: Mapping[str, Any], what: str, ours: str) -> str:
-    names = ", ".join(sorted(key[:40].encode("utf-8", "replace").decode() for key in turn)[:NUM_NAMES])
+    names = ", ".join(shown(name) for name in sorted(in_file(turn, key) for key in turn)[:NUM_NAMES])
     return f"{what} (its keys: {names}); name it with {_flags(turn, ours)}"
 
 
@@ -155,12 +160,14 @@ def _flags(turn: Mapping[str, Any], ours: str) -> str:
     roles = [key for key in texts if turn[key] in ROLES] or [key for key in texts if key in SPEAKER_KEYS]
     if ours == "content":
         parts = texts or [key for key, value in turn.items() if isinstance(value, list)]
-        return flag(parts[0] if len(parts) == 1 else "KEY", "content")
+        return flag_of(turn, parts[0] if len(parts) == 1 else "KEY", "content")
     if len(roles) != 1:
         return f"{flag('KEY', 'role')}, or {AS_OBJECT}"
     contents = [key for key in texts if key != roles[0]]
-    has_content = "content" in turn or "value" in turn or len(contents) != 1
-    return " ".join([flag(roles[0], "role"), *([] if has_content else [flag(contents[0], "content")])])
+    has_content = len(contents) != 1 or any(key in turn for key in CONTENTS - {roles[0]})
+    return " ".join(
+        [flag_of(turn, roles[0], "role"), *([] if has_content else [flag_of(turn, contents[0], "content")])]
+    )
 
 
 def _has_calls(turn: Mapping[str, Any]) -> bool:
@@ -182,40 +189,8 @@ def _add_calls(
     messages[-1].setdefault("tool_calls", []).extend(calls)
 
 
-def content_of(value: Any, number: int, role: str) -> str | None:
-    """Return the text of a turn: a text, or text parts joined.
-
-    Raises:
-        RowFault: it holds media, or something else than text.
-    """
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise RowFault("schema", f"turn {number} ({role}): content is {kind_of(value)}, not a text")
-    return "".join(_part(part, number, role) for part in value)
-
-
-def _part(part: Any, number: int, role: str) -> str:
-    where = f"turn {number} ({role})"
-    if isinstance(part, str):
-        return part
-    if not isinstance(part, dict):
-        raise RowFault("schema", f"{where}: a content part is {kind_of(part)}")
-    kind = part.get("type", "text")
-    name = kind[:24] if isinstance(kind, str) and kind[:24].isidentifier() else "of unknown type"
-    if any(medium in name for medium in MEDIA_PARTS):
-        raise RowFault("multimodal", f"{where}: multimodal content part {name}")
-    if name not in TEXT_PARTS:
-        calls = "; write calls as tool_calls and results as turns of the role tool" if "tool" in name else ""
-        raise RowFault("schema", f"{where}: content part {name} is not text{calls}")
-    text = part.get("text") if part.get("text") is not None else part.get("value")
-    if not isinstance(text, str):
-        raise RowFault("schema", f"{where}: content part {name} holds no text")
-    return text
-
-
 def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: set[str]) -> None:
-    """Take over an assistant's tool calls, what it thought before, and whether it is trained on."""
+    """Take over an assistant's tool calls, and whether it is trained on."""
     value = turn.get("tool_calls") if turn.get("tool_calls") is not None else turn.get("function_call")
     if value is not None and value != "":
         calls = read_calls(value, number)
@@ -225,11 +200,40 @@ def _add_extras(message: Message, turn: Mapping[str, Any], number: int, notes: s
     is_trained = _is_trained_on(turn, number, notes)
     if is_trained is not None:
         message["loss"] = is_trained
-    thought = next((turn[key] for key in REASONING_KEYS if holds_something(turn.get(key))), None)
-    if isinstance(thought, str) and not how_empty(thought):
-        message[THOUGHT] = thought
-    elif thought is not None:
+
+
+def _add_thought(message: Message, found: Sequence[Any], where: str, notes: set[str]) -> None:
+    """Put what was thought before an answer beside it, where it is a text.
+
+    Raises:
+        RowFault: two thoughts were found that differ.
+    """
+    thoughts = [one for one in found if holds_something(one)]
+    texts = [one for one in thoughts if isinstance(one, str) and not how_empty(one)]
+    if len({*texts}) > 1:
+        raise RowFault("columns", f"{where}: two thoughts before one answer say different things")
+    if texts:
+        message[THOUGHT] = texts[0]
+    elif thoughts:
         notes.add("reasoning_unused")
+
+
+def add_thought(messages: list[Message], row: Mapping[str, Any], notes: set[str]) -> str | None:
+    """Put what a column says that was thought before the last answer beside it, and return the column, None for none.
+
+    Raises:
+        RowFault: the last turn says otherwise.
+    """
+    name = first_text(row, THOUGHTS)
+    if name is None or messages[0]["role"] == ASSISTANT:  # a text without a question has no turns
+        if any(holds_something(row.get(other)) for other in THOUGHTS):
+            notes.add("reasoning_unused")
+        return None
+    answer, thought = messages[-1], row[name]
+    is_written = "<think>" in answer["content"] and thought.strip() in answer["content"]
+    if not is_written:
+        _add_thought(answer, (answer.get(THOUGHT), thought), f"column {named(row, name)}", notes)
+    return name
 
 
 def _is_trained_on(turn: Mapping[str, Any], number: int, notes: set[str]) -> bool | None:

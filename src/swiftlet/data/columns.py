@@ -16,8 +16,10 @@ from swiftlet.data.guesses import (
     longest_first,
     lost_choice,
 )
-from swiftlet.data.hints import answer_beside, flag, may_have_question, missing, names_a_choice, shown
+from swiftlet.data.hints import answer_beside, may_have_question, missing, names_a_choice
+from swiftlet.data.names import flag_of, named
 from swiftlet.data.reasons import RowFault
+from swiftlet.data.rewrites import rewritten
 
 CHATS = ("messages", "conversations", "conversation")
 TOOLS = ("tools", "functions")
@@ -33,16 +35,16 @@ PREFERENCES = (
     "preferred_output", "non_preferred_output",
 )  # fmt: skip
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
-THOUGHTS = ("reasoning_content", "thinking")  # `reasoning` mostly says whether there is some
-# columns that are not used, or only beside an answer, with the code of the note that says so
+THOUGHTS = ("reasoning_content", "thinking")  # a column `reasoning` mostly says whether there is some
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")  # of a turn
+# columns that are not used, with the code of the note that says so
 NOTED = (
     (("label", "kto_tag"), "label_unused"),
-    (THOUGHTS, "reasoning_unused"),
     (("chat_template_kwargs", "documents"), "template_inputs_unused"),
 )
 TURN_KEYS = ("role", "content")
 SPEAKERS = ("user", "assistant", "tool")
-OURS = {*CHATS, *BESIDE, *ANSWERS, *ASKED, "text", *TURN_KEYS}
+OURS = {*CHATS, *BESIDE, *ANSWERS, *ASKED, "text", *TURN_KEYS, *THOUGHTS}
 ROW_KEYS = OURS | {*MEDIA, *PREFERENCES, "input_ids"}
 # anything but white space and the marks without width that pages and editors leave behind
 _SEEN = re.compile("[^\\s\u00ad\u200b-\u200d\u2060\ufeff]")
@@ -61,10 +63,10 @@ def first_set(row: Row, names: Sequence[str]) -> str | None:
 
 
 def holds_something(value: Any) -> bool:
-    """Return whether a value is more than null, empty, or a list of such."""
+    """Return whether a value is more than null, NaN, empty, or a list of such."""
     if isinstance(value, list):
         return any(holds_something(item) for item in value)
-    return value is not None and value != "" and value != {}
+    return value is not None and value != "" and value != {} and value == value
 
 
 def how_empty(text: str) -> str:
@@ -134,7 +136,9 @@ def check_choices(row: Row, used: Sequence[str], columns: Mapping[str, str]) -> 
         return
     lost = lost_choice(row, used[-1], (*used, *BESIDE))
     if lost is not None:
-        raise RowFault("columns", f"{names_a_choice(used[-1], lost)} {flag(used[-1], 'response')}")
+        raise RowFault(
+            "columns", f"{names_a_choice(row, used[-1], lost)} {flag_of(row, used[-1], 'response')}"
+        )
 
 
 def check_input(row: Row, used: Sequence[str]) -> None:
@@ -153,8 +157,9 @@ def check_input(row: Row, used: Sequence[str]) -> None:
         if not isinstance(task, str) or not task or (other not in task and task not in other):
             raise RowFault(
                 "columns",
-                f"column {shown(name)} beside column instruction may be its input, and would be lost: join them with "
-                f"{flag(name, 'input')}, or leave it out with {flag('instruction', 'query')}",
+                f"column {named(row, name)} beside column {named(row, 'instruction')} may be its input, and would be "
+                f"lost: join them with {flag_of(row, name, 'input')}, or leave it out with "
+                f"{flag_of(row, 'instruction', 'query')}",
             )
 
 
@@ -169,16 +174,16 @@ def check_alone(row: Row, columns: Mapping[str, str]) -> None:
     labels = [name for name in LABELS if isinstance(row.get(name), str) or are_texts(row.get(name))]
     for name in (*guesses(row, "response"), *labels):
         if holds_something(row[name]):
-            both = f"{flag('text', 'query')} {flag(name, 'response')}"
+            both = f"{flag_of(row, 'text', 'query')} {flag_of(row, name, 'response')}"
             raise RowFault(
                 "columns",
-                f"column {shown(name)} beside column text may be its answer: learn it with {both}, or each text alone "
-                f"with {flag('text', 'text')}",
+                f"column {named(row, name)} beside column text may be its answer: learn it with {both}, or each "
+                f"text alone with {flag_of(row, 'text', 'text')}",
             )
 
 
 def learn_preferred(row: Row, name: str) -> str:
-    """Return what to type to learn the preferred answers of a row alone, '' where no flag does it.
+    """Return what to type to learn the preferred answers of a row alone, '' where nothing does it.
 
     Args:
         name: the column of preferences that the row has.
@@ -187,14 +192,16 @@ def learn_preferred(row: Row, name: str) -> str:
     flags = []
     if "reject" in name or name.startswith("non_"):  # the answer of the row is the preferred one
         own = chat or first_set(row, ANSWERS)
-        flags = [flag(own, "messages" if own == chat else "response")] if own else []
+        flags = [flag_of(row, own, "messages" if own == chat else "response")] if own else []
     elif are_turns(row[name]) and len(row[name]) > 1:
-        flags = [flag(name, "messages")]
+        flags = [flag_of(row, name, "messages")]
     elif chat is not None:
-        flags = [flag(chat, "query"), flag(name, "response")]
+        flags = [flag_of(row, chat, "query"), flag_of(row, name, "response")]
     elif asked is not None and (isinstance(row[name], str) or are_turns(row[asked])):
-        flags = [flag(name, "response")]
-    return f"; learn the preferred answers alone with {' '.join(flags)}" if flags else ""
+        flags = [flag_of(row, name, "response")]
+    if flags:
+        return f"; learn the preferred answers alone with {' '.join(flags)}"
+    return f"; {how}" if (how := rewritten(row)) else ""
 
 
 def _is_mixed(row: Row, questions: tuple[str, ...]) -> bool:
@@ -220,12 +227,12 @@ def _present(row: Row, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, ...
 
 
 def _ambiguous(row: Row, what: str, names: Sequence[str], ours: str) -> str:
+    names = longest_first(row, names) if what == "answer" else names
+    found = f"ambiguous {what} columns: {', '.join(named(row, name) for name in names)}"
     if what == "answer":  # none is a part of another, as questions may be
-        names = longest_first(row, names)
-        choices = " or ".join(flag(name, ours) for name in names)
-        return f"ambiguous answer columns: {', '.join(names)}; choose with {choices}"
-    choose = f"choose with {flag(names[0], ours)}"
+        return f"{found}; choose with {' or '.join(flag_of(row, name, ours) for name in names)}"
+    choose = f"choose with {flag_of(row, names[0], ours)}"
     whole = next((name for name in ("query", "question", "problem") if name in names), None)
     if whole and (other := PARTS - row.keys()) and other != PARTS:
-        choose += f", or join them with {flag(whole, *other)}"
-    return f"ambiguous {what} columns: {', '.join(names)}; {choose}"
+        choose += f", or join them with {flag_of(row, whole, *other)}"
+    return f"{found}; {choose}"

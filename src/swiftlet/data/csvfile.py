@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, open_bytes, reading, suffix_of
+from swiftlet.data.filekind import Encoding, open_bytes, reading, suffix_of
 from swiftlet.data.jsonlines import Keep, sha1
 from swiftlet.data.rows import BadRow, Origin, Record
+from swiftlet.data.textcoding import UTF8_BOM
 from swiftlet.errors import DataError, describe
 
 LONGEST_CELL = 1 << 27
@@ -23,10 +24,9 @@ class _Lines:
     """The physical lines of a table as text, with the number and byte of the one that comes next."""
 
     def __init__(self, path: Path, file: io.TextIOWrapper) -> None:
-        self.path, self._file = path, file
+        self._file, self._encoding = file, Encoding(path)
         self.number, self.byte, self.last = 1, 0, ""
         self.fault: tuple[str, str] | None = None
-        self._is_asked = False
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -50,11 +50,7 @@ class _Lines:
         try:
             raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            if not self._is_asked:
-                self._is_asked = True
-                if encoding := foreign_encoding(self.path):
-                    at = self.byte + error.start
-                    raise not_utf8(self.path, self.number, at, raw[error.start], encoding) from error
+            self._encoding.check(raw, error, self.number, self.byte)
             self.fault = ("utf8", f"byte 0x{raw[error.start]:02x} in line {self.number} is not UTF-8")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from swiftlet.data.chat import REASONING_KEYS
+from swiftlet.data.columns import REASONING_KEYS
 from swiftlet.data.rendering import TemplateError, called_name
 from swiftlet.data.spans import Located, Locator, Messages
 from swiftlet.data.tokenizer import Tokenizer

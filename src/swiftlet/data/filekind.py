@@ -5,7 +5,6 @@ them. The name's suffix says which reader is wanted; the bytes must agree.
 from __future__ import annotations
 
 import bz2
-import codecs
 import gzip
 import lzma
 import re
@@ -18,22 +17,35 @@ from typing import IO, Any, NamedTuple
 
 from swiftlet.config.filenames import SUFFIXES, unpacked_name
 from swiftlet.data.columns import ROW_KEYS
+from swiftlet.data.textcoding import UTF8_BOM, encoding_of, is_cesu8, wide_encoding
 from swiftlet.errors import DataError
 
 HEAD = 4096
-UTF8_BOM = b"\xef\xbb\xbf"
-CANDIDATES = ("gb18030", "big5", "shift_jis", "euc_kr", "cp1252")
 SCANNED = 1 << 24
-_ASCII = bytes(range(128))
 _JSON_ROWS = re.compile(rb'(\[\s*)?\{\s*"[^"\n]*"\s*:')
 TABLES = (".parquet", ".arrow")
 TAR_AT = 257
-PACKED = (gzip.GzipFile, bz2.BZ2File, lzma.LZMAFile)
 
-OPENERS: tuple[tuple[bytes, Callable[..., Any]], ...] = (
-    (b"\x1f\x8b", gzip.open),
-    (b"BZh", bz2.open),
-    (b"\xfd7zXZ\x00", lzma.open),
+MAGIC = 8
+FROM_CESU8 = (
+    """python3 -c 'import sys; text = sys.stdin.buffer.read().decode("utf-8", "surrogatepass"); """
+    """sys.stdout.buffer.write(text.encode("utf-16", "surrogatepass").decode("utf-16").encode())'"""
+)
+
+
+class Packing(NamedTuple):
+    """First bytes of compressed files, the command that unpacks them, and what opens them, None where nothing does."""
+
+    magic: bytes
+    tool: str
+    opener: Callable[..., Any] | None
+
+
+PACKINGS = (
+    Packing(b"\x1f\x8b", "gzip", gzip.open),
+    Packing(b"BZh", "bzip2", bz2.open),
+    Packing(b"\xfd7zXZ\x00", "xz", lzma.open),
+    Packing(b"\x28\xb5\x2f\xfd", "zstd", None),
 )
 
 
@@ -45,6 +57,7 @@ class Fault(NamedTuple):
     hint: str
 
 
+ENCRYPTED = Fault(b"PARE", "an encrypted Parquet file", "write it without encryption: no keys are taken here")
 FAULTS = (
     Fault(b"version https://git-lfs", "a Git LFS pointer, not the data", "run git lfs pull in its folder"),
     Fault(
@@ -54,6 +67,7 @@ FAULTS = (
     ),
     Fault(b"\xd0\xcf\x11\xe0", "an old Excel or Office file", "save the sheet as CSV (UTF-8)"),
     Fault(b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with zstd -d"),
+    ENCRYPTED,
     Fault(b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
     Fault(b"Rar!", "a rar archive", "unpack it"),
     Fault(b"%PDF", "a PDF", "export its text as .txt or .jsonl"),
@@ -76,6 +90,16 @@ def suffix_of(path: Path) -> str:
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), Path(name).suffix)
 
 
+def packing_of(head: bytes) -> Packing | None:
+    """Return how a file is compressed, None where it is not."""
+    return next((packing for packing in PACKINGS if head.startswith(packing.magic)), None)
+
+
+def _packing_at(path: Path) -> Packing | None:
+    with open(path, "rb") as file:
+        return packing_of(file.read(MAGIC))
+
+
 def open_bytes(path: Path) -> IO[bytes]:
     """Return the bytes of a file, unpacked when it is compressed, whatever its name says.
 
@@ -83,12 +107,9 @@ def open_bytes(path: Path) -> IO[bytes]:
         DataError: the file cannot be read.
     """
     try:
-        with open(path, "rb") as file:
-            magic = file.read(8)
-        for start, opener in OPENERS:
-            if magic.startswith(start):
-                return opener(path, "rb")
-        return open(path, "rb")
+        packing = _packing_at(path)
+        opener: Callable[..., Any] = open if packing is None or packing.opener is None else packing.opener
+        return opener(path, "rb")
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}", "check the path and its permissions"
@@ -117,7 +138,10 @@ def read_head(path: Path) -> bytes:
     """
     with reading(path) as file:
         head = file.read(HEAD)
-        is_packed = isinstance(file, PACKED)
+    outer = _packing_at(path)
+    is_packed = outer is not None and outer.opener is not None
+    if outer is not None and is_packed and (inner := packing_of(head)) is not None:
+        raise _packed_twice(path, outer, inner)
     if not head:
         raise DataError(f"{path}: the file is empty (0 bytes)", "fetch or write it again")
     for fault in FAULTS:
@@ -133,6 +157,14 @@ def read_head(path: Path) -> bytes:
     return head
 
 
+def _packed_twice(path: Path, outer: Packing, inner: Packing) -> DataError:
+    target = f"unpacked-{unpacked_name(unpacked_name(path.name))}"
+    return DataError(
+        f"{path}: compressed twice ({inner.tool} inside {outer.tool})",
+        f"unpack it: {outer.tool} -dc {shlex.quote(str(path))} | {inner.tool} -dc > {shlex.quote(target)}",
+    )
+
+
 def _check_text_or_table(path: Path, head: bytes) -> None:
     is_parquet = head.startswith(b"PAR1")
     wants_parquet = suffix_of(path) == ".parquet"
@@ -145,7 +177,7 @@ def _check_text_or_table(path: Path, head: bytes) -> None:
         raise DataError(f"{path}: a web page, not data (a page to sign in or an error?)", "download it again")
     if suffix_of(path) == ".txt":
         _check_plain_text(path, head)
-    if suffix_of(path) not in TABLES and (encoding := _wide_encoding(head)):
+    if suffix_of(path) not in TABLES and (encoding := wide_encoding(head)):
         raise DataError(
             f"{path}: {encoding[:6]} text without a byte order mark",
             _converting(path, encoding),
@@ -168,110 +200,49 @@ def _check_plain_text(path: Path, head: bytes) -> None:
             )
 
 
-def _wide_encoding(head: bytes) -> str | None:
-    """Return the encoding of two or four bytes a character that a head is in; none has NUL bytes but these.
-
-    Bytes of other texts, taken as pairs, can be rare characters; so few NUL bytes count only where the head is neither
-    UTF-8 nor nearly ASCII, as with a Chinese text whose only NUL bytes are those of its line feeds.
-    """
-    is_damaged = len(head.translate(None, _ASCII)) * 20 < len(head) or _is_utf8(head)
-    if b"\0" not in head or (head.count(0) * 4 < len(head) and is_damaged):
-        return None
-    little, big = ("UTF-32LE", "UTF-16LE"), ("UTF-32BE", "UTF-16BE")
-    for encoding in little + big if head[1::2].count(0) > head[0::2].count(0) else big + little:
-        try:
-            # It bears with half a character at the end.
-            text = codecs.getincrementaldecoder(encoding)().decode(head)
-        except UnicodeDecodeError:
-            continue
-        if text and all(character.isprintable() or character.isspace() for character in text):
-            return encoding
-    return None
-
-
-def _is_utf8(head: bytes) -> bool:
-    try:
-        head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return error.end == len(head) and error.reason == "unexpected end of data"
-    return True
-
-
-def foreign_encoding(path: Path, is_row: Callable[[str], bool] | None = None) -> str | None:
-    """Return the encoding that the file as a whole seems to be in, None when it is UTF-8 with damaged places.
-
-    A file is of another encoding when lines with bytes above 127 exist, none of them is UTF-8, and in that encoding
-    they are text.
+class Encoding:
+    """The encoding of a file whose bytes are not all UTF-8.
 
     Args:
-        is_row: says whether a line, once decoded, is a row; one of the lines must be.
+        is_row: says whether a line, once decoded, is a row.
     """
-    foreign: list[bytes] = []
-    with reading(path) as file:
-        for line in file.readlines(SCANNED):
-            if line.isascii():
-                continue
-            try:
-                line.removeprefix(UTF8_BOM).decode("utf-8")
-            except UnicodeDecodeError:
-                foreign.append(line)
-            else:
-                if not line.removeprefix(UTF8_BOM).isascii():
-                    return None
-    return _best_encoding(foreign[:200], is_row) if foreign else None
 
+    def __init__(self, path: Path, is_row: Callable[[str], bool] | None = None) -> None:
+        self.path, self._is_row = path, is_row
+        self._is_asked = False
 
-def _best_encoding(lines: list[bytes], is_row: Callable[[str], bool] | None) -> str | None:
-    decoded = {}
-    for name in CANDIDATES:
-        try:
-            texts = [line.decode(name) for line in lines]
-        except UnicodeDecodeError:
-            continue
-        if is_row is None or any(is_row(text) for text in texts):
-            decoded[name] = _strangeness("".join(texts))
-    return min(decoded, key=lambda name: decoded[name]) if decoded else None
+    def check(self, raw: bytes, error: UnicodeDecodeError, line: int, byte: int) -> None:
+        """Make sure that bytes which are not UTF-8 are damaged, and the file is in no other encoding.
 
+        Args:
+            raw: a line, or the whole file.
+            line: where its fault is.
+            byte: where `raw` begins.
 
-def _strangeness(text: str) -> float:
-    """Return how unlike written language the characters above 127 are: 0 for common letters, 1 for rare signs."""
-    high = [character for character in text if ord(character) > 127]
-    common = sum(_is_common(character) for character in high)
-    return 1 - common / max(1, len(high))
-
-
-def _is_common(character: str) -> bool:
-    code = ord(character)
-    if 0x4E00 <= code <= 0x9FFF:
-        return _is_frequent(character, "gb2312", range(0xB0, 0xD8)) or _is_frequent(
-            character, "big5", range(0xA4, 0xC7)
-        )
-    latin_or_punctuation = 0xC0 <= code <= 0x17F or 0x2010 <= code <= 0x2026
-    return (
-        latin_or_punctuation
-        or 0x3000 <= code <= 0x30FF
-        or 0xAC00 <= code <= 0xD7A3
-        or 0xFF01 <= code <= 0xFF5E
-    )
-
-
-def _is_frequent(character: str, encoding: str, first_bytes: range) -> bool:
-    """Return whether a Chinese character lies in the part of an encoding that holds the frequent ones."""
-    try:
-        return character.encode(encoding)[0] in first_bytes
-    except UnicodeEncodeError:
-        return False
-
-
-def not_utf8(path: Path, line: int, byte: int, value: int, encoding: str) -> DataError:
-    """Return the error of a file in another encoding, with the command that converts it."""
-    shown = {"gb18030": "GBK"}.get(encoding, encoding.upper().replace("_", "-"))
-    return DataError(
-        f"{path}: not UTF-8 at line {line}, byte {byte} (0x{value:02x}); it looks like {shown}",
-        _converting(path, shown),
-    )
+        Raises:
+            DataError: the file as a whole is in another encoding.
+        """
+        encoding = "CESU-8" if is_cesu8(raw) else None
+        if encoding is None and not self._is_asked:
+            self._is_asked = True
+            with reading(self.path) as file:
+                encoding = encoding_of(file.readlines(SCANNED), self._is_row)
+        if encoding is not None:
+            shown = {"gb18030": "GBK"}.get(encoding, encoding.upper().replace("_", "-"))
+            raise DataError(
+                f"{self.path}: not UTF-8 at line {line}, byte {byte + error.start} (0x{raw[error.start]:02x}); "
+                f"it looks like {shown}",
+                _converting(self.path, shown),
+            ) from error
 
 
 def _converting(path: Path, encoding: str) -> str:
-    source, target = shlex.quote(str(path)), shlex.quote(f"utf8-{path.name}")
-    return f"convert it: iconv -f {encoding} -t UTF-8 {source} > {target}"
+    packing = _packing_at(path)
+    program = FROM_CESU8 if encoding == "CESU-8" else f"iconv -f {encoding} -t UTF-8"
+    source = shlex.quote(str(path))
+    if packing is not None:
+        command = f"{packing.tool} -dc {source} | {program}"
+    else:
+        command = f"{program} < {source}" if encoding == "CESU-8" else f"{program} {source}"
+    name = path.name if packing is None else unpacked_name(path.name)
+    return f"convert it: {command} > {shlex.quote(f'utf8-{name}')}"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from swiftlet.data.chat import THOUGHT, Message, content_of, read_chat
+from swiftlet.data.chat import Message, add_thought, read_chat
 from swiftlet.data.columns import (
     ANSWERS,
     ASKED,
@@ -30,9 +30,11 @@ from swiftlet.data.columns import (
     with_answer_beside,
 )
 from swiftlet.data.guesses import SYSTEMS, are_turns, has_role
-from swiftlet.data.hints import flag, not_a_text
+from swiftlet.data.hints import not_a_text
 from swiftlet.data.jsonlines import kind_of
 from swiftlet.data.mapping import of_rows, of_turns, rename
+from swiftlet.data.names import flag_of, in_file, named
+from swiftlet.data.parts import content_of
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.roles import ASSISTANT, SYSTEM, USER
 from swiftlet.data.rows import BadRow, Record, Sample
@@ -41,6 +43,7 @@ from swiftlet.data.toolcalls import parsed, read_tools
 
 # most rows have none of these, and one look at all names is cheaper than one each
 UNUSUAL = frozenset({*MEDIA, *PREFERENCES}).union(*(names for names, _ in NOTED))
+NO_TURN = frozenset(THOUGHTS)
 NO_PAIR = frozenset({*CHATS, *SYSTEMS, *TOOLS})
 
 
@@ -73,7 +76,7 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
     chat = None if NO_PAIR.isdisjoint(row) else _chat_column(row)
     if chat is not None:
         try:
-            messages = read_chat(row[chat], chat, notes, of_turns(columns))
+            messages = read_chat(row[chat], in_file(row, chat), notes, of_turns(columns))
         except RowFault as fault:
             raise with_answer_beside(fault, row, chat) from None
         _check_one_chat(row, chat, messages, of_turns(columns))
@@ -88,6 +91,8 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
         messages, used = _pair(row, notes, of_turns(columns))
         check_choices(row, used, columns)
         check_input(row, used)
+    if not NO_TURN.isdisjoint(row) and (thought := add_thought(messages, row, notes)):
+        used = (*used, thought)
     tools = None
     if not NO_PAIR.isdisjoint(row) or "tools" in messages[0]:
         tools = _tools(row, messages)
@@ -104,11 +109,11 @@ def _read(row: Mapping[str, Any], record: Record, columns: Mapping[str, str]) ->
 
 def _tools(row: Mapping[str, Any], messages: list[Message]) -> list[Any] | None:
     """Return the tools of a row, or of its system turn, which gives them up."""
-    name = next((name for name in TOOLS if row.get(name) is not None), None)
-    tools = read_tools(None if name is None else row[name])
+    name = next((name for name in TOOLS if row.get(name) is not None), TOOLS[0])
+    tools = read_tools(row.get(name), named(row, name))
     of_turn = read_tools(messages[0].pop("tools", None))
     if tools and of_turn and tools != of_turn:
-        raise RowFault("columns", f"column {name} beside other tools in the system turn")
+        raise RowFault("columns", f"column {named(row, name)} beside other tools in the system turn")
     return tools or of_turn
 
 
@@ -136,12 +141,13 @@ def _check_one_chat(
         if name == chat or not are_turns(row.get(name)):
             continue
         try:
-            others = read_chat(row[name], name, set(), keys)
+            others = read_chat(row[name], in_file(row, name), set(), keys)
         except RowFault:  # a prompt alone, or no conversation
             continue
         if others != messages:
-            choose = " or ".join(flag(one, "messages") for one in (chat, name))
-            raise RowFault("columns", f"ambiguous chat columns: {chat}, {name}; choose with {choose}")
+            both = ", ".join(named(row, one) for one in (chat, name))
+            choose = " or ".join(flag_of(row, one, "messages") for one in (chat, name))
+            raise RowFault("columns", f"ambiguous chat columns: {both}; choose with {choose}")
 
 
 def _is_plain_text(row: Mapping[str, Any]) -> bool:
@@ -159,7 +165,7 @@ def _pair(
         columns = find_columns(row)
     except RowFault as fault:
         if fault.reason == "schema" and empty_chat is not None:
-            raise RowFault("schema", f"column {empty_chat} is empty") from None
+            raise RowFault("schema", f"column {named(row, empty_chat)} is empty") from None
         raise
     used = (*columns.questions, columns.answer)
     if any(are_turns(row[name]) for name in columns.questions):
@@ -171,14 +177,7 @@ def _pair(
     if "context" in row and isinstance(row["context"], str) and row["context"].strip():
         notes.add("context_unused")
     turns: list[Message] = [{"role": USER, "content": question}, {"role": ASSISTANT, "content": answer}]
-    thought = next(
-        (name for name in THOUGHTS if isinstance(row.get(name), str) and not how_empty(row[name])), None
-    )
-    if thought is not None:
-        turns[-1][THOUGHT] = row[thought]
-        notes.discard("reasoning_unused")
-        used = (*used, thought)
-    return [*_history(row.get("history")), *turns], used
+    return [*_history(row), *turns], used
 
 
 def _turns_with_answer(
@@ -187,16 +186,15 @@ def _turns_with_answer(
     """Return the messages of a question that is a list of turns, and of its answer: a text, or a list of turns."""
     name, *others = (name for name in columns.questions if row[name] not in (None, ""))
     if others:
-        raise RowFault(
-            "columns", f"columns {name} and {others[0]} are one question, and one of them is a list"
-        )
+        both = f"{named(row, name)} and {named(row, others[0])}"
+        raise RowFault("columns", f"columns {both} are one question, and one of them is a list")
     answer = row[columns.answer]
     if isinstance(answer, dict) and has_role(answer):  # one turn, as preference data has it
         answer = [answer]
     if not are_turns(answer):
         answer = [{"role": ASSISTANT, "content": _text_of(row, columns.answer, "empty_assistant")}]
     _check_no_history(row, name)
-    return read_chat([*row[name], *answer], name, notes, keys)
+    return read_chat([*row[name], *answer], in_file(row, name), notes, keys)
 
 
 def _question(row: Mapping[str, Any], columns: Columns) -> str:
@@ -204,59 +202,64 @@ def _question(row: Mapping[str, Any], columns: Columns) -> str:
     for name in columns.questions:
         value = row[name]
         if value is not None:
-            _check_kind(name, value)
+            _check_kind(row, name)
             if not how_empty(value):
                 texts.append(value)
     if not texts:
         are = "is" if len(columns.questions) == 1 else "are"
-        raise RowFault("empty_user", f"{' and '.join(columns.questions)} {are} empty")
+        raise RowFault(
+            "empty_user", f"{' and '.join(named(row, name) for name in columns.questions)} {are} empty"
+        )
     return "\n".join(texts)
 
 
 def _text_of(row: Mapping[str, Any], name: str, reason: str) -> str:
     value = row[name]
     if value is None:
-        raise RowFault(reason, f"column {name} is null")
-    _check_kind(name, value)
+        raise RowFault(reason, f"column {named(row, name)} is null")
+    _check_kind(row, name)
     if empty := how_empty(value):
-        raise RowFault(reason, f"column {name} is {empty}")
+        raise RowFault(reason, f"column {named(row, name)} is {empty}")
     return str(value)
 
 
-def _check_kind(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise RowFault("schema", f"column {name} is {kind_of(value)}, not a text{not_a_text(name, value)}")
+def _check_kind(row: Mapping[str, Any], name: str) -> None:
+    if not isinstance(row[name], str):
+        what = f"column {named(row, name)} is {kind_of(row[name])}, not a text"
+        raise RowFault("schema", f"{what}{not_a_text(row, name)}")
 
 
-def _history(value: Any) -> list[Message]:
-    history = None if value == "" else parsed(value, "history")
+def _history(row: Mapping[str, Any]) -> list[Message]:
+    if row.get("history") in (None, ""):
+        return []
+    name = named(row, "history")
+    history = parsed(row["history"], name)
     if history is None:
         return []
     if not isinstance(history, list):
-        raise RowFault("schema", f"history is {kind_of(history)}, expected a list of pairs")
+        raise RowFault("schema", f"{name} is {kind_of(history)}, expected a list of pairs")
     messages: list[Message] = []
     for index, pair in enumerate(history):
         if not isinstance(pair, list):
-            raise RowFault(
-                "schema", f"history[{index}] is {kind_of(pair)}, expected a question and an answer"
-            )
+            raise RowFault("schema", f"{name}[{index}] is {kind_of(pair)}, expected a question and an answer")
         if len(pair) != 2:
             raise RowFault(
-                "schema", f"history[{index}] has {len(pair)} items, expected a question and an answer"
+                "schema", f"{name}[{index}] has {len(pair)} items, expected a question and an answer"
             )
         for part, role, reason in ((0, USER, "empty_user"), (1, ASSISTANT, "empty_assistant")):
             text = pair[part]
             if text is not None and not isinstance(text, str):
-                raise RowFault("schema", f"history[{index}][{part}] is {kind_of(text)}, not a text")
+                raise RowFault("schema", f"{name}[{index}][{part}] is {kind_of(text)}, not a text")
             if empty := "null" if text is None else how_empty(text):
-                raise RowFault(reason, f"history[{index}][{part}] is {empty}")
+                raise RowFault(reason, f"{name}[{index}][{part}] is {empty}")
             messages.append({"role": role, "content": text})
     return messages
 
 
 def _check_no_history(row: Mapping[str, Any], name: str) -> None:
-    if "history" in row and _history(row["history"]):
-        raise RowFault("columns", f"column history beside column {name}: put its turns into one chat")
+    if "history" in row and _history(row):
+        both = f"column {named(row, 'history')} beside column {named(row, name)}"
+        raise RowFault("columns", f"{both}: put its turns into one chat")
 
 
 def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
@@ -265,11 +268,14 @@ def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Messag
         return messages
     system = content_of(row[name], 0, SYSTEM) if isinstance(row[name], list) else row[name]
     if not isinstance(system, str):
-        raise RowFault("schema", f"column {name} is {kind_of(system)}, not a text")
+        raise RowFault("schema", f"column {named(row, name)} is {kind_of(system)}, not a text")
     if messages[0]["role"] == ASSISTANT:
-        raise RowFault("schema", f"column {name} beside a text without a question, which has no place for it")
+        beside = "beside a text without a question, which has no place for it"
+        raise RowFault("schema", f"column {named(row, name)} {beside}")
     if messages[0]["role"] != SYSTEM:
         return [{"role": SYSTEM, "content": system}, *messages]
     if messages[0]["content"] != system:
-        raise RowFault("role_order", f"column {name} beside a system turn that says something else")
+        raise RowFault(
+            "role_order", f"column {named(row, name)} beside a system turn that says something else"
+        )
     return messages

@@ -100,8 +100,13 @@ def other_texts(row: Row, known: Sequence[str]) -> list[str]:
         and name not in (*known, *TAKEN)
         and meaning(name) != "system"
         and not _is_about(name)
-        and not _THOUGHT.search(name.lower())
+        and not may_be_thought(name)
     ]
+
+
+def may_be_thought(name: str) -> bool:
+    """Return whether a column may hold what was thought before an answer, by its name."""
+    return _THOUGHT.search(name.lower()) is not None
 
 
 def first_text(row: Row, names: Sequence[str]) -> str | None:

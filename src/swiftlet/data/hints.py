@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shlex
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,10 +20,11 @@ from swiftlet.data.guesses import (
     meaning,
     other_texts,
 )
+from swiftlet.data.names import by_jq, flag_of, in_file, key, named, shown
+from swiftlet.data.rewrites import rewritten
 
 TURNS = (("role", "content"), ("from", "value"), ("role", "text"))  # the keys of a turn
-NUM_NAMES, LONGEST_NAME = 12, 40
-_PLAIN_WORD = re.compile(r"[\w.=-]+")
+NUM_NAMES = 12
 
 # parts of the names of what a task is done on, beside the column of the task
 INPUTS = ("input", "输入")
@@ -40,7 +39,7 @@ def missing(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
     """
     if not row:
         return "the row is an empty object"
-    names = ", ".join(shown(name) for name in sorted(row)[:NUM_NAMES])
+    names = ", ".join(shown(name) for name in sorted(in_file(row, one) for one in row)[:NUM_NAMES])
     more = f" and {len(row) - NUM_NAMES} more" if len(row) > NUM_NAMES else ""
     if answers:
         what = "no question column"
@@ -51,18 +50,22 @@ def missing(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
     found = f"{what}; columns: {names}{more}"
     is_turn = any(row.keys() >= {*keys} for keys in TURNS)
     if is_turn and not questions and not answers:
-        alone = f", or train on each text alone with {flag('text', 'text')}" if "text" in row else ""
+        alone = f", or train on each text alone with {flag_of(row, 'text', 'text')}" if "text" in row else ""
         return (
             f'{found}; that is one turn: put the turns of a chat into one row, {{"messages": [...]}}{alone}'
         )
-    return f"{found}; {_remedy(row, questions, answers)}"
+    return f"{found}; {rewritten(row) or _remedy(row, questions, answers)}"
 
 
 def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
-    system = [] if first_text(row, TAKEN) else [flag(name, "system") for name in guesses(row, "system")[:1]]
+    system = (
+        []
+        if first_text(row, TAKEN)
+        else [flag_of(row, name, "system") for name in guesses(row, "system")[:1]]
+    )
     turns = guess(row, "messages")
     if turns is not None and not questions:
-        named = f"name it with {' '.join([flag(turns, 'query' if answers else 'messages'), *system])}"
+        named = f"name it with {' '.join([flag_of(row, turns, 'query' if answers else 'messages'), *system])}"
         return "; ".join([*_taken_out(_inside(row, "system")), named])
     question = None if questions else guess(row, "query")
     found = [] if answers else longest_first(row, guesses(row, "response"))
@@ -74,7 +77,7 @@ def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
         if len(rest) == 2:  # which of them is the question, only their order says
             question, *found = rest
         elif text is not None:
-            return f"name it with {flag(text, 'text')}"
+            return f"name it with {flag_of(row, text, 'text')}"
     elif not (questions or question):
         question = _alone(text, rest) or ("context" if "context" in rest else None)
     has_question = bool(questions or question)
@@ -87,7 +90,7 @@ def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
     if not (answers or found or "response" in outside):
         outside |= _inside_others(row)
     if not (found or outside) and {"query", "question"} <= {*questions}:
-        both = f"{flag('question', 'query')} {flag('query', 'response')}"
+        both = f"{flag_of(row, 'question', 'query')} {flag_of(row, 'query', 'response')}"
         return f"where query is the answer, such as one in SQL, name both with {both}"
     if not (has_question or answers or found or outside) and (split := _turns_of_texts(row)):
         return split
@@ -95,21 +98,21 @@ def _remedy(row: Row, questions: Sequence[str], answers: Sequence[str]) -> str:
     if not (questions or "query" in outside):
         flags = [*_question_flags(row, question or "COLUMN"), *flags]
     if not (answers or "response" in outside):
-        flags = [*flags, flag(found[0] if found else "COLUMN", "response")]
-    choices = [flag(name, "response") for name in found[1:]]
+        flags = [*flags, flag_of(row, found[0] if found else "COLUMN", "response")]
+    choices = [flag_of(row, name, "response") for name in found[1:]]
     if text is not None and text in (question, *found[:1]):
-        choices.append(f"train on one column alone with {flag(text, 'text')}")
+        choices.append(f"train on one column alone with {flag_of(row, text, 'text')}")
     if "response" in answers and first_text(row, TAKEN) is None:
-        choices.append(f"train on each answer alone with {flag('response', 'text')}")
+        choices.append(f"train on each answer alone with {flag_of(row, 'response', 'text')}")
     ways = [f"name it with {', or '.join([' '.join(flags), *choices])}"] if flags else []
     if found and (lost := lost_choice(row, found[0], (question or "", *questions, *TAKEN))):
-        ways = [f"{names_a_choice(found[0], lost)} {' '.join(flags)}"]
+        ways = [f"{names_a_choice(row, found[0], lost)} {' '.join(flags)}"]
     return "; ".join([*_taken_out(outside), *ways])
 
 
-def names_a_choice(answer: str, lost: str) -> str:
+def names_a_choice(row: Row, answer: str, lost: str) -> str:
     """Return what is wrong with an answer that is the name of a choice, and what to do; the flags come behind it."""
-    what = f"column {shown(answer)} names a choice, and column {shown(lost)} would be lost"
+    what = f"column {named(row, answer)} names a choice, and column {named(row, lost)} would be lost"
     return f"{what}: write the choices into the question, or leave them out with"
 
 
@@ -118,7 +121,7 @@ def _taken_out(outside: Mapping[str, str]) -> list[str]:
     if not outside:
         return []
     steps = " | ".join(f".{ours} = {path}" for ours, path in outside.items())
-    ways = f"take one text out: {_by_jq(steps)}"
+    ways = f"take one text out: {by_jq(steps)}"
     lists = [path.removesuffix("[0]") for path in outside.values() if path.endswith("[0]")]
     if len(lists) == 2 and "[0]" not in "".join(lists):
         turns = _pairs_by_turns(f"[{', '.join(lists)}] | transpose[]")
@@ -128,7 +131,7 @@ def _taken_out(outside: Mapping[str, str]) -> list[str]:
 
 def _pairs_by_turns(pairs: str) -> str:
     asked, said = ('{role: "user", content: .[0]}', '{role: "assistant", content: .[1]}')
-    return _by_jq(f".messages = [{pairs} | {asked}, {said}]")
+    return by_jq(f".messages = [{pairs} | {asked}, {said}]")
 
 
 def _alone(text: str | None, rest: Sequence[str]) -> str | None:
@@ -143,7 +146,11 @@ def _whole_row_inside(row: Row) -> str | None:
         return None
     values = row[objects[0]].values()
     is_row = any(are_turns(value) for value in values) or sum(isinstance(value, str) for value in values) == 2
-    return f"its {shown(objects[0])} may be the row: {_by_jq(_key(objects[0]))}" if is_row else None
+    return (
+        f"its {named(row, objects[0])} may be the row: {by_jq(key(in_file(row, objects[0])))}"
+        if is_row
+        else None
+    )
 
 
 def _inside(row: Row, ours: str) -> dict[str, str]:
@@ -151,18 +158,18 @@ def _inside(row: Row, ours: str) -> dict[str, str]:
     for name, value in row.items():
         is_meant = meaning(name) == ours and name not in TAKEN
         if is_meant and isinstance(value, (list, dict)) and (path := _path(value, ours)) is not None:
-            return {ours: _key(name) + path}
+            return {ours: key(in_file(row, name)) + path}
     return {}
 
 
 def _inside_others(row: Row) -> dict[str, str]:
     """Return where an answer stands in an object of another name, as those of rewards hold it."""
-    inside = [(name, key) for name, value in row.items() if isinstance(value, dict) for key in value]
-    texts = [(name, key) for name, key in inside if isinstance(row[name][key], str)]
-    for is_answer in (lambda key: meaning(key) == "response", lambda key: key == "ground_truth"):
-        for name, key in texts:
-            if is_answer(key):
-                return {"response": _key(name) + _key(key)}
+    inside = [(name, one) for name, value in row.items() if isinstance(value, dict) for one in value]
+    texts = [(name, one) for name, one in inside if isinstance(row[name][one], str)]
+    for is_answer in (lambda one: meaning(one) == "response", lambda one: one == "ground_truth"):
+        for name, one in texts:
+            if is_answer(one):
+                return {"response": key(in_file(row, name)) + key(one)}
     return {}
 
 
@@ -176,23 +183,11 @@ def _path(value: Any, ours: str) -> str | None:
         path = _path(value[0], ours)
         return None if path is None else f"[0]{path}"
     if isinstance(value, dict):
-        meant = [key for key in value if meaning(key) in ("text", ours) or key in ("value", "parts")]
-        for key in meant or value if len(value) == 1 else meant:
-            if (path := _path(value[key], ours)) is not None:
-                return _key(key) + path
+        meant = [one for one in value if meaning(one) in ("text", ours) or one in ("value", "parts")]
+        for one in meant or value if len(value) == 1 else meant:
+            if (path := _path(value[one], ours)) is not None:
+                return key(one) + path
     return None
-
-
-def _by_jq(program: str) -> str:
-    return f"jq -c '{program}' FILE > rows.jsonl (where the file is one list: '.[] | ...')"
-
-
-def _key(name: str) -> str:
-    return (
-        f".{name}"
-        if name.isascii() and name.isidentifier()
-        else f".[{json.dumps(shown(name), ensure_ascii=False)}]"
-    )
 
 
 def _turns_of_texts(row: Row) -> str | None:
@@ -201,25 +196,36 @@ def _turns_of_texts(row: Row) -> str | None:
         if not isinstance(value, list) or not value:
             continue
         if len(value) > 1 and are_texts(value):
-            return f"where the texts of {shown(name)} are question and answer by turns: {by_turns(name)}"
+            made = by_turns(in_file(row, name))
+            return f"where the texts of {named(row, name)} are question and answer by turns: {made}"
         if all(isinstance(item, list) and len(item) == 2 and are_texts(item) for item in value):
-            made = _pairs_by_turns(f"{_key(name)}[]")
-            return f"where the pairs of {shown(name)} are question and answer: {made}"
+            made = _pairs_by_turns(f"{key(in_file(row, name))}[]")
+            return f"where the pairs of {named(row, name)} are question and answer: {made}"
     return None
 
 
-def by_turns(name: str) -> str:
-    """Return how to make a chat of a list of texts, which are question and answer by turns."""
+def by_turns(name: str, chat: str = "messages") -> str:
+    """Return how to make a chat of a list of texts, which are question and answer by turns.
+
+    Args:
+        name: the column of the list.
+        chat: the column that the chat goes into.
+    """
     role = 'if .key % 2 == 0 then "user" else "assistant" end'
-    return _by_jq(f".messages = [{_key(name)} | to_entries[] | {{role: ({role}), content: .value}}]")
+    return by_jq(f"{key(chat)} = [{key(name)} | to_entries[] | {{role: ({role}), content: .value}}]")
 
 
-def not_a_text(name: str, value: Any) -> str:
+def not_a_text(row: Row, name: str) -> str:
     """Return how to take a text out of a column that holds something else, '' where there is none in it."""
-    if isinstance(value, (int, float)):
-        return f"; write it as one: {_by_jq(f'{_key(name)} |= tostring')}"
+    value, place = row[name], key(in_file(row, name))
+    if isinstance(value, float) and math.isnan(value):
+        return f"; where it stands for a missing value, write null: {by_jq('.')}"
+    if isinstance(value, (int, float)) and math.isfinite(value):
+        return f"; write it as one: {by_jq(f'{place} |= tostring')}"
+    if are_turns(value) and has_role(value[0]):
+        return f"; name the chat with {flag_of(row, name, 'messages')}"
     path = _path(value, meaning(name) or "response")
-    return f"; take one out: {_by_jq(f'{_key(name)} = {_key(name)}{path}')}" if path else ""
+    return f"; take one out: {by_jq(f'{place} = {place}{path}')}" if path else ""
 
 
 def answer_beside(row: Row, chat: str) -> str:
@@ -227,8 +233,10 @@ def answer_beside(row: Row, chat: str) -> str:
     answer = "response" if first_text(row, ["response"]) else guess(row, "response")
     if answer is None:
         return ""
-    flags = [flag(chat, "query"), *([] if answer == "response" else [flag(answer, "response")])]
-    return f"; where column {shown(answer)} holds it, type {' '.join(flags)}"
+    flags = [flag_of(row, chat, "query")]
+    if answer != "response":
+        flags.append(flag_of(row, answer, "response"))
+    return f"; where column {named(row, answer)} holds it, type {' '.join(flags)}"
 
 
 def _question_flags(row: Row, question: str) -> list[str]:
@@ -240,23 +248,11 @@ def _question_flags(row: Row, question: str) -> list[str]:
     if orders and not inputs:
         inputs, tasks = [name for name in tasks if name not in orders], orders
     if inputs and tasks:
-        return [flag(tasks[0], "instruction"), flag(inputs[0], "input")]
-    return [flag(question, "query")]
+        return [flag_of(row, tasks[0], "instruction"), flag_of(row, inputs[0], "input")]
+    return [flag_of(row, question, "query")]
 
 
 def may_have_question(row: Row) -> bool:
     """Return whether a column may hold what a `response` answers: a text, turns, or either inside a list or object."""
     is_asked = any(guess(row, ours) is not None for ours in ("query", "messages"))
     return is_asked or bool(other_texts(row, ["response"]) or _inside(row, "query"))
-
-
-def flag(theirs: str, ours: str) -> str:
-    """Return the flag that gives a column, or a key of a turn, our name."""
-    word = f"{shown(theirs)}={ours}"
-    return f"--columns {word if _PLAIN_WORD.fullmatch(word) else shlex.quote(word)}"
-
-
-def shown(name: str) -> str:
-    """Return the name of a column for a message: short, and text that UTF-8 can hold."""
-    name = name.encode("utf-8", "replace").decode("utf-8")
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 3] + "..."

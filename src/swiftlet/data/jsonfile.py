@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from swiftlet.data.columns import ANSWERS, CHATS, ROW_KEYS
-from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, reading, suffix_of
+from swiftlet.data.filekind import Encoding, reading, suffix_of
 from swiftlet.data.jsonlines import (
     JsonReader,
     Keep,
@@ -27,6 +27,7 @@ from swiftlet.data.jsonlines import (
     sha1,
 )
 from swiftlet.data.rows import BadRow, Origin, Record
+from swiftlet.data.textcoding import UTF8_BOM
 from swiftlet.errors import DataError, describe
 
 TEXT_KEYS = {*ANSWERS, "query", "prompt", "instruction", "question", "problem", "input", "text"}
@@ -116,9 +117,7 @@ def _text_of(path: Path) -> tuple[str, int]:
     except UnicodeDecodeError as error:
         at = error.start + skipped
         line = data.count(b"\n", 0, at) + 1
-        encoding = foreign_encoding(path)
-        if encoding:
-            raise not_utf8(path, line, at, data[at], encoding) from error
+        Encoding(path).check(data[skipped:], error, line, skipped)
         raise DataError(
             f"{path}: not UTF-8 at line {line}, byte {at} (0x{data[at]:02x})",
             "mend that place, or write the rows as JSON Lines, where one bad line costs one row",

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from swiftlet.data.filekind import UTF8_BOM, foreign_encoding, not_utf8, reading
+from swiftlet.data.filekind import Encoding, reading
 from swiftlet.data.rows import BadRow, Origin, Record
+from swiftlet.data.textcoding import UTF8_BOM
 from swiftlet.errors import describe
 
 Keep = Callable[[int], object]
@@ -59,9 +61,7 @@ class Decoder:
     """UTF-8 bytes to text for one file, which decides once whether the whole file is in another encoding."""
 
     def __init__(self, path: Path, is_row: Callable[[str], bool] | None = None) -> None:
-        self.path = path
-        self._is_row = is_row
-        self._is_asked = False
+        self._encoding = Encoding(path, is_row)
 
     def decode(self, line: bytes, origin: Origin) -> str | BadRow:
         """Return the text of a line, or why it has none.
@@ -72,11 +72,7 @@ class Decoder:
         try:
             return line.decode("utf-8")
         except UnicodeDecodeError as error:
-            if not self._is_asked:
-                self._is_asked = True
-                if encoding := foreign_encoding(self.path, self._is_row):
-                    at = origin.byte + error.start
-                    raise not_utf8(self.path, origin.line, at, line[error.start], encoding) from error
+            self._encoding.check(line, error, origin.line, origin.byte)
             detail = f"byte 0x{line[error.start]:02x} at byte {error.start} of the line is not UTF-8"
             return BadRow(origin, "utf8", detail, sha1(line))
 
@@ -193,8 +189,8 @@ def kind_of(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    if isinstance(value, float) and value != value:
-        return "a number (NaN)"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"a number ({'NaN' if math.isnan(value) else 'Infinity'})"
     kinds: dict[type, str] = {
         dict: "an object",
         list: "a list",

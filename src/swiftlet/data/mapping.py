@@ -13,17 +13,21 @@ from swiftlet.data.columns import (
     OURS,
     PARTS,
     QUESTIONS,
+    REASONING_KEYS,
     SPEAKERS,
+    THOUGHTS,
     TURN_KEYS,
     holds_something,
 )
 from swiftlet.data.guesses import SYSTEMS, Row
-from swiftlet.data.hints import shown
+from swiftlet.data.names import Renamed, shown
 from swiftlet.data.reasons import RowFault
 from swiftlet.errors import UsageError, suggest
 
 SYSTEM = SYSTEMS[0]
 TURN_NAMES = {*TURN_KEYS, *SPEAKERS}
+KEYS = {*TURN_KEYS, *THOUGHTS}
+OF_BOTH = {SYSTEM, *THOUGHTS}  # names of a column and, of a role or a key, in a turn
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
@@ -46,17 +50,17 @@ def of_rows(columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def of_turns(columns: Mapping[str, str]) -> dict[str, str]:
-    """Return those of `--columns` that name a key of a turn, or a role; `system` is a column's name, too."""
-    return {theirs: ours for theirs, ours in columns.items() if ours in TURN_NAMES or ours == SYSTEM}
+    """Return those of `--columns` that name a key of a turn, or a role; some are names of columns, too."""
+    return {theirs: ours for theirs, ours in columns.items() if ours in TURN_NAMES or ours in OF_BOTH}
 
 
-def rename_turn(turn: Row, names: Mapping[str, str]) -> dict[str, Any]:
+def rename_turn(turn: Row, names: Mapping[str, str]) -> Renamed:
     """Return a turn under our names of its keys, and its role by our name.
 
     Raises:
         RowFault: two keys were given one name.
     """
-    renamed = rename(turn, {theirs: ours for theirs, ours in names.items() if ours in TURN_KEYS})
+    renamed = rename(turn, {theirs: ours for theirs, ours in names.items() if ours in KEYS})
     for key in ("role", "from"):
         role = renamed.get(key)
         if isinstance(role, str) and names.get(role) in (SYSTEM, *SPEAKERS):
@@ -64,7 +68,7 @@ def rename_turn(turn: Row, names: Mapping[str, str]) -> dict[str, Any]:
     return renamed
 
 
-def rename(values: Row, columns: Mapping[str, str]) -> dict[str, Any]:
+def rename(values: Row, columns: Mapping[str, str]) -> Renamed:
     """Return a row, or a turn, under our names.
 
     A column that was mapped wins over one that had the name before, and over others that mean the same.
@@ -85,16 +89,17 @@ def rename(values: Row, columns: Mapping[str, str]) -> dict[str, Any]:
             )
         mapped[ours], chosen[ours] = values[theirs], theirs
     gone = columns.keys() | _rivals(mapped.keys())
-    return {name: value for name, value in values.items() if name not in gone} | mapped
+    kept = {name: value for name, value in values.items() if name not in gone}
+    return Renamed(kept | mapped, chosen)
 
 
 def _rivals(chosen: Set[str]) -> set[str]:
-    """Return the names that mean what a chosen one means: the other questions, answers, conversations.
+    """Return the names that mean what a chosen one means: the other questions, answers, conversations, thoughts.
 
     Instruction and input are each but a part of a question, and rule out no other.
     """
     rivals: set[str] = set()
-    for names in ({name for group in QUESTIONS for name in group}, {*ANSWERS}, {*CHATS}):
+    for names in ({name for group in QUESTIONS for name in group}, {*ANSWERS}, {*CHATS}, {*REASONING_KEYS}):
         if chosen & names - PARTS:
             rivals |= names - chosen
     return rivals
@@ -111,7 +116,7 @@ def used_columns(row: Row, columns: Mapping[str, str]) -> set[str]:
     """Return those of their names that the row has, as a column or, for keys of a turn and roles, in its turns."""
     names = of_turns(columns)
     found = {theirs for theirs in of_rows(columns) if theirs in row}
-    keys = {theirs for theirs, ours in names.items() if ours in TURN_KEYS}
+    keys = {theirs for theirs, ours in names.items() if ours in KEYS}
     of_roles = {"role", "from", *(theirs for theirs in keys if names[theirs] == "role")}
     for turn in (turn for value in row.values() if names for turn in _turns(value)):
         found |= keys & turn.keys()
@@ -139,6 +144,7 @@ def check_used(columns: Mapping[str, str], used: Set[str]) -> None:
     for theirs, ours in columns.items():
         if theirs not in used:
             where = "turn of a row has a key" if ours in TURN_KEYS else "row has a column"
+            where = "row, and no turn of one, has" if ours in THOUGHTS else where
             where = "turn of a row has the role" if ours in SPEAKERS else where
             raise UsageError(
                 f"--columns {theirs}={ours}: no {where} {theirs!r}",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from swiftlet.data.filekind import ENCRYPTED
 from swiftlet.data.formats import row_sha1
 from swiftlet.data.jsonlines import Keep
 from swiftlet.data.reasons import RowFault
@@ -42,7 +43,7 @@ def count_parquet(path: Path) -> int:
         with pyarrow.parquet.ParquetFile(path) as file:
             return file.metadata.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path) from error
+        raise _unreadable(path, error) from error
 
 
 def read_arrow(path: Path, keep: Keep | None = None) -> Iterator[Record | BadRow]:
@@ -71,7 +72,7 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
         with pyarrow.parquet.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=ROWS_PER_BATCH)
     except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path) from error
+        raise _unreadable(path, error) from error
 
 
 def _arrow_batches(path: Path) -> Iterator[Any]:
@@ -87,7 +88,7 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
                 file.seek(0)
                 yield from pyarrow.ipc.open_stream(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise _damaged(path) from error
+        raise _unreadable(path, error) from error
 
 
 def _rows(path: Path, batches: Iterator[Any], keep: Keep | None) -> Iterator[Record | BadRow]:
@@ -191,5 +192,7 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _damaged(path: Path) -> DataError:
+def _unreadable(path: Path, error: Exception) -> DataError:
+    if "decrypt" in str(error):  # its columns may be encrypted, and what describes them not
+        return DataError(f"{path}: {ENCRYPTED.what}", ENCRYPTED.hint)
     return DataError(f"{path}: a damaged table (Arrow cannot read it)", "fetch or write it again")

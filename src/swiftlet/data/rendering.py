@@ -25,7 +25,8 @@ import jinja2.runtime
 import jinja2.sandbox
 import jinja2.utils
 
-from swiftlet.data.chat import REASONING_KEYS, THOUGHT
+from swiftlet.data.chat import THOUGHT
+from swiftlet.data.columns import REASONING_KEYS
 from swiftlet.errors import DataError, UsageError, describe
 
 _RENDERING_FAULTS = (

@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from swiftlet.data.hints import NUM_NAMES, shown
+from swiftlet.data.columns import THOUGHTS
+from swiftlet.data.guesses import may_be_thought
+from swiftlet.data.hints import NUM_NAMES
+from swiftlet.data.names import flag, shown
 from swiftlet.data.reasons import NOTES
 from swiftlet.data.store import TokenStore, blocks
 
@@ -105,6 +108,11 @@ class DatasetCount:
             names = [shown(name) for name in self.unused[:NUM_NAMES]]
             more = ", ..." if len(self.unused) > NUM_NAMES else ""
             lines.append(f"  columns not used: {', '.join(names)}{more}")
+            thoughts = [name for name in self.unused if may_be_thought(name) and name not in THOUGHTS]
+            lines += [
+                f"    where {shown(name)} holds thoughts before the answers, learn them with {flag(name, THOUGHTS[0])}"
+                for name in thoughts[:1]
+            ]
         return lines
 
 

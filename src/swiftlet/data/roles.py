@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swiftlet.data.columns import SPEAKERS
-from swiftlet.data.hints import flag
+from swiftlet.data.names import flag
 from swiftlet.data.reasons import RowFault
 
 SYSTEM, USER, ASSISTANT, TOOL, CALL = "system", "user", "assistant", "tool", "call"

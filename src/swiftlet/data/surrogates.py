@@ -9,6 +9,7 @@ from typing import Any
 
 from swiftlet.data.chat import THOUGHT
 from swiftlet.data.columns import OURS
+from swiftlet.data.names import named
 from swiftlet.data.reasons import RowFault
 from swiftlet.data.rows import Sample
 
@@ -35,7 +36,7 @@ def check_text(sample: Sample, row: Mapping[str, Any]) -> None:
 def _place_of_surrogate(sample: Sample, row: Mapping[str, Any]) -> str:
     for name, value in row.items():
         if name in OURS and isinstance(value, str) and _has_surrogate(value):
-            return f"column {name}"
+            return f"column {named(row, name)}"
     for number, message in enumerate(sample.messages):
         if _has_surrogate(list(message.values())):
             return f"turn {number} ({message['role']})"

@@ -37,7 +37,7 @@ from swiftlet.errors import UsageError, describe
 
 __all__ = ["Template", "TemplateError", "build_template"]
 PLAIN = "default-generation"
-_CODE_VERSION = 9
+_CODE_VERSION = 10
 
 
 @dataclass(frozen=True)

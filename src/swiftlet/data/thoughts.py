@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from swiftlet.data.chat import REASONING_KEYS
+from swiftlet.data.columns import REASONING_KEYS
 from swiftlet.data.endmarkers import ANSWER, QUESTION, THOUGHTFUL, EndMarkers
 from swiftlet.data.rendering import TemplateError
 from swiftlet.data.tokenizer import Tokenizer

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from swiftlet.data.hints import NUM_NAMES, shown
+from swiftlet.data.hints import NUM_NAMES
 from swiftlet.data.jsonlines import JsonReader
+from swiftlet.data.names import shown
 from swiftlet.data.reasons import RowFault
 
 # what tells an object that describes a tool from one that holds descriptions under their names
@@ -32,29 +33,32 @@ def parsed(value: Any, what: str) -> Any:
     return read
 
 
-def read_tools(value: Any) -> list[Any] | None:
+def read_tools(value: Any, what: str = "tools") -> list[Any] | None:
     """Return the descriptions of the tools as `{"type": "function", "function": {...}}`, None when there are none.
+
+    Args:
+        what: the column, for messages.
 
     Raises:
         RowFault: not a list of objects that describe a tool each.
     """
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
-    tools = parsed(value, "tools")
+    tools = parsed(value, what)
     tools = [tools] if isinstance(tools, dict) else tools
     if tools is None:
         return None
     if not isinstance(tools, list):
-        raise RowFault("schema", "tools is not a list")
-    found = [parsed(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+        raise RowFault("schema", f"{what} is not a list")
+    found = [parsed(tool, f"{what}[{index}]") for index, tool in enumerate(tools)]
     for index, tool in enumerate(found):
         if not isinstance(tool, dict):
-            raise RowFault("schema", f"tools[{index}] is not an object")
+            raise RowFault("schema", f"{what}[{index}] is not an object")
         if KINDS_OF_TOOL.isdisjoint(tool) and tool and all(isinstance(one, dict) for one in tool.values()):
             names = ", ".join(shown(name) for name in sorted(tool)[:NUM_NAMES])
             raise RowFault(
                 "schema",
-                f"tools[{index}] holds objects under the names {names} and is no description of a tool; "
+                f"{what}[{index}] holds objects under the names {names} and is no description of a tool; "
                 'write tools as [{"name": ..., "description": ..., "parameters": ...}]',
             )
     return [_as_tool(tool) for tool in found] or None

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
+
 from swiftlet.config.args import DataArgs
 from swiftlet.data.report import NUM_SHOWN, OVER_LENGTH, DataReport, how_to_keep
 from swiftlet.errors import DataError
 
 LARGEST_LOSS = 0.5
+JSON = (".jsonl", ".ndjson", ".jsonlines", ".json")  # what jq reads as it is
+AS_JSON = (
+    "python3 -c 'import json, sys; from swiftlet.data.sources import read_records; from swiftlet.data.spec import "
+    "parse_spec; [print(json.dumps(one.row, default=str)) for one in read_records(parse_spec(sys.argv[1]))]'"
+)
 SKIP = "mend them, or leave them out with --bad_rows skip"
 
 
@@ -66,7 +74,7 @@ def check_bad(report: DataReport, args: DataArgs, *, is_whole: bool = True) -> N
             else ""
         )
         named = "add the --columns that is named there, " if "--columns" in listed else ""
-        raise DataError(f"{title}\n{listed}{more}", named + SKIP)
+        raise DataError(f"{title}\n{listed}{more}", named + _by_jq(report.first_bad) + SKIP)
     share = num_bad / report.num_rows
     if share > args.max_bad_fraction:
         raise DataError(
@@ -74,6 +82,18 @@ def check_bad(report: DataReport, args: DataArgs, *, is_whole: bool = True) -> N
             f"{args.max_bad_fraction:g}; the first of them:\n{listed}",
             f"mend them, or allow more with --max_bad_fraction {_above(share):g}",
         )
+
+
+def _by_jq(first_bad: list[str]) -> str:
+    """Return what to do with a program for jq that a bad row names; '' where none does."""
+    places = [line.partition(": ")[0] for line in first_bad if "jq -c" in line]
+    if not places:
+        return ""
+    path = Path(places[0].rpartition(":")[0])
+    if path.suffix.lower() in JSON:
+        return "type the jq that is named there, "
+    source, target = shlex.quote(str(path)), shlex.quote(f"{path.name}.jsonl")
+    return f"write the rows as JSON with {AS_JSON} {source} > {target} and type the jq that is named there, "
 
 
 def _alike(first_bad: list[str]) -> list[str]:
