@@ -48,7 +48,7 @@ def compared(kind, *, dtype=torch.float32, tokens=512, sizes=(), setting=(), **f
     config = CONFIG_MAPPING[kind](**{**TINY, **dict(sizes)})
     geometry = geometry_of_config(config.to_dict())
     args = with_values(SftArgs(), **flags)
-    lora = replace(lora_settings(args.tuner), dropout=0.0) if args.tuner.sft_type == "lora" else None
+    lora = lora_settings(args.tuner) if args.tuner.sft_type == "lora" else None
     model = plan_trace.build_empty(config, args.tuner, dtype, lora)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     found = plan_trace.trace_step(model, args, [tokens // 2] * 2, num_labels=tokens - 2)
@@ -132,14 +132,44 @@ def test_an_optimizer_that_deepspeed_keeps_on_the_host_takes_nothing_of_a_device
         {"fused_operators": "false", "lora_target_modules": ("ALL",)},
         {"use_dora": True},
         {"use_dora": True, "lora_target_modules": ("ALL",)},
+        {"use_dora": True, "lora_target_modules": ("ALL",), "lora_dropout_p": 0.0},
         {"lora_modules_to_save": ("lm_head",)},
+        {"lora_modules_to_save": ("down_proj",)},
+        {"lora_modules_to_save": ("EMBEDDING",)},
+        {"lora_target_modules": ("q_proj", "lm_head")},
+        {"lora_target_modules": ("ALL",), "lora_rank": 64},
+        {"lora_target_modules": ("ALL",), "lora_rank": 64, "gradient_checkpointing": "true"},
     ],
     ids=str,
 )
-def test_adapters_as_peft_computes_them_and_a_saved_head_keep_more(flags):
+def test_what_adapters_of_other_kinds_and_modules_trained_beside_them_keep(flags):
     numbers, (planned, traced) = compared("qwen2", dtype=torch.bfloat16, **flags)
     assert numbers[0] == numbers[1]
-    assert planned == pytest.approx(traced, rel=0.03)
+    assert planned == pytest.approx(traced, rel=0.05)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"freeze_parameters_ratio": 0.3},
+        {"freeze_parameters_ratio": 0.95},
+        {"freeze_parameters": ("model.layers.1", "model.norm")},
+        {"freeze_parameters": ("model.layers.0.self_attn", "model.embed_tokens")},
+    ],
+    ids=str,
+)
+def test_a_full_run_trains_whole_tensors_and_the_head_only_where_it_is_not_frozen(flags, tied):
+    sizes = {"vocab_size": 8000, "tie_word_embeddings": tied}
+    numbers, (planned, traced) = compared("llama", sizes=sizes, sft_type="full", **flags)
+    assert numbers[0] == pytest.approx(numbers[1], rel=0.002)
+    assert planned == pytest.approx(traced, rel=0.08)
+
+
+def test_a_frozen_head_beside_trained_layers_needs_no_gradient_of_its_size():
+    flags = {"sft_type": "full", "freeze_parameters": ("lm_head",)}
+    _, (planned, traced) = compared("qwen2", sizes={"vocab_size": 8000}, **flags)
+    assert planned == pytest.approx(traced, rel=0.05)
 
 
 def test_fsdp2_has_all_adapters_on_each_device():
