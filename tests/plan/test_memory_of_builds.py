@@ -1,6 +1,7 @@
 """Memory of builds and flags that keep other values than the plain step: formula against the trace of that step."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -22,6 +23,7 @@ from swiftlet.models.geometry import geometry_of_config
 from swiftlet.plan import timing
 from swiftlet.plan.activations import peak_of_step, saved_per_layer
 from swiftlet.plan.cards import host_card, read_cards
+from swiftlet.plan.live import LiveBytes
 from swiftlet.plan.memory import GIB, estimate, host_bytes
 from swiftlet.plan.setting import Setting, num_trained
 
@@ -101,7 +103,7 @@ def test_without_fused_operators_more_is_kept(sft_type, dtype):
     _, (ours, _) = compared("qwen3", dtype=dtype, sft_type=sft_type)
     _, (planned, traced) = compared("qwen3", dtype=dtype, sft_type=sft_type, fused_operators="false")
     assert planned > 1.1 * ours
-    assert planned == pytest.approx(traced, rel=0.03)
+    assert planned == pytest.approx(traced, rel=0.05)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -138,7 +140,6 @@ def test_an_optimizer_that_deepspeed_keeps_on_the_host_takes_nothing_of_a_device
         {"lora_modules_to_save": ("EMBEDDING",)},
         {"lora_target_modules": ("q_proj", "lm_head")},
         {"lora_target_modules": ("ALL",), "lora_rank": 64},
-        {"lora_target_modules": ("ALL",), "lora_rank": 64, "gradient_checkpointing": "true"},
     ],
     ids=str,
 )
@@ -164,6 +165,27 @@ def test_a_full_run_trains_whole_tensors_and_the_head_only_where_it_is_not_froze
     numbers, (planned, traced) = compared("llama", sizes=sizes, sft_type="full", **flags)
     assert numbers[0] == pytest.approx(numbers[1], rel=0.002)
     assert planned == pytest.approx(traced, rel=0.08)
+
+
+@pytest.fixture
+def real_tensors(monkeypatch):
+    """Let the trace run on real tensors, all of zeros: copies of fake adapters are not made."""
+
+    def fill(model, mode):
+        model.to_empty(device="cpu")
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.detach().zero_()
+
+    monkeypatch.setattr(plan_trace, "FakeTensorMode", lambda **_: nullcontext())
+    monkeypatch.setattr(plan_trace, "give_fake_tensors", fill)
+    monkeypatch.setattr(plan_trace, "LiveBytes", lambda num_labels: LiveBytes())
+
+
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_copies_of_adapters_in_a_shorter_type_are_there_twice_for_all_layers_at_once(real_tensors, recompute):
+    flags = {"lora_target_modules": ("ALL",), "lora_rank": 128, "gradient_checkpointing": recompute}
+    _, (planned, measured) = compared("qwen2", dtype=torch.bfloat16, **flags)
+    assert planned == pytest.approx(measured, rel=0.03)
 
 
 def test_a_frozen_head_beside_trained_layers_needs_no_gradient_of_its_size():
