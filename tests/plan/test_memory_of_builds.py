@@ -345,6 +345,43 @@ def test_layers_that_cannot_be_looked_at_are_planned_by_sizes_alone_and_said(tmp
     assert f"{said}: planned by sizes alone, it may need more" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("kind", "sizes", "why"),
+    [
+        ("bert", {"is_decoder": True}, "its layers take no hidden_states"),
+        (
+            "openai-gpt",
+            {"n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 500},
+            "the model names no layers",
+        ),
+    ],
+)
+def test_a_model_whose_layers_are_no_decoders_is_said_to_be_so(tmp_path, monkeypatch, kind, sizes, why):
+    small = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 500}
+    monkeypatch.setitem(KINDS, kind, sizes | (small if kind == "bert" else {}))
+    with pytest.raises(plan_trace.NotSeen, match=why):
+        looked_at(tmp_path, kind, lora_target_modules=("ALL",))
+
+
+def test_a_mistake_of_our_own_code_is_not_taken_for_a_layer_that_cannot_be_looked_at(
+    tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path / "cache"))
+    subject, setting = looked_at(tmp_path, "gpt2")
+    plain = replace(setting, **NOTHING)
+    monkeypatch.setattr(plan_layers, "num_shown", lambda kinds: 2)  # whose [0] is no more
+    with pytest.raises(TypeError, match="not subscriptable"):
+        plan_layers.with_layers_of(subject, plain)
+
+    def refuse(*args, **kwargs):
+        raise TypeError("unexpected keyword")  # by code that is not the package's
+
+    monkeypatch.setattr(plan_layers, "build_empty", refuse)
+    monkeypatch.setattr(plan_layers, "num_shown", plan_trace.num_shown)
+    assert plan_layers.with_layers_of(subject, plain) == plain
+    assert "(TypeError: unexpected keyword): planned by sizes alone" in capfd.readouterr().err
+
+
 def test_layers_are_looked_at_once_for_the_same_model_flags_and_code(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("SWIFTLET_CACHE", str(tmp_path / "cache"))
     subject, setting = looked_at(tmp_path, "gpt2")

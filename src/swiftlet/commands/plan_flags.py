@@ -119,7 +119,7 @@ def _saved_whole(names: Sequence[str], sizes: Geometry) -> int:
 
 
 class Frozen(NamedTuple):
-    """What a full run does not train: a share, its whole first layers, the head; and the largest tensor that it does."""
+    """What a full run does not train (a share, whole first layers, the head), and the largest tensor that it does."""
 
     share: float
     num_idle: int
@@ -149,7 +149,7 @@ def _frozen(tuner: Any, sizes: Geometry) -> Frozen:
 
 
 def _tensors(sizes: Geometry) -> list[tuple[str, int]]:
-    """Return the names and numbers of a model's tensors in its order; what a layer has beside matrices as one of them."""
+    """Return names and numbers of a model's tensors in its order; what a layer has beside matrices is one of them."""
     table = sizes.vocab * sizes.hidden
     a_layer = (sizes.num_parameters - table * (1 if sizes.tied else 2) - sizes.hidden) // sizes.layers
     matrices = {

@@ -95,7 +95,9 @@ def _saved_by_peft(g: Sizes, s: Setting) -> float:
     width = sum(FP32 * inputs + (FP32 - s.itemsize) * s.rank for inputs, _ in sizes) * _copies_inputs(s)
     has_dropout = s.dropout > 0
     width += sum((FP32 if s.is_host else 1) * inputs for inputs, _ in sizes) * has_dropout
-    width += sum(((FP32 if has_dropout else s.itemsize) + FP32) * outputs for _, outputs in sizes) * s.has_dora
+    width += (
+        sum(((FP32 if has_dropout else s.itemsize) + FP32) * outputs for _, outputs in sizes) * s.has_dora
+    )
     copies = s.has_dora and has_dropout and s.itemsize < FP32
     return s.tokens * width + copies * sum(FP32 * inputs * outputs for inputs, outputs in sizes)
 

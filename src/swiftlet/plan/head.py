@@ -1,4 +1,4 @@
-"""What the head and the cross entropy of its labels make, from sizes alone; see models/cross_entropy.py, frozen_head.py.
+"""What the head and its cross entropy make, from sizes alone; see models/cross_entropy.py, models/frozen_head.py.
 
 Shapes: T tokens of the largest micro-batch, N its labels, H hidden, V vocabulary.
 """
@@ -47,7 +47,7 @@ def head_bytes(g: Sizes, s: Setting, *, keeps_states: bool) -> float:
 
 
 def _any_head(g: Sizes, s: Setting) -> float:
-    """Return the bytes of a head with adapters, or trained beside adapters, that autograd goes through chunk by chunk."""
+    """Return the bytes of a head with adapters, or trained beside them, which autograd goes through chunk by chunk."""
     e, (rows, words), weight = s.itemsize, head_chunk(g, s), g.vocab * g.hidden
     chunk = rows * words
     loss = ANY_HEAD * FP32 * chunk
