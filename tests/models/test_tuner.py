@@ -87,6 +87,12 @@ def test_embedding_names_and_mixtures():
     assert resolve_saved(model, ["mlp"]) == ["mlp"]
 
 
+def test_the_last_norm_alone_is_trained_where_it_alone_is_named():
+    wrapped = apply_lora(make("qwen2"), LoraSettings(modules_to_save=("norm",)))
+    saved = [n for n, p in wrapped.named_parameters() if p.requires_grad and "lora_" not in n]
+    assert saved == ["base_model.model.model.norm.modules_to_save.default.weight"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message", "hint"),
     [

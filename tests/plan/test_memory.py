@@ -18,8 +18,9 @@ from swiftlet.models.families import FAMILIES
 from swiftlet.models.frozen_head import ROWS, WORDS
 from swiftlet.models.geometry import Geometry, geometry_of_config
 from swiftlet.plan import timing
-from swiftlet.plan.activations import head_chunk, peak_of_step, saved_per_layer
+from swiftlet.plan.activations import peak_of_step, saved_per_layer
 from swiftlet.plan.cards import read_cards
+from swiftlet.plan.head import head_chunk
 from swiftlet.plan.memory import estimate
 from swiftlet.plan.setting import (
     ATTENTION,

@@ -209,6 +209,22 @@ def test_a_file_of_settings_is_planned_as_the_engine_it_asks_for(plan, tmp_path,
     assert (own["sources"], own["components"]) == (named["sources"], named["components"])
 
 
+def test_the_command_of_a_way_with_settings_of_ones_own_has_these_and_its_figures(plan, tmp_path):
+    settings = tmp_path / "my settings.json"
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    settings.write_text(json.dumps({"zero_optimization": zero}), encoding="utf-8")
+    words = ["--model_type", "qwen1half-14b-chat", "--dataset", "blossom-math-zh", "--sft_type", "full"]
+    found = plan(*words, "--device", "4x910B3", "--deepspeed", str(settings))
+    kept = {way["engine"]: way for way in found["ways"]}
+    for engine in ("zero2", "zero3"):
+        _, _, _, *typed = shlex.split(kept[engine]["command"])
+        assert typed[typed.index("--deepspeed") + 1] == (
+            str(settings) if engine == "zero2" else "default-zero3"
+        )
+        again = plan(*typed, "--device", "4x910B3")["chosen"]
+        assert again["visible"] == kept[engine]["visible"]
+
+
 @pytest.mark.parametrize(
     ("settings", "numbers", "live"),
     [
@@ -464,7 +480,7 @@ def test_modules_trained_whole_and_ends_with_adapters_count(plan):
         return parts["adapters"] + parts["gradients"] + parts["optimizer"]
 
     plain, table, matrix = memory(), 151936 * 4096, 4096 * 4096
-    each = 2 + 4 + 8  # a copy in bf16, its gradient, and AdamW's two numbers
+    each = 2 + 2 + 4  # a copy in bf16, its gradient, and AdamW's two numbers, all of its type
     for name in ("EMBEDDING", "embedding", "model.embed_tokens", "lm_head"):
         assert memory("--lora_modules_to_save", name) - plain == pytest.approx(each * table, rel=0.01)
     assert memory("--lora_modules_to_save", "q_proj") - plain == pytest.approx(32 * each * matrix, rel=0.01)

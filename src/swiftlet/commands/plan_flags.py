@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from swiftlet.config.check_engines import ENGINE_RULES
 from swiftlet.config.deepspeed import offloaded, own_buffers, zero_stage
@@ -21,21 +21,24 @@ SAME |= {"gate_up_proj": MLP[:2], "dense_h_to_4h": MLP[:2], "w1": MLP[:1], "w3":
 SAME |= {"fc1": MLP[1:2], "c_fc": MLP[1:2], "fc2": MLP[2:], "c_proj": MLP[2:], "dense_4h_to_h": MLP[2:]}
 SAME |= {"dense": ATTENTION[3:], "wo": ATTENTION[3:], "q_a_proj": ATTENTION[:1], "q_b_proj": ATTENTION[:1]}
 SAME |= {"kv_a_proj_with_mqa": ATTENTION[1:2], "kv_b_proj": ATTENTION[2:3]}
-OF_ONE_LAYER = re.compile(r"\.\d+\.")
+OF_ONE_LAYER, LAYER = re.compile(r"\.\d+\."), re.compile(r"model\.layers\.\d+\.")
 
 
 def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Setting:
     """Return what of the arguments shapes memory; tokens are filled in for each way to run."""
     tuner, train = args.tuner, args.train
-    frozen_share, num_idle = _frozen(tuner, sizes)
+    is_full = tuner.sft_type == "full"
+    frozen, saved = _frozen(tuner, sizes), _targets(tuner.lora_modules_to_save)
     return Setting(
         itemsize=itemsize,
         tokens=1,
-        is_full=tuner.sft_type == "full",
+        is_full=is_full,
         rank=tuner.lora_rank,
         targets=_targets(tuner.lora_target_modules),
-        trained_share=1 - frozen_share,
-        num_idle=num_idle,
+        trained_share=1 - frozen.share,
+        num_idle=frozen.num_idle,
+        freezes_head=frozen.has_head,
+        largest_trained=frozen.largest_trained if is_full else _largest_saved(saved, sizes),
         extra_trained=_saved_whole(tuner.lora_modules_to_save, sizes),
         has_dora=tuner.use_dora,
         recompute=NONE if train.gradient_checkpointing == "AUTO" else train.gradient_checkpointing,
@@ -47,7 +50,8 @@ def setting_of(args: Any, sizes: Geometry, world_size: int, itemsize: int) -> Se
         world_size=world_size,
         keeps_attention=True,
         trains_norms=any(name == "LN" or "norm" in name for name in tuner.lora_modules_to_save),
-        saves_head="lm_head" in tuner.lora_modules_to_save,
+        saved=saved,
+        dropout=0.0 if is_full else tuner.lora_dropout_p,
     )
 
 
@@ -88,6 +92,8 @@ def _targets(names: Sequence[str]) -> frozenset[str]:
         "AUTO": ATTENTION[:3],
         "ALL": (*ATTENTION, *MLP),
         "EMBEDDING": ("embed_tokens",),
+        "MLP": MLP,
+        "SELF_ATTN": ATTENTION,
     }
     chosen: set[str] = set()
     for name in names:
@@ -112,22 +118,55 @@ def _saved_whole(names: Sequence[str], sizes: Geometry) -> int:
     return number
 
 
-def _frozen(tuner: Any, sizes: Geometry) -> tuple[float, int]:
-    """Return what a full run does not train, by name and from the bottom: a share, and its whole first layers.
+class Frozen(NamedTuple):
+    """What a full run does not train (a share, whole first layers, the head), and the largest tensor that it does."""
 
-    Names are those of most families; of a prefix that begins otherwise, or inside a layer, nothing is known.
+    share: float
+    num_idle: int
+    has_head: bool
+    largest_trained: int
+
+
+def _frozen(tuner: Any, sizes: Geometry) -> Frozen:
+    """Return what a full run does not train, by name and from the bottom, a tensor at a time as models/tuner.py does.
+
+    Names are those of most families; of a prefix that begins otherwise nothing is known.
     """
-    total = sizes.num_parameters
-    table = sizes.vocab * sizes.hidden
-    layers = total - table * (1 if sizes.tied else 2) - sizes.hidden
-    parts: list[tuple[str, float]] = [("model.embed_tokens.", table)]
-    parts += [(f"model.layers.{number}.", layers / sizes.layers) for number in range(sizes.layers)]
-    parts += [("model.norm.", sizes.hidden), ("lm_head.", 0 if sizes.tied else table)]
-    limit, passed, frozen, num_whole = tuner.freeze_parameters_ratio * total, 0.0, 0.0, 0
-    for at, (name, size) in enumerate(parts):
-        below = min(max(limit - passed, 0.0), size)
-        held = size if name.startswith(tuple(tuner.freeze_parameters)) else below
-        num_whole += held == size and num_whole == at
-        frozen += held
+    tensors = _tensors(sizes)
+    total, passed, frozen, largest, num_whole = sizes.num_parameters, 0, 0, 0, 0
+    trained: set[str] = set()
+    for name, size in tensors:
         passed += size
-    return frozen / total, min(max(num_whole - 1, 0), sizes.layers)
+        if passed <= tuner.freeze_parameters_ratio * total or name.startswith(tuple(tuner.freeze_parameters)):
+            frozen += size
+        else:
+            trained.add(LAYER.match(name)[0] if LAYER.match(name) else name)
+            largest = max(largest, size)
+    parts = ["model.embed_tokens.weight", *(f"model.layers.{number}." for number in range(sizes.layers))]
+    num_whole = next((at for at, part in enumerate(parts) if part in trained), len(parts))
+    head = "model.embed_tokens.weight" if sizes.tied else "lm_head.weight"
+    return Frozen(frozen / total, max(num_whole - 1, 0), head not in trained, largest)
+
+
+def _tensors(sizes: Geometry) -> list[tuple[str, int]]:
+    """Return names and numbers of a model's tensors in its order; what a layer has beside matrices is one of them."""
+    table = sizes.vocab * sizes.hidden
+    a_layer = (sizes.num_parameters - table * (1 if sizes.tied else 2) - sizes.hidden) // sizes.layers
+    matrices = {
+        f"{'mlp' if name in MLP else 'self_attn'}.{name}.weight": inputs * outputs
+        for name, (inputs, outputs) in projections(sizes).items()
+    }
+    rest = a_layer - sum(matrices.values())
+    matrices["mlp.experts" if sizes.experts else "input_layernorm.weight"] = max(0, rest)
+    found = [("model.embed_tokens.weight", table)]
+    for number in range(sizes.layers):
+        found += [(f"model.layers.{number}.{name}", size) for name, size in matrices.items()]
+    found.append(("model.norm.weight", sizes.hidden))
+    return found if sizes.tied else [*found, ("lm_head.weight", table)]
+
+
+def _largest_saved(saved: frozenset[str], sizes: Geometry) -> int:
+    """Return the numbers of the largest matrix trained whole beside the adapters."""
+    matrices = {name: inputs * outputs for name, (inputs, outputs) in projections(sizes).items()}
+    matrices |= dict.fromkeys(ENDS, sizes.vocab * sizes.hidden)
+    return max((matrices.get(name, 0) for name in saved), default=0)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import traceback
 from dataclasses import replace
 from importlib import metadata
 from itertools import pairwise
@@ -26,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from swiftlet import log
 from swiftlet.commands.model_setup import lora_settings
 from swiftlet.commands.plan_trace import (
+    NotSeen,
     build_empty,
     config_in,
     give_fake_tensors,
@@ -52,8 +54,9 @@ KEPT = "layers"  # a folder of the cache: what was seen, a file each
 PACKAGE = Path(__file__).parents[1]
 LENGTHS = (256, 512)  # of one sample [tokens]: what grows with its square shows between them
 LONGEST = 4096  # that is looked at, where attention runs by its definition
-# What code of a model raises that does not run on fake tensors, or whose layers are no decoder's.
-NOT_SEEN = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+# What code raises that does not run on fake tensors; the latter only where it is not ours, which would be a mistake.
+NOT_SEEN = (NotSeen, RuntimeError, ValueError)
+NOT_SEEN_BY_OTHERS = (TypeError, LookupError, AttributeError, AssertionError)
 
 
 class Layers(NamedTuple):
@@ -95,6 +98,8 @@ class Watch:
         layers[-1].register_forward_hook(lambda _, __, output: self._pass(output))
 
     def _before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        if not args and "hidden_states" not in kwargs:
+            raise NotSeen("its layers take no hidden_states")
         self._pass(args or kwargs["hidden_states"])
 
     def _pass(self, states: Any) -> None:
@@ -127,7 +132,9 @@ def with_layers_of(subject: Any, setting: Setting) -> Setting:
     if found is None:
         try:
             found = look(subject, setting)
-        except NOT_SEEN as error:
+        except (*NOT_SEEN, *NOT_SEEN_BY_OTHERS) as error:
+            if not isinstance(error, NOT_SEEN) and _is_of_our_code(error):
+                raise
             if log.rank() == 0:
                 log.warning(
                     f"what the layers of {subject.sized.name} keep is not seen without weights "
@@ -136,6 +143,11 @@ def with_layers_of(subject: Any, setting: Setting) -> Setting:
             return setting
         _write(path, found)
     return replace(setting, **found._asdict())
+
+
+def _is_of_our_code(error: Exception) -> bool:
+    """Return whether the line that raised an error is in this package, not in the code of a model or a library."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PACKAGE)
 
 
 def _key(subject: Any) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from swiftlet.plan.activations import head_chunk
 from swiftlet.plan.cards import Card
 from swiftlet.plan.chosen import setting_of_way
+from swiftlet.plan.head import head_chunk
 from swiftlet.plan.memory import CUT, GIB, SHARDED, zero_buffers
 from swiftlet.plan.setting import FULL, NONE, PARTIAL, Setting, num_adapter_parameters, num_trained
 from swiftlet.plan.sizes import Sizes

@@ -56,8 +56,11 @@ class Answer(NamedTuple):
         return BAND_MEASURED if self.subject.card.is_measured else BAND_GUESSED
 
     def command(self, way: Way) -> str:
-        """Return the full command of a way, to paste."""
-        return " ".join([*self.start, shlex.join(["swift", "sft", *self.words, *way.flags])])
+        """Return the full command of a way, to paste; with the settings of DeepSpeed that were given where it can."""
+        own = self.subject.args.parallel.deepspeed
+        is_own = own is not None and way.engine == self.job.setting.engine
+        flags = ["--deepspeed", own, *way.flags_of_any_engine] if is_own else way.flags
+        return " ".join([*self.start, shlex.join(["swift", "sft", *self.words, *flags])])
 
 
 def gib(size: float) -> str:

@@ -39,6 +39,10 @@ from swiftlet.train.objective import compute_gradient
 from swiftlet.train.optim import OptimizerSettings, build_groups, build_optimizer
 
 
+class NotSeen(Exception):
+    """The layers of a model cannot be looked at without its weights; the message says why."""
+
+
 class Traced(NamedTuple):
     """Bytes of a step: what stays, and the peak above it; kernels and moved bytes of one micro-batch."""
 
@@ -83,9 +87,15 @@ def config_in(folder: Path) -> Any:
 
 
 def kinds_of(folder: Path) -> list[Any]:
-    """Return what tells the kind of each layer of a folder's model: its parameters, and what config.json says."""
+    """Return what tells the kind of each layer of a folder's model: its parameters, and what config.json says.
+
+    Raises:
+        NotSeen: the model does not say which modules are its layers.
+    """
     config = config_in(folder)
     layers = decoder_layers(_empty(config))
+    if not layers:
+        raise NotSeen("the model names no layers")
     says = getattr(config.get_text_config(), "layer_types", None) or [None] * len(layers)
     return [
         (kind, type(layer), *((name, weight.shape) for name, weight in layer.named_parameters()))

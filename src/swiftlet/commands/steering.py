@@ -170,7 +170,7 @@ def propose(job: Job, advice: Advice, budgets: list[int]) -> str:
     given, wanted = FLAGS[job.setting.engine], less.flags
     is_same = less.engine == job.setting.engine
     instead = f"leave out {given[0]} and " if given and given[0] not in wanted else ""
-    words = " ".join(wanted[len(given) :] if is_same else wanted)
+    words = " ".join(less.flags_of_any_engine if is_same else wanted)
     kept = host_bytes(job.sizes, replace(job.setting, engine=less.engine))
     on_host = f" and {kept / GIB:.0f} of the host's memory" if kept else ""
     return f"{instead}type {words} ({less.figures.visible / GIB:.1f} GiB a device{on_host} by the plan)"

@@ -71,7 +71,7 @@ def resolve_targets(model: nn.Module, names: Sequence[str]) -> list[str]:
         chosen |= set(_named(model, linear, name))
     if not chosen:
         raise UsageError("--lora_target_modules is empty", "use DEFAULT, ALL, EMBEDDING or names of modules")
-    return _shortest(model, chosen)
+    return _shortest(model, chosen, before=".")
 
 
 def _named(model: nn.Module, linear: list[str], name: str) -> list[str]:
@@ -151,7 +151,7 @@ def resolve_saved(model: nn.Module, names: Sequence[str]) -> list[str]:
                 f"use EMBEDDING, LN, lm_head, or one of: {', '.join(parts)}",
             )
         chosen |= set(found)
-    return _shortest(model, chosen) if chosen else []
+    return _shortest(model, chosen, before="") if chosen else []
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -167,14 +167,18 @@ def _last_parts(names: Iterable[str]) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()})
 
 
-def _shortest(model: nn.Module, chosen: set[str]) -> list[str]:
-    """Return last parts of names where they mean chosen modules only, full names elsewhere."""
-    everywhere: dict[str, set[str]] = {}
-    for name, _ in model.named_modules():
-        everywhere.setdefault(name.rpartition(".")[2], set()).add(name)
+def _shortest(model: nn.Module, chosen: set[str], before: str) -> list[str]:
+    """Return last parts of names where they mean chosen modules only, full names elsewhere.
+
+    Args:
+        before: what peft wants before a part; of modules trained whole nothing: there `norm` is `input_layernorm` too.
+    """
+    names = [f".{name}" for name, _ in model.named_modules()]
     result = set()
     for name in chosen:
         last = name.rpartition(".")[2]
-        is_clear = everywhere[last] <= chosen and not last.isdigit()
+        is_clear = not last.isdigit() and chosen.issuperset(
+            one[1:] for one in names if one.endswith(before + last)
+        )
         result.add(last if is_clear else name)
     return sorted(result)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from swiftlet.plan.head import head_bytes
 from swiftlet.plan.setting import (
     ATTENTION,
     FP32,
@@ -36,7 +37,6 @@ MASK_BYTES = (
 SUMS_A_HEAD = 2 * 8  # a token: greatest score and sum, each written eight times by torch_npu's attention
 # Of a query and key: the capped score, and its weight in fp32 and in the type of a shorter run.
 SCORE_BYTES = 8
-HOST_CHUNK, HOST_ROWS, HOST_WORDS, DEVICE_CHUNK, CHUNK_ROWS = 16 * 2**20, 512, 2048, 384 * 2**20, 32
 
 
 def saved_per_layer(g: Sizes, s: Setting) -> float:
@@ -46,7 +46,7 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
     value = g.value_dim or g.dim
     reads_input = s.is_full or _reads_normed(g, s, ATTENTION[:3])
     width: float = g.norms * g.hidden + (g.hidden if reads_input else 0) + query + key + g.kv_heads * value
-    reads_output = s.is_full or ("o_proj" in s.targets and not _casts_inputs(s))
+    reads_output = s.is_full or "o_proj" in _read_by(s)
     width += g.heads * value if s.keeps_attention or reads_output else 0
     width += query + key if g.qk_norm else 0
     width += _of_own_norms(g, s)
@@ -58,7 +58,7 @@ def saved_per_layer(g: Sizes, s: Setting) -> float:
     sums = (SUMS_A_HEAD if s.keeps_inputs else 1) * g.heads if s.keeps_attention else 0
     vectors = FP32 * (g.norms + sums + (g.heads + g.kv_heads) * g.qk_norm)
     ranks = 0 if s.is_full else s.rank * len(s.targets & projections(g).keys())
-    rest = _saved_mlp(g, s) + _cast_adapters(g, s) + _saved_scores(g, s) + _merged_experts(g, s)
+    rest = _saved_mlp(g, s) + _saved_scores(g, s) + _merged_experts(g, s)
     rest += _saved_by_peft(g, s)
     rest += tokens * (s.more_a_token + s.more_a_pair * min(s.longest or tokens, tokens))
     return tokens * (e * (width + ranks) + vectors) + rest
@@ -72,20 +72,34 @@ def _of_own_norms(g: Sizes, s: Setting) -> float:
     return width * (FP32 / s.itemsize - 1 + (s.is_full or s.trains_norms))
 
 
-def _casts_inputs(s: Setting) -> bool:
-    """Return whether each adapter makes an fp32 copy of its input and keeps that, not the input."""
-    return s.has_peft_layers and s.itemsize < FP32
+def _copies_inputs(s: Setting) -> bool:
+    """Return whether each adapter keeps an fp32 copy of its input, cast or dropped, and not the input."""
+    return s.has_peft_layers and (s.itemsize < FP32 or s.dropout > 0)
+
+
+def _read_by(s: Setting) -> frozenset[str]:
+    """Return the matrices for which the layer keeps the input itself; not looked at with `is_full`."""
+    return s.saved if _copies_inputs(s) else s.read_by
 
 
 def _saved_by_peft(g: Sizes, s: Setting) -> float:
-    """Return what adapters as peft computes them keep beside: inputs in fp32; for DoRA both products that it scales."""
+    """Return what adapters as peft computes them keep beside: inputs in fp32, what is dropped of them; more with DoRA.
+
+    DoRA keeps both products that it scales. Under dropout it multiplies the base's matrix by the dropped input once
+    more, in fp32, and keeps a copy of the matrix for it.
+    """
     if not s.has_peft_layers:
         return 0
     names = s.targets - set(MLP) if adapts_experts(g, s) else s.targets
     sizes = [size for name, size in projections(g).items() if name in names]
-    width = sum(FP32 * inputs + (FP32 - s.itemsize) * s.rank for inputs, _ in sizes) * _casts_inputs(s)
-    width += sum((s.itemsize + FP32) * outputs for _, outputs in sizes) * s.has_dora
-    return s.tokens * width
+    width = sum(FP32 * inputs + (FP32 - s.itemsize) * s.rank for inputs, _ in sizes) * _copies_inputs(s)
+    has_dropout = s.dropout > 0
+    width += sum((FP32 if s.is_host else 1) * inputs for inputs, _ in sizes) * has_dropout
+    width += (
+        sum(((FP32 if has_dropout else s.itemsize) + FP32) * outputs for _, outputs in sizes) * s.has_dora
+    )
+    copies = s.has_dora and has_dropout and s.itemsize < FP32
+    return s.tokens * width + copies * sum(FP32 * inputs * outputs for inputs, outputs in sizes)
 
 
 def _merged_experts(g: Sizes, s: Setting) -> float:
@@ -117,7 +131,7 @@ def spared_per_layer(g: Sizes, s: Setting) -> float:
 
 def _reads_normed(g: Sizes, s: Setting, names: Iterable[str]) -> bool:
     """Return whether adapters of these matrices keep a normalised input that its norm does not keep anyway."""
-    return not (_keeps_normed(g, s) or _casts_inputs(s)) and bool(s.targets & set(names))
+    return not _keeps_normed(g, s) and bool(_read_by(s) & set(names))
 
 
 def _keeps_normed(g: Sizes, s: Setting) -> bool:
@@ -126,10 +140,10 @@ def _keeps_normed(g: Sizes, s: Setting) -> bool:
 
 
 def _cast_adapters(g: Sizes, s: Setting) -> float:
-    """Return the bytes of adapters in the type of the base, kept for the backward pass where it is not fp32."""
-    if s.is_full or s.itemsize == FP32:
+    """Return the bytes of all adapters in the type of the base, plain and scaled, where it is not fp32."""
+    if s.is_full or s.itemsize == FP32 or s.has_peft_layers:
         return 0
-    return s.itemsize * num_adapter_parameters(g, s) / g.layers
+    return 2 * s.itemsize * num_adapter_parameters(g, s)
 
 
 def _saved_mlp(g: Sizes, s: Setting) -> float:
@@ -153,14 +167,14 @@ def _saved_mlp(g: Sizes, s: Setting) -> float:
 def _kept_widths(g: Sizes, s: Setting) -> int:
     """Return how many values of size I a plain MLP keeps: gate and up; act(gate) and the product where it must."""
     if has_our_mlp(g, s):
-        return 2 + (s.is_full or (s.keeps_inputs and s.recompute != PARTIAL and _reads_product(g, s)))
+        is_again = not s.keeps_inputs or s.recompute == PARTIAL  # for adapters alone
+        return 2 + (s.is_full or "down_proj" in s.saved or (_reads_product(g, s) and not is_again))
     return (3 if g.is_gated else 1) + g.activation_values + _reads_product(g, s)
 
 
 def _reads_product(g: Sizes, s: Setting) -> bool:
     """Return whether what is trained of down needs its input."""
-    is_read = "down_proj" in s.targets and "down_proj" in projections(g) and not _casts_inputs(s)
-    return s.is_full or is_read
+    return s.is_full or ("down_proj" in _read_by(s) and "down_proj" in projections(g))
 
 
 def has_our_mlp(g: Sizes, s: Setting) -> bool:
@@ -171,14 +185,6 @@ def has_our_mlp(g: Sizes, s: Setting) -> bool:
 def widest(g: Sizes) -> int:
     """Return the intermediate width that a token has at once."""
     return g.active_experts * g.expert_intermediate + g.shared_intermediate if g.experts else g.intermediate
-
-
-def head_chunk(g: Sizes, s: Setting) -> tuple[int, int]:
-    """Return the most positions and words of logits that exist at once, see models/cross_entropy.py, frozen_head.py."""
-    if s.is_host and not trains_head(s):
-        return min(s.num_labels, HOST_ROWS), min(g.vocab, HOST_WORDS)
-    budget = max(HOST_CHUNK, HOST_ROWS * g.vocab * FP32) if s.is_host else DEVICE_CHUNK
-    return min(s.num_labels, max(CHUNK_ROWS, budget // (g.vocab * FP32))), g.vocab
 
 
 def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
@@ -194,12 +200,12 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     # A checkpoint holds its input, whether or not anything in or before the layer is trained.
     kept = g.layers * stream if s.recompute == FULL else (g.layers - s.num_idle) * (layer - spared)
     kept += 2 * e * tokens * g.dim + e * labels * g.hidden  # cos and sin; the gradient of the hidden states
-    kept += MASK_BYTES if s.keeps_inputs else 0
-    if g.norms == 1 and s.recompute != FULL and not (s.is_full or s.targets & set(MLP)):
+    kept += _cast_adapters(g, s) + (MASK_BYTES if s.keeps_inputs else 0)
+    if g.norms == 1 and s.recompute != FULL and not (s.is_full or s.read_by & set(MLP)):
         kept -= _saved_mlp(g, s)  # beside the attention: layer 0's sees nothing that needs a gradient
     # Layer 0 keeps nothing of its input, unless that is trained or recomputed from; the last norm keeps its own.
     if _keeps_normed(g, s):
-        reads_input = bool(s.targets & set(ATTENTION[:3]))
+        reads_input = bool(_read_by(s) & set(ATTENTION[:3]))
     else:
         reads_input = s.is_full or (s.recompute == PARTIAL and _reads_normed(g, s, ATTENTION[:3]))
     kept += stream + FP32 * tokens if reads_input or s.recompute == FULL else 0
@@ -208,7 +214,7 @@ def peak_of_step(g: Sizes, s: Setting) -> tuple[float, float]:
     if s.is_full and trains_head(s) and g.tied:
         head_weight = e * g.vocab * g.hidden
         inside = max(inside + head_weight, 3 * head_weight)
-    return inside, max(0.0, kept + _head(g, s) - inside)
+    return inside, max(0.0, kept + head_bytes(g, s, keeps_states=_keeps_normed(g, s)) - inside)
 
 
 def _of_one_layer(g: Sizes, s: Setting) -> float:
@@ -223,25 +229,17 @@ def _of_one_layer(g: Sizes, s: Setting) -> float:
     return layer_backward(g, s) + saved_per_layer(g, s) - stream + again
 
 
-def _head(g: Sizes, s: Setting) -> float:
-    """Return the bytes that the head makes beside what is kept: a chunk of logits, and gradients of its weight."""
-    e, (rows, words), weight = s.itemsize, head_chunk(g, s), g.vocab * g.hidden
-    both = e * s.tokens * g.hidden + e * s.num_labels * g.hidden  # all hidden states, and the labelled ones
-    raw, wide = e * rows * words, 0 if e == FP32 else FP32 * rows * words
-    wide = 3 * FP32 * rows * words if s.saves_head else wide  # not a plain head: autograd keeps its steps
-    wide += 2 * FP32 * rows * words * g.has_capped_logits  # the capped ones, and the cap's slope
-    both -= e * s.tokens * g.hidden if _keeps_normed(g, s) else 0  # the last norm keeps them
-    forward = both + raw + max(wide, 3 * FP32 * rows * g.hidden)
-    if not trains_head(s):
-        return forward
-    of_weight = both + raw + e * weight + e * rows * g.hidden
-    backward = FP32 * weight + (e * weight if e != FP32 else 0) + e * s.num_labels * g.hidden
-    return FP32 * weight + max(forward, of_weight, backward)
-
-
 def layer_backward(g: Sizes, s: Setting) -> float:
     """Return the bytes that the backward pass of a layer makes beside what is kept, in its MLP or its attention."""
-    return max(_mlp_backward(g, s), _scores_backward(g, s))
+    return max(_mlp_backward(g, s), _scores_backward(g, s), _dora_forward(g, s))
+
+
+def _dora_forward(g: Sizes, s: Setting) -> float:
+    """Return the bytes that DoRA makes of its largest matrix for its norm: a unit matrix of its inputs, its update."""
+    if s.is_full or not s.has_dora:
+        return 0
+    sizes = [size for name, size in projections(g).items() if name in s.targets]
+    return max((FP32 * inputs * (inputs + 2 * outputs) for inputs, outputs in sizes), default=0)
 
 
 def _scores_backward(g: Sizes, s: Setting) -> float:

@@ -34,9 +34,11 @@ class Memory(NamedTuple):
         return math.fsum(self)
 
 
-def trained_itemsize(s: Setting) -> int:
-    """Return the bytes of a trained number: of the weights' type where a full run is not sharded, else of fp32."""
-    return s.itemsize if s.is_full and s.engine == "none" else FP32
+def trained_bytes(g: Sizes, s: Setting) -> float:
+    """Return the bytes of all trained numbers: adapters are fp32, weights keep their type where nothing is sharded."""
+    of_weights = s.itemsize if s.engine == "none" else FP32
+    adapters = num_adapter_parameters(g, s)
+    return FP32 * adapters + of_weights * (num_trained(g, s) - adapters)
 
 
 def estimate(g: Sizes, s: Setting) -> Memory:
@@ -45,7 +47,7 @@ def estimate(g: Sizes, s: Setting) -> Memory:
     whole = s.world_size if s.engine in CUT else 1
     adapters = FP32 * num_adapter_parameters(g, s) / (1 if s.keeps_adapters_whole else whole)
     adapters += 0 if s.is_full else s.itemsize * s.extra_trained
-    gradients = trained_itemsize(s) * held
+    gradients = trained_bytes(g, s) if s.engine == "none" else FP32 * held
     optimizer = gradients * s.states
     if s.engine.startswith("zero"):
         optimizer += FP32 * held  # a copy of what it trains, even of fp32
@@ -85,9 +87,11 @@ def _held_trained(g: Sizes, s: Setting) -> float:
 
 def rounding_bytes(g: Sizes, s: Setting) -> float:
     """Return the bytes of the copies with which AdamW rounds weights that are bf16, when no activation is left."""
-    if not s.is_full or s.engine != "none" or s.itemsize == FP32:
+    if not (s.is_full or s.extra_trained) or s.engine != "none" or s.itemsize == FP32:
         return 0.0
-    largest = max(g.vocab * g.hidden, g.hidden * g.intermediate)
+    largest = s.largest_trained
+    if largest is None:
+        largest = max(g.vocab * g.hidden, g.hidden * g.intermediate)
     return ROUNDED_COPIES * FP32 * min(ROUNDED_ELEMENTS, largest)
 
 

@@ -32,7 +32,10 @@ class Setting:
         labels: labelled tokens among `tokens`; all where None.
         is_host: the device is the processor, where a chunk of logits is smaller.
         trains_norms: the weights of norms are among what is trained.
-        saves_head: the head is trained whole beside the adapters.
+        saved: matrices trained whole beside the adapters, named as targets.
+        freezes_head: a full run does not train the head.
+        largest_trained: numbers of the largest tensor trained in the weights' type; None where that is of the sizes.
+        dropout: share of an adapter's input that is dropped.
         longest: tokens of the longest sample; 0 where the micro-batch is one sample.
         keeps_inputs: the device's fused operators keep what they are given: the rotation queries and keys as they were,
             SwiGLU makes its product no second time, and attention keeps two rows of sums and, once, its mask.
@@ -65,7 +68,10 @@ class Setting:
     labels: int | None = None
     is_host: bool = False
     trains_norms: bool = False
-    saves_head: bool = False
+    saved: frozenset[str] = frozenset()
+    freezes_head: bool = False
+    largest_trained: int | None = None
+    dropout: float = 0.0
     longest: int = 0
     keeps_inputs: bool = False
     has_fused: bool = True
@@ -92,6 +98,16 @@ class Setting:
     def keeps_adapters_whole(self) -> bool:
         """Return whether each device has all adapters, see parallel/fsdp.py."""
         return self.engine.startswith("fsdp2") and not self.is_full
+
+    @property
+    def read_by(self) -> frozenset[str]:
+        """Return the matrices whose inputs are read by what is trained of them; not looked at with `is_full`."""
+        return self.targets | self.saved
+
+    @property
+    def has_any_head(self) -> bool:
+        """Return whether the head is more than a linear layer, and autograd keeps its steps a chunk at a time."""
+        return not self.is_full and "lm_head" in self.read_by
 
     @property
     def has_peft_layers(self) -> bool:
@@ -174,4 +190,6 @@ def num_trained(g: Sizes, s: Setting) -> int:
 
 def trains_head(s: Setting) -> bool:
     """Return whether the head gets a gradient."""
-    return s.saves_head or (s.is_full and s.trained_share > 0)
+    if not s.is_full:
+        return "lm_head" in s.saved
+    return s.trained_share > 0 and not s.freezes_head

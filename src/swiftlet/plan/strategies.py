@@ -114,8 +114,13 @@ class Way(NamedTuple):
     @property
     def flags(self) -> list[str]:
         """Return the flags that ask for it."""
+        return [*FLAGS[self.engine], *self.flags_of_any_engine]
+
+    @property
+    def flags_of_any_engine(self) -> list[str]:
+        """Return those of its flags that are not the engine's."""
         budget = ["--micro_batch_tokens", str(self.budget)] if self.budget else []
-        return [*FLAGS[self.engine], *budget, "--gradient_checkpointing", self.recompute]
+        return [*budget, "--gradient_checkpointing", self.recompute]
 
 
 def figures_of(sizes: Sizes, setting: Setting, card: Card) -> Figures:

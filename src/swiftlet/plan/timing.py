@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from swiftlet.plan.activations import widest
 from swiftlet.plan.cards import Card
-from swiftlet.plan.memory import rounding_bytes, trained_itemsize
+from swiftlet.plan.memory import rounding_bytes, trained_bytes
 from swiftlet.plan.setting import FP32, FULL, NONE, PARTIAL, Setting, num_trained
 from swiftlet.plan.sizes import Sizes
 
@@ -170,13 +170,13 @@ def _hooks(g: Sizes, s: Setting, card: Card) -> float:
 def update(g: Sizes, s: Setting, card: Card) -> Seconds:
     """Return the time of reducing the gradient, clipping and the optimizer's step, once a step."""
     trained = num_trained(g, s)
-    width = trained_itemsize(s)
+    size = trained_bytes(g, s)
     share = s.world_size if s.engine != "none" else 1
-    moving = (4 + 2 * s.states + 3) * width * trained / share / (card.bandwidth_gb_s * 1e9)
+    moving = (4 + 2 * s.states + 3) * size / share / (card.bandwidth_gb_s * 1e9)
     ranks = s.world_size
     if rounding_bytes(g, s):
         moving += ROUNDED_TRAFFIC * trained / (card.bandwidth_gb_s * 1e9)
-    reduced = 2 * (ranks - 1) / ranks * width * trained / (card.link_gb_s * 1e9) if ranks > 1 else 0.0
+    reduced = 2 * (ranks - 1) / ranks * size / (card.link_gb_s * 1e9) if ranks > 1 else 0.0
     launch = 60 * card.launch_us * 1e-6
     return Seconds(launch, 0.0, moving, launch + moving + reduced)
 
