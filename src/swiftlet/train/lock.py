@@ -58,15 +58,12 @@ def keep_owned(folder: Path) -> None:
     """Take the lock of an owned folder again where somebody has removed its file, or the whole folder, meanwhile.
 
     Raises:
-        OSError: another run owns the folder by now, or it cannot be written.
+        UsageError: another run owns the folder by now, or it cannot be written.
     """
     former = _owned.get(folder)
     if former is None or is_at(folder / NAME, former):
         return
-    try:
-        _owned[folder] = _take(folder, folder / NAME)
-    except UsageError as error:  # no mistake of this run's command line: it was there first
-        raise OSError(error.message) from error
+    _owned[folder] = _take(folder, folder / NAME)
     os.close(former)
 
 
