@@ -225,6 +225,23 @@ def test_a_killed_launcher_leaves_no_orphan(runs, golden_of_two, number):
 ENGINES = ({"deepspeed": "default-zero2"}, {"deepspeed": "default-zero3"}, {"fsdp": "full_shard"})
 
 
+@pytest.mark.parametrize(
+    "engine",
+    [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ENGINES)],
+    ids=lambda e: "".join(e.values()),
+)
+def test_f15_a_disk_that_is_full_on_one_rank_costs_a_warning(runs, engine):
+    """The other rank has begun the same save: both give it up, and no collective is left half way."""
+    runs.options |= {"sft_type": "full", **engine}
+    whole = runs.another("whole")
+    assert {done.code for done in whole.run_ranks(2)} == {0}
+    ranks = runs.run_ranks(2, fault="ckpt.begin:rank=1:step=4=enospc")
+    assert [done.code for done in ranks] == [0, 0], ranks[0].text
+    assert "checkpoint-4 could not be written: rank 1: No space left on device" in ranks[0].text
+    assert runs.drafts() == []
+    assert runs.hashes(NUM_STEPS)["model.safetensors"] == whole.hashes(NUM_STEPS)["model.safetensors"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lora", "full"])
 @pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: "-".join(engine.values()))
