@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
@@ -166,6 +167,18 @@ def test_f15_a_base_model_that_stays_away_ends_the_run_with_what_to_do(runs, mod
     assert "from which each save copies, then --resume_from_checkpoint auto" in done.text
     assert runs.valid_steps() == [4]
     assert runs.drafts() == []
+
+
+def test_f48_a_folder_that_is_removed_while_its_run_goes_on_is_one_of_a_run_again(runs, golden):
+    run = runs.start(fault="opt:step=7=sleep=3")
+    wait_until(lambda: 6 in runs.losses())
+    shutil.rmtree(runs.output)
+    done = run.wait()
+    assert done.code == 0, done.text
+    assert f"{runs.output} was removed: it is made again; what it held is gone" in done.text
+    assert json.loads((runs.output / "sft_args.json").read_text("utf-8"))["output_dir"] == str(runs.output)
+    assert runs.valid_steps() == [8, 12]
+    assert runs.hashes(NUM_STEPS)[WEIGHTS] == golden.hashes(NUM_STEPS)[WEIGHTS]
 
 
 def wait_until(holds, timeout_s=120.0):

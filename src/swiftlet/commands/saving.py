@@ -121,12 +121,14 @@ def build_saver(
     args_file: str,
     *,
     num_bytes: int,
+    fill_folder: Callable[[], None],
 ) -> Saver | None:
     """Return what saves the run, None where it keeps no weights.
 
     Args:
         args_file: the text of a checkpoint's ARGS_FILE.
         num_bytes: size of the weights.
+        fill_folder: see `Saver`.
     """
     args, ready, _, world = setup
     output = args.output
@@ -147,6 +149,7 @@ def build_saver(
         is_model_only=output.save_only_model,
         is_error_fatal=output.on_save_error == "stop",
         is_streamed=content.is_streamed,
+        fill_folder=fill_folder,
         most_lost=output.save_steps if output.save_strategy == "steps" else state.steps_per_epoch,
         expected_bytes=num_bytes,
         saved_steps=saved_steps(ready.folder, state.global_step) if ready.checkpoint is not None else [],

@@ -90,8 +90,9 @@ def _train(setup: Setup, stop: StopRequest) -> Outcome:
     check_agreement(world.gather(said_of(state.global_step, identity)))
     if ready.checkpoint is not None and state.is_done and has_summary(ready.folder):
         return _finished(ready.folder, ready.checkpoint.path, state)
+    fill_folder = partial(write_args, ready.folder, text())
     if world.is_main:
-        write_args(ready.folder, text())
+        fill_folder()
     steered = steer(setup)
     setup = setup._replace(args=steered.args)
     heartbeat.beat("load")
@@ -104,7 +105,14 @@ def _train(setup: Setup, stop: StopRequest) -> Outcome:
         trainer.engine.load_optimizer(open_optimizer(ready.checkpoint.path))
         log.info(f"continuing {ready.checkpoint.path} after step {state.global_step}")
     saver = build_saver(
-        setup, model, trainer.engine, state, identity, text(of_checkpoint=True), num_bytes=num_bytes
+        setup,
+        model,
+        trainer.engine,
+        state,
+        identity,
+        text(of_checkpoint=True),
+        num_bytes=num_bytes,
+        fill_folder=fill_folder,
     )
     run = _run(setup, steered, model, trainer, saver, stop, state)
     try:

@@ -64,6 +64,7 @@ class Saver:
         is_model_only: leave out what a resumed run needs.
         is_error_fatal: a failed save stops the run; otherwise it is retried after 1, 2 and 4 steps.
         is_streamed: write the optimizer state while it is gathered, because no rank may hold it whole.
+        fill_folder: writes what a run keeps beside its checkpoints; called where the folder was removed meanwhile.
         most_lost: steps that a kill may cost at most, as long as saves succeed; 0 for no bound.
     """
 
@@ -77,6 +78,7 @@ class Saver:
     is_model_only: bool = False
     is_error_fatal: bool = False
     is_streamed: bool = False
+    fill_folder: Rest = lambda: None
     most_lost: int = 0
     expected_bytes: int = 0
     saved_steps: list[int] = field(default_factory=list)
@@ -212,6 +214,7 @@ class Saver:
             if not self.folder.is_dir():
                 log.warning(f"{self.folder} was removed: it is made again; what it held is gone")
                 self.folder.mkdir(parents=True)
+                self.fill_folder()
             keep_owned(self.folder)
             check_space(self.folder, self.expected_bytes)
             draft.mkdir(parents=True)
