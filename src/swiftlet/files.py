@@ -1,15 +1,18 @@
-"""Files that are whole or absent, that are on the disk, and their hashes."""
+"""Files that are whole or absent, that are on the disk, that one process holds, and their hashes."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 CHUNK_BYTES = 2**22
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)  # of file systems without them
 NO_FOLDERS = (errno.EINVAL, errno.EBADF, errno.ENOTSUP)  # of file systems that flush files alone
 
 
@@ -53,6 +56,44 @@ def leads_out(path: Path, folder: Path) -> bool:
 def is_at(path: Path, descriptor: int) -> bool:
     """Return whether an open file still has this name."""
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def hold(path: Path, *, on_held: Callable[[], None], on_no_locks: Callable[[], None] | None = None) -> int:
+    """Return a descriptor of the lock file `path`, which is made where it is missing, once no other process holds it.
+
+    The kernel frees it when its process ends, however it ends, so one that was left behind is never in the way.
+
+    Args:
+        on_held: called each time it is found held; it waits a moment, or raises.
+        on_no_locks: called where the file system has no locks: the file then counts as held. An error when not given.
+
+    Raises:
+        OSError: it cannot be made or locked.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            on_held()
+            continue
+        except OSError as error:
+            if error.errno not in NO_LOCKS or on_no_locks is None:
+                os.close(descriptor)
+                raise
+            on_no_locks()
+        if is_at(path, descriptor):
+            return descriptor
+        os.close(descriptor)  # whoever held it has removed it meanwhile
+
+
+def let_go(path: Path, descriptor: int) -> None:
+    """Free a lock file and remove it; where its disk takes no changes any more, it stays, and is in nobody's way."""
+    with contextlib.suppress(OSError):
+        if is_at(path, descriptor):
+            path.unlink()
+    os.close(descriptor)
 
 
 def move(path: Path, target: Path) -> None:

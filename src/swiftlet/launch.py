@@ -11,6 +11,7 @@ import platform
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,8 @@ from swiftlet.files import code_hash
 from swiftlet.log import info, redact, warning
 from swiftlet.ranks import check_ranks
 from swiftlet.startup import module_command
-from swiftlet.stopping import STOP_SIGNALS
+from swiftlet.stopping import AT_ONCE, STOP_SIGNALS
+from swiftlet.train.lock import locked
 from swiftlet.train.resume import list_checkpoints
 from swiftlet.watchdog import GO_ON, watch
 
@@ -41,7 +43,7 @@ PACKAGES = ("swiftlet", "torch", "torch-npu", "transformers", "peft", "deepspeed
 
 # Exit codes that a new start cannot mend: done, a wrong command line, no checkpoint, bad data, a number that is not
 # finite (a run that goes on comes to the same one), a signal.
-FINAL_CODES = frozenset({0, 2, 3, 4, 6, *(128 + number for number in STOP_SIGNALS)})
+FINAL_CODES = frozenset({0, 2, 3, 4, 6, *(128 + number for number in (*STOP_SIGNALS, AT_ONCE))})
 LAST_PORT = 65535
 
 
@@ -165,10 +167,22 @@ def _started(name: str, words: list[str], shape: Shape, command: ModuleType) -> 
         again = _again(words, told.get(FOLDER))
         told = {**_prepared(name, again, shape, command), RESTARTS: str(restart)}
         code = _run_watched(worker_command(name, again, shape), shape, told, settings)
+        if code and FOLDER in told and shape.node_rank == 0:
+            _tidy(Path(told[FOLDER]))
         if code in FINAL_CODES or restart >= settings.max_restarts:
             return code
         restart += 1
         warning(f"the run failed with exit code {code}; it starts again from its last valid checkpoint")
+
+
+def _tidy(folder: Path) -> None:
+    """Remove what ranks that were killed have left in the folder of the run: a lock, and half a checkpoint."""
+    with suppress(
+        UsageError
+    ):  # another run has it by now, or its disk takes no changes: how this one ended was said
+        if folder.is_dir():
+            with locked(folder):
+                pass
 
 
 def _settings(parsed: Parsed) -> ParallelArgs:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 # What a scheduler says before it ends a job: Slurm with --signal, LSF at a limit of time, SGE with -notify.
 NOTICES = (signal.SIGUSR1, signal.SIGUSR2)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *NOTICES)
+AT_ONCE = signal.SIGQUIT  # to whoever watches a run: nothing is saved
 OUTPUTS = (1, 2)
 PR_SET_PDEATHSIG = 1
 

@@ -29,7 +29,7 @@ from swiftlet.hang import (
 )
 from swiftlet.heartbeat import Beat, End
 from swiftlet.log import tell, warning
-from swiftlet.stopping import is_repeated, leave_closed_terminal, stop_signals
+from swiftlet.stopping import AT_ONCE, is_repeated, leave_closed_terminal, stop_signals
 
 STACKS_WAIT_S = 1.0
 SILENT = "(no answer)"
@@ -112,7 +112,7 @@ def watch(
     """Run the launcher's command under watch and return the exit code of the run.
 
     The signals that ask for a stop are passed on to the ranks, which save at the next step and leave. The second one
-    ends all at once: a rank that waits for another in a collective cannot hear it.
+    ends all at once, as does SIGQUIT (Ctrl-\\): a rank that waits for another in a collective cannot hear it.
 
     Args:
         ranks: the ranks of this node, which must all show themselves.
@@ -122,16 +122,16 @@ def watch(
     process = subprocess.Popen(list(command), env=environ, start_new_session=True)
     asked: list[int] = []
     pass_on = _passing(folder, process, asked, len(ranks))
-    old = {number: signal.signal(number, pass_on) for number in stop_signals()}
+    old = {number: signal.signal(number, pass_on) for number in (*stop_signals(), AT_ONCE)}
     pace, started_s = Pace(hang_timeout_s), time.monotonic()
     texts: dict[int, str] = {}
     try:
         while process.poll() is None:
             time.sleep(POLL_S)
             pace.look(time.monotonic())
-            if len(asked) > 1:
+            if len(asked) > 1 or AT_ONCE in asked:
                 end_group(process, folder, grace_s=0.0)
-                tell(f"ended at once by signal {asked[-1]}, the second one{go_on and f'; {go_on}'}")
+                tell(_ended_at_once(asked, go_on))
                 return 128 + asked[-1]
             beats = with_missing(heartbeat.read_beats(folder), ranks, started_s, pace.last)
             is_new = pace.see(beats)
@@ -153,11 +153,17 @@ def watch(
     if process.returncode < 0 and len(ranks) == 1 and not any(end.exit_code for end in ends):
         ends = [heartbeat.killed(ranks[0], -process.returncode, folder)]
     code = tell_end(ends, process.returncode, asked, pace.gone)
-    answers = {rank: text for rank, text in texts.items() if text != SILENT}
+    lines = shown({rank: text for rank, text in texts.items() if text != SILENT})
+    lines += [go_on] if go_on and not asked else []
     is_told = next((end.is_of_ours for end in ends if end.exit_code), False)
-    if code and answers and not is_told:
-        tell("\n".join(shown(answers)))
+    if code and lines and not is_told:
+        tell("\n".join(lines))
     return code
+
+
+def _ended_at_once(asked: Sequence[int], go_on: str) -> str:
+    second = ", the second one" if len(asked) > 1 else ""
+    return f"ended at once by signal {asked[-1]}{second}{go_on and f'; {go_on}'}"
 
 
 def _tell_hang(hang: Hang, beats: Sequence[Beat], folder: Path, num_nodes: int) -> None:
@@ -176,7 +182,7 @@ def _passing(
         if is_repeated(number, asked[0] if asked else 0):
             return
         asked.append(number)
-        if len(asked) > 1:
+        if len(asked) > 1 or number == AT_ONCE:
             return
         beats = heartbeat.read_beats(folder)
         for beat in beats:

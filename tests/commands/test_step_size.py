@@ -30,7 +30,7 @@ def test_accumulation_follows_where_it_was_not_given():
 @pytest.mark.parametrize(
     "world_size, options, said, hint",
     [
-        (3, {}, "1 x 6 x 3 processes = 18", "use one of 1, 2, 4, 8, 16 processes"),
+        (3, {}, "1 x 6 x 3 processes = 18", "use one of 1, 2, 4, 8, 16 processes, or add --resume_override"),
         (2, {"gradient_accumulation_steps": 4}, "= 8", "--batch_size 1 --gradient_accumulation_steps 8"),
         (4, {"batch_size": 3}, "= 24", "--batch_size 1 --gradient_accumulation_steps 4"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -721,6 +722,17 @@ def test_a_lock_that_is_removed_while_one_waits_is_taken_anew(tmp_path):
         assert os.path.samestat(path.stat(), os.fstat(other.fileno()))
     assert not path.exists()
     other.close()
+
+
+def test_a_cache_on_a_file_system_without_locks_is_refused_with_what_to_type(kitchen, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("swiftlet.files.fcntl.flock", refuse)
+    path = kitchen.write([row(1)])
+    with pytest.raises(UsageError, match="has no locks: two runs would .*\nhint: type SWIFTLET_CACHE=FOLDER"):
+        kitchen(path)
+    assert kitchen.stores() == []
 
 
 def test_two_runs_at_a_time_make_one_store(kitchen):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import subprocess
+import time
 
 import pytest
 from cases import NUM_STEPS, check_golden, repeat
@@ -130,6 +132,60 @@ def test_f15_a_full_disk_stops_the_run_where_that_is_asked_for(runs, golden, num
     assert runs.valid_steps() == [4]
     assert runs.drafts() == []
     check_golden(runs, golden)
+
+
+@pytest.mark.parametrize("name", ["", "tokenizer.json"])
+def test_f15_a_base_model_that_is_gone_for_a_while_costs_a_warning(runs, golden, model_folder, name):
+    """Saves copy from its folder; one without the tokenizer would be sealed as whole and replace those that have it."""
+    base, aside = runs.folder / "base", runs.folder / "aside"
+    shutil.copytree(model_folder, base)
+    run = runs.start(model_id_or_path=base, fault="opt:step=7=sleep=3;opt:step=11=sleep=3")
+    wait_until(lambda: 6 in runs.losses())
+    (base / name).rename(aside)
+    wait_until(lambda: "checkpoint-8 could not be written" in run.output.read_text("utf-8"))
+    aside.rename(base / name)
+    done = run.wait()
+    assert done.code == 0, done.text
+    said = f"{base / name} is gone" if name else f"{base} is not a folder"
+    assert f"checkpoint-8 could not be written: {said}; earlier checkpoints are intact" in done.text
+    assert f"meanwhile put back the base model's folder {base}" in done.text
+    assert runs.drafts() == []
+    mine, whole = runs.hashes(NUM_STEPS), golden.hashes(NUM_STEPS)
+    assert mine.keys() == whole.keys()
+    assert mine[WEIGHTS] == whole[WEIGHTS]
+
+
+def test_f15_a_base_model_that_stays_away_ends_the_run_with_what_to_do(runs, model_folder):
+    base = runs.folder / "base"
+    shutil.copytree(model_folder, base)
+    run = runs.start(model_id_or_path=base, fault="opt:step=7=sleep=3", sft_type="full")
+    wait_until(lambda: 6 in runs.losses())
+    shutil.rmtree(base)
+    done = run.wait()
+    assert done.code == 5, done.text
+    assert f"checkpoint-{NUM_STEPS} could not be written: {base} is not a folder" in done.text
+    assert "from which each save copies, then --resume_from_checkpoint auto" in done.text
+    assert runs.valid_steps() == [4]
+    assert runs.drafts() == []
+
+
+def test_f48_a_folder_that_is_removed_while_its_run_goes_on_is_one_of_a_run_again(runs, golden):
+    run = runs.start(fault="opt:step=7=sleep=3")
+    wait_until(lambda: 6 in runs.losses())
+    shutil.rmtree(runs.output)
+    done = run.wait()
+    assert done.code == 0, done.text
+    assert f"{runs.output} was removed: it is made again; what it held is gone" in done.text
+    assert json.loads((runs.output / "sft_args.json").read_text("utf-8"))["output_dir"] == str(runs.output)
+    assert runs.valid_steps() == [8, 12]
+    assert runs.hashes(NUM_STEPS)[WEIGHTS] == golden.hashes(NUM_STEPS)[WEIGHTS]
+
+
+def wait_until(holds, timeout_s=120.0):
+    until = time.monotonic() + timeout_s
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert holds()
 
 
 def test_f16_a_disk_without_a_free_byte_is_found_before_the_model_is_loaded(runs):

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from cases import NUM_STEPS, repeat
@@ -55,6 +56,29 @@ def test_f23_ranks_that_torchrun_itself_starts_again_go_on_in_the_folder_of_the_
     assert done.code == 1, done.text
     (folder,) = runs.output.glob("*/*")
     assert f"continuing {folder}/checkpoint-4 after step 4" in done.text
+
+
+def leftovers(runs):
+    """Return what a run that has ended left in the temporary folder and, beside whole checkpoints, in its own."""
+    temporary = [path.name for path in runs.folder.glob("swiftlet-*")]
+    return temporary + runs.drafts() + [path.name for path in runs.output.glob(".lock")]
+
+
+@pytest.mark.parametrize("name, number", [("torchrun", 9), ("rank", 9), ("rank", 3), ("launcher", 3)])
+def test_f23_processes_that_are_killed_in_a_save_leave_nothing_but_checkpoints(runs, name, number):
+    """Half a checkpoint of a large model fills a disk; the launcher, which lives on, removes it."""
+    run = runs.launch(2, fault="ckpt.fsync:rank=0:step=8=sleep=600")
+    beats = run.wait_for_step(9, 2)
+    assert leftovers(runs) != []
+    torchrun = int(Path(f"/proc/{beats[0]['pid']}/stat").read_text().rpartition(")")[2].split()[1])
+    pids = {"torchrun": torchrun, "rank": beats[0]["pid"], "launcher": run.process.pid}
+    os.kill(pids[name], number)
+    done = run.wait(120)
+    assert done.code == (128 + number if name == "launcher" else 1), done.text
+    assert "--resume_from_checkpoint auto goes on from the last checkpoint" in done.text
+    check_ended(run, done)
+    assert leftovers(runs) == [], done.text
+    assert runs.valid_steps() == [4]
 
 
 @pytest.mark.slow
@@ -199,6 +223,23 @@ def test_a_killed_launcher_leaves_no_orphan(runs, golden_of_two, number):
 
 
 ENGINES = ({"deepspeed": "default-zero2"}, {"deepspeed": "default-zero3"}, {"fsdp": "full_shard"})
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [{}, *(pytest.param(one, marks=pytest.mark.slow) for one in ENGINES)],
+    ids=lambda e: "".join(e.values()),
+)
+def test_f15_a_disk_that_is_full_on_one_rank_costs_a_warning(runs, engine):
+    """The other rank has begun the same save: both give it up, and no collective is left half way."""
+    runs.options |= {"sft_type": "full", **engine}
+    whole = runs.another("whole")
+    assert {done.code for done in whole.run_ranks(2)} == {0}
+    ranks = runs.run_ranks(2, fault="ckpt.begin:rank=1:step=4=enospc")
+    assert [done.code for done in ranks] == [0, 0], ranks[0].text
+    assert "checkpoint-4 could not be written: rank 1: No space left on device" in ranks[0].text
+    assert runs.drafts() == []
+    assert runs.hashes(NUM_STEPS)["model.safetensors"] == whole.hashes(NUM_STEPS)["model.safetensors"]
 
 
 @pytest.mark.slow

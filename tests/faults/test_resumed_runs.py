@@ -98,7 +98,35 @@ def test_f03_other_rows_are_said_with_the_flags_that_they_follow_from(runs, stop
         file.write('{"query": "w1", "response": "w2"}\n')
     done = own.run(resume_from_checkpoint="auto")
     assert done.code == 3
-    assert "  no flag of the data differs: the files, the tokenizer or this program do\nhint: " in done.text
+    assert "  the files of --dataset are not those that the run has read\nhint: " in done.text
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|> {{ m['role'] }} w1 {{ m['content'] }} <|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant w1 {% endif %}"
+)
+
+
+def test_f03_a_chat_template_that_was_edited_is_named_with_its_file(runs, stopped_at_8, model_folder):
+    """The settings are the same, and so are the weights: only the file says why the rows are others."""
+    shutil.copytree(stopped_at_8, runs.output)
+    edited = runs.folder / "edited"
+    shutil.copytree(model_folder, edited)
+    (edited / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    done = runs.run(resume_from_checkpoint="auto", model_id_or_path=edited)
+    assert done.code == 3, done.text
+    assert f"  {edited}/chat_template.jinja is not the one in the checkpoint\nhint: " in done.text
+    assert "no flag" not in done.text and "--dataset" not in done.text
+
+
+@pytest.mark.parametrize("name, value", [("template_type", "chatml"), ("system", "w1 w2")])
+def test_f03_rows_that_differ_by_the_template_alone_are_not_said_to_differ_by_no_flag(
+    runs, stopped_at_8, name, value
+):
+    shutil.copytree(stopped_at_8, runs.output)
+    done = runs.run(resume_from_checkpoint="auto", **{name: value})
+    assert done.code == 3, done.text
+    assert f"  {name}: None in the checkpoint, '{value}' now\nhint: " in done.text
 
 
 CHANGES = {

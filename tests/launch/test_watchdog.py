@@ -161,23 +161,30 @@ def test_a_rank_that_is_asked_for_its_stacks_before_it_answers_lives_on(tmp_path
     assert rank.returncode == 0
 
 
-def test_a_second_signal_ends_at_once_ranks_that_cannot_hear_it(tmp_path, said, capfd):
+@pytest.mark.parametrize(
+    "numbers, text",
+    [
+        ([signal.SIGTERM] * 2, "ended at once by signal 15, the second one; "),
+        ([signal.SIGQUIT], "ended at once by signal 3; "),
+    ],
+)
+def test_a_second_signal_or_ctrl_backslash_ends_at_once_ranks_that_cannot_hear_it(
+    tmp_path, said, capfd, numbers, text
+):
     def stop():
         until = time.monotonic() + 60
         while [beat.step for beat in heartbeat.read_beats(tmp_path)] != [3, 3] and time.monotonic() < until:
             time.sleep(0.05)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
+        for number in numbers:
+            os.kill(os.getpid(), number)
             time.sleep(0.5)
 
     threading.Thread(target=stop).start()
     code, seconds, pids = run(tmp_path, "stop", 120)
-    assert code == 143
+    assert code == 128 + numbers[-1]
     assert seconds < 60
     assert not any(is_running(pid) for pid in pids)
-    assert (
-        "ended at once by signal 15, the second one; --resume_from_checkpoint auto" in capfd.readouterr().err
-    )
+    assert text + watchdog.GO_ON in capfd.readouterr().err
 
 
 def test_ranks_do_not_go_on_when_everybody_who_watches_them_is_killed(tmp_path):

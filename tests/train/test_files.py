@@ -74,7 +74,7 @@ def test_a_lock_whose_file_is_removed_is_taken_again_unless_another_run_was_firs
         process = spawn.Process(target=hold, args=(folder, ready, leave))
         process.start()
         assert ready.wait(60)
-        with pytest.raises(OSError, match=f"process {process.pid} on .* is already running in"):
+        with pytest.raises(UsageError, match=f"process {process.pid} on .* is already running in"):
             keep_owned(folder)
     assert (folder / ".lock").exists(), "the lock of the other run stays"
     leave.set()

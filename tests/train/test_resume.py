@@ -235,7 +235,9 @@ def test_a_checkpoint_is_found_where_it_lies_however_it_is_named(saved, tmp_path
         assert choose_checkpoint(asked, saved).path == saved / "checkpoint-1"
 
 
-def test_another_identity_is_refused_unless_told(saved, caplog):
+def test_another_identity_is_refused_unless_told_which_one_rank_says(saved, monkeypatch):
+    said = []
+    monkeypatch.setattr("swiftlet.log.warning", said.append)
     checkpoint = open_checkpoint(saved / "checkpoint-3")
     check_identity(checkpoint, Identity("data", "base", {"lr": 1e-2}), is_override=False)
     other = Identity("other data", "base", {"lr": 1e-3, "seed": 1})
@@ -244,7 +246,10 @@ def test_another_identity_is_refused_unless_told(saved, caplog):
     for line in ("dataset: 'data' in the checkpoint", "lr: 0.01 in the checkpoint, 0.001 now", "seed: None"):
         assert line in caught.value.message
     assert "--resume_override true" in caught.value.hint
-    check_identity(checkpoint, other, is_override=True)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        check_identity(checkpoint, other, is_override=True)
+    assert len(said) == 1 and "although these differ:\n  dataset: 'data' in the checkpoint" in said[0]
 
 
 def test_a_state_of_another_version_is_refused(saved):

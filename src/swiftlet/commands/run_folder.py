@@ -20,11 +20,11 @@ from typing import Any
 from swiftlet import __version__, log
 from swiftlet.config.configfile import HIDDEN, RECORD
 from swiftlet.config.fields import to_flat
-from swiftlet.config.filenames import ARGS_FILE, BAD_ROWS
+from swiftlet.config.filenames import ARGS_FILE, BAD_ROWS, TOKENIZER_FILES
 from swiftlet.config.places import expanded
 from swiftlet.data.spec import absolute_text
-from swiftlet.errors import CheckpointError
-from swiftlet.files import move, write_whole
+from swiftlet.errors import CheckpointError, reading
+from swiftlet.files import move, sha256, write_whole
 from swiftlet.log import MASK, is_secret_name, redacted
 from swiftlet.train.lock import locked, unwritable
 from swiftlet.train.manifest import PREFIX
@@ -62,6 +62,8 @@ OF_THE_ROWS = (
     "dataset val_dataset dataset_test_ratio dataset_seed columns max_length truncation_strategy check_dataset_strategy "
     "bad_rows"
 ).split()
+# The same, but named among the settings that shape the trajectory.
+OF_THE_TEMPLATE = ("template_type", "system")
 # What shows that a folder holds a run, and what else belongs to it.
 OF_A_RUN = (f"{PREFIX}*", LOGGING_FILE, ARGS_FILE)
 BESIDE_IT = (EVENTS, IMAGES, BAD_ROWS)
@@ -211,8 +213,13 @@ def read_args(checkpoint: Path) -> dict[str, Any]:
     return content
 
 
-def data_changes(args: Any, checkpoint: Path) -> list[str]:
-    """Return one line for each flag of the data in which a checkpoint differs, whose rows are known to be others."""
+def data_changes(args: Any, checkpoint: Path, base: Path, rows_hash: str) -> list[str]:
+    """Return why the rows of a checkpoint are known to be others, a line each, where its settings do not say it.
+
+    Args:
+        base: the model's folder, whose tokenizer files the checkpoint holds copies of.
+        rows_hash: of the files that rows are held out of; empty where none are.
+    """
     former, now = read_args(checkpoint), json.loads(args_text(args, {}))
     if not former:
         return []
@@ -221,4 +228,25 @@ def data_changes(args: Any, checkpoint: Path) -> list[str]:
         for name in OF_THE_ROWS
         if name in former and former[name] != now[name]
     ]
-    return changed or ["no flag of the data differs: the files, the tokenizer or this program do"]
+    if changed or any(former.get(name) != now[name] for name in OF_THE_TEMPLATE):
+        return changed
+    found = [f"{base / name} is not the one in the checkpoint" for name in _other_files(base, checkpoint)]
+    if rows_hash and former.get("rows_hash") not in (None, rows_hash):
+        found.append("the files of --dataset are not those that the run has read")
+    return found or ["no flag of the data differs: the files of the data or this program do"]
+
+
+def _other_files(base: Path, checkpoint: Path) -> list[str]:
+    """Return the names of tokenizer files, chat templates among them, that only one has or that differ."""
+    names = {
+        path.relative_to(folder)
+        for folder in (base, checkpoint)
+        for pattern in TOKENIZER_FILES
+        for path in folder.glob(pattern)
+    }
+    return [str(name) for name in sorted(names) if _hash(base / name) != _hash(checkpoint / name)]
+
+
+def _hash(path: Path) -> str:
+    with reading(path):
+        return sha256(path) if path.is_file() else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,8 +16,9 @@ from swiftlet.commands.sft import Setup
 from swiftlet.commands.side_files import base_file, side_files
 from swiftlet.config.check_engines import is_sharded
 from swiftlet.config.filenames import ARGS_FILE
+from swiftlet.errors import SwiftletError
 from swiftlet.models.causal import CausalLM
-from swiftlet.models.save import tensors_to_save, to_save, write_gathered, write_model
+from swiftlet.models.save import COPIED, files_like, tensors_to_save, to_save, write_gathered, write_model
 from swiftlet.parallel.engine import Engine
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.manifest import Identity
@@ -33,6 +35,7 @@ class Content:
 
     Args:
         files: those that are the same in every checkpoint of a run, name -> text.
+        copied: names of the files that the base model's folder held when the run began, copied by every save.
         num_bytes: size of the weights.
     """
 
@@ -40,6 +43,7 @@ class Content:
     model: CausalLM
     engine: Engine
     files: Mapping[str, str]
+    copied: Sequence[str]
     num_bytes: int
 
     @property
@@ -52,17 +56,22 @@ class Content:
         """Whether no rank may hold all that is saved."""
         return is_sharded(self.setup.args) and not self.is_adapter
 
+    @property
+    def source(self) -> Path:
+        """The base model's folder, which every save reads."""
+        return self.setup.ready.source.folder
+
     @cached_property
     def _of_base(self) -> str:
-        return base_file(self.setup.ready.source.folder)
+        return base_file(self.source)
 
     def take(self, folder: Path) -> Callable[[], None]:
         """Copy what the next step changes, or write it at once where it is streamed; return what writes the rest."""
         world, whole = self.setup.world, self.engine.model_tensors(is_trained=self.is_adapter)
         if self.is_streamed and whole is not None:
             shard_bytes = max(SMALLEST_SHARD, self.num_bytes // world.world_size)
-            source = self.setup.ready.source.folder
-            write_gathered(self.model.model, folder, source, whole, world.is_main, shard_bytes)
+            with self._reading_base():
+                write_gathered(self.model.model, folder, self.source, whole, world.is_main, shard_bytes)
             return partial(self._write_files, folder)
         if whole is None:
             is_adapter = self.is_adapter
@@ -76,17 +85,31 @@ class Content:
         )
 
     def _write(self, folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-        source = self.setup.ready.source.folder
-        write_model(
-            self.model.model, folder, source=source, is_adapter=self.is_adapter, tensors=tensors.items()
-        )
+        is_adapter = self.is_adapter
+        with self._reading_base():
+            write_model(
+                self.model.model, folder, source=self.source, is_adapter=is_adapter, tensors=tensors.items()
+            )
         self._write_files(folder)
 
     def _write_files(self, folder: Path) -> None:
         for name, content in self.files.items():
             (folder / name).write_text(content, encoding="utf-8")
-        if self.is_adapter:
-            (folder / BASE_FILE).write_text(self._of_base, encoding="utf-8")
+        with self._reading_base():
+            if self.is_adapter:
+                (folder / BASE_FILE).write_text(self._of_base, encoding="utf-8")
+            gone = [name for name in self.copied if not (folder / name).is_file()]
+            if gone:
+                raise SwiftletError(f"{self.source / gone[0]} is gone")
+
+    @contextmanager
+    def _reading_base(self) -> Iterator[None]:
+        """Say what mends a save that could not read the base model's folder, which was fine when the run began."""
+        try:
+            yield
+        except SwiftletError as error:
+            hint = f"put back the base model's folder {self.source}, from which each save copies"
+            raise SwiftletError(error.message, hint) from error
 
 
 def build_saver(
@@ -98,12 +121,14 @@ def build_saver(
     args_file: str,
     *,
     num_bytes: int,
+    fill_folder: Callable[[], None],
 ) -> Saver | None:
     """Return what saves the run, None where it keeps no weights.
 
     Args:
         args_file: the text of a checkpoint's ARGS_FILE.
         num_bytes: size of the weights.
+        fill_folder: see `Saver`.
     """
     args, ready, _, world = setup
     output = args.output
@@ -111,7 +136,8 @@ def build_saver(
         if world.is_main:
             log.warning("--save_strategy no: this run keeps no weights")
         return None
-    content = Content(setup, model, engine, {ARGS_FILE: args_file, **side_files(setup)}, num_bytes)
+    files, copied = {ARGS_FILE: args_file, **side_files(setup)}, files_like(ready.source.folder, COPIED)
+    content = Content(setup, model, engine, files, copied, num_bytes)
     return Saver(
         ready.folder,
         world,
@@ -123,6 +149,7 @@ def build_saver(
         is_model_only=output.save_only_model,
         is_error_fatal=output.on_save_error == "stop",
         is_streamed=content.is_streamed,
+        fill_folder=fill_folder,
         most_lost=output.save_steps if output.save_strategy == "steps" else state.steps_per_epoch,
         expected_bytes=num_bytes,
         saved_steps=saved_steps(ready.folder, state.global_step) if ready.checkpoint is not None else [],

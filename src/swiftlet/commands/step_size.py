@@ -32,7 +32,7 @@ def fit_step(args: Any, checkpoint: Checkpoint | None, world_size: int, *, is_gi
         batch = train.batch_size if size % once == 0 else 1
         hint = f"type --batch_size {batch} --gradient_accumulation_steps {size // world_size // batch}"
     else:
-        hint = f"use one of {fitting} processes"
+        hint = f"use one of {fitting} processes, or add --resume_override true: steps have another size from there on"
     raise UsageError(
         f"{checkpoint.path} was made with {size} samples a step; --batch_size x --gradient_accumulation_steps x "
         f"processes gives {found} = {once * train.gradient_accumulation_steps}",  # type: ignore[union-attr]

@@ -90,8 +90,9 @@ def _train(setup: Setup, stop: StopRequest) -> Outcome:
     check_agreement(world.gather(said_of(state.global_step, identity)))
     if ready.checkpoint is not None and state.is_done and has_summary(ready.folder):
         return _finished(ready.folder, ready.checkpoint.path, state)
+    fill_folder = partial(write_args, ready.folder, text())
     if world.is_main:
-        write_args(ready.folder, text())
+        fill_folder()
     steered = steer(setup)
     setup = setup._replace(args=steered.args)
     heartbeat.beat("load")
@@ -104,7 +105,14 @@ def _train(setup: Setup, stop: StopRequest) -> Outcome:
         trainer.engine.load_optimizer(open_optimizer(ready.checkpoint.path))
         log.info(f"continuing {ready.checkpoint.path} after step {state.global_step}")
     saver = build_saver(
-        setup, model, trainer.engine, state, identity, text(of_checkpoint=True), num_bytes=num_bytes
+        setup,
+        model,
+        trainer.engine,
+        state,
+        identity,
+        text(of_checkpoint=True),
+        num_bytes=num_bytes,
+        fill_folder=fill_folder,
     )
     run = _run(setup, steered, model, trainer, saver, stop, state)
     try:
@@ -129,15 +137,15 @@ def _state(setup: Setup, base: str) -> tuple[TrainState, Identity]:
     if ready.checkpoint is None:
         log.info(f"{total} steps of {batch} samples, {steps_per_epoch} an epoch")
         return TrainState(total, batch, steps_per_epoch, seed=train_args.seed), identity
-    has_same_rows = ready.checkpoint.manifest.identity.data_hash == ready.data.data_hash
+    former = ready.checkpoint
+    has_same_rows = former.manifest.identity.data_hash == ready.data.data_hash
+    notes = []
+    if not has_same_rows:
+        notes = data_changes(args, former.path, ready.source.folder, ready.data.rows_hash)
     check_identity(
-        ready.checkpoint,
-        identity,
-        is_override=args.output.resume_override,
-        fixed=OF_THE_WEIGHTS,
-        notes=[] if has_same_rows else data_changes(args, ready.checkpoint.path),
+        former, identity, is_override=args.output.resume_override, fixed=OF_THE_WEIGHTS, notes=notes
     )
-    state = ready.checkpoint.read_state()
+    state = former.read_state()
     if args.output.resume_override:
         if not has_same_rows or state.step_size != batch:  # the same step of their own schedule
             state.step_size, state.steps_per_epoch = batch, steps_per_epoch

@@ -6,15 +6,14 @@ folder becomes a store by one rename, once everything is in it; so a store is wh
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from swiftlet.data.encode import EncodedChunk
 from swiftlet.data.report import MOST_UNUSED, DataReport
 from swiftlet.data.store import FILES, ROWS, SEAL, TOKENS
 from swiftlet.errors import UsageError
-from swiftlet.files import is_at, sha256, sync, write_whole
+from swiftlet.files import NO_LOCKS, hold, let_go, sha256, sync, write_whole
 
 JOURNAL = "journal.json"
 SAVE_EVERY_S = 5.0
@@ -189,39 +188,33 @@ def _grow(path: Path, size: int) -> BinaryIO:
 
 @contextmanager
 def locked(path: Path, on_wait: Callable[[bool], None]) -> Iterator[None]:
-    """Hold the lock file `path`; the system frees it when its process ends, however that is. It goes with the block.
+    """Hold the lock file `path`; it goes with the block.
 
     Args:
         on_wait: called every GLANCE_S while another process holds it, with True the first time.
 
     Raises:
-        UsageError: the file cannot be made.
+        UsageError: the file cannot be made, or the file system has no locks.
     """
-    with _take(path, on_wait) as file:
-        try:
-            yield
-        finally:
-            # A disk may take no changes any more; a file left there is in nobody's way.
-            with suppress(OSError):
-                if is_at(path, file.fileno()):
-                    path.unlink()
-
-
-def _take(path: Path, on_wait: Callable[[bool], None]) -> TextIO:
     is_first = True
-    while True:
-        try:
-            file = path.open("a")
-        except OSError as error:
-            raise unwritable(path.parent, error) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            on_wait(is_first)
-            is_first = False
-            time.sleep(GLANCE_S)
-            continue
-        if is_at(path, file.fileno()):
-            return file
-        file.close()  # whoever held it has removed it meanwhile
+
+    def wait() -> None:
+        nonlocal is_first
+        on_wait(is_first)
+        is_first = False
+        time.sleep(GLANCE_S)
+
+    try:
+        descriptor = hold(path, on_held=wait)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise UsageError(
+                f"the file system of {path.parent}, the cache of tokenised data, has no locks: two runs would write to "
+                "one store at a time",
+                "type SWIFTLET_CACHE=FOLDER before the command, a folder on a disk of this machine, such as /tmp",
+            ) from error
+        raise unwritable(path.parent, error) from error
+    try:
+        yield
+    finally:
+        let_go(path, descriptor)

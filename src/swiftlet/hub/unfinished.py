@@ -7,7 +7,6 @@ While a process downloads it holds the marker's lock, which the kernel frees how
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from swiftlet import log
+from swiftlet.files import hold
 
 SUFFIX = ".unfinished"
 GLANCE_S = 0.5
@@ -88,24 +88,16 @@ def held(path: Path) -> Iterator[Marker]:
 def _lock(path: Path) -> int:
     """Return a descriptor of the marker, locked, once no other process holds it."""
     is_told = False
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            if not is_told:
-                log.info("another process is downloading the same files; waiting for it")
-            is_told = True
-            time.sleep(GLANCE_S)
-            continue
-        except (
-            OSError
-        ):  # a file system without locks: both download then, and the clients lock each file themselves
-            return descriptor
-        if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-            return descriptor
-        os.close(descriptor)  # its former holder has removed it
+
+    def wait() -> None:
+        nonlocal is_told
+        if not is_told:
+            log.info("another process is downloading the same files; waiting for it")
+        is_told = True
+        time.sleep(GLANCE_S)
+
+    # Without locks both download, and the clients lock each file themselves.
+    return hold(path, on_held=wait, on_no_locks=lambda: None)
 
 
 def _is_set(marker: Path) -> bool:

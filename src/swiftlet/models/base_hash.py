@@ -48,9 +48,10 @@ def _digest(folder: Path, start: str, pieces: Callable[[int], Pieces]) -> str:
     digest = hashlib.sha256(start.encode())
     tensors = {name: (path, info) for path, name, info in tensors_in(folder)}
     with ExitStack() as stack:
-        files = {
-            path: stack.enter_context(path.open("rb")) for path in {path for path, _ in tensors.values()}
-        }
+        files = {}
+        for path in {path for path, _ in tensors.values()}:
+            with reading(path):
+                files[path] = stack.enter_context(path.open("rb"))
         for name in sorted(tensors):
             path, info = tensors[name]
             digest.update(f"\n{name} {info.dtype} {info.shape} ".encode())

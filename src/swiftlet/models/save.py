@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from swiftlet.config.filenames import TOKENIZER_FILES
+from swiftlet.errors import reading
 from swiftlet.models.adapter import adapter_tensors
 from swiftlet.models.base_hash import BASE_NOTE, base_hash
 from swiftlet.models.decoder import Decoder
@@ -131,15 +131,19 @@ def copy_files(source: Path, folder: Path, patterns: Iterable[str]) -> None:
     """Copy the files of `source` that match, byte by byte, into the same places of `folder`.
 
     Raises:
-        SwiftletError: one is a link to a file elsewhere, which is not the model's to give away.
+        SwiftletError: one cannot be read, or is a link to a file elsewhere, which is not the model's to give away.
     """
-    for pattern in patterns:
-        for path in sorted(source.glob(pattern)):
-            name = path.relative_to(source)
-            inside(source, str(name))
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    for name in files_like(source, patterns):
+        path, target = inside(source, name), folder / name
+        with reading(path):
+            content = path.read_bytes()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+
+def files_like(folder: Path, patterns: Iterable[str]) -> list[str]:
+    """Return the names of the files of a folder that match, by the patterns' order."""
+    return [str(path.relative_to(folder)) for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
 def _own(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

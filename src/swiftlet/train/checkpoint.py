@@ -19,19 +19,20 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from swiftlet import heartbeat, log
-from swiftlet.errors import SaveError
+from swiftlet.errors import SaveError, SwiftletError
 from swiftlet.faults import fault
 from swiftlet.files import move, sync
 from swiftlet.parallel.engine import Engine
 from swiftlet.parallel.world import World
 from swiftlet.train.lock import keep_owned
-from swiftlet.train.manifest import DRAFT, PREFIX, STATE_FILE, Identity, revoke, seal
+from swiftlet.train.manifest import DRAFT, PREFIX, STATE_FILE, Identity, reason_of, revoke, seal
 from swiftlet.train.state import TrainState
 from swiftlet.train.statefile import copied, write_optimizer
 
 SPARE_BYTES = 16 * 2**20
 MOST_RETRIES = 3
-HINT = "free space on the disk of --output_dir, then --resume_from_checkpoint auto"
+FAILURES = (OSError, SafetensorError, SwiftletError)
+HINT, GO_ON = "see that --output_dir has free space and can be written", "then --resume_from_checkpoint auto"
 Rest = Callable[[], None]
 
 
@@ -63,6 +64,7 @@ class Saver:
         is_model_only: leave out what a resumed run needs.
         is_error_fatal: a failed save stops the run; otherwise it is retried after 1, 2 and 4 steps.
         is_streamed: write the optimizer state while it is gathered, because no rank may hold it whole.
+        fill_folder: writes what a run keeps beside its checkpoints; called where the folder was removed meanwhile.
         most_lost: steps that a kill may cost at most, as long as saves succeed; 0 for no bound.
     """
 
@@ -76,6 +78,7 @@ class Saver:
     is_model_only: bool = False
     is_error_fatal: bool = False
     is_streamed: bool = False
+    fill_folder: Rest = lambda: None
     most_lost: int = 0
     expected_bytes: int = 0
     saved_steps: list[int] = field(default_factory=list)
@@ -180,27 +183,30 @@ class Saver:
         writing = self.pending.writing if self.pending is not None else None
         error = writing.exception() if writing is not None else None
         if error is not None:
-            log.warning(f"the last checkpoint could not be written: {error}")
+            log.warning(f"the last checkpoint could not be written: {reason_of(error)}")
 
-    def _fail(self, state: TrainState, problem: str, *, is_fatal: bool) -> None:
+    def _fail(self, state: TrainState, problem: tuple[str, str], *, is_fatal: bool) -> None:
         assert self.pending is not None
         state.best_metric, state.best_step = self.pending.former_best
         target, self.pending = self.path(self.pending.step), None
         self.num_failures += 1
-        message = f"{target} could not be written: {problem}; earlier checkpoints are intact"
+        reason, hint = problem
+        message = f"{target} could not be written: {reason}; earlier checkpoints are intact"
         if self.is_error_fatal or is_fatal:
-            raise SaveError(message, HINT)
+            raise SaveError(message, f"{hint}, {GO_ON}")
         if self.world.is_main:
-            log.warning(message + ". The run goes on and tries again")
+            log.warning(f"{message}. The run goes on and tries again; meanwhile {hint}")
 
-    def _attempt(self, phase: Rest) -> str | None:
+    def _attempt(self, phase: Rest) -> tuple[str, str] | None:
+        """Do a part of a save; return, on every rank, why it failed on any and what to do about it."""
         problem = None
         try:
             phase()
-        except (OSError, SafetensorError) as error:
-            problem = getattr(error, "strerror", None) or str(error)
-        problems = [f"rank {rank}: {p}" for rank, p in enumerate(self.world.gather(problem)) if p is not None]
-        return "; ".join(problems).removeprefix("rank 0: ") if problems else None
+        except FAILURES as error:
+            problem = reason_of(error), getattr(error, "hint", "") or HINT
+        found = [(rank, *one) for rank, one in enumerate(self.world.gather(problem)) if one]
+        reasons = "; ".join(f"rank {rank}: {reason}" for rank, reason, _ in found)
+        return (reasons.removeprefix("rank 0: "), found[0][2]) if found else None
 
     def _begin(self, draft: Path, rest: list[Rest]) -> None:
         fault("ckpt.begin", step=self.begun_step, path=draft)
@@ -208,6 +214,7 @@ class Saver:
             if not self.folder.is_dir():
                 log.warning(f"{self.folder} was removed: it is made again; what it held is gone")
                 self.folder.mkdir(parents=True)
+                self.fill_folder()
             keep_owned(self.folder)
             check_space(self.folder, self.expected_bytes)
             draft.mkdir(parents=True)
@@ -239,7 +246,7 @@ class Saver:
             is_named = True
             fault("ckpt.rename", step=step, path=target)
             sync(self.folder)
-        except (OSError, SafetensorError):
+        except FAILURES:
             if is_named:  # its name may not be on the disk: a failed save leaves nothing
                 target.rename(draft)
             shutil.rmtree(draft, ignore_errors=True)

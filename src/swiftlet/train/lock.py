@@ -1,7 +1,4 @@
-"""One run a folder: the kernel's lock on a file that names its owner.
-
-The kernel frees the lock when the process ends, however it ends, so a lock that was left behind is never in the way.
-"""
+"""One run a folder: a lock file that names its owner. A draft is a folder that is locked itself."""
 
 from __future__ import annotations
 
@@ -19,14 +16,13 @@ from pathlib import Path
 
 from swiftlet import log
 from swiftlet.errors import UsageError
-from swiftlet.files import is_at
+from swiftlet.files import hold, is_at, let_go
 from swiftlet.train.manifest import DRAFT, saving
 
 NAME = ".lock"
 PATIENCE_S, PAUSE_S = 20.0, 0.1  # for a run that has been killed and is still ending
 ENDED_STATES = ("Z", "X", "x")  # of a process, in proc(5)
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 _owned: dict[Path, int] = {}  # the folders of this process, and the descriptors that hold their locks
 
 
@@ -38,7 +34,7 @@ def locked(folder: Path) -> Iterator[None]:
         UsageError: the folder cannot be written, or another run owns it.
     """
     path = folder / NAME
-    _owned[folder] = _take(folder, path)
+    _owned[folder] = _take(path)
     try:
         try:
             remove_abandoned(folder)
@@ -46,27 +42,19 @@ def locked(folder: Path) -> Iterator[None]:
             raise unwritable(folder, error) from error
         yield
     finally:
-        descriptor = _owned.pop(folder)
-        # A disk may take no changes any more; a file left there is in nobody's way.
-        with contextlib.suppress(OSError):
-            if is_at(path, descriptor):
-                path.unlink()
-        os.close(descriptor)
+        let_go(path, _owned.pop(folder))
 
 
 def keep_owned(folder: Path) -> None:
     """Take the lock of an owned folder again where somebody has removed its file, or the whole folder, meanwhile.
 
     Raises:
-        OSError: another run owns the folder by now, or it cannot be written.
+        UsageError: another run owns the folder by now, or it cannot be written.
     """
     former = _owned.get(folder)
     if former is None or is_at(folder / NAME, former):
         return
-    try:
-        _owned[folder] = _take(folder, folder / NAME)
-    except UsageError as error:  # no mistake of this run's command line: it was there first
-        raise OSError(error.message) from error
+    _owned[folder] = _take(folder / NAME)
     os.close(former)
 
 
@@ -109,38 +97,31 @@ def remove_abandoned(folder: Path, prefix: str = DRAFT) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _take(folder: Path, path: Path) -> int:
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        descriptor = _open(folder, path)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                os.close(descriptor)
-                if time.monotonic() < until and _is_ending(_read_owner(path)):
-                    time.sleep(PAUSE_S)
-                    continue
-                raise _refusal(path, _read_owner(path)) from error
-            log.warning(f"the file system of {folder} has no locks: a second run in it would not be noticed")
-        if is_at(path, descriptor):
-            try:
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, json.dumps(_owner()).encode())
-            except OSError as error:  # a full disk lets a file be made, but nothing be written into it
-                path.unlink()
-                os.close(descriptor)
-                raise unwritable(folder, error) from error
-            return descriptor
-        os.close(descriptor)
+def _take(path: Path) -> int:
+    """Return a descriptor of the held lock file, which names this process by then."""
+    folder, until = path.parent, time.monotonic() + PATIENCE_S
 
+    def wait() -> None:
+        owner = _read_owner(path)
+        if time.monotonic() >= until or not _is_ending(owner):
+            raise _refusal(path, owner)
+        time.sleep(PAUSE_S)
 
-def _open(folder: Path, path: Path) -> int:
+    def say() -> None:
+        log.warning(f"the file system of {folder} has no locks: a second run in it would not be noticed")
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = hold(path, on_held=wait, on_no_locks=say)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, json.dumps(_owner()).encode())
+        except OSError:  # a full disk lets a file be made, but nothing be written into it
+            let_go(path, descriptor)
+            raise
     except OSError as error:
         raise unwritable(folder, error) from error
+    return descriptor
 
 
 def unwritable(folder: Path, error: OSError) -> UsageError:

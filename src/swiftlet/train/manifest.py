@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from swiftlet.errors import SaveError, describe
+from swiftlet.errors import SaveError, SwiftletError, describe
 from swiftlet.faults import fault
 from swiftlet.files import sha256, sync
 from swiftlet.log import redacted
@@ -111,11 +111,15 @@ def saving(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
         raise SaveError(
-            f"{target} could not be written: {reason}",
+            f"{target} could not be written: {reason_of(error)}",
             "free space there, or type --export_dir FOLDER on another disk",
         ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Return why something could not be written, without what to do about it."""
+    return error.message if isinstance(error, SwiftletError) else getattr(error, "strerror", "") or str(error)
 
 
 def seal(folder: Path, *, step: int, world_size: int, identity: Identity, version: str) -> Manifest:

@@ -230,7 +230,8 @@ def check_identity(
                 "--resume_from_checkpoint"
             )
         raise CheckpointError(f"{checkpoint.path} belongs to another run:\n{lines}", hint)
-    log.warning(f"continuing {checkpoint.path} although these differ:\n{lines}")
+    if log.rank() == 0:
+        log.warning(f"continuing {checkpoint.path} although these differ:\n{lines}")
 
 
 def said_of(step: int, identity: Identity) -> dict[str, Any]:
