@@ -286,3 +286,15 @@ def test_only_fsdp2_with_adapters_keeps_them_whole():
     whole = {engine: replace(lora, engine=engine).keeps_adapters_whole for engine in ENGINES}
     assert [engine for engine, keeps in whole.items() if keeps] == ["fsdp2", "fsdp2-offload"]
     assert not replace(lora, engine="fsdp2", is_full=True).keeps_adapters_whole
+
+
+def test_only_a_processor_keeps_what_it_has_compiled_for_a_shorter_type():
+    """fp32 is not compiled, and other devices have their products ready-made."""
+    kept = {
+        (is_host, itemsize): estimate(
+            next(iter(SMALL.values())), Setting(itemsize, 512, is_host=is_host)
+        ).compiled
+        for is_host in (False, True)
+        for itemsize in (2, 4)
+    }
+    assert [where for where, size in kept.items() if size] == [(True, 2)]

@@ -62,7 +62,8 @@ def compared(kind, *, dtype=torch.float32, tokens=512, sizes=(), setting=(), **f
         longest=tokens // 2,
         **given,
     )
-    needed = estimate(geometry, setting).needed
+    planned = estimate(geometry, setting)
+    needed = planned.needed - planned.compiled  # a trace compiles nothing
     return (num_trained(geometry, setting), trained), (needed, found.resident + found.peak)
 
 
@@ -78,7 +79,8 @@ def test_the_first_mlp_beside_an_attention_keeps_nothing_where_only_attention_ha
 
 @pytest.mark.parametrize(("kind", "sizes"), [("deepseek_v2", EXPERTS | LATENT), ("glm4_moe", EXPERTS)])
 def test_adapters_everywhere_of_experts_are_those_of_their_joint_matrices(kind, sizes):
-    numbers, (planned, traced) = compared(kind, sizes=sizes, lora_target_modules=("ALL",))
+    flags = {"lora_target_modules": ("ALL",), "lora_dropout_p": 0.0}  # joint matrices know no dropout
+    numbers, (planned, traced) = compared(kind, sizes=sizes, **flags)
     assert numbers[0] == numbers[1]
     assert planned == pytest.approx(traced, rel=0.1)
 

@@ -10,7 +10,7 @@ from swiftlet.plan.memory import GIB, Memory
 from swiftlet.plan.strategies import Way
 from swiftlet.train.plots import import_figure
 
-COLOURS = ("#4c78a8", "#72b7b2", "#f58518", "#e45756", "#b279a2", "#9d755d", "#54a24b", "#eeca3b")
+COLOURS = ("#4c78a8", "#72b7b2", "#f58518", "#e45756", "#b279a2", "#9d755d", "#54a24b", "#eeca3b", "#ff9da6")
 
 
 def draw(answer: Answer, path: str) -> None:

@@ -43,6 +43,7 @@ def sources_of(job: Job, way: Way) -> dict[str, str]:
         "logits": "a chunk of {:,} labels x {:,} words, above the peak of the layers".format(
             *head_chunk(g, s)
         ),
+        "compiled": "products of bf16, compiled for their shapes and kept",
     }
 
 
