@@ -116,14 +116,15 @@ def _trl(job: Job, out: Path) -> list[str]:
         "lora_dropout": job.dropout,
         "lora_target_modules": "all-linear",
     }
-    if job.device == "cpu":  # its own precision, bf16, is refused otherwise where torch is built for a GPU
+    if job.device == "cpu":  # its own precision, bf16, is refused otherwise
         values["use_cpu"] = "true"
     return flags_of(values | _precision(job, "dtype"))
 
 
 def _trainer(job: Job, out: Path) -> dict[str, object]:
-    """Return the arguments of transformers' Trainer, which all peers pass on."""
+    """Return the arguments of transformers' Trainer, which all peers pass on; it refuses bf16 on an unnamed CPU."""
     return {
+        **({"use_cpu": "true"} if job.device == "cpu" and job.dtype == "bf16" else {}),
         "per_device_train_batch_size": job.batch,
         "gradient_accumulation_steps": job.accumulation,
         "max_steps": job.steps,
