@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 CHUNK_BYTES = 2**22
@@ -23,6 +23,11 @@ def sha256(path: Path) -> str:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def files_like(folder: Path, patterns: Iterable[str]) -> list[str]:
+    """Return the names of the files of a folder that match, by the patterns' order."""
+    return [str(path.relative_to(folder)) for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
 def code_hash(folder: Path) -> str:
@@ -58,25 +63,29 @@ def is_at(path: Path, descriptor: int) -> bool:
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
-def hold(path: Path, *, on_held: Callable[[], None], on_no_locks: Callable[[], None] | None = None) -> int:
+def hold(
+    path: Path, *, on_held: Callable[[bool], None], on_no_locks: Callable[[], None] | None = None
+) -> int:
     """Return a descriptor of the lock file `path`, which is made where it is missing, once no other process holds it.
 
     The kernel frees it when its process ends, however it ends, so one that was left behind is never in the way.
 
     Args:
-        on_held: called each time it is found held; it waits a moment, or raises.
+        on_held: called each time it is found held, with True the first time; it waits a moment, or raises.
         on_no_locks: called where the file system has no locks: the file then counts as held. An error when not given.
 
     Raises:
         OSError: it cannot be made or locked.
     """
+    is_first = True
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            on_held()
+            on_held(is_first)
+            is_first = False
             continue
         except OSError as error:
             if error.errno not in NO_LOCKS or on_no_locks is None:

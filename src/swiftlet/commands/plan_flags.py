@@ -140,7 +140,7 @@ def _frozen(tuner: Any, sizes: Geometry) -> Frozen:
         if passed <= tuner.freeze_parameters_ratio * total or name.startswith(tuple(tuner.freeze_parameters)):
             frozen += size
         else:
-            trained.add(LAYER.match(name)[0] if LAYER.match(name) else name)
+            trained.add(layer[0] if (layer := LAYER.match(name)) else name)
             largest = max(largest, size)
     parts = ["model.embed_tokens.weight", *(f"model.layers.{number}." for number in range(sizes.layers))]
     num_whole = next((at for at, part in enumerate(parts) if part in trained), len(parts))

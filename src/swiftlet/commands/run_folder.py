@@ -24,7 +24,7 @@ from swiftlet.config.filenames import ARGS_FILE, BAD_ROWS, TOKENIZER_FILES
 from swiftlet.config.places import expanded
 from swiftlet.data.spec import absolute_text
 from swiftlet.errors import CheckpointError, reading
-from swiftlet.files import move, sha256, write_whole
+from swiftlet.files import files_like, move, sha256, write_whole
 from swiftlet.log import MASK, is_secret_name, redacted
 from swiftlet.train.lock import locked, unwritable
 from swiftlet.train.manifest import PREFIX
@@ -238,13 +238,8 @@ def data_changes(args: Any, checkpoint: Path, base: Path, rows_hash: str) -> lis
 
 def _other_files(base: Path, checkpoint: Path) -> list[str]:
     """Return the names of tokenizer files, chat templates among them, that only one has or that differ."""
-    names = {
-        path.relative_to(folder)
-        for folder in (base, checkpoint)
-        for pattern in TOKENIZER_FILES
-        for path in folder.glob(pattern)
-    }
-    return [str(name) for name in sorted(names) if _hash(base / name) != _hash(checkpoint / name)]
+    names = {name for folder in (base, checkpoint) for name in files_like(folder, TOKENIZER_FILES)}
+    return [name for name in sorted(names) if _hash(base / name) != _hash(checkpoint / name)]
 
 
 def _hash(path: Path) -> str:

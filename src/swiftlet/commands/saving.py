@@ -17,8 +17,9 @@ from swiftlet.commands.side_files import base_file, side_files
 from swiftlet.config.check_engines import is_sharded
 from swiftlet.config.filenames import ARGS_FILE
 from swiftlet.errors import SwiftletError
+from swiftlet.files import files_like
 from swiftlet.models.causal import CausalLM
-from swiftlet.models.save import COPIED, files_like, tensors_to_save, to_save, write_gathered, write_model
+from swiftlet.models.save import COPIED, tensors_to_save, to_save, write_gathered, write_model
 from swiftlet.parallel.engine import Engine
 from swiftlet.train.checkpoint import Saver
 from swiftlet.train.manifest import Identity

@@ -196,12 +196,9 @@ def locked(path: Path, on_wait: Callable[[bool], None]) -> Iterator[None]:
     Raises:
         UsageError: the file cannot be made, or the file system has no locks.
     """
-    is_first = True
 
-    def wait() -> None:
-        nonlocal is_first
+    def wait(is_first: bool) -> None:
         on_wait(is_first)
-        is_first = False
         time.sleep(GLANCE_S)
 
     try:

@@ -27,6 +27,7 @@ TABLES = (".parquet", ".arrow")
 TAR_AT = 257
 
 MAGIC = 8
+ZSTD = b"\x28\xb5\x2f\xfd"
 FROM_CESU8 = (
     """python3 -c 'import sys; text = sys.stdin.buffer.read().decode("utf-8", "surrogatepass"); """
     """sys.stdout.buffer.write(text.encode("utf-16", "surrogatepass").decode("utf-16").encode())'"""
@@ -45,7 +46,7 @@ PACKINGS = (
     Packing(b"\x1f\x8b", "gzip", gzip.open),
     Packing(b"BZh", "bzip2", bz2.open),
     Packing(b"\xfd7zXZ\x00", "xz", lzma.open),
-    Packing(b"\x28\xb5\x2f\xfd", "zstd", None),
+    Packing(ZSTD, "zstd", None),
 )
 
 
@@ -66,7 +67,7 @@ FAULTS = (
         "unpack it, or save the sheet as CSV (UTF-8)",
     ),
     Fault(b"\xd0\xcf\x11\xe0", "an old Excel or Office file", "save the sheet as CSV (UTF-8)"),
-    Fault(b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with zstd -d"),
+    Fault(ZSTD, "compressed with zstd", "unpack it with zstd -d"),
     ENCRYPTED,
     Fault(b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it"),
     Fault(b"Rar!", "a rar archive", "unpack it"),

@@ -87,13 +87,10 @@ def held(path: Path) -> Iterator[Marker]:
 
 def _lock(path: Path) -> int:
     """Return a descriptor of the marker, locked, once no other process holds it."""
-    is_told = False
 
-    def wait() -> None:
-        nonlocal is_told
-        if not is_told:
+    def wait(is_first: bool) -> None:
+        if is_first:
             log.info("another process is downloading the same files; waiting for it")
-        is_told = True
         time.sleep(GLANCE_S)
 
     # Without locks both download, and the clients lock each file themselves.

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from swiftlet.device.kernels import AttentionRules
 from swiftlet.models.arena import empty, empty_like
-from swiftlet.models.rounding import MULTIPLE
+from swiftlet.models.rounding import multiple_of
 
 BLOCK = 256
 SMALL = 4e6  # multiplications of a sample's scores; below, the calls for a block take longer than fp32's one
@@ -78,7 +78,7 @@ class _BlockAttention(torch.autograd.Function):
         out_KGTD = _grouped(out_TQD.transpose(0, 1), k_KTD.shape[0])
         q_KGTD = _grouped(q_QTD, k_KTD.shape[0])
         for begin, end in pairwise(cu_seqlens):
-            for block in blocks_of(begin, end, rules.window, _multiple(q_QTD)):
+            for block in blocks_of(begin, end, rules.window, multiple_of(q_QTD)):
                 keys, values = _keys(k_KTD, block), _keys(v_KTD, block)
                 weights, _ = _weights(_queries(q_KGTD, block), keys, block, rules)
                 _put_queries(out_KGTD, block, torch.bmm(weights, values))
@@ -94,7 +94,7 @@ class _BlockAttention(torch.autograd.Function):
             _grouped(tensor, k_KTD.shape[0]) for tensor in (q_QTD, grad_q, grad_TQD.transpose(0, 1))
         )
         for begin, end in pairwise(ctx.cu_seqlens):
-            blocks = blocks_of(begin, end, ctx.rules.window, _multiple(q_QTD))
+            blocks = blocks_of(begin, end, ctx.rules.window, multiple_of(q_QTD))
             sums = (
                 [
                     tensor.new_zeros((tensor.shape[0], end - begin, tensor.shape[2]), dtype=torch.float32)
@@ -123,11 +123,6 @@ class _BlockAttention(torch.autograd.Function):
             if sums is not None:
                 grad_k[:, begin:end], grad_v[:, begin:end] = sums
         return grad_q, grad_k, grad_v, None, None
-
-
-def _multiple(tensor: Tensor) -> int:
-    """Return what the queries of a block are to be a multiple of; 1 where nothing is compiled."""
-    return 1 if tensor.dtype == torch.float32 else MULTIPLE
 
 
 def _grouped(tensor_QTD: Tensor, num_groups: int) -> Tensor:

@@ -35,12 +35,17 @@ class Tokens(NamedTuple):
     prefixes: Spread | None
 
 
+def multiple_of(factor: Tensor) -> int:
+    """Return what the rows of a tensor's products are to be a multiple of; 1 where none is compiled."""
+    is_compiled = factor.device.type == "cpu" and factor.dtype in (torch.bfloat16, torch.float16)
+    return MULTIPLE if is_compiled else 1
+
+
 def row_multiple(model: nn.Module) -> int:
     """Return what the rows of a model's micro-batches are to be a multiple of; 1 where nothing is compiled."""
     base = max(model.parameters(), key=Tensor.numel)
-    is_compiled = base.device.type == "cpu" and base.dtype in (torch.bfloat16, torch.float16)
     is_small = sum(parameter.numel() for parameter in model.parameters()) <= MOST_PARAMETERS
-    return MULTIPLE if is_compiled and is_small else 1
+    return multiple_of(base) if is_small else 1
 
 
 def rounded(tokens: Tokens, multiple: int, no_target: int) -> Tokens:

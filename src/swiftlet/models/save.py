@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from swiftlet.config.filenames import TOKENIZER_FILES
 from swiftlet.errors import reading
+from swiftlet.files import files_like
 from swiftlet.models.adapter import adapter_tensors
 from swiftlet.models.base_hash import BASE_NOTE, base_hash
 from swiftlet.models.decoder import Decoder
@@ -139,11 +140,6 @@ def copy_files(source: Path, folder: Path, patterns: Iterable[str]) -> None:
             content = path.read_bytes()
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
-
-
-def files_like(folder: Path, patterns: Iterable[str]) -> list[str]:
-    """Return the names of the files of a folder that match, by the patterns' order."""
-    return [str(path.relative_to(folder)) for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
 def _own(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -101,7 +101,7 @@ def _take(path: Path) -> int:
     """Return a descriptor of the held lock file, which names this process by then."""
     folder, until = path.parent, time.monotonic() + PATIENCE_S
 
-    def wait() -> None:
+    def wait(_: bool) -> None:
         owner = _read_owner(path)
         if time.monotonic() >= until or not _is_ending(owner):
             raise _refusal(path, owner)
